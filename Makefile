@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV := .venv
+TESSERA := $(VENV)/bin/tessera
+INSTALLED := $(VENV)/.installed
+# The torch this was tested with. Another build (CPU only, another CUDA) is one variable away.
+TORCH ?= torch==2.13.0
+
+.PHONY: setup demo test test-all lint clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Tessera needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+demo: setup
+	$(TESSERA) demo
+
+test: setup
+	$(VENV)/bin/python -m pytest -m 'not slow'
+
+test-all: setup
+	$(VENV)/bin/python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) runs prepared build *.egg-info

@@ -1,0 +1,1 @@
+"""What a device does with its people's private data."""

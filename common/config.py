@@ -1,0 +1,175 @@
+"""Settings of a run: frozen, typed, validated once, when the YAML is read."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Step = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+Operator = Literal["sum", "mlp", "gate", "attention"]
+
+
+class _Settings(BaseModel):
+    """Frozen, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class DataSettings(_Settings):
+    """Which dataset, and what a raw one goes through when it is converted."""
+
+    folder: str
+    """Below `--data` or TESSERA_DATA: a converted dataset, or a raw one of `kind`."""
+    kind: Literal["converted", "movielens", "fedvlr", "sequences", "shop"] = "converted"
+    min_user_events: Natural = 5
+    min_item_events: Natural = 5
+    min_rating: Amount = 0.0
+    split: Literal["leave-one-out", "given"] = "leave-one-out"
+    shop_seed: Natural = 0
+
+
+class ViewSettings(_Settings):
+    """What the server makes of the catalogue."""
+
+    dim: Positive = 64
+    id_dim: Positive = 64
+    operators: tuple[Operator, ...] = ("sum", "mlp", "gate", "attention")
+    single: bool = True
+    """Each modality's own projection is a view too, so that its router weight reads as reliance on it."""
+    modalities: tuple[str, ...] | None = None
+    """Which of the catalogue's modalities to use; all of them by default, none with []."""
+    id_scale: Amount = 0.1
+    """Standard deviation of the ID and history embeddings at the start."""
+
+    @model_validator(mode="after")
+    def _some_view(self) -> "ViewSettings":
+        if not self.operators and not self.single:
+            raise ValueError("operators and single leave no view at all")
+        return self
+
+
+class LocalSettings(_Settings):
+    """What a device does with what it was sent. Travels with every broadcast."""
+
+    backbone: Literal["fedavg", "history"] = "history"
+    loss: Literal["softmax", "bce"] = "softmax"
+    negatives: Positive = 4
+    local_epochs: Positive = 1
+    optimizer: Literal["sgd", "adam"] = "adam"
+    learning_rate: Step = 0.01
+    weight_decay: Amount = 0.0
+    history_mask: Rate = 0.5
+    """Share of the history hidden from the query in each local step (history backbone)."""
+    route: Literal["history", "uniform"] = "history"
+    """How views are weighed: by the router, from the user's history, or all alike (an ablation)."""
+    weighting: Literal["users", "examples"] = "users"
+    """Whether a user's gradient counts once or once for each training event."""
+    cohort: Positive = 512
+    """Users trained at once. Bounds the memory of a node; changes no result."""
+
+
+class ServerSettings(_Settings):
+    """How the server steps on the aggregated gradient."""
+
+    optimizer: Literal["sgd", "adam"] = "adam"
+    learning_rate: Step = 0.003
+    weight_decay: Amount = 0.0
+
+
+class EvaluationSettings(_Settings):
+    """When devices evaluate and what is reported."""
+
+    every: Positive = 5
+    ks: tuple[Positive, ...] = (10, 20, 50)
+    patience: Natural = 0
+    """Evaluations without a better validation NDCG before the run stops early; 0 never stops it."""
+    history_at_test: Literal["train", "train+validation"] = "train"
+    baselines: bool = True
+
+
+class WireSettings(_Settings):
+    """Number formats on the wire."""
+
+    views: Literal["float32", "float16"] = "float16"
+    gradients: Literal["float32", "float16"] = "float32"
+
+
+class FederationSettings(_Settings):
+    """How the work is spread over nodes, and how long the server waits for them."""
+
+    nodes: Positive = 1
+    timeout: Step = 600.0
+    """Seconds a round may take; whoever has not answered by then is left out."""
+    min_nodes: Positive = 1
+    """A round that fewer nodes answered is abandoned, and the run fails."""
+    checkpoint_every: Positive = 1
+
+
+class Settings(_Settings):
+    """Everything that defines a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    data: DataSettings
+    seed: Natural = 0
+    rounds: Positive = 100
+    fraction: Fraction = 1.0
+    """Chance of each user to take part in a round, drawn on the device."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    views: ViewSettings = ViewSettings()
+    local: LocalSettings = LocalSettings()
+    server: ServerSettings = ServerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    wire: WireSettings = WireSettings()
+    federation: FederationSettings = FederationSettings()
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and validate a YAML file. Raises `ConfigError` that names the file and each bad key."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {error}") from None
+    return parse_settings(content, str(path))
+
+
+def parse_settings(content: Any, source: str) -> Settings:
+    """Validate settings that came from `source`. Raises `ConfigError`."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source}: settings are a mapping, not a {type(content).__name__}")
+    try:
+        return Settings.model_validate(content)
+    except ValidationError as error:
+        problems = [_explain(problem["type"], problem["loc"], problem["msg"]) for problem in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(problems)) from None
+
+
+def _explain(kind: str, location: tuple[int | str, ...], message: str) -> str:
+    key = ".".join(map(str, location))
+    if kind != "extra_forbidden":
+        return f"{key}: {message}" if key else message
+    near = difflib.get_close_matches(key, _keys(Settings), n=1, cutoff=0.0)
+    return f"unknown setting {key!r}; the nearest known one is {near[0]!r}"
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys below `model`."""
+    keys = []
+    for name, field in model.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            keys += _keys(nested, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys

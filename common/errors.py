@@ -1,0 +1,17 @@
+"""The errors a user can do something about: printed as one message, without a traceback."""
+
+
+class TesseraError(Exception):
+    """Something went wrong that the message explains: it names the stage and says what to do next."""
+
+
+class ConfigError(TesseraError):
+    """A setting is unknown or its value does not fit."""
+
+
+class DataError(TesseraError):
+    """A dataset, a device's folder or a private state cannot be used as it is."""
+
+
+class RunError(TesseraError):
+    """A run cannot go on: the message names the round, and the node where one is to blame."""

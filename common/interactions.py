@@ -1,0 +1,170 @@
+"""Users' events and how they are split into training, validation and test."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from common.catalogue import read_table, write_table
+from common.errors import DataError
+
+INTERACTIONS = "interactions.parquet"
+ABSENT = -1
+
+
+class Part(IntEnum):
+    """Which part of the data an event belongs to, where the data's own authors say so."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+
+
+@dataclass(frozen=True)
+class Split:
+    """The users' items by part. `train_items[offsets[u]:offsets[u + 1]]` are user u's training items, oldest first.
+
+    `validation` and `test` [n_users] hold one item each, or `ABSENT`.
+    """
+
+    users: tuple[str, ...]
+    offsets: NDArray[np.int64]
+    train_items: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+    n_items: int
+
+    def take(self, rows: NDArray[np.integer]) -> "Split":
+        """The same split for a selection of users."""
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        items = self.train_items[np.repeat(self.offsets[:-1][rows], lengths) + within]
+        users = tuple(self.users[row] for row in rows)
+        return Split(users, offsets, items, self.validation[rows], self.test[rows], self.n_items)
+
+    def counts(self) -> NDArray[np.int64]:
+        """How often each item occurs in training, [n_items]."""
+        return np.bincount(self.train_items, minlength=self.n_items)
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Events sorted by user and time; user u's are the rows `offsets[u]:offsets[u + 1]`.
+
+    Equal timestamps are ordered by item index. A second event of the same user and item is dropped: the first counts.
+    """
+
+    users: tuple[str, ...]
+    offsets: NDArray[np.int64]
+    items: NDArray[np.int64]
+    timestamps: NDArray[np.int64]
+    n_items: int
+    parts: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of events."""
+        return len(self.items)
+
+    def take(self, rows: NDArray[np.integer]) -> "Interactions":
+        """The events of a selection of users."""
+        frame = self.frame().filter(pl.col("user").is_in([self.users[row] for row in rows]))
+        return from_frame(frame, self.n_items)
+
+    def split(self, given: bool = False) -> Split:
+        """Hold out the last event of each user for test and the one before for validation.
+
+        With `given`, the parts that the data's authors marked are used instead. A user with fewer than three events
+        keeps all of them for training and is not evaluated.
+        """
+        last, lengths = self.offsets[1:] - 1, np.diff(self.offsets)
+        if given:
+            return self._given_split()
+        enough = lengths >= 3
+        held_out = np.zeros(len(self), dtype=bool)
+        held_out[last[enough]] = held_out[last[enough] - 1] = True
+        validation = np.where(enough, self.items[last - 1], ABSENT)
+        test = np.where(enough, self.items[last], ABSENT)
+        return self._split(~held_out, validation, test)
+
+    def _given_split(self) -> Split:
+        if self.parts is None:
+            raise DataError("these interactions mark no parts: use the split 'leave-one-out'")
+        user_of = np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
+        held_out = {}
+        for part in (Part.VALIDATION, Part.TEST):
+            rows = np.flatnonzero(self.parts == part)
+            if len(np.unique(user_of[rows])) != len(rows):
+                twice = self.users[int(np.argmax(np.bincount(user_of[rows])))]
+                raise DataError(f"user {twice!r} has more than one event marked {part.name.lower()}")
+            held_out[part] = np.full(len(self.users), ABSENT)
+            held_out[part][user_of[rows]] = self.items[rows]
+        return self._split(self.parts == Part.TRAIN, held_out[Part.VALIDATION], held_out[Part.TEST])
+
+    def _split(self, training: NDArray[np.bool_], validation: NDArray[np.int64], test: NDArray[np.int64]) -> Split:
+        before = np.concatenate([[0], np.cumsum(training)])
+        return Split(self.users, before[self.offsets], self.items[training], validation, test, self.n_items)
+
+    def frame(self) -> pl.DataFrame:
+        """The events as a table: user, item (its index), timestamp and, where marked, part."""
+        user_of = np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
+        users = pl.Series("user", list(self.users), dtype=pl.String).gather(user_of)
+        frame = pl.DataFrame([users, pl.Series("item", self.items), pl.Series("timestamp", self.timestamps)])
+        return frame if self.parts is None else frame.with_columns(pl.Series("part", self.parts))
+
+    def save(self, folder: Path) -> None:
+        """Write the events below `folder`."""
+        write_table(folder / INTERACTIONS, self.frame())
+
+
+def load_interactions(folder: Path, n_items: int) -> Interactions:
+    """Read the events below `folder`. Raises `DataError` that names the file and the first bad row."""
+    path = folder / INTERACTIONS
+    try:
+        return from_frame(read_table(path, ("user", "item", "timestamp")), n_items)
+    except DataError as error:
+        raise DataError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+
+
+def from_frame(frame: pl.DataFrame, n_items: int) -> Interactions:
+    """Sort, check and deduplicate a table of events (user, item index, timestamp, optionally part).
+
+    Users are ordered as they first appear. Raises `DataError` for an item outside the catalogue or a null.
+    """
+    for name in ("user", "item", "timestamp"):
+        if frame[name].null_count():
+            raise DataError(f"row {int(frame[name].is_null().arg_max() or 0)} has no {name}")
+    if frame.is_empty():
+        raise DataError("there are no interactions")
+    outside = (frame["item"] < 0) | (frame["item"] >= n_items)
+    if outside.any():
+        row = int(outside.arg_max() or 0)
+        raise DataError(f"row {row} names item index {frame['item'][row]}, the catalogue has {n_items} items")
+    users = frame["user"].cast(pl.String).unique(maintain_order=True)
+    order = pl.DataFrame({"user": users, "rank": np.arange(len(users))})
+    frame = (
+        frame.with_columns(pl.col("user").cast(pl.String))
+        .join(order, on="user", maintain_order="left")
+        .sort("rank", "timestamp", "item", maintain_order=True)
+        .unique(["rank", "item"], keep="first", maintain_order=True)
+    )
+    lengths = np.bincount(frame["rank"].to_numpy(), minlength=len(users))
+    return Interactions(
+        users=tuple(users.to_list()),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=frame["item"].cast(pl.Int64).to_numpy(),
+        timestamps=frame["timestamp"].cast(pl.Int64).to_numpy(),
+        n_items=n_items,
+        parts=frame["part"].cast(pl.UInt8).to_numpy() if "part" in frame.columns else None,
+    )
+
+
+def assign(users: Sequence[str], n_nodes: int) -> list[NDArray[np.int64]]:
+    """Deal the users out to nodes in turn: node j hosts users j, j + n_nodes, ... Raises `DataError` when one stays empty."""
+    if n_nodes > len(users):
+        raise DataError(f"{n_nodes} nodes are more than the {len(users)} users")
+    return [np.arange(node, len(users), n_nodes) for node in range(n_nodes)]

@@ -1,0 +1,1 @@
+"""All that starts processes: the command and the executors."""

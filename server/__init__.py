@@ -1,0 +1,1 @@
+"""What the server does with a catalogue and with what devices return."""
