@@ -1,0 +1,102 @@
+"""A dataset's folder as a whole: put in place at once, with a description, and read back."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from common.catalogue import DATASET, Features, load_catalogue
+from common.errors import DataError
+from common.files import read_json, write_json
+from common.interactions import ABSENT, Interactions, Split, load_interactions
+
+FORMAT = 1
+
+
+@contextmanager
+def replacing(destination: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `destination` that takes its place at the end, whole or not at all.
+
+    Raises `DataError` when `destination` is in use: with `overwrite` a dataset may be replaced, nothing else may.
+    """
+    occupied = destination.exists() and not (destination.is_dir() and not any(destination.iterdir()))
+    if occupied and not overwrite:
+        raise DataError(f"{destination} exists and is not empty: choose another folder, or pass --overwrite")
+    if occupied and not (destination / DATASET).is_file():
+        raise DataError(f"{destination} is not a dataset ({DATASET} is missing), so it is not overwritten")
+    mark = f".{destination.name}.{uuid4().hex[:8]}"
+    temporary, old = destination.with_name(f"{mark}.tmp"), destination.with_name(f"{mark}.old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if destination.exists():
+            destination.replace(old)
+        temporary.replace(destination)
+    except OSError as error:
+        raise DataError(f"{destination} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_description(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write dataset.json: `about`, and the counts and features that lie below `folder`."""
+    catalogue = load_catalogue(folder)
+    interactions = load_interactions(folder, len(catalogue))
+    counts = {"users": len(interactions.users), "items": len(catalogue), "interactions": len(interactions)}
+    features = {name: _summary(features) for name, features in catalogue.features.items()}
+    description = {"format": FORMAT, **about, "counts": counts, "features": features}
+    write_json(folder / DATASET, description)
+    return description
+
+
+def _summary(features: Features) -> dict[str, Any]:
+    return {
+        "encoder": features.encoder,
+        "dim": features.values.shape[1],
+        "dtype": str(features.values.dtype),
+        "sha256": features.sha256,
+        "missing": int((~features.present).sum()),
+    }
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What dataset.json says, with sparsity, quartiles of the users' events, and the sizes of the split's parts.
+
+    Raises `DataError` when the folder is no dataset, or its files are not the ones that dataset.json describes.
+    """
+    description = read_json(folder / DATASET)
+    if description.get("format") != FORMAT:
+        raise DataError(f"{folder / DATASET} has format {description.get('format')}, not {FORMAT}: convert it again")
+    catalogue = load_catalogue(folder)
+    interactions = load_interactions(folder, len(catalogue))
+    for name, features in catalogue.features.items():
+        if description["features"].get(name, {}).get("sha256") != features.sha256:
+            raise DataError(f"the features {name!r} in {folder} are not those of {DATASET}: convert the data again")
+    cells = len(interactions.users) * len(catalogue)
+    lengths = np.diff(interactions.offsets)
+    return {
+        **description,
+        "sparsity": 1 - len(interactions) / cells,
+        "events_per_user": [float(value) for value in np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1])],
+        "split": _split_summary(interactions),
+    }
+
+
+def _split_summary(interactions: Interactions) -> dict[str, Any]:
+    """Sizes of the parts, and the share of test targets that never occur in training."""
+    given = interactions.parts is not None
+    split: Split = interactions.split(given)
+    targets = split.test[split.test != ABSENT]
+    cold = float((split.counts()[targets] == 0).mean()) if len(targets) else 0.0
+    return {
+        "rule": "given" if given else "leave-one-out",
+        "train": len(split.train_items),
+        "validation": int((split.validation != ABSENT).sum()),
+        "test": len(targets),
+        "cold_targets": cold,
+    }
