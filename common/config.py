@@ -69,7 +69,7 @@ class LocalSettings(_Settings):
     learning_rate: Step = 0.01
     weight_decay: Amount = 0.0
     history_mask: Rate = 0.5
-    """Share of the history hidden from the query in each local step (history backbone)."""
+    """Share of the history hidden from router and backbone in each local step; the loss still asks for all of it."""
     route: Literal["history", "uniform"] = "history"
     """How views are weighed: by the router, from the user's history, or all alike (an ablation)."""
     weighting: Literal["users", "examples"] = "users"

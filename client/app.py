@@ -1,0 +1,65 @@
+"""The Flower ClientApp: a message comes in, the device does its task, an additive update goes out."""
+
+import logging
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.device import Device, TensorsMissing
+from common.errors import DataError, TesseraError
+from common.protocol import Update, missing_tensors, pack_update, refusal, unpack_task
+
+log = logging.getLogger("tessera.device")
+
+
+def device_app(devices: Path | None = None) -> ClientApp:
+    """Build the app of a SuperNode, whose folder is `data-dir` of its node config; or, with `devices`, of a simulated node,
+    whose folder is `node-<partition-id>` below it."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(answer(_folder(context, devices), message.content), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return Message(answer(_folder(context, devices), message.content), reply_to=message)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return Message(answer(_folder(context, devices), message.content), reply_to=message)
+
+    return app
+
+
+def answer(folder: Path, content: RecordDict) -> RecordDict:
+    """Carry out a message's task in a device's folder. What goes wrong is told to the server without naming a user."""
+    try:
+        task, tensors, facts = unpack_task(content)
+        update = Device(folder).perform(task, tensors, facts)
+    except TensorsMissing as missing:
+        return missing_tensors(str(missing))
+    except TesseraError as error:
+        # The log is the device's own; what leaves says only what kind of trouble it is.
+        log.error("%s", error)
+        return refusal(f"{type(error).__name__} on the device; its own log says more")
+    return pack_update(encode(update, getattr(torch, task.settings.wire.gradients)))
+
+
+def encode(update: Update, dtype: torch.dtype) -> Update:
+    """Round the gradients to the format they travel in."""
+    gradients = {name: value.to(dtype) for name, value in update.gradients.items()}
+    return Update(gradients, update.weight, update.sums, update.counts)
+
+
+def _folder(context: Context, devices: Path | None) -> Path:
+    if devices is not None:
+        return devices / f"node-{context.node_config['partition-id']}"
+    if "data-dir" not in context.node_config:
+        raise DataError("this SuperNode has no data-dir in its node config; start it with `tessera federate join --data-dir D`")
+    return Path(str(context.node_config["data-dir"]))
+
+
+app = device_app()

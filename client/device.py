@@ -1,0 +1,160 @@
+"""A device: its folder, its people's data, and what it does when the server asks.
+
+    interactions.parquet, items.parquet     its people's events; the public titles
+    views/HASH.safetensors                  the tensors last received
+    private/RUN/run.json                    the run's settings, and which tensors belong to the last state
+    private/RUN/block-*/round-*.safetensors the private states
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client import cohort, evaluation
+from client.histories import Histories, histories
+from client.store import PrivateState, Store
+from common import seeds
+from common.catalogue import Catalogue, load_catalogue
+from common.config import Settings
+from common.errors import DataError
+from common.files import read_tensors, write_json, write_tensors
+from common.interactions import Interactions, Split, load_interactions
+from common.metrics import Sums
+from common.protocol import COUNTS, VIEWS, Task, Tensors, Update
+
+
+
+class TensorsMissing(Exception):
+    """The device does not hold the tensors its task names: the server has to send them again."""
+
+
+class Device:
+    """One node's people and their private data, below `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def perform(self, task: Task, tensors: Tensors | None, facts: Tensors) -> Update:
+        """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
+        split = self.split(task.settings)
+        if task.kind == "census":
+            return Update(sums=Sums(_census(split)), counts={COUNTS: torch.from_numpy(split.counts()).float()})
+        target = resolve_device(task.settings.device)
+        facts = {name: value.to(target, torch.float32) for name, value in facts.items()}
+        blocks = list(_blocks(split, task.settings.local.cohort))
+        if task.kind == "baselines":
+            sums = [evaluation.baselines(block, task.settings.evaluation, facts) for block in blocks]
+            return Update(sums=sum(sums, Sums()))
+        held = self._hold(task, tensors)
+        sent = {name: value.to(target, torch.float32) for name, value in held.items()}
+        work = self._train if task.kind == "train" else self._evaluate
+        total = Update()
+        for number, block in enumerate(blocks):
+            total += work(task, sent, facts, block, number)
+        write_json(self.private(task.run) / "run.json", _run_note(task))
+        return total
+
+    def split(self, settings: Settings) -> Split:
+        """Read this device's people's events, split as the run's settings say."""
+        items, interactions = _load(self.folder, _changed(self.folder))
+        return interactions.split(given=settings.data.split == "given")
+
+    def catalogue(self) -> Catalogue:
+        """Read what the device can show of the items."""
+        return _load(self.folder, _changed(self.folder))[0]
+
+    def private(self, run: str) -> Path:
+        """Folder of the private states of a run."""
+        return self.folder / "private" / run
+
+    def state(self, task: Task, users: tuple[str, ...], block: int, views: Tensor) -> PrivateState:
+        """Private state of a block's users before `task`, on the views' device; users without one start afresh."""
+        fresh = cohort.start_state(users, task.settings.local, views.cpu(), task.settings.seed)
+        before = task.round + (task.kind != "train")
+        kept = Store(self.private(task.run)).load(block, before)
+        if kept is None:
+            return fresh.to(views.device)
+        if kept.users != users or _shapes(kept) != _shapes(fresh):
+            raise DataError(
+                f"the private state of run {task.run}, block {block}, is of other users or another model; start a new run"
+            )
+        return kept.to(views.device)
+
+    def _train(self, task: Task, sent: Tensors, facts: Tensors, block: Split, number: int) -> Update:
+        settings = task.settings
+        state = self.state(task, block.users, number, sent[VIEWS])
+        people = histories(block)
+        draws = seeds.uniform(people.keys, seeds.key("participation", settings.seed, task.round))
+        rows = torch.from_numpy(np.flatnonzero((draws < settings.fraction).numpy() & (people.lengths() > 0).numpy()))
+        if not len(rows):
+            return Update()
+        active = histories(block.take(rows.numpy())).to(sent[VIEWS].device, sent[VIEWS].dtype)
+        rows = rows.to(sent[VIEWS].device)
+        moved, update = cohort.train(state.take(rows), sent, active, settings.local, settings.seed, task.round)
+        Store(self.private(task.run)).save(number, task.round, task.durable, state.put(rows, moved))
+        return update
+
+    def _evaluate(self, task: Task, sent: Tensors, facts: Tensors, block: Split, number: int) -> Update:
+        private = self.state(task, block.users, number, sent[VIEWS]).parameters
+
+        def scorer(users: Histories) -> Tensor:
+            return cohort.scores(private, sent, users, task.settings.local)[0]
+
+        return Update(sums=evaluation.evaluate(scorer, block, task.settings.evaluation, facts[COUNTS]))
+
+    def _hold(self, task: Task, tensors: Tensors | None) -> Tensors:
+        """Keep the tensors that came along, or find those the task names; older ones go."""
+        path = self.folder / "views" / f"{task.tensors}.safetensors"
+        if tensors is None:
+            try:
+                return read_tensors(path)[0]
+            except DataError:
+                raise TensorsMissing(task.tensors) from None
+        write_tensors(path, tensors)
+        for other in path.parent.glob("*.safetensors"):
+            if other != path:
+                other.unlink(missing_ok=True)
+        return tensors
+
+
+def resolve_device(wanted: str) -> torch.device:
+    """Turn auto, cpu or cuda into a device. Raises `DataError` when CUDA is asked for and absent."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise DataError("device: cuda was asked for, but this machine's torch sees no CUDA device; use auto or cpu")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+def _blocks(split: Split, size: int) -> Iterator[Split]:
+    for start in range(0, len(split.users), size):
+        yield split.take(np.arange(start, min(start + size, len(split.users))))
+
+
+def _census(split: Split) -> dict[str, float]:
+    held_out = {"validation": float((split.validation >= 0).sum()), "test": float((split.test >= 0).sum())}
+    return {"users": float(len(split.users)), "events": float(len(split.train_items)), **held_out}
+
+
+def _shapes(state: PrivateState) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in (state.parameters | state.optimizer).items()}
+
+
+def _run_note(task: Task) -> dict[str, object]:
+    settings = task.settings.model_dump(mode="json")
+    return {"run": task.run, "round": task.round, "tensors": task.tensors, "views": task.views, "settings": settings}
+
+
+def _changed(folder: Path) -> float:
+    path = folder / "interactions.parquet"
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+@lru_cache(maxsize=16)
+def _load(folder: Path, changed: float) -> tuple[Catalogue, Interactions]:
+    """Read a device's tables once per process and version of the file."""
+    catalogue = load_catalogue(folder, modalities=False)
+    return catalogue, load_interactions(folder, len(catalogue))

@@ -1,0 +1,91 @@
+"""Ranking on the device: the whole catalogue for each user, what leaves is sums."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.histories import Histories, histories
+from common.config import EvaluationSettings
+from common.interactions import Split
+from common.metrics import Sums, ranking_sums, standing
+from common.protocol import CONTENT, COUNTS, Tensors
+
+Scorer = Callable[[Histories], Tensor]
+"""From users' histories to scores of the catalogue, [n_users, n_items]."""
+
+
+def evaluate(scorer: Scorer, split: Split, settings: EvaluationSettings, counts: Tensor) -> Sums:
+    """Rank the catalogue for the validation and the test item of every user of `split`.
+
+    Training items are no candidates; at test neither is the validation item. Targets are told apart by whether anybody's
+    training data has them (`counts` [n_items], the federation's): warm or cold. Also counts users whose scores are all the
+    same or not finite, who count as evaluated, but make the run stop.
+    """
+    device = counts.device
+    dtype = torch.get_default_dtype()
+    known = histories(split).to(device, dtype)
+    told = settings.history_at_test == "train+validation"
+    at_test = histories(split, split.validation).to(device, dtype) if told else known
+    scores = scorer(known)
+    candidates = ~known.mask()
+    total = _part("validation", scores, candidates, split.validation, counts, settings.ks)
+    total += Sums(_degenerate(scores, candidates))
+    _exclude(candidates, split.validation)
+    return total + _part("test", scorer(at_test) if told else scores, candidates, split.test, counts, settings.ks)
+
+
+def baselines(split: Split, settings: EvaluationSettings, facts: Tensors) -> Sums:
+    """Evaluate what needs no learning, each as "name/..." sums: the trivial rankings beside every result."""
+    counts = facts[COUNTS]
+    fixed = {
+        "random": torch.zeros_like(counts),  # constant scores are worth what a random order is worth, exactly
+        "popularity": counts,
+        "inverse-popularity": -counts,
+        "item-id": -torch.arange(len(counts), dtype=counts.dtype, device=counts.device),
+    }
+    scorers: dict[str, Scorer] = {name: _constant(vector) for name, vector in fixed.items()}
+    tables = {name.removeprefix(CONTENT): table for name, table in facts.items() if name.startswith(CONTENT)}
+    scorers |= {f"content-{name}": _content(table) for name, table in tables.items()}
+    if len(tables) > 1:
+        scorers["content-all"] = _content(torch.cat(list(tables.values()), dim=1))
+    total = Sums()
+    for name, scorer in scorers.items():
+        sums = evaluate(scorer, split, settings, counts)
+        total += Sums({f"{name}/{key}": value for key, value in sums.values.items() if "/" in key})
+    return total
+
+
+def _part(
+    part: str, scores: Tensor, candidates: Tensor, targets: NDArray[np.int64], counts: Tensor, ks: Sequence[int]
+) -> Sums:
+    rows = torch.from_numpy(np.flatnonzero(targets >= 0)).to(scores.device)
+    items = torch.from_numpy(targets[targets >= 0]).to(scores.device)
+    above, ties = standing(scores[rows], items, candidates[rows])
+    warm = counts[items] > 0
+    groups = {f"{part}/all": torch.ones_like(warm), f"{part}/warm": warm, f"{part}/cold": ~warm}
+    return ranking_sums(above, ties, groups, ks)
+
+
+def _exclude(candidates: Tensor, items: NDArray[np.int64]) -> None:
+    rows = np.flatnonzero(items >= 0)
+    candidates[torch.from_numpy(rows).to(candidates.device), torch.from_numpy(items[rows]).to(candidates.device)] = False
+
+
+def _degenerate(scores: Tensor, candidates: Tensor) -> dict[str, float]:
+    high = scores.masked_fill(~candidates, -torch.inf).amax(1)
+    low = scores.masked_fill(~candidates, torch.inf).amin(1)
+    finite = torch.isfinite(scores).all(1)
+    constant = finite & (high == low) & (candidates.sum(1) > 1)
+    return {"evaluated": float(len(scores)), "constant": float(constant.sum()), "nonfinite": float((~finite).sum())}
+
+
+def _constant(vector: Tensor) -> Scorer:
+    return lambda users: vector.expand(len(users), -1)
+
+
+def _content(table: Tensor) -> Scorer:
+    """Cosine of an item with the mean of the user's items; `table` has unit rows, [n_items, width]."""
+    return lambda users: users.total(table) @ table.T

@@ -1,0 +1,41 @@
+"""Local optimisers over stacked private parameters: row u of every tensor steps as user u's own optimiser would.
+
+Their moments are private state like the parameters, and steps are counted per user, since users may take part in
+different rounds.
+"""
+
+from torch import Tensor
+
+from common.config import LocalSettings
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+STEPS = "steps"
+
+Stacked = dict[str, Tensor]
+
+
+def start(settings: LocalSettings, parameters: Stacked) -> Stacked:
+    """Build the moments of users who never took a step."""
+    if settings.optimizer == "sgd":
+        return {}
+    some = next(iter(parameters.values()))
+    moments = {f"{moment}.{name}": tensor.new_zeros(tensor.shape) for name, tensor in parameters.items() for moment in ("mean", "square")}
+    return {STEPS: some.new_zeros(len(some)), **moments}
+
+
+def step(settings: LocalSettings, parameters: Stacked, gradients: Stacked, moments: Stacked) -> tuple[Stacked, Stacked]:
+    """Take one step of SGD, or of Adam with decoupled weight decay (Loshchilov & Hutter 2019), and return new tensors."""
+    rate, decay = settings.learning_rate, 1 - settings.learning_rate * settings.weight_decay
+    if settings.optimizer == "sgd":
+        return {name: decay * value - rate * gradients[name] for name, value in parameters.items()}, moments
+    steps = moments[STEPS] + 1
+    stepped, moved = {}, {STEPS: steps}
+    for name, value in parameters.items():
+        gradient = gradients[name]
+        count = steps.view(-1, *[1] * (value.ndim - 1))
+        mean = BETAS[0] * moments[f"mean.{name}"] + (1 - BETAS[0]) * gradient
+        square = BETAS[1] * moments[f"square.{name}"] + (1 - BETAS[1]) * gradient**2
+        corrected = mean / (1 - BETAS[0] ** count)
+        stepped[name] = decay * value - rate * corrected / ((square / (1 - BETAS[1] ** count)).sqrt() + EPSILON)
+        moved[f"mean.{name}"], moved[f"square.{name}"] = mean, square
+    return stepped, moved

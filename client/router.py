@@ -1,0 +1,55 @@
+"""The router: from a user's history, seen through each view, to how much that view counts for this user."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm
+
+from client.histories import Histories
+
+SCALE, BIAS = "router.scale", "router.bias"
+
+
+def router_shapes(n_views: int, dim: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of one user's router, which starts at zero: all views count alike."""
+    return {SCALE: (n_views, dim), BIAS: (n_views,)}
+
+
+def pool(histories: Histories, views: Tensor) -> Tensor:
+    """Mean of each user's shown items in each view, [n_users, n_views, dim], from `views` [n_views, n_items, dim]."""
+    n_views, n_items, dim = views.shape
+    totals = histories.total(views.transpose(0, 1).reshape(n_items, n_views * dim))
+    return (totals / histories.sizes()[:, None]).view(-1, n_views, dim)
+
+
+def route(private: dict[str, Tensor], pooled: Tensor) -> Tensor:
+    """Weights of the views, [n_users, n_views], rows sum to 1 (FedVLR Eq. 3).
+
+    phi_u judges each view by the user's own history pooled in it: w_u = softmax_j(scale_uj . LN(pooled_uj) / sqrt(dim)
+    + bias_uj), with scale [n_users, n_views, dim] and bias [n_users, n_views] private.
+    """
+    dim = pooled.shape[-1]
+    logits = (private[SCALE] * layer_norm(pooled, (dim,))).sum(-1) / dim**0.5 + private[BIAS]
+    return torch.softmax(logits, dim=1)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Views and each user's weights for them: the personalised items Fbar_u = sum_j w_uj F_j (Eq. 4), never written out.
+
+    `views` is [n_views, n_items, dim], `weights` [n_users, n_views].
+    """
+
+    views: Tensor
+    weights: Tensor
+
+    def scores(self, query: Tensor) -> Tensor:
+        """Inner products of each user's query with the personalised items, [n_users, n_items].
+
+        `query` is [n_users, dim], or [n_users, n_views, dim] for one query a view. One matrix product for all users:
+        sum_j w_uj (F_j q_u) = [w_u1 q_u, ..., w_uG q_u] . [F_1, ..., F_G].
+        """
+        per_view = query if query.ndim == 3 else query[:, None, :]
+        left = (self.weights[:, :, None] * per_view).flatten(1)
+        return left @ self.views.transpose(0, 1).flatten(1).T

@@ -1,0 +1,82 @@
+"""Tie-aware ranking metrics: the expected value over random order of tied scores, and their sums.
+
+A target with `above` candidates scored higher and `ties` candidates (itself included) scored the same is at each of the
+positions above, ..., above + ties - 1 (from 0) with equal chance. So constant scores give HR@K = K / candidates, whatever
+the order of the items.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Named sums that add: (a + b)[name] = a[name] + b[name]. A mean is a sum divided by a count when all is in."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        """Add name by name; a name absent on one side counts as 0 there."""
+        total = Counter[str](dict(self.values))
+        total.update(dict(other.values))
+        return Sums(dict(total))
+
+    def __getitem__(self, name: str) -> float:
+        """Return the sum called `name`, 0 when nothing was added to it."""
+        return self.values.get(name, 0.0)
+
+    def mean(self, name: str, count: str) -> float | None:
+        """Sum `name` over sum `count`; None when nothing was counted."""
+        return self[name] / self[count] if self[count] else None
+
+
+def standing(scores: Tensor, targets: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each user's target stands: how many candidates score above it, and how many the same, itself included.
+
+    `scores` [n_users, n_items], `targets` [n_users] item indices, `candidates` [n_users, n_items] boolean. The target is
+    always a candidate, so `ties` >= 1. Both results are int64 [n_users].
+    """
+    own = scores.gather(1, targets[:, None])
+    candidates = candidates.scatter(1, targets[:, None], True)
+    above = ((scores > own) & candidates).sum(1)
+    ties = ((scores == own) & candidates).sum(1)
+    return above, ties
+
+
+def hit_rate(above: Tensor, ties: Tensor, k: int) -> Tensor:
+    """Expected HR@k of each user, [n_users]: the share of the tied positions that lie within the first k."""
+    return (k - above).clamp(min=0).minimum(ties) / ties
+
+
+def ndcg(above: Tensor, ties: Tensor, k: int) -> Tensor:
+    """Expected NDCG@k of each user with one target, [n_users]: the mean of 1 / log2(position + 2) over tied positions."""
+    gains = 1 / torch.log2(torch.arange(k, dtype=torch.float64, device=above.device) + 2)
+    before = torch.cat([gains.new_zeros(1), gains.cumsum(0)])
+    first, last = above.clamp(max=k), (above + ties).clamp(max=k)
+    return (before[last] - before[first]) / ties
+
+
+def ranking_sums(above: Tensor, ties: Tensor, groups: Mapping[str, Tensor], ks: Sequence[int]) -> Sums:
+    """Sum HR@k and NDCG@k over the users of each group (boolean masks [n_users]) as "group/hr@k" and "group/users"."""
+    sums: dict[str, float] = {}
+    by_metric = {f"hr@{k}": hit_rate(above, ties, k) for k in ks} | {f"ndcg@{k}": ndcg(above, ties, k) for k in ks}
+    for group, members in groups.items():
+        sums[f"{group}/users"] = float(members.sum())
+        for metric, values in by_metric.items():
+            sums[f"{group}/{metric}"] = float(values[members].double().sum())
+    return Sums(sums)
+
+
+def ranking_means(sums: Sums) -> dict[str, float]:
+    """Turn what `ranking_sums` gave, added up over devices, into means by the same names; empty groups are left out."""
+    means = {}
+    for name in sums.values:
+        group, _, metric = name.rpartition("/")
+        users = sums[f"{group}/users"]
+        if users:
+            means[name] = users if metric == "users" else sums[name] / users
+    return means

@@ -1,0 +1,168 @@
+"""What travels between server and devices: typed, additive payloads and their Flower records.
+
+Down: a `Task` (what to do, with which settings) and tensors named by a content hash. Up: an `Update`.
+Nothing else has a place in a message; a test serialises every message of a run and looks for private tensors.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from common.config import Settings
+from common.errors import RunError
+from common.metrics import Sums
+
+Tensors = Mapping[str, Tensor]
+Kind = Literal["census", "train", "evaluate", "baselines"]
+
+VIEWS, HISTORY = "views", "history"
+"""Names of the tensors of a broadcast: the views [n_views, n_items, dim] and the history view [n_items, dim]."""
+
+COUNTS, CONTENT = "counts", "content/"
+"""Names of facts about items: training events of each [n_items], and CONTENT + modality for unit features [n_items, width]."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a device is asked to do.
+
+    `durable` are the rounds the server has checkpoints of: a device keeps its private state of each, so that a resumed run
+    can go back to it. `views` names the views in their order, for the person at the device to read.
+    """
+
+    kind: Kind
+    run: str
+    round: int
+    durable: tuple[int, ...]
+    views: tuple[str, ...]
+    settings: Settings
+    tensors: str = ""
+    """Content hash of the tensors the task works on; the tensors themselves travel only to who lacks them."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What devices return. Additive: (a + b) is what one device hosting the users of both would have returned.
+
+    `gradients` are sums over users of weight times dL/d(what was sent), `weight` the sum of those weights, `sums` named
+    metric sums, `counts` named sums of vectors.
+    """
+
+    gradients: Tensors = field(default_factory=dict)
+    weight: float = 0.0
+    sums: Sums = field(default_factory=Sums)
+    counts: Tensors = field(default_factory=dict)
+
+    def __add__(self, other: "Update") -> "Update":
+        """Add field by field, name by name."""
+        return Update(
+            add(self.gradients, other.gradients),
+            self.weight + other.weight,
+            self.sums + other.sums,
+            add(self.counts, other.counts),
+        )
+
+
+def add(left: Tensors, right: Tensors) -> dict[str, Tensor]:
+    """Add tensors name by name; a name absent on one side counts as 0 there. Raises `RunError` when shapes differ."""
+    for name in left.keys() & right.keys():
+        if left[name].shape != right[name].shape:
+            raise RunError(f"{name!r} has shape {tuple(right[name].shape)} from one device, {tuple(left[name].shape)} from another")
+    return {
+        name: left[name] + right[name] if name in left and name in right else left.get(name, right.get(name))  # type: ignore[misc]
+        for name in [*left, *(name for name in right if name not in left)]
+    }
+
+
+def content_hash(tensors: Tensors) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        array = to_numpy(tensors[name])
+        state.update(f"{name}:{array.dtype.str}:{array.shape}".encode())
+        state.update(array.data)
+    return state.hexdigest()
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """Return a contiguous array on the CPU."""
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+def pack_task(task: Task, tensors: Tensors | None = None, facts: Tensors | None = None) -> RecordDict:
+    """Build a message's content; `tensors` go along only when the device lacks them, `facts` about the items always."""
+    header = ConfigRecord(
+        {
+            "kind": task.kind,
+            "run": task.run,
+            "round": task.round,
+            "durable": list(task.durable),
+            "views": list(task.views),
+            "settings": task.settings.model_dump_json(),
+            "tensors": task.tensors,
+        }
+    )
+    carried = {} if tensors is None else {"tensors": _arrays(tensors)}
+    return RecordDict({"task": header, "facts": _arrays(facts or {})} | carried)
+
+
+def unpack_task(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, dict[str, Tensor]]:
+    """Read what `pack_task` built, task, tensors and facts; None for tensors that did not come along."""
+    header: dict[str, Any] = dict(content.config_records["task"])
+    header["settings"] = Settings.model_validate_json(header["settings"])
+    header["durable"], header["views"] = tuple(header["durable"]), tuple(header["views"])
+    task = Task(**header)
+    carried = content.array_records.get("tensors")
+    return task, None if carried is None else _tensors(carried), _tensors(content.array_records["facts"])
+
+
+def pack_update(update: Update) -> RecordDict:
+    """Build a reply's content."""
+    return RecordDict(
+        {
+            "gradients": _arrays(update.gradients),
+            "counts": _arrays(update.counts),
+            "sums": MetricRecord({"weight": update.weight, **update.sums.values}),
+        }
+    )
+
+
+def unpack_update(content: RecordDict) -> Update:
+    """Read what `pack_update` built."""
+    sums = {name: float(value) for name, value in content.metric_records["sums"].items()}  # type: ignore[arg-type]
+    return Update(
+        _tensors(content.array_records["gradients"]),
+        sums.pop("weight"),
+        Sums(sums),
+        _tensors(content.array_records["counts"]),
+    )
+
+
+def missing_tensors(tensors: str) -> RecordDict:
+    """Build the reply of a device that does not hold the tensors called `tensors`: the server sends them again."""
+    return RecordDict({"missing": ConfigRecord({"tensors": tensors})})
+
+
+def refusal(reason: str) -> RecordDict:
+    """Build the reply of a device that cannot do its task, with the reason in words for the server's operator."""
+    return RecordDict({"refusal": ConfigRecord({"reason": reason})})
+
+
+def array_bytes(content: RecordDict) -> int:
+    """How many bytes of tensors a message carries."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+def _arrays(tensors: Tensors) -> ArrayRecord:
+    return ArrayRecord({name: Array(to_numpy(tensor)) for name, tensor in tensors.items()})
+
+
+def _tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    # A copy: the array may be a read-only view of the message's bytes.
+    return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}

@@ -1,0 +1,40 @@
+"""The Flower ServerApp: config in, `run_rounds` called, nothing else."""
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.catalogue import load_catalogue
+from common.config import Settings
+from server.checkpoint import Report, RunFolder
+from server.nodes import Nodes
+from server.rounds import run_rounds
+from server.strategies.fedvlr import FedVLR
+
+
+def serve(grid: Grid, settings: Settings, catalogue: Path, run_dir: Path, resume: bool, report: Report | None = None) -> None:
+    """Carry out a run over `grid`. The outcome, and the reason of a failure, are in the run's status.json.
+
+    `report`, where given, hears each line of the metrics as it is written.
+    """
+    folder = (RunFolder.reopen if resume else RunFolder.create)(run_dir, settings)
+    folder.listener = report
+    try:
+        items = load_catalogue(catalogue)
+        run_rounds(Nodes(grid, settings.federation), FedVLR(settings, items), settings, items, folder)
+    except BaseException as error:
+        folder.status("failed", str(error) or type(error).__name__)
+        raise
+    folder.status("completed")
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Read the run's config, as the submitter set it, and serve."""
+    config = context.run_config
+    settings = Settings.model_validate_json(str(config["settings"]))
+    serve(grid, settings, Path(str(config["catalogue"])), Path(str(config["run-dir"])), bool(config["resume"]))

@@ -1,0 +1,115 @@
+"""A run's folder: its resolved settings, its metrics as JSON lines, and checkpoints it can go on from.
+
+    config.yaml  status.json  metrics.jsonl  checkpoints/round-000012.safetensors
+"""
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+
+from common.config import Settings, load_settings
+from common.errors import ConfigError, DataError, RunError
+from common.files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from common.protocol import Tensors
+
+log = logging.getLogger("tessera.server")
+KEPT = 3
+Report = Callable[[dict[str, Any]], None]
+MAY_CHANGE = frozenset({"rounds", "device", "federation"})
+
+
+@dataclass
+class RunFolder:
+    """One run's folder, open for writing. `run` tells this run's private states on the devices from another's."""
+
+    path: Path
+    run: str
+    listener: Report | None = None
+
+    @classmethod
+    def create(cls, path: Path, settings: Settings) -> "RunFolder":
+        """Start a new run. Raises `RunError` when the folder holds one already."""
+        if (path / "config.yaml").exists():
+            raise RunError(f"{path} holds a run already: go on with it by --resume, or replace it by --overwrite")
+        folder = cls(path, f"{settings.name}-{uuid4().hex[:8]}")
+        write_bytes(path / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False).encode())
+        folder.status("running")
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path, settings: Settings) -> "RunFolder":
+        """Go on with a run. Raises `ConfigError` when its settings differ in more than rounds, device and federation."""
+        if not (path / "config.yaml").exists():
+            raise RunError(f"{path} holds no run to resume")
+        before = load_settings(path / "config.yaml").model_dump()
+        changed = [name for name, value in settings.model_dump().items() if before[name] != value and name not in MAY_CHANGE]
+        if changed:
+            raise ConfigError(f"{path} was run with another {changed[0]!r}; a resumed run may change only {', '.join(sorted(MAY_CHANGE))}")
+        folder = cls(path, read_json(path / "status.json")["run"])
+        folder.status("running")
+        return folder
+
+    def status(self, state: str, reason: str = "") -> None:
+        """Record whether the run is running, completed or failed, and why."""
+        write_json(self.path / "status.json", {"run": self.run, "state": state, "reason": reason})
+
+    def report(self, line: dict[str, Any]) -> None:
+        """Append one line to the metrics."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.listener:
+            self.listener(line)
+
+    def save(self, round: int, tensors: Tensors, progress: dict[str, Any]) -> None:
+        """Write the checkpoint of `round`, and drop the oldest beyond three."""
+        write_tensors(self._checkpoint(round), tensors, {"progress": json.dumps(progress)})
+        for old in self._rounds()[:-KEPT]:
+            self._checkpoint(old).unlink()
+
+    def load(self) -> tuple[int, dict[str, Any], Tensors] | None:
+        """Read the newest checkpoint that is whole, as (round, progress, tensors); a corrupt one is skipped with a warning.
+
+        What was reported after that round is taken out of the metrics: those rounds will run again.
+        """
+        for round in reversed(self._rounds()):
+            try:
+                tensors, metadata = read_tensors(self._checkpoint(round))
+                progress = json.loads(metadata["progress"])
+            except (DataError, KeyError, ValueError) as error:
+                log.warning("checkpoint of round %d is skipped: %s", round, error)
+                continue
+            self._forget_after(round)
+            return round, progress, tensors
+        self._forget_after(0)
+        return None
+
+    def _forget_after(self, round: int) -> None:
+        lines = [line for line in read_metrics(self.path) if line.get("round", 0) <= round and line["kind"] != "result"]
+        write_bytes(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def durable(self) -> tuple[int, ...]:
+        """Rounds there are checkpoints of; a run that never saved one would begin again, before round 1."""
+        return tuple(self._rounds()) or (0,)
+
+    def _rounds(self) -> list[int]:
+        names = (re.fullmatch(r"round-(\d{6})\.safetensors", path.name) for path in (self.path / "checkpoints").glob("*"))
+        return sorted(int(name.group(1)) for name in names if name)
+
+    def _checkpoint(self, round: int) -> Path:
+        return self.path / "checkpoints" / f"round-{round:06d}.safetensors"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read a run's metrics; a last line cut short by a kill is left out."""
+    file = path / "metrics.jsonl"
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,0 +1,64 @@
+"""Fusion operators g_j (FedVLR Eq. 2): from projected modalities to one fused view.
+
+Each takes the item's representations by modality, [n_items, n_modalities, dim] (the ID embedding is one of them), and
+returns [n_items, dim]. None draws at random or keeps batch statistics: what was broadcast is what the backward pass goes through.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class Sum(nn.Module):
+    """Element-wise sum, scaled so that its size does not grow with the number of modalities."""
+
+    def __init__(self, n_modalities: int, dim: int) -> None:
+        super().__init__()
+        self.scale = n_modalities**-0.5
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Add the modalities up."""
+        return items.sum(1) * self.scale
+
+
+class MLP(nn.Module):
+    """A multi-layer perceptron of three layers over the concatenation."""
+
+    def __init__(self, n_modalities: int, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(n_modalities * dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim)
+        )
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Fuse the concatenation."""
+        fused: Tensor = self.layers(items.flatten(1))
+        return fused
+
+
+class Gate(nn.Module):
+    """Each modality passes a gate of its own, which sees all of them: sum_m sigmoid(W_m x + b_m) * x_m."""
+
+    def __init__(self, n_modalities: int, dim: int) -> None:
+        super().__init__()
+        self.gates = nn.Linear(n_modalities * dim, n_modalities * dim)
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Add up what the gates let through."""
+        return (torch.sigmoid(self.gates(items.flatten(1))).view_as(items) * items).sum(1)
+
+
+class Attention(nn.Module):
+    """A learnt query attends over the modalities: sum_m softmax_m(query . K x_m / sqrt(dim)) V x_m."""
+
+    def __init__(self, n_modalities: int, dim: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(dim))
+        self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim)
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Mix the modalities by attention."""
+        attention = torch.softmax(self.key(items) @ self.query / items.shape[-1] ** 0.5, dim=1)
+        return (attention[:, :, None] * self.value(items)).sum(1)
+
+
+OPERATORS: dict[str, type[Sum | MLP | Gate | Attention]] = {"sum": Sum, "mlp": MLP, "gate": Gate, "attention": Attention}

@@ -1,0 +1,82 @@
+"""FedVLR: the server fuses, the devices refine, and one vector-Jacobian product a round takes their sum to all parameters.
+
+Within a round nothing the server learns moves on a device, so the views F are constant there and
+sum_u alpha_u sum_a grad_(D, gamma) L_u = J_F^T (sum_u alpha_u sum_a dL_u/dF): Algorithm 1's aggregate from dL/dF alone.
+"""
+
+import torch
+from torch import Tensor
+
+from common.catalogue import Catalogue
+from common.config import Settings
+from common.errors import RunError
+from common.protocol import Tensors, Update
+from server.views import ViewGenerator
+
+
+class FedVLR:
+    """The server's half of FedVLR: the view generator and its optimiser."""
+
+    def __init__(self, settings: Settings, catalogue: Catalogue, device: torch.device | None = None) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.generator = ViewGenerator(catalogue, settings.views, history=settings.local.backbone == "history")
+        self.generator.to(device or torch.device("cpu"))
+        self.wire_dtype: torch.dtype = getattr(torch, settings.wire.views)
+        rate, decay = settings.server.learning_rate, settings.server.weight_decay
+        kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.AdamW}
+        self.optimizer: torch.optim.Optimizer = kinds[settings.server.optimizer](
+            self.generator.parameters(), lr=rate, weight_decay=decay
+        )
+        self._outputs: dict[str, Tensor] = {}
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views, in the order of the broadcast."""
+        return self.generator.names
+
+    def broadcast(self) -> dict[str, Tensor]:
+        """Build the tensors devices receive, in the wire's format; the graph behind them waits for `absorb`."""
+        if not self._outputs:
+            self._outputs = self.generator()
+        return {name: value.detach().to(self.wire_dtype) for name, value in self._outputs.items()}
+
+    def absorb(self, update: Update) -> None:
+        """Step on the devices' sum, normalised by the weight that answered (Alg. 1, lines 8-9).
+
+        Raises `RunError` when a gradient does not fit what was sent or nobody's weight is in it.
+        """
+        if not self._outputs:
+            self._outputs = self.generator()
+        if update.weight <= 0:
+            raise RunError("no user took part in the round; raise `fraction` or ask more nodes")
+        gradients = []
+        for name, sent in self._outputs.items():
+            gradient = update.gradients.get(name)
+            if gradient is None or gradient.shape != sent.shape:
+                found = "nothing" if gradient is None else f"shape {tuple(gradient.shape)}"
+                raise RunError(f"the devices returned {found} for {name!r}, which was sent with shape {tuple(sent.shape)}")
+            gradients.append(gradient.to(sent.device, sent.dtype) / update.weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(list(self._outputs.values()), gradients)
+        self.optimizer.step()
+        self._outputs = {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything learnt so far, by name: parameters and the optimiser's moments."""
+        tensors = {f"model/{name}": value for name, value in self.generator.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items() if value is not None}
+        return tensors
+
+    def restore(self, tensors: Tensors) -> None:
+        """Take up what `state` gave."""
+        model = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, moment = name.split("/")
+                moments.setdefault(int(index), {})[moment] = value
+        self.generator.load_state_dict(model)
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self._outputs = {}
