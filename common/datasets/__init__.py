@@ -1,25 +1,32 @@
 """Converters: raw data in, the one on-disk format of `common.catalogue` out."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.config import DataSettings
+from common.datasets.fedvlr import read_fedvlr
 from common.datasets.folder import describe, replacing, write_description
-from common.datasets.shop import N_ITEMS, N_USERS, SHARPNESS, write_shop
+from common.datasets.movielens import read_movielens
+from common.datasets.prepare import prepare
+from common.datasets.raw import Columns, Options, Raw
+from common.datasets.sequences import read_sequences
+from common.datasets.shop import N_ITEMS, N_USERS, write_shop
+from common.datasets.table import read_tables
 from common.errors import DataError
 
-__all__ = ["KINDS", "Options", "convert", "describe"]
+__all__ = ["KINDS", "Columns", "Options", "convert", "convert_shop", "describe"]
 
-KINDS = ("shop",)
+SHOP = "shop"
 
 
-@dataclass(frozen=True)
-class Options:
-    """What only a conversion by hand can ask for; a run's settings cannot."""
-
-    n_items: int = N_ITEMS
-    n_users: int = N_USERS
+READERS: Mapping[str, Callable[[Path, Options], Raw]] = {
+    "movielens": lambda source, _: read_movielens(source),
+    "fedvlr": lambda source, _: read_fedvlr(source),
+    "sequences": lambda source, _: read_sequences(source),
+    "table": lambda source, options: read_tables(source, options.columns),
+}
+KINDS = (*READERS, SHOP)
 
 
 def convert(
@@ -32,22 +39,25 @@ def convert(
 ) -> dict[str, Any]:
     """Convert raw data of `kind` at `source` into a dataset at `destination`, and return its dataset.json.
 
-    The generated shop has no source; it takes its seed from the settings. Raises `DataError` for anything malformed,
-    naming file, row and item, and leaves `destination` as it was.
+    The filters and the shop's seed are those of `settings`; the generated shop has no source and no filter. Raises
+    `DataError` for anything malformed, naming file, row and item, and leaves `destination` as it was.
     """
     if kind not in KINDS:
         raise DataError(f"there is no kind of data {kind!r}; known are {', '.join(KINDS)}")
+    if kind == SHOP:
+        return convert_shop(destination, seed=settings.shop_seed, overwrite=overwrite)
+    if not source.exists():
+        raise DataError(f"{source} does not exist: name the folder with the raw {kind} data")
     with replacing(destination, overwrite) as folder:
-        about = _shop(folder, settings, options)
+        about = prepare(READERS[kind](source, options), folder, settings, options)
         return write_description(folder, {"name": destination.name, "kind": kind, **about})
 
 
-def _shop(folder: Path, settings: DataSettings, options: Options) -> dict[str, Any]:
-    """Generate the shop and say how."""
-    write_shop(folder, options.n_items, options.n_users, settings.shop_seed)
-    return {
-        "source": "generated",
-        "generator": {"seed": settings.shop_seed, "sharpness": SHARPNESS},
-        "filters": {},
-        "rules": ["generated items and users: no filter applies"],
-    }
+def convert_shop(
+    destination: Path, n_items: int = N_ITEMS, n_users: int = N_USERS, seed: int = 0, overwrite: bool = False
+) -> dict[str, Any]:
+    """Generate the demo shop as a dataset at `destination`, and return its dataset.json."""
+    with replacing(destination, overwrite) as folder:
+        write_shop(folder, n_items, n_users, seed)
+        about = {"source": "generated", "seed": seed, "filters": {}, "rules": ["generated: no filter applies"]}
+        return write_description(folder, {"name": destination.name, "kind": SHOP, **about})

@@ -31,16 +31,36 @@ def replacing(destination: Path, overwrite: bool = False) -> Iterator[Path]:
     mark = f".{destination.name}.{uuid4().hex[:8]}"
     temporary, old = destination.with_name(f"{mark}.tmp"), destination.with_name(f"{mark}.old")
     try:
-        temporary.mkdir(parents=True)
+        with _writing(destination):
+            temporary.mkdir(parents=True)
         yield temporary
-        if destination.exists():
-            destination.replace(old)
-        temporary.replace(destination)
-    except OSError as error:
-        raise DataError(f"{destination} cannot be written: {error}") from error
+        with _writing(destination):
+            _swap(temporary, destination, old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(temporary: Path, destination: Path, old: Path) -> None:
+    """Put `temporary` in the place of `destination`, which goes only when that has worked."""
+    if not destination.exists():
+        temporary.replace(destination)
+        return
+    destination.replace(old)
+    try:
+        temporary.replace(destination)
+    except BaseException:
+        old.replace(destination)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _writing(destination: Path) -> Iterator[None]:
+    """Explain that `destination` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{destination} cannot be written: {error}") from None
 
 
 def write_description(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:

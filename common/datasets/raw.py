@@ -1,0 +1,180 @@
+"""Raw data in memory, and the checks that every file of it goes through."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from common.errors import DataError
+from common.features import Encoder
+from common.files import read_json
+
+WHOLE, NUMBER, NAME = pl.Int64, pl.Float64, pl.String
+EXPECTED = {WHOLE: "a whole number", NUMBER: "a number", NAME: "a text"}
+ENCODERS = "encoders.json"
+NO_ITEMS = pl.DataFrame(schema=dict.fromkeys(("item", "title", "text", "image"), pl.String))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of an events table of one's own are called."""
+
+    user: str = "user"
+    item: str = "item"
+    timestamp: str = "timestamp"
+    rating: str = "rating"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What only a conversion by hand asks for; a run's settings do not."""
+
+    images: bool = False
+    """Copy the pictures into the dataset."""
+    encoder: Encoder | None = None
+    """Encode texts and pictures, in place of ready features."""
+    columns: Columns = field(default_factory=Columns)
+
+
+@dataclass(frozen=True)
+class RawFeatures:
+    """One modality as it came: row r of `values` [n_rows, n_features] belongs to item `ids[r]`."""
+
+    ids: tuple[str, ...]
+    values: NDArray[np.floating]
+    encoder: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What a converter read, before any filter.
+
+    `events` has user, item (ids as text), timestamp, and optionally rating and part, in the file's order. `items` has
+    item, title, text and image (a path below `folder`, or ""); without it, the items are those of the events.
+    `source` is the name to record, `rules` says in words what was decided on the way.
+    """
+
+    events: pl.DataFrame
+    folder: Path
+    source: str
+    items: pl.DataFrame | None = None
+    features: Mapping[str, RawFeatures] = field(default_factory=dict)
+    rules: tuple[str, ...] = ()
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the data's authors split the events themselves."""
+        return "part" in self.events.columns
+
+
+def read_rows(path: Path, columns: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> pl.DataFrame:
+    """Read `columns` (name: WHOLE, NUMBER or NAME) of a CSV or parquet table, and those of `optional` that it has.
+
+    Raises `DataError` that names the file, the row (counted from 1, without the header) and the column, for a column
+    that is missing and a cell that is empty or not what it should be. No row is ever dropped.
+    """
+    scan = _scan(path)
+    try:
+        present = scan.collect_schema().names()
+        wanted = {**columns, **{name: kind for name, kind in (optional or {}).items() if name in present}}
+        missing = [name for name in wanted if name not in present]
+        if missing:
+            raise DataError(f"{path} has no column {missing[0]!r} (it has {', '.join(present)})")
+        frame = scan.select(pl.col(name).cast(kind, strict=False) for name, kind in wanted.items()).collect()
+        for name in frame.columns:
+            _check(path, scan, name, frame[name], wanted[name])
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{path} is not a readable table: {error}") from None
+    return frame
+
+
+def _scan(path: Path) -> pl.LazyFrame:
+    """A lazy table, in which every column of a CSV is text."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    if path.suffix == ".parquet":
+        return pl.scan_parquet(path)
+    return pl.scan_csv(path, infer_schema=False)
+
+
+def _check(path: Path, scan: pl.LazyFrame, name: str, column: pl.Series, kind: Any) -> None:
+    """Refuse a cell that is empty or did not become a value of `kind`."""
+    bad = column.is_null() | ~column.is_finite() if kind == NUMBER else column.is_null()
+    if not bad.any():
+        return
+    row = int(bad.arg_max() or 0)
+    cell = scan.select(name).slice(row, 1).collect().item()
+    problem = "is empty" if cell is None else f"is {cell!r}, not {EXPECTED[kind]}"
+    raise DataError(f"{path} row {row + 1}: {name} {problem}")
+
+
+def read_items(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
+    """Read a table of items: item, title, text, image, from the columns that `columns` names; an absent one is empty.
+
+    Raises `DataError` for a missing id or one that stands twice.
+    """
+    ids = read_rows(path, {columns["item"]: NAME})[columns["item"]]
+    if ids.is_duplicated().any():
+        raise DataError(f"{path} names item {ids.filter(ids.is_duplicated())[0]!r} more than once")
+    scan = _scan(path)
+    there = {name: column for name, column in columns.items() if column in scan.collect_schema().names()}
+    items = scan.select(pl.col(column).cast(pl.String).alias(name) for name, column in there.items()).collect()
+    empty = [pl.lit("", dtype=pl.String).alias(name) for name in NO_ITEMS.columns if name not in there]
+    return items.with_columns(empty).select(NO_ITEMS.columns).fill_null("")
+
+
+def read_features(folder: Path, encoders: Mapping[str, str]) -> dict[str, RawFeatures]:
+    """Read every `<modality>_features.npy` of a folder with the item ids in `<modality>_ids.npy`.
+
+    What computed them is `encoders[modality]`, unless the folder says otherwise in `encoders.json`. Raises `DataError`
+    for rows that do not fit the ids, an id that stands twice and values that are not finite.
+    """
+    named = {**encoders, **(read_json(folder / ENCODERS) if (folder / ENCODERS).exists() else {})}
+    features = {}
+    for path in sorted(folder.glob("*_features.npy")):
+        modality = path.name.removesuffix("_features.npy")
+        ids = read_array(folder / f"{modality}_ids.npy")
+        if ids.ndim != 1 or ids.dtype.kind not in "iuU":
+            raise DataError(f"{folder / modality}_ids.npy holds {ids.dtype} {ids.shape}, not a list of ids")
+        values = read_values(path)
+        if len(ids) != len(values):
+            raise DataError(f"{path} has {len(values)} rows, but {modality}_ids.npy names {len(ids)} items")
+        features[modality] = checked(tuple(map(str, ids.tolist())), values, str(named.get(modality, "unknown")), path)
+    return features
+
+
+def checked(ids: tuple[str, ...], values: NDArray[np.floating], encoder: str, path: Path) -> RawFeatures:
+    """Features whose ids are distinct and whose values are finite. Raises `DataError` that names file and item."""
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        twice = next(item for item in ids if item in seen or seen.add(item))  # type: ignore[func-returns-value]
+        raise DataError(f"{path} has two rows for item {twice!r}")
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise DataError(f"{path} row {row} (item {ids[row]!r}) is not finite: mend it, or leave the item out")
+    return RawFeatures(ids, values, encoder, path.name)
+
+
+def read_values(path: Path) -> NDArray[np.floating]:
+    """Read a matrix of floating-point features, [n_rows, n_features]; float64 becomes float32."""
+    values = read_array(path)
+    if values.ndim != 2 or values.dtype.kind != "f" or 0 in values.shape:
+        raise DataError(f"{path} holds {values.dtype} {values.shape}, not a matrix of floating-point features")
+    return values if values.dtype in (np.float16, np.float32) else values.astype(np.float32)
+
+
+def read_array(path: Path) -> NDArray[Any]:
+    """Read a .npy file, never a pickled one. Raises `DataError` that names the file."""
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is not a readable .npy file: {error}") from None
+    return array
