@@ -3,7 +3,7 @@
 A dataset's folder holds
 
     dataset.json            what it is: name, kind, source, filters, counts, encoders and content hashes
-    items.parquet           item (its id), title, text, image (a path inside the folder, or ""); the row is the item's index
+    items.parquet           item (its id), title, text, image (a path inside the folder, or ""), one row for each index
     interactions.parquet    see `common.interactions`
     features/NAME.safetensors   one file a modality: "features" [n_items, n_features], "present" [n_items]
     images/                 optional raw pictures
@@ -13,6 +13,7 @@ A dataset's folder holds
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +129,8 @@ class Catalogue:
 def save_items(catalogue: Catalogue, folder: Path) -> None:
     """Write only what a device needs of the catalogue: ids, titles, texts, image paths."""
     columns = (catalogue.items, catalogue.titles, catalogue.texts, catalogue.images)
-    frame = pl.DataFrame(dict(zip(ITEM_COLUMNS, map(list, columns), strict=True)), schema=dict.fromkeys(ITEM_COLUMNS, pl.String))
-    write_table(folder / ITEMS, frame)
+    table = {name: list(column) for name, column in zip(ITEM_COLUMNS, columns, strict=True)}
+    write_table(folder / ITEMS, pl.DataFrame(table, schema=dict.fromkeys(ITEM_COLUMNS, pl.String)))
 
 
 def load_catalogue(folder: Path, modalities: bool = True) -> Catalogue:
@@ -142,7 +143,8 @@ def load_catalogue(folder: Path, modalities: bool = True) -> Catalogue:
         if {"features", "present"} - tensors.keys():
             raise DataError(f"{path} lacks the tensors 'features' and 'present'")
         try:
-            features[path.stem] = Features(tensors["features"].numpy(), tensors["present"].numpy(), metadata.get("encoder", "unknown"))
+            values, present = tensors["features"].numpy(), tensors["present"].numpy()
+            features[path.stem] = Features(values, present, metadata.get("encoder", "unknown"))
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
     items, titles, texts, images = columns
@@ -154,7 +156,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
     try:
         frame = pl.read_parquet(path)
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist; is {path.parent} a converted dataset? (tessera data convert)") from None
+        raise DataError(f"{path} does not exist; convert the data first (tessera data convert)") from None
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path} is not a readable parquet file: {error}") from None
     missing = [name for name in columns if name not in frame.columns]
@@ -165,8 +167,6 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
 
 def write_table(path: Path, frame: pl.DataFrame) -> None:
     """Write a parquet table, atomically."""
-    from io import BytesIO
-
     buffer = BytesIO()
     frame.write_parquet(buffer)
     write_bytes(path, buffer.getvalue())

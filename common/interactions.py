@@ -40,12 +40,9 @@ class Split:
 
     def take(self, rows: NDArray[np.integer]) -> "Split":
         """The same split for a selection of users."""
-        lengths = np.diff(self.offsets)[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        items = self.train_items[np.repeat(self.offsets[:-1][rows], lengths) + within]
+        events, offsets = _ranges(self.offsets, rows)
         users = tuple(self.users[row] for row in rows)
-        return Split(users, offsets, items, self.validation[rows], self.test[rows], self.n_items)
+        return Split(users, offsets, self.train_items[events], self.validation[rows], self.test[rows], self.n_items)
 
     def counts(self) -> NDArray[np.int64]:
         """How often each item occurs in training, [n_items]."""
@@ -71,9 +68,11 @@ class Interactions:
         return len(self.items)
 
     def take(self, rows: NDArray[np.integer]) -> "Interactions":
-        """The events of a selection of users."""
-        frame = self.frame().filter(pl.col("user").is_in([self.users[row] for row in rows]))
-        return from_frame(frame, self.n_items)
+        """The events of a selection of users, in that order."""
+        events, offsets = _ranges(self.offsets, rows)
+        users = tuple(self.users[row] for row in rows)
+        parts = None if self.parts is None else self.parts[events]
+        return Interactions(users, offsets, self.items[events], self.timestamps[events], self.n_items, parts)
 
     def split(self, given: bool = False) -> Split:
         """Hold out the last event of each user for test and the one before for validation.
@@ -121,6 +120,14 @@ class Interactions:
         write_table(folder / INTERACTIONS, self.frame())
 
 
+def _ranges(offsets: NDArray[np.int64], rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the events of users `rows` stand, one user after the other, and the offsets they have there."""
+    lengths = np.diff(offsets)[rows]
+    taken = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    within = np.arange(taken[-1]) - np.repeat(taken[:-1], lengths)
+    return np.repeat(offsets[:-1][rows], lengths) + within, taken
+
+
 def load_interactions(folder: Path, n_items: int) -> Interactions:
     """Read the events below `folder`. Raises `DataError` that names the file and the first bad row."""
     path = folder / INTERACTIONS
@@ -164,7 +171,10 @@ def from_frame(frame: pl.DataFrame, n_items: int) -> Interactions:
 
 
 def assign(users: Sequence[str], n_nodes: int) -> list[NDArray[np.int64]]:
-    """Deal the users out to nodes in turn: node j hosts users j, j + n_nodes, ... Raises `DataError` when one stays empty."""
+    """Deal the users out to nodes in turn: node j hosts users j, j + n_nodes, ...
+
+    Raises `DataError` when a node stays empty.
+    """
     if n_nodes > len(users):
         raise DataError(f"{n_nodes} nodes are more than the {len(users)} users")
     return [np.arange(node, len(users), n_nodes) for node in range(n_nodes)]
