@@ -4,6 +4,8 @@ Everything is made with `cryptography`: neither openssl nor ssh-keygen need be i
 """
 
 import os
+import socket
+import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,6 +32,7 @@ from common.files import write_bytes
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 """Names every server certificate holds, so that the server's own machine can reach it."""
 CA_DAYS = 3650
+CONNECT_SECONDS = 5.0
 CLOCK_SKEW = timedelta(hours=1)
 """How far a device's clock may be behind the machine that signed."""
 
@@ -120,6 +123,31 @@ def node_public_key(path: Path) -> Path:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise CertificateError(f"node key: {path} is not an elliptic-curve key; remove it to have one made")
     return _write_public(path, key)
+
+
+def check_server(host: str, port: int, ca: Path) -> None:
+    """Shake hands with the server at `host`:`port` as a device would.
+
+    Raises `CertificateError` when its certificate was not signed by `ca` or not for `host`, `OSError` when nobody
+    answers.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise CertificateError(f"certificates: {ca} is not a readable certificate: {error}") from None
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    try:
+        with socket.create_connection((host, port), CONNECT_SECONDS) as plain:
+            context.wrap_socket(plain, server_hostname=host).close()
+    except ssl.SSLCertVerificationError as error:
+        raise CertificateError(
+            f"certificates: {host}:{port} does not prove to be the server of {ca} ({error.verify_message}); "
+            "take ca.crt from the server's folder, and name every host in `tessera federate certificates --host`"
+        ) from None
+    except ssl.SSLError as error:
+        raise CertificateError(
+            f"certificates: {host}:{port} does not speak TLS ({error.reason}); check the port"
+        ) from None
 
 
 def _write_public(path: Path, key: ec.EllipticCurvePrivateKey) -> Path:

@@ -1,0 +1,190 @@
+"""Flower's processes: started in a session of their own, watched, and stopped with everything they started."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from common.errors import RunError
+
+SETTINGS = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONUNBUFFERED": "1",
+}
+GRACE = 15.0
+"""Seconds a process has to stop on SIGTERM: a SuperNode signs off within 3, and Flower forces its own exit after 5."""
+LINGER = 0.5
+"""Seconds that what a stopped process had started has to notice it (it looks every 0.2 s) before it is killed."""
+PORTS = range(20000, 32000)
+"""Where free ports are sought: below those the kernel lends to outgoing connections."""
+LOOPBACK = "127.0.0.1"
+TAIL = 15
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass
+class Process:
+    """A running Flower command. Its output goes to `log`, or is left for `relay` to read.
+
+    `home` is its FLWR_HOME. No two processes share one: all that it starts inherits the variable, and is known by it.
+    """
+
+    name: str
+    popen: subprocess.Popen[str]
+    home: Path
+    log: Path | None
+
+    def require(self) -> None:
+        """Raise `RunError` with the end of the log unless the process runs."""
+        if (code := self.popen.poll()) is not None:
+            raise RunError(f"{self.name} ended with exit code {code}:\n{self.tail()}")
+
+    def tail(self, lines: int = TAIL) -> str:
+        """The last lines of the log."""
+        return tail(self.log.read_text(encoding="utf-8", errors="replace"), lines) if self.log else ""
+
+
+def start(name: str, command: Sequence[str], home: Path, log: Path | None = None, **settings: str) -> Process:
+    """Start one of Flower's commands. `settings` are further environment variables. Raises `RunError`."""
+    home.mkdir(parents=True, exist_ok=True)
+    if log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    with (log or Path(os.devnull)).open("ab") as output:
+        popen = subprocess.Popen(
+            [program(command[0]), *command[1:]],
+            env=environment(home) | settings,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=output if log else subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    return Process(name, popen, home, log)
+
+
+def stop(processes: Sequence[Process], grace: float = GRACE) -> None:
+    """Stop processes, and all that they started: SIGTERM first, SIGKILL for what is left after `grace` seconds."""
+    for process in processes:
+        if process.popen.poll() is None:
+            process.popen.terminate()
+    deadline = time.monotonic() + grace
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.popen.wait(max(0.0, deadline - time.monotonic()))
+    deadline = time.monotonic() + LINGER
+    while any(map(remains, processes)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for process in processes:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.popen.pid, signal.SIGKILL)
+        for pid in remains(process):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.popen.wait()
+
+
+def remains(process: Process) -> list[int]:
+    """Ids of processes with this one's FLWR_HOME: itself and all that it started, even in other sessions.
+
+    SuperLink starts SuperExec in a session of its own, so a process group does not hold them all. Linux only;
+    elsewhere the list is empty, and what is left ends itself when it sees that its parent is gone.
+    """
+    marker = f"FLWR_HOME={process.home}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # ended meanwhile, or another user's
+            if marker in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def relay(process: Process, show: Callable[[str], None]) -> str:
+    """Show a process's output line by line until it ends or this is interrupted; return its last lines.
+
+    The process is stopped in any case. It is waited for here, and read in a thread: what it started holds the other
+    end of its output, and ends only when its parent has been waited for.
+    """
+    last: deque[str] = deque(maxlen=TAIL)
+
+    def read() -> None:
+        for line in process.popen.stdout or ():
+            last.append(line)
+            show(line.rstrip("\n"))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        process.popen.wait()
+    finally:
+        stop([process])
+        reader.join(LINGER)
+    return tail("".join(last))
+
+
+def program(name: str) -> str:
+    """Where one of Flower's commands is installed: beside this Python, or on the PATH. Raises `RunError`."""
+    path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if path is None:
+        raise RunError(f"{name} is not installed beside {sys.executable}; install tessera with its dependencies there")
+    return path
+
+
+def environment(home: Path) -> dict[str, str]:
+    """The environment of Flower's processes: no telemetry, no installs, a home of their own, no proxy on loopback."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    direct = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK, "localhost"]))
+    return os.environ | SETTINGS | {"FLWR_HOME": str(home), "PATH": path, "no_proxy": direct, "NO_PROXY": direct}
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on. Drawn at random, so that federations started together rarely collide."""
+    for port in random.SystemRandom().sample(PORTS, k=100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            return port
+    raise RunError(f"no free port among {PORTS.start} to {PORTS.stop}; stop what holds them")
+
+
+def tail(text: str, lines: int = TAIL) -> str:
+    """The last lines of a log that are not blank, without colours."""
+    return "\n".join([line for line in COLOURS.sub("", text).splitlines() if line.strip()][-lines:])
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within it, Ctrl-C and SIGTERM unwind the stack; a second one cannot interrupt the stopping that follows."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, _leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    for later in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(later, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
