@@ -140,17 +140,9 @@ def load_interactions(folder: Path, n_items: int) -> Interactions:
 def from_frame(frame: pl.DataFrame, n_items: int) -> Interactions:
     """Sort, check and deduplicate a table of events (user, item index, timestamp, optionally part).
 
-    Users are ordered as they first appear. Raises `DataError` for an item outside the catalogue or a null.
+    Users are ordered as they first appear. Raises `DataError` that names the first bad row or column.
     """
-    for name in ("user", "item", "timestamp"):
-        if frame[name].null_count():
-            raise DataError(f"row {int(frame[name].is_null().arg_max() or 0)} has no {name}")
-    if frame.is_empty():
-        raise DataError("there are no interactions")
-    outside = (frame["item"] < 0) | (frame["item"] >= n_items)
-    if outside.any():
-        row = int(outside.arg_max() or 0)
-        raise DataError(f"row {row} names item index {frame['item'][row]}, the catalogue has {n_items} items")
+    _check(frame, n_items)
     users = frame["user"].cast(pl.String).unique(maintain_order=True)
     order = pl.DataFrame({"user": users, "rank": np.arange(len(users))})
     frame = (
@@ -168,6 +160,26 @@ def from_frame(frame: pl.DataFrame, n_items: int) -> Interactions:
         n_items=n_items,
         parts=frame["part"].cast(pl.UInt8).to_numpy() if "part" in frame.columns else None,
     )
+
+
+def _check(frame: pl.DataFrame, n_items: int) -> None:
+    """Refuse an empty table, nulls, columns of another type, and items and parts that there are not."""
+    if frame.is_empty():
+        raise DataError("there are no interactions")
+    whole = [name for name in ("item", "timestamp", "part") if name in frame.columns]
+    for name in ("user", *whole):
+        if frame[name].null_count():
+            raise DataError(f"row {int(frame[name].is_null().arg_max() or 0)} has no {name}")
+        if name in whole and not frame[name].dtype.is_integer():
+            raise DataError(f"column {name} holds {frame[name].dtype}, not whole numbers")
+    outside = (frame["item"] < 0) | (frame["item"] >= n_items)
+    if outside.any():
+        row = int(outside.arg_max() or 0)
+        raise DataError(f"row {row} names item index {frame['item'][row]}, the catalogue has {n_items} items")
+    strange = ~frame["part"].is_in([int(part) for part in Part]) if "part" in frame.columns else pl.Series([False])
+    if strange.any():
+        row = int(strange.arg_max() or 0)
+        raise DataError(f"row {row}: part {frame['part'][row]} is not one of 0, 1, 2")
 
 
 def assign(users: Sequence[str], n_nodes: int) -> list[NDArray[np.int64]]:

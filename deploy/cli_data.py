@@ -52,7 +52,7 @@ def convert_command(
 ) -> None:
     """Convert the raw data at SOURCE into a dataset at DESTINATION: all of it or, when something is malformed, nothing.
 
-    KIND says what SOURCE holds. movielens: a folder with ratings.csv. fedvlr: one with inter.csv and its authors' split.
+    KIND says what SOURCE holds. movielens: a folder with ratings.csv. fedvlr: one with inter.csv, its split included.
     sequences: a text file, one line a user. table: events.csv or .parquet of your own, and optionally items.csv and
     MODALITY_features.npy with MODALITY_ids.npy. shop: nothing, the demo shop is generated; SOURCE is -.
     """
