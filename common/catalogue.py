@@ -122,8 +122,8 @@ class Catalogue:
         save_items(self, folder)
         for name, features in self.features.items():
             tensors = {"features": torch.from_numpy(features.values), "present": torch.from_numpy(features.present)}
-            metadata = {"encoder": features.encoder, "sha256": features.sha256}
-            write_tensors(folder / FEATURES / f"{name}.safetensors", tensors, metadata)
+            # One key only: safetensors writes several in random order, and the same features should be the same file.
+            write_tensors(folder / FEATURES / f"{name}.safetensors", tensors, {"encoder": features.encoder})
 
 
 def save_items(catalogue: Catalogue, folder: Path) -> None:

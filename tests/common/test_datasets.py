@@ -260,7 +260,7 @@ def test_malformed_sequences_are_refused(tmp_path: Path, text: str, message: str
 
 def test_ratings_are_needed_for_a_minimum(tmp_path: Path) -> None:
     (tmp_path / "Beauty.txt").write_text("1 5 3\n")
-    with pytest.raises(DataError, match="min_rating 2.0 needs ratings"):
+    with pytest.raises(DataError, match=r"min_rating 2.0 needs ratings"):
         convert("sequences", tmp_path / "Beauty.txt", tmp_path / "out", settings(min_rating=2))
 
 
@@ -269,7 +269,7 @@ def test_what_is_not_there_or_not_known(tmp_path: Path) -> None:
         convert("netflix", tmp_path, tmp_path / "out", settings())
     with pytest.raises(DataError, match="does not exist"):
         convert("movielens", tmp_path / "nowhere", tmp_path / "out", settings())
-    with pytest.raises(DataError, match="ratings.csv does not exist"):
+    with pytest.raises(DataError, match=r"ratings.csv does not exist"):
         convert("movielens", tmp_path, tmp_path / "out", settings())
 
 
@@ -301,12 +301,12 @@ def test_describe_notices_other_features(ku: Path, tmp_path: Path) -> None:
     np.save(ku / "image_features.npy", np.ones((4, 2), dtype=np.float32))
     convert("fedvlr", ku, tmp_path / "other", settings())
     image.write_bytes((tmp_path / "other" / "features" / "image.safetensors").read_bytes())
-    with pytest.raises(DataError, match="'image'.*are not those of dataset.json"):
+    with pytest.raises(DataError, match=r"'image'.*are not those of dataset.json"):
         describe(tmp_path / "out")
 
 
 def test_describe_needs_a_dataset(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="dataset.json does not exist"):
+    with pytest.raises(DataError, match=r"dataset.json does not exist"):
         describe(tmp_path)
     (tmp_path / "dataset.json").write_text('{"format": 99}')
     with pytest.raises(DataError, match="format 99, not 1"):

@@ -16,7 +16,9 @@ Event = tuple[str, int, int]
 
 
 def interactions(*events: Event, parts: list[int] | None = None) -> Interactions:
-    frame = pl.DataFrame(list(events), schema={"user": pl.String, "item": pl.Int64, "timestamp": pl.Int64}, orient="row")
+    frame = pl.DataFrame(
+        list(events), schema={"user": pl.String, "item": pl.Int64, "timestamp": pl.Int64}, orient="row"
+    )
     return from_frame(frame if parts is None else frame.with_columns(pl.Series("part", parts)), N_ITEMS)
 
 
