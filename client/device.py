@@ -45,15 +45,15 @@ class Device:
             return Update(sums=Sums(_census(split)), counts={COUNTS: torch.from_numpy(split.counts()).float()})
         target = resolve_device(task.settings.device)
         facts = {name: value.to(target, torch.float32) for name, value in facts.items()}
-        blocks = list(_blocks(split, task.settings.local.cohort))
+        cohorts = list(blocks(split, task.settings.local.cohort))
         if task.kind == "baselines":
-            sums = [evaluation.baselines(block, task.settings.evaluation, facts) for block in blocks]
+            sums = [evaluation.baselines(block, task.settings.evaluation, facts) for block in cohorts]
             return Update(sums=sum(sums, Sums()))
         held = self._hold(task, tensors)
         sent = {name: value.to(target, torch.float32) for name, value in held.items()}
         work = self._train if task.kind == "train" else self._evaluate
         total = Update()
-        for number, block in enumerate(blocks):
+        for number, block in enumerate(cohorts):
             total += work(task, sent, facts, block, number)
         write_json(self.private(task.run) / "run.json", _run_note(task))
         return total
@@ -129,7 +129,8 @@ def resolve_device(wanted: str) -> torch.device:
     return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
-def _blocks(split: Split, size: int) -> Iterator[Split]:
+def blocks(split: Split, size: int) -> Iterator[Split]:
+    """Cut a device's people into blocks of `size`, trained and stored one after the other."""
     for start in range(0, len(split.users), size):
         yield split.take(np.arange(start, min(start + size, len(split.users))))
 

@@ -1,6 +1,7 @@
 """Settings of a run: frozen, typed, validated once, when the YAML is read."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -135,19 +136,24 @@ class Settings(_Settings):
 
 def load_settings(path: Path) -> Settings:
     """Read and validate a YAML file. Raises `ConfigError` that names the file and each bad key."""
+    return parse_settings(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping. Raises `ConfigError` that names the file."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not readable YAML: {error}") from None
-    return parse_settings(content, str(path))
-
-
-def parse_settings(content: Any, source: str) -> Settings:
-    """Validate settings that came from `source`. Raises `ConfigError`."""
     if not isinstance(content, dict):
-        raise ConfigError(f"{source}: settings are a mapping, not a {type(content).__name__}")
+        raise ConfigError(f"{path}: settings are a mapping, not a {type(content).__name__}")
+    return content
+
+
+def parse_settings(content: Mapping[str, Any], source: str) -> Settings:
+    """Validate settings that came from `source`. Raises `ConfigError`."""
     try:
         return Settings.model_validate(content)
     except ValidationError as error:

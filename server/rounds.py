@@ -80,6 +80,7 @@ class Run:
         line = {"kind": "census", "round": 0, **dict(answer.update.sums.values), "nodes": answer.nodes}
         if not self.round:
             self.folder.report(line | {"baselines": self.baselines, "seconds": time.monotonic() - started})
+        self._since = time.monotonic()
         return counts
 
     def check_loss(self, update: Update, round: int) -> None:

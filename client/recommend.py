@@ -1,0 +1,108 @@
+"""Recommendations from the device's own files: nothing is asked of a server."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from client import cohort
+from client.backbones import BACKBONES
+from client.device import Device, blocks
+from client.histories import Histories, histories
+from client.router import Routed
+from common.config import Settings
+from common.errors import DataError
+from common.files import read_json, read_tensors
+from common.interactions import Split
+from common.protocol import VIEWS, Task
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One item: its title and score, the view that speaks most for it, and the title in the history it resembles there."""
+
+    item: str
+    title: str
+    score: float
+    view: str
+    like: str
+
+
+@dataclass(frozen=True)
+class Personal:
+    """What a device last learnt in one run: the views it holds, and each block of people with their private parameters."""
+
+    device: Device
+    task: Task
+    sent: dict[str, Tensor]
+
+    @classmethod
+    def open(cls, folder: Path, run: str | None = None) -> "Personal":
+        """Open the newest run of a device's folder, or the one called `run`. Raises `DataError` when it never trained."""
+        notes = sorted((folder / "private").glob(f"{run or '*'}/run.json"), key=lambda path: path.stat().st_mtime)
+        if not notes:
+            raise DataError(f"{folder} holds no private state{f' of run {run}' if run else ''}: it has not trained yet")
+        note = read_json(notes[-1])
+        settings = Settings.model_validate(note["settings"])
+        task = Task("evaluate", note["run"], note["round"], (), tuple(note["views"]), settings, note["tensors"])
+        tensors, _ = read_tensors(folder / "views" / f"{task.tensors}.safetensors")
+        return cls(Device(folder), task, {name: value.float() for name, value in tensors.items()})
+
+    def people(self) -> list[tuple[Split, dict[str, Tensor]]]:
+        """The people of this device, block by block, with their private parameters [n_users, ...]."""
+        settings = self.task.settings
+        split = blocks(self.device.split(settings), settings.local.cohort)
+        views = self.sent[VIEWS]
+        return [(block, self.device.state(self.task, block.users, n, views).parameters) for n, block in enumerate(split)]
+
+    def weights(self) -> dict[str, list[float]]:
+        """How each person weighs the views, by user: the router's output for their history, in the order of `task.views`."""
+        found = {}
+        for split, private in self.people():
+            weights = cohort.scores(private, self.sent, histories(split), self.task.settings.local)[1]
+            found |= dict(zip(split.users, weights.tolist(), strict=True))
+        return found
+
+    def recommend(self, user: str, k: int) -> tuple[list[Recommendation], dict[str, float]]:
+        """The k best items a person has not had, and the person's weights by view. Raises `DataError` for a stranger."""
+        split, private = self._person(user)
+        settings = self.task.settings.local
+        known = histories(split, split.validation)
+        known = histories(_with(split, known), split.test)
+        scores, weights = cohort.scores(private, self.sent, known, settings)
+        best = scores[0].masked_fill(known.mask()[0], -torch.inf).topk(min(k, known.n_items - len(known.items))).indices
+        views, like = self._reasons(private, known, weights, best)
+        catalogue = self.device.catalogue()
+        titles = [title or item for title, item in zip(catalogue.titles, catalogue.items, strict=True)]
+        found = [
+            Recommendation(catalogue.items[i], titles[i], float(scores[0, i]), self.task.views[j], titles[h])
+            for i, j, h in zip(best.tolist(), views.tolist(), like.tolist(), strict=True)
+        ]
+        return found, dict(zip(self.task.views, weights[0].tolist(), strict=True))
+
+    def _person(self, user: str) -> tuple[Split, dict[str, Tensor]]:
+        for split, private in self.people():
+            if user in split.users:
+                row = split.users.index(user)
+                rows = torch.tensor([row])
+                return split.take(rows.numpy()), {name: value[rows] for name, value in private.items()}
+        raise DataError(f"user {user!r} is not on this device ({self.device.folder})")
+
+    def _reasons(
+        self, private: dict[str, Tensor], known: Histories, weights: Tensor, items: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """For each of `items`: the view whose part of the score stands out most in the catalogue, and the nearest of the
+        person's items in that view."""
+        views, backbone = self.sent[VIEWS], BACKBONES[self.task.settings.local.backbone]
+        alone = [weights * mask for mask in torch.eye(len(views))]
+        parts = torch.stack([backbone.scores(private, self.sent, known, Routed(views, one))[0] for one in alone])
+        speaking = (parts - parts.mean(1, keepdim=True))[:, items].argmax(0)
+        unit = torch.nn.functional.normalize(views - views.mean(1, keepdim=True), dim=2)
+        nearest = (unit[speaking, items][:, None] * unit[speaking][:, known.items]).sum(2).argmax(1)
+        return speaking, known.items[nearest]
+
+
+def _with(split: Split, known: Histories) -> Split:
+    """The same split with `known` as its training items."""
+    return Split(split.users, known.offsets.numpy(), known.items.numpy(), split.validation, split.test, split.n_items)

@@ -1,0 +1,152 @@
+"""The `tessera` command."""
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from common.config import Settings, parse_settings, read_yaml
+from common.errors import ConfigError, TesseraError
+from deploy.environment import quieten
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=__doc__)
+console = Console(highlight=False)
+DEMO = Path(__file__).parent.parent / "benchmarks" / "demo.yaml"
+NODES_HELP = "Number of nodes; the config's by default."
+
+
+class ExecutorName(str, Enum):
+    """Ways to run a federation."""
+
+    inline = "inline"
+    ray = "ray"
+    grpc = "grpc"
+
+
+Runs = Annotated[Path, typer.Option(help="Folder the runs lie in.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")]
+
+
+@app.command(epilog="Example: tessera train benchmarks/demo.yaml --executor grpc --nodes 3 --set rounds=5")
+def train(
+    config: Annotated[Path, typer.Argument(help="Settings of the run, YAML.")],
+    executor: Annotated[ExecutorName, typer.Option(help="One process, Ray workers, or separate processes over gRPC.")] = ExecutorName.inline,
+    data: Annotated[Path | None, typer.Option(help="The dataset's folder, or the one that holds it; TESSERA_DATA by default.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help=NODES_HELP)] = None,
+    runs: Runs = Path("runs"),
+    change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a federation, print the table with its baselines, and end with one line of JSON."""
+    changes = [*(change or ()), *([f"federation.nodes={nodes}"] if nodes else [])]
+    _train(changed_settings(config, changes), executor.value, data, runs, resume, overwrite)
+
+
+@app.command(epilog="Example: tessera demo --nodes 3")
+def demo(
+    config: Annotated[Path, typer.Argument(help="Settings of the run, YAML.")] = DEMO,
+    nodes: Annotated[int | None, typer.Option(min=1, help=NODES_HELP)] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train on the generated shop, show ten recommendations with reasons, and how well the users were understood."""
+    from client.recommend import Personal
+    from deploy.reliance import reliance_correlation
+
+    settings = changed_settings(config, [f"federation.nodes={nodes}"] if nodes else [])
+    job, figures = _train(settings, "inline", None, runs, resume=False, overwrite=True, end=False)
+    personal = Personal.open(job.devices[0])
+    user = personal.people()[0][0].users[0]
+    show_recommendations(personal, user, 10)
+    found = reliance_correlation(job.catalogue, job.devices)
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+    console.print(f"\nSpearman correlation of users' true reliance with their routers' weights: {parts}")
+    print(json.dumps(figures | {"reliance_spearman": {name: round(value, 3) for name, value in found.items()}}))
+
+
+@app.command(epilog="Example: tessera recommend --data-dir runs/demo/devices/node-0 --user u0001 -k 10")
+def recommend(
+    data_dir: Annotated[Path, typer.Option(help="The device's folder.")],
+    user: Annotated[str, typer.Option(help="Whom to recommend to.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    run: Annotated[str | None, typer.Option(help="Which run's state; the newest by default.")] = None,
+) -> None:
+    """Recommend items to a person from their device's own files; nothing is asked of a server."""
+    from client.recommend import Personal
+
+    show_recommendations(Personal.open(data_dir, run), user, k)
+
+
+def changed_settings(config: Path, changes: list[str]) -> Settings:
+    """Read settings, with KEY=VALUE changes laid over them before they are validated."""
+    content = read_yaml(config)
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {change}: write KEY=VALUE, such as --set rounds=5")
+        *parents, last = key.split(".")
+        place = content
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {change}: {parent!r} is not a group of settings")
+        place[last] = yaml.safe_load(value)
+    return parse_settings(content, str(config))
+
+
+def show_recommendations(personal: Any, user: str, k: int) -> None:
+    """Print a person's recommendations, each with the view that speaks for it, and how their router weighs the views."""
+    items, weights = personal.recommend(user, k)
+    table = Table("", "item", "score", "because of", "as in", title=f"for {user}, from the device's own files")
+    for place, item in enumerate(items, 1):
+        table.add_row(str(place), item.title, f"{item.score:.2f}", item.view, item.like)
+    console.print()
+    console.print(table)
+    order = sorted(weights.items(), key=lambda pair: -pair[1])
+    console.print("this person's router: " + ", ".join(f"{name} {100 * weight:.0f}%" for name, weight in order))
+
+
+def _train(
+    settings: Settings, executor: str, data: Path | None, runs: Path, resume: bool, overwrite: bool, end: bool = True
+) -> tuple[Any, dict[str, Any]]:
+    """Prepare, train, and print the table and, at the `end`, the line of JSON; return the job and that line."""
+    from deploy.display import RunDisplay, result_table, summary
+    from deploy.prepared import prepared_dataset
+    from deploy.train import make_job, train
+    from server.checkpoint import read_metrics
+
+    dataset = prepared_dataset(settings.data, data)
+    job = make_job(settings, dataset, runs / settings.name, resume, overwrite)
+    with RunDisplay(settings, console) as display:
+        result = train(job, executor, display.report)
+    console.print(result_table(result, settings.evaluation.ks))
+    console.print(f"run folder: {runs / settings.name}")
+    figures = summary(result, read_metrics(job.run_dir))
+    if end:
+        print(json.dumps(figures))
+    return job, figures
+
+
+def main() -> None:
+    """Run the command; what a user can do something about is printed as one message, with exit code 1."""
+    quieten()
+    _add_groups()
+    try:
+        app()
+    except TesseraError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {error}", markup=True, soft_wrap=True)
+        sys.exit(1)
+
+
+def _add_groups() -> None:
+    """Attach the groups of commands; each is a file of its own."""
+    from deploy import cli_data, cli_federate
+
+    app.add_typer(cli_data.app, name="data")
+    app.add_typer(cli_federate.app, name="federate")

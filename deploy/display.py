@@ -1,0 +1,105 @@
+"""What a person sees of a run: a progress bar while it runs, a table when it has ended, one line of JSON for programs."""
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from common.config import Settings
+
+Line = dict[str, Any]
+
+
+class RunDisplay:
+    """Shows the lines of a run's metrics as they come: round, loss, metric, bytes, time left.
+
+    On a terminal a bar moves; elsewhere each evaluation is a line of its own.
+    """
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self.settings, self.console = settings, console
+        self.k = max(settings.evaluation.ks)
+        self.score = "-"
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task(settings.name, total=settings.rounds, facts="waiting for nodes")
+
+    def __enter__(self) -> "RunDisplay":
+        """Show the bar."""
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Take the bar away."""
+        self.bar.stop()
+
+    def report(self, line: Line) -> None:
+        """Take one line of the metrics in."""
+        if line["kind"] == "census":
+            people, events = int(line["users"]), int(line["events"])
+            self.console.print(f"{people} users on {line['nodes']} nodes, {events} training events; nobody's history is sent", highlight=False)
+        if line["kind"] != "round":
+            return
+        if scores := line.get("scores"):
+            self.score = f"{scores.get(f'validation/all/ndcg@{self.k}', 0):.2f}"
+        down, up = _bytes(line["bytes_down_per_node"]), _bytes(line["bytes_up_per_node"])
+        facts = f"loss {line['loss']:.3f}  ndcg@{self.k} {self.score}%  per device {down} down {up} up"
+        self.bar.update(self.task, completed=line["round"], facts=facts)
+        if not self.console.is_terminal and scores:
+            print(f"round {line['round']}/{self.settings.rounds}  {facts}  {line['seconds']:.2f} s", flush=True)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def result_table(result: Line, ks: tuple[int, ...]) -> Table:
+    """The run beside the trivial baselines on test: all targets, and warm and cold ones apart at the largest K."""
+    rows = {f"{result['name']} (round {result['selected_round']})": result["scores"]}
+    for name, value in result["baselines"].items():
+        row, _, metric = name.partition("/")
+        rows.setdefault(row, {})[metric] = value
+    k, first = max(ks), result["scores"]
+    warm, cold = (int(first.get(f"test/{group}/users", 0)) for group in ("warm", "cold"))
+    title = f"test, in %, ties at their expected value; {warm} warm and {cold} cold targets"
+    table = Table("method", *(f"HR@{k}" for k in ks), *(f"NDCG@{k}" for k in ks), f"warm HR@{k}", f"cold HR@{k}", title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    names = [f"test/all/hr@{k}" for k in ks] + [f"test/all/ndcg@{k}" for k in ks] + [f"test/warm/hr@{k}", f"test/cold/hr@{k}"]
+    for row, scores in rows.items():
+        style = "bold" if scores is first else None
+        table.add_row(row, *(f"{scores[name]:.2f}" if name in scores else "-" for name in names), style=style)
+    return table
+
+
+def summary(result: Line, lines: list[Line]) -> Line:
+    """The run's figures as one flat-enough JSON object, in %; what is not known is left out."""
+    rounds = [line for line in lines if line["kind"] == "round"]
+    nested: dict[str, dict[str, float]] = {}
+    for name, value in result["scores"].items():
+        part, group, metric = name.split("/")
+        nested.setdefault(part if group == "all" else f"{part}_{group}", {})[metric] = round(value, 3)
+    baselines: dict[str, dict[str, float]] = {}
+    for name, value in result["baselines"].items():
+        row, part, group, metric = name.split("/")
+        if (part, group) == ("test", "all") and metric != "users":
+            baselines.setdefault(row, {})[metric] = round(value, 3)
+    figures = {name: result[name] for name in ("name", "seed", "rounds", "selected_round")}
+    traffic = {name: rounds[-1][name] for name in ("bytes_down_per_node", "bytes_up_per_node")} if rounds else {}
+    seconds = {"seconds": round(result["seconds"], 1), "seconds_per_round": round(result["seconds"] / max(1, result["rounds"]), 3)}
+    return {**figures, **nested, "baselines": baselines, **seconds, **traffic}

@@ -1,0 +1,52 @@
+"""The Ray executor: Flower's simulation engine in this process, virtual nodes that host a cohort each, on Ray workers."""
+
+import logging
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from client.app import device_app
+from common.errors import RunError
+from deploy.environment import quieten
+from deploy.job import Job, Report
+from server.app import serve
+
+
+def execute(job: Job, report: Report) -> None:
+    """Run a job on a Ray of this machine's own, bound to loopback."""
+    quieten(job.run_dir / "flower")
+    app = ServerApp()
+    failures: list[BaseException] = []
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            serve(grid, job.settings, job.catalogue, job.run_dir, job.resume, report)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    try:
+        run_simulation(app, device_app(job.devices[0].parent), len(job.devices), backend_config=_backend(job))
+    except BaseException as error:
+        raise failures[0] if failures else RunError(f"Ray could not run the simulation: {error}") from None
+    if failures:
+        raise failures[0]
+
+
+def _backend(job: Job) -> dict[str, Any]:
+    """One CPU a worker; a GPU, where there is one and it is wanted, is shared among as many as there are CPUs."""
+    shared = torch.cuda.is_available() and job.settings.device != "cpu"
+    return {
+        "init_args": {
+            "_node_ip_address": "127.0.0.1",
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+        },
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.1 if shared else 0.0},
+    }

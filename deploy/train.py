@@ -1,0 +1,42 @@
+"""`tessera train` without its options: from settings to a run's result, over any executor."""
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+from common.config import Settings
+from common.errors import RunError
+from common.files import read_json
+from deploy.job import Executor, Job, Report, deal, device_folders
+from server.checkpoint import read_metrics
+
+EXECUTORS = {"inline": "deploy.inline", "ray": "deploy.simulate", "grpc": "deploy.federate"}
+DEVICES = "devices"
+
+
+def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, overwrite: bool) -> Job:
+    """Lay out a run's folder: deal the dataset's users out to device folders, or find those of the run to resume."""
+    n_nodes = settings.federation.nodes
+    if overwrite and (run_dir / "config.yaml").exists():
+        shutil.rmtree(run_dir)
+    if resume:
+        dealt = len(list((run_dir / DEVICES).glob("node-*")))
+        if dealt != n_nodes:
+            raise RunError(f"{run_dir} was run with {dealt} nodes, not {n_nodes}: resume it with --nodes {dealt}")
+        folders = tuple(device_folders(run_dir / DEVICES, n_nodes))
+    elif (run_dir / "config.yaml").exists():
+        raise RunError(f"{run_dir} holds a run already: go on with it by --resume, or replace it by --overwrite")
+    else:
+        folders = deal(dataset, run_dir / DEVICES, n_nodes)
+    return Job(settings, dataset.absolute(), tuple(folder.absolute() for folder in folders), run_dir.absolute(), resume)
+
+
+def train(job: Job, executor: str, report: Report) -> dict[str, Any]:
+    """Carry out a job and return its result line. Raises `RunError` when it did not complete."""
+    execute = cast(Executor, import_module(EXECUTORS[executor]).execute)
+    execute(job, report)
+    status = read_json(job.run_dir / "status.json")
+    if status["state"] != "completed":
+        raise RunError(f"the run ended {status['state']}: {status['reason']}")
+    return next(line for line in reversed(read_metrics(job.run_dir)) if line["kind"] == "result")
