@@ -50,7 +50,7 @@ def convert(
         raise DataError(f"{source} does not exist: name the folder with the raw {kind} data")
     with replacing(destination, overwrite) as folder:
         about = prepare(READERS[kind](source, options), folder, settings, options)
-        return write_description(folder, {"name": destination.name, "kind": kind, **about})
+        return write_description(folder, {"name": destination.resolve().name, "kind": kind, **about})
 
 
 def convert_shop(
@@ -60,4 +60,4 @@ def convert_shop(
     with replacing(destination, overwrite) as folder:
         write_shop(folder, n_items, n_users, seed)
         about = {"source": "generated", "seed": seed, "filters": {}, "rules": ["generated: no filter applies"]}
-        return write_description(folder, {"name": destination.name, "kind": SHOP, **about})
+        return write_description(folder, {"name": destination.resolve().name, "kind": SHOP, **about})

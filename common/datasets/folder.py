@@ -28,6 +28,7 @@ def replacing(destination: Path, overwrite: bool = False) -> Iterator[Path]:
         raise DataError(f"{destination} exists and is not empty: choose another folder, or pass --overwrite")
     if occupied and not (destination / DATASET).is_file():
         raise DataError(f"{destination} is not a dataset ({DATASET} is missing), so it is not overwritten")
+    destination = destination.resolve()
     mark = f".{destination.name}.{uuid4().hex[:8]}"
     temporary, old = destination.with_name(f"{mark}.tmp"), destination.with_name(f"{mark}.old")
     try:
@@ -35,16 +36,16 @@ def replacing(destination: Path, overwrite: bool = False) -> Iterator[Path]:
             temporary.mkdir(parents=True)
         yield temporary
         with _writing(destination):
-            _swap(temporary, destination, old)
+            if occupied:
+                _swap(temporary, destination, old)
+            else:
+                temporary.replace(destination)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _swap(temporary: Path, destination: Path, old: Path) -> None:
     """Put `temporary` in the place of `destination`, which goes only when that has worked."""
-    if not destination.exists():
-        temporary.replace(destination)
-        return
     destination.replace(old)
     try:
         temporary.replace(destination)

@@ -1,6 +1,7 @@
 """Raw data in memory, and the checks that every file of it goes through."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def read_rows(path: Path, columns: Mapping[str, Any], optional: Mapping[str, Any
     that is missing and a cell that is empty or not what it should be. No row is ever dropped.
     """
     scan = _scan(path)
-    try:
+    with _reading(path):
         present = scan.collect_schema().names()
         wanted = {**columns, **{name: kind for name, kind in (optional or {}).items() if name in present}}
         missing = [name for name in wanted if name not in present]
@@ -88,9 +89,16 @@ def read_rows(path: Path, columns: Mapping[str, Any], optional: Mapping[str, Any
         frame = scan.select(pl.col(name).cast(kind, strict=False) for name, kind in wanted.items()).collect()
         for name in frame.columns:
             _check(path, scan, name, frame[name], wanted[name])
+    return frame
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Explain that a table cannot be read."""
+    try:
+        yield
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path} is not a readable table: {error}") from None
-    return frame
 
 
 def _scan(path: Path) -> pl.LazyFrame:
@@ -122,8 +130,9 @@ def read_items(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
     if ids.is_duplicated().any():
         raise DataError(f"{path} names item {ids.filter(ids.is_duplicated())[0]!r} more than once")
     scan = _scan(path)
-    there = {name: column for name, column in columns.items() if column in scan.collect_schema().names()}
-    items = scan.select(pl.col(column).cast(pl.String).alias(name) for name, column in there.items()).collect()
+    with _reading(path):
+        there = {name: column for name, column in columns.items() if column in scan.collect_schema().names()}
+        items = scan.select(pl.col(column).cast(pl.String).alias(name) for name, column in there.items()).collect()
     empty = [pl.lit("", dtype=pl.String).alias(name) for name in NO_ITEMS.columns if name not in there]
     return items.with_columns(empty).select(NO_ITEMS.columns).fill_null("")
 

@@ -13,6 +13,7 @@ from PIL import Image
 from common.catalogue import Catalogue, load_catalogue
 from common.config import DataSettings
 from common.datasets import Options, convert, describe
+from common.datasets.folder import replacing
 from common.datasets.prepare import first_events, k_core
 from common.errors import DataError
 from common.files import read_json
@@ -293,6 +294,25 @@ def test_a_folder_that_is_no_dataset_is_never_replaced(ku: Path, tmp_path: Path)
     with pytest.raises(DataError, match="not a dataset"):
         convert("fedvlr", ku, tmp_path / "out", settings(), overwrite=True)
     assert (tmp_path / "out" / "thesis.tex").exists()
+
+
+def test_a_dataset_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def write() -> None:
+        with replacing(tmp_path / "out") as folder:
+            (folder / "mine").touch()
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "theirs").touch()
+
+    with pytest.raises(DataError, match="out cannot be written"):
+        write()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
+
+
+def test_an_empty_folder_may_be_filled(ku: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    convert("fedvlr", ku, Path(), settings())
+    assert describe(tmp_path / "out")["name"] == "out"
 
 
 def test_describe_notices_other_features(ku: Path, tmp_path: Path) -> None:

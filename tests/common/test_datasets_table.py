@@ -167,6 +167,12 @@ def test_a_missing_picture_is_named(shop: Path, tmp_path: Path) -> None:
     run(shop, tmp_path / "without")
 
 
+def test_text_that_is_not_utf8_is_refused(shop: Path, tmp_path: Path) -> None:
+    (shop / "items.csv").write_bytes("item,title\ntea,Thé\ncup,\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"items.csv is not a readable table: invalid utf-8"):
+        run(shop, tmp_path / "out")
+
+
 def test_a_folder_without_events_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no events.csv or events.parquet"):
         run(tmp_path, tmp_path / "out")
