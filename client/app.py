@@ -58,7 +58,9 @@ def _folder(context: Context, devices: Path | None) -> Path:
     if devices is not None:
         return devices / f"node-{context.node_config['partition-id']}"
     if "data-dir" not in context.node_config:
-        raise DataError("this SuperNode has no data-dir in its node config; start it with `tessera federate join --data-dir D`")
+        raise DataError(
+            "this SuperNode has no data-dir in its node config; start it with `tessera federate join --data-dir D`"
+        )
     return Path(str(context.node_config["data-dir"]))
 
 

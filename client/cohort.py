@@ -16,7 +16,7 @@ from client.store import PrivateState
 from common import seeds
 from common.config import LocalSettings
 from common.metrics import Sums
-from common.protocol import VIEWS, Tensors, Update, add
+from common.protocol import VIEWS, Tensors, Update
 
 
 def start_state(users: tuple[str, ...], settings: LocalSettings, views: Tensor, seed: int) -> PrivateState:
@@ -26,13 +26,15 @@ def start_state(users: tuple[str, ...], settings: LocalSettings, views: Tensor, 
     parameters = {name: torch.zeros(len(users), *shape) for name, shape in router_shapes(n_views, dim).items()}
     for name, parameter in BACKBONES[settings.backbone].parameters(dim).items():
         position = torch.arange(int(torch.Size(parameter.shape).numel()))
-        draws = seeds.normal(keys[:, None], seeds.key("start", seed, name), position)
+        draws = seeds.normal(seeds.key("start", seed, name), keys[:, None], position)
         parameters[name] = parameter.scale * draws.view(len(users), *parameter.shape)
     parameters = {name: value.to(views.dtype) for name, value in parameters.items()}
     return PrivateState(users, parameters, optimizers.start(settings, parameters))
 
 
-def scores(private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings) -> tuple[Tensor, Tensor]:
+def scores(
+    private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings
+) -> tuple[Tensor, Tensor]:
     """Score the catalogue for every user, [n_users, n_items], and say how the views were weighed, [n_users, n_views]."""
     views = sent[VIEWS]
     if settings.route == "uniform" or len(views) == 1:
@@ -52,14 +54,15 @@ def train(
     """
     weight = _user_weights(histories, settings, next(iter(sent.values())).dtype)
     parameters, moments = state.parameters, state.optimizer
-    gradients: dict[str, Tensor] = {}
+    gradients = {name: torch.zeros_like(value) for name, value in sent.items()}
     losses = torch.zeros(0)
     for epoch in range(settings.local_epochs):
         losses, private_gradients, sent_gradients = _gradients(
             parameters, sent, histories, settings, weight, seeds.key("epoch", seed, round, epoch)
         )
         parameters, moments = optimizers.step(settings, parameters, private_gradients, moments)
-        gradients = add(gradients, sent_gradients)
+        for name, gradient in sent_gradients.items():
+            gradients[name] += gradient
     sums = {
         "users": float(len(histories)),
         "loss": float(losses.double().sum()),
@@ -70,7 +73,12 @@ def train(
 
 
 def _gradients(
-    parameters: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings, weight: Tensor, salt: int
+    parameters: dict[str, Tensor],
+    sent: Tensors,
+    histories: Histories,
+    settings: LocalSettings,
+    weight: Tensor,
+    salt: int,
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """One forward and one backward pass: each user's loss, their own gradients, and the weighted sum for what was sent."""
     private = {name: value.detach().requires_grad_() for name, value in parameters.items()}
@@ -80,7 +88,9 @@ def _gradients(
     losses = LOSSES[settings.loss](predicted, histories, settings, salt)
     leaves = [*private.values(), *received.values()]
     found = torch.autograd.grad((weight * losses).sum(), leaves, allow_unused=True)
-    dense = [torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(leaves, found, strict=True)]
+    dense = [
+        torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(leaves, found, strict=True)
+    ]
     # The weight is the user's say in the sum, not in their own step: divide it out again, row by row.
     own = {name: g / weight.view(-1, *[1] * (g.ndim - 1)) for name, g in zip(private, dense, strict=False)}
     return losses.detach(), own, dict(zip(received, dense[len(private) :], strict=True))

@@ -1,9 +1,9 @@
 """A device: its folder, its people's data, and what it does when the server asks.
 
-    interactions.parquet, items.parquet     its people's events; the public titles
-    views/HASH.safetensors                  the tensors last received
-    private/RUN/run.json                    the run's settings, and which tensors belong to the last state
-    private/RUN/block-*/round-*.safetensors the private states
+interactions.parquet, items.parquet     its people's events; the public titles
+views/HASH.safetensors                  the tensors last received
+private/RUN/run.json                    the run's settings, and which tensors belong to the last state
+private/RUN/block-*/round-*.safetensors the private states
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,6 @@ from common.files import read_tensors, write_json, write_tensors
 from common.interactions import Interactions, Split, load_interactions
 from common.metrics import Sums
 from common.protocol import COUNTS, VIEWS, Task, Tensors, Update
-
 
 
 class TensorsMissing(Exception):
@@ -88,7 +87,7 @@ class Device:
         settings = task.settings
         state = self.state(task, block.users, number, sent[VIEWS])
         people = histories(block)
-        draws = seeds.uniform(people.keys, seeds.key("participation", settings.seed, task.round))
+        draws = seeds.uniform(seeds.key("participation", settings.seed, task.round), people.keys)
         rows = torch.from_numpy(np.flatnonzero((draws < settings.fraction).numpy() & (people.lengths() > 0).numpy()))
         if not len(rows):
             return Update()

@@ -71,7 +71,9 @@ def _part(
 
 def _exclude(candidates: Tensor, items: NDArray[np.int64]) -> None:
     rows = np.flatnonzero(items >= 0)
-    candidates[torch.from_numpy(rows).to(candidates.device), torch.from_numpy(items[rows]).to(candidates.device)] = False
+    candidates[torch.from_numpy(rows).to(candidates.device), torch.from_numpy(items[rows]).to(candidates.device)] = (
+        False
+    )
 
 
 def _degenerate(scores: Tensor, candidates: Tensor) -> dict[str, float]:

@@ -10,6 +10,7 @@ from client.histories import Histories
 from common import seeds
 from common.config import LocalSettings
 
+SPARE = 16
 Loss = Callable[[Tensor, Histories, LocalSettings, int], Tensor]
 
 
@@ -33,29 +34,31 @@ def bce(scores: Tensor, histories: Histories, settings: LocalSettings, salt: int
 LOSSES: dict[str, Loss] = {"softmax": softmax, "bce": bce}
 
 
-def sample_negatives(histories: Histories, per_event: int, salt: int, attempts: int = 20) -> Tensor:
+def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:
     """Draw items outside each user's own history, [n_events, per_event], by user, event and `salt`.
 
-    A draw that hits the history is drawn again, `attempts` times at most: after that it stays, which happens only to users who
-    have almost the whole catalogue.
+    A draw that hits the history is replaced by the first of `SPARE` spare draws that does not; where all do, which
+    happens only to users who have almost the whole catalogue, it stays.
     """
-    keys = histories.keys[histories.owners][:, None]
-    position = histories.items[:, None] * per_event + torch.arange(per_event, device=histories.items.device)
-    owned = torch.sort(histories.owners * histories.n_items + histories.items).values
-    offset = histories.owners[:, None] * histories.n_items
+    owners = histories.owners.repeat_interleave(per_event)
+    keys = histories.keys[owners]
+    positions = histories.items.repeat_interleave(per_event) * per_event
+    positions += torch.arange(per_event, device=owners.device).repeat(len(histories.items))
+    owned = histories.mask().flatten()
+    base = owners * histories.n_items
 
-    drawn = _draw(keys, position, salt, 0, histories.n_items)
-    for attempt in range(1, attempts):
-        clash = torch.isin(offset + drawn, owned, assume_unique=False)
-        if not clash.any():
-            break
-        drawn = torch.where(clash, _draw(keys, position, salt, attempt, histories.n_items), drawn)
-    return drawn
+    drawn = _draw(salt, keys, positions) % histories.n_items
+    clash = owned[base + drawn].nonzero()[:, 0]
+    attempts = torch.arange(SPARE, device=owners.device)
+    spare = _draw(salt, keys[clash, None], positions[clash, None], attempts) % histories.n_items
+    free = ~owned[base[clash, None] + spare]
+    drawn[clash] = spare.gather(1, free.byte().argmax(1, keepdim=True))[:, 0]
+    return drawn.view(-1, per_event)
 
 
-def _draw(keys: Tensor, position: Tensor, salt: int, attempt: int, n_items: int) -> Tensor:
-    # The modulo's bias is below n_items / 2^62.
-    return (seeds.mix(keys, position, salt, attempt) & 0x3FFFFFFFFFFFFFFF) % n_items
+def _draw(salt: int, *counters: Tensor) -> Tensor:
+    """Non-negative hashes; taken modulo n_items their bias is below n_items / 2^62."""
+    return seeds.mix(salt, *counters) & 0x3FFFFFFFFFFFFFFF
 
 
 def _pick(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -19,7 +19,11 @@ def start(settings: LocalSettings, parameters: Stacked) -> Stacked:
     if settings.optimizer == "sgd":
         return {}
     some = next(iter(parameters.values()))
-    moments = {f"{moment}.{name}": tensor.new_zeros(tensor.shape) for name, tensor in parameters.items() for moment in ("mean", "square")}
+    moments = {
+        f"{moment}.{name}": tensor.new_zeros(tensor.shape)
+        for name, tensor in parameters.items()
+        for moment in ("mean", "square")
+    }
     return {STEPS: some.new_zeros(len(some)), **moments}
 
 
@@ -29,13 +33,13 @@ def step(settings: LocalSettings, parameters: Stacked, gradients: Stacked, momen
     if settings.optimizer == "sgd":
         return {name: decay * value - rate * gradients[name] for name, value in parameters.items()}, moments
     steps = moments[STEPS] + 1
+    first, second = rate / (1 - BETAS[0] ** steps), (1 - BETAS[1] ** steps).rsqrt()
     stepped, moved = {}, {STEPS: steps}
     for name, value in parameters.items():
-        gradient = gradients[name]
-        count = steps.view(-1, *[1] * (value.ndim - 1))
-        mean = BETAS[0] * moments[f"mean.{name}"] + (1 - BETAS[0]) * gradient
-        square = BETAS[1] * moments[f"square.{name}"] + (1 - BETAS[1]) * gradient**2
-        corrected = mean / (1 - BETAS[0] ** count)
-        stepped[name] = decay * value - rate * corrected / ((square / (1 - BETAS[1] ** count)).sqrt() + EPSILON)
+        gradient, rows = gradients[name], (-1, *[1] * (value.ndim - 1))
+        mean = moments[f"mean.{name}"].lerp(gradient, 1 - BETAS[0])
+        square = moments[f"square.{name}"].lerp(gradient * gradient, 1 - BETAS[1])
+        size = (square.sqrt() * second.view(rows)).add_(EPSILON)
+        stepped[name] = (value if decay == 1 else value * decay).addcdiv(mean * first.view(rows), size, value=-1)
         moved[f"mean.{name}"], moved[f"square.{name}"] = mean, square
     return stepped, moved

@@ -54,7 +54,9 @@ class Personal:
         settings = self.task.settings
         split = blocks(self.device.split(settings), settings.local.cohort)
         views = self.sent[VIEWS]
-        return [(block, self.device.state(self.task, block.users, n, views).parameters) for n, block in enumerate(split)]
+        return [
+            (block, self.device.state(self.task, block.users, n, views).parameters) for n, block in enumerate(split)
+        ]
 
     def weights(self) -> dict[str, list[float]]:
         """How each person weighs the views, by user: the router's output for their history, in the order of `task.views`."""

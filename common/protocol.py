@@ -73,7 +73,9 @@ def add(left: Tensors, right: Tensors) -> dict[str, Tensor]:
     """Add tensors name by name; a name absent on one side counts as 0 there. Raises `RunError` when shapes differ."""
     for name in left.keys() & right.keys():
         if left[name].shape != right[name].shape:
-            raise RunError(f"{name!r} has shape {tuple(right[name].shape)} from one device, {tuple(left[name].shape)} from another")
+            raise RunError(
+                f"{name!r} has shape {tuple(right[name].shape)} from one device, {tuple(left[name].shape)} from another"
+            )
     return {
         name: left[name] + right[name] if name in left and name in right else left.get(name, right.get(name))  # type: ignore[misc]
         for name in [*left, *(name for name in right if name not in left)]

@@ -27,29 +27,26 @@ def user_keys(users: Sequence[str]) -> Tensor:
     return torch.tensor([key("user", user) for user in users], dtype=torch.int64)
 
 
-def mix(*counters: Tensor | int) -> Tensor:
-    """Hash counters that broadcast against each other into uniform int64."""
-    state = torch.zeros((), dtype=torch.int64)
+def mix(salt: int, *counters: Tensor) -> Tensor:
+    """Hash counters that broadcast against each other, and a `salt` from `key`, into uniform int64."""
+    state: Tensor | int = salt
     for counter in counters:
-        state = _finalise(state.to(counter.device) + counter + _GOLDEN if isinstance(counter, Tensor) else state + counter + _GOLDEN)
-    return state
+        state = state + counter + _GOLDEN
+        state = (state ^ _shift(state, 30)) * _MIX_1
+        state = (state ^ _shift(state, 27)) * _MIX_2
+        state = state ^ _shift(state, 31)
+    return torch.as_tensor(state)
 
 
-def uniform(*counters: Tensor | int) -> Tensor:
+def uniform(salt: int, *counters: Tensor) -> Tensor:
     """Hash counters into float32 uniform in [0, 1)."""
-    return _shift(mix(*counters), 40).to(torch.float32) * 2.0**-24
+    return _shift(mix(salt, *counters), 40).to(torch.float32) * 2.0**-24
 
 
-def normal(*counters: Tensor | int) -> Tensor:
+def normal(salt: int, *counters: Tensor) -> Tensor:
     """Hash counters into standard normal float32 (Box-Muller)."""
-    radius = torch.sqrt(-2 * torch.log1p(-uniform(*counters, 1)))
-    return radius * torch.cos(2 * math.pi * uniform(*counters, 2))
-
-
-def _finalise(state: Tensor) -> Tensor:
-    state = (state ^ _shift(state, 30)) * _MIX_1
-    state = (state ^ _shift(state, 27)) * _MIX_2
-    return state ^ _shift(state, 31)
+    radius = torch.sqrt(-2 * torch.log1p(-uniform(key(salt, "radius"), *counters)))
+    return radius * torch.cos(2 * math.pi * uniform(key(salt, "angle"), *counters))
 
 
 def _shift(state: Tensor, bits: int) -> Tensor:

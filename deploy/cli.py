@@ -36,11 +36,17 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run of t
 @app.command(epilog="Example: tessera train benchmarks/demo.yaml --executor grpc --nodes 3 --set rounds=5")
 def train(
     config: Annotated[Path, typer.Argument(help="Settings of the run, YAML.")],
-    executor: Annotated[ExecutorName, typer.Option(help="One process, Ray workers, or separate processes over gRPC.")] = ExecutorName.inline,
-    data: Annotated[Path | None, typer.Option(help="The dataset's folder, or the one that holds it; TESSERA_DATA by default.")] = None,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="One process, Ray workers, or separate processes over gRPC.")
+    ] = ExecutorName.inline,
+    data: Annotated[
+        Path | None, typer.Option(help="The dataset's folder, or the one that holds it; TESSERA_DATA by default.")
+    ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help=NODES_HELP)] = None,
     runs: Runs = Path("runs"),
-    change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")] = False,
     overwrite: Overwrite = False,
 ) -> None:

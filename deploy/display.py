@@ -40,7 +40,9 @@ class RunDisplay:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Take the bar away."""
         self.bar.stop()
 
@@ -48,7 +50,10 @@ class RunDisplay:
         """Take one line of the metrics in."""
         if line["kind"] == "census":
             people, events = int(line["users"]), int(line["events"])
-            self.console.print(f"{people} users on {line['nodes']} nodes, {events} training events; nobody's history is sent", highlight=False)
+            self.console.print(
+                f"{people} users on {line['nodes']} nodes, {events} training events; nobody's history is sent",
+                highlight=False,
+            )
         if line["kind"] != "round":
             return
         if scores := line.get("scores"):
@@ -77,10 +82,16 @@ def result_table(result: Line, ks: tuple[int, ...]) -> Table:
     k, first = max(ks), result["scores"]
     warm, cold = (int(first.get(f"test/{group}/users", 0)) for group in ("warm", "cold"))
     title = f"test, in %, ties at their expected value; {warm} warm and {cold} cold targets"
-    table = Table("method", *(f"HR@{k}" for k in ks), *(f"NDCG@{k}" for k in ks), f"warm HR@{k}", f"cold HR@{k}", title=title)
+    table = Table(
+        "method", *(f"HR@{k}" for k in ks), *(f"NDCG@{k}" for k in ks), f"warm HR@{k}", f"cold HR@{k}", title=title
+    )
     for column in table.columns[1:]:
         column.justify = "right"
-    names = [f"test/all/hr@{k}" for k in ks] + [f"test/all/ndcg@{k}" for k in ks] + [f"test/warm/hr@{k}", f"test/cold/hr@{k}"]
+    names = (
+        [f"test/all/hr@{k}" for k in ks]
+        + [f"test/all/ndcg@{k}" for k in ks]
+        + [f"test/warm/hr@{k}", f"test/cold/hr@{k}"]
+    )
     for row, scores in rows.items():
         style = "bold" if scores is first else None
         table.add_row(row, *(f"{scores[name]:.2f}" if name in scores else "-" for name in names), style=style)
@@ -101,5 +112,8 @@ def summary(result: Line, lines: list[Line]) -> Line:
             baselines.setdefault(row, {})[metric] = round(value, 3)
     figures = {name: result[name] for name in ("name", "seed", "rounds", "selected_round")}
     traffic = {name: rounds[-1][name] for name in ("bytes_down_per_node", "bytes_up_per_node")} if rounds else {}
-    seconds = {"seconds": round(result["seconds"], 1), "seconds_per_round": round(result["seconds"] / max(1, result["rounds"]), 3)}
+    seconds = {
+        "seconds": round(result["seconds"], 1),
+        "seconds_per_round": round(result["seconds"] / max(1, result["rounds"]), 3),
+    }
     return {**figures, **nested, "baselines": baselines, **seconds, **traffic}

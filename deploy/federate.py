@@ -23,6 +23,8 @@ LOOK = 0.25
 """Seconds between two looks at the run's files."""
 ASK = 10.0
 """Seconds between two questions to the server: each costs 0.8 s of processor."""
+SETTLE = 30.0
+"""Seconds that the ServerApp has to end after it has told how the run went."""
 PATIENCE = 3
 """Questions in a row that the server may leave unanswered."""
 
@@ -131,25 +133,23 @@ class Watch:
 
 def _follow(watch: Watch, control: Control, run: str, report: Report, check: Callable[[bool], None]) -> None:
     """Report progress until Flower says that the run is over. Raises `RunError` unless it completed."""
-    next_question, unanswered = time.monotonic() + ASK, 0
-    while True:
+    status, unanswered = RunStatus("unknown", ""), 0
+    next_question, told_at = time.monotonic() + ASK, 0.0
+    while not status.finished and not (told_at and time.monotonic() > told_at + SETTLE):
+        time.sleep(LOOK)
         for line in watch.lines():
             report(line)
-        state, reason = watch.state()
-        if state == "failed":
-            raise RunError(reason or "the run failed and gave no reason")
-        check(watch.begun)
-        if state == "completed" or time.monotonic() > next_question:
+        told_at = told_at or (time.monotonic() if watch.state()[0] in ("completed", "failed") else 0.0)
+        if not told_at:
+            check(watch.begun)
+        if told_at or time.monotonic() > next_question:
             try:
                 status, unanswered = control.status(run), 0
-                if status.finished:
-                    break
             except RunError:
                 unanswered += 1
                 if unanswered >= PATIENCE:
                     raise
             next_question = time.monotonic() + ASK
-        time.sleep(LOOK)
     for line in watch.lines():
         report(line)
     _judge(watch.state(), status, lambda: control.log(run))
@@ -157,12 +157,11 @@ def _follow(watch: Watch, control: Control, run: str, report: Report, check: Cal
 
 def _judge(told: tuple[str, str], status: RunStatus, log: Callable[[], str]) -> None:
     """Raise `RunError` unless both the run and Flower say that it completed: Flower takes sys.exit for success."""
-    if told[0] == "completed" and status.state == "finished:completed":
-        return
     if status.state == "finished:stopped":
         raise RunError("the run was stopped from outside; go on with --resume")
-    reason = told[1] or status.details
-    raise RunError(reason or f"the run ended as {status.state!r} without a result; the end of its log:\n{tail(log())}")
+    if told[0] != "completed" or status.state == "finished:failed":
+        reason = told[1] or status.details
+        raise RunError(reason or f"the run ended as {status.state!r} without a result; its log ends:\n{tail(log())}")
 
 
 def _require(processes: list[Process]) -> None:

@@ -70,7 +70,11 @@ class InlineGrid(Grid):
     def _handle(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         context = Context(
-            run_id=self._run.run_id, node_id=node, node_config=UserConfig(self.nodes[node]), state=RecordDict(), run_config=UserConfig()
+            run_id=self._run.run_id,
+            node_id=node,
+            node_config=UserConfig(self.nodes[node]),
+            state=RecordDict(),
+            run_config=UserConfig(),
         )
         try:
             return self.app(message, context)

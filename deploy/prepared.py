@@ -22,7 +22,9 @@ def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Pa
     source = Path("generated") if settings.kind == "shop" else _source(settings, data)
     if settings.kind == "converted":
         if not (source / DATASET).is_file():
-            raise DataError(f"{source} is not a converted dataset: convert it (tessera data convert), or name its kind in the config")
+            raise DataError(
+                f"{source} is not a converted dataset: convert it (tessera data convert), or name its kind in the config"
+            )
         return source
     key = digest((settings.model_dump_json() + json.dumps(_listing(source))).encode())[:12]
     destination = cache / f"{settings.folder}-{key}"

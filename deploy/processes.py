@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+from uuid import uuid4
 
 from common.errors import RunError
 
+MARK = "TESSERA_PROCESS"
 SETTINGS = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -42,12 +44,12 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 class Process:
     """A running Flower command. Its output goes to `log`, or is left for `relay` to read.
 
-    `home` is its FLWR_HOME. No two processes share one: all that it starts inherits the variable, and is known by it.
+    All that it starts inherits the environment variable MARK with the value `mark`, and is known by it.
     """
 
     name: str
     popen: subprocess.Popen[str]
-    home: Path
+    mark: str
     log: Path | None
 
     def require(self) -> None:
@@ -65,10 +67,11 @@ def start(name: str, command: Sequence[str], home: Path, log: Path | None = None
     home.mkdir(parents=True, exist_ok=True)
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid4().hex
     with (log or Path(os.devnull)).open("ab") as output:
         popen = subprocess.Popen(
             [program(command[0]), *command[1:]],
-            env=environment(home) | settings,
+            env=environment(home) | settings | {MARK: mark},
             cwd=home,
             stdin=subprocess.DEVNULL,
             stdout=output if log else subprocess.PIPE,
@@ -77,7 +80,7 @@ def start(name: str, command: Sequence[str], home: Path, log: Path | None = None
             errors="replace",
             start_new_session=True,
         )
-    return Process(name, popen, home, log)
+    return Process(name, popen, mark, log)
 
 
 def stop(processes: Sequence[Process], grace: float = GRACE) -> None:
@@ -102,12 +105,12 @@ def stop(processes: Sequence[Process], grace: float = GRACE) -> None:
 
 
 def remains(process: Process) -> list[int]:
-    """Ids of processes with this one's FLWR_HOME: itself and all that it started, even in other sessions.
+    """Ids of what still runs of a process: itself and all that it started, even in other sessions.
 
     SuperLink starts SuperExec in a session of its own, so a process group does not hold them all. Linux only;
     elsewhere the list is empty, and what is left ends itself when it sees that its parent is gone.
     """
-    marker = f"FLWR_HOME={process.home}".encode()
+    marker = f"{MARK}={process.mark}".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # ended meanwhile, or another user's

@@ -27,7 +27,9 @@ def reliance_correlation(dataset: Path, devices: tuple[Path, ...]) -> dict[str, 
         learnt |= {user: [weights[column] for column in columns] for user, weights in personal.weights().items()}
     shares = np.array([learnt[user] for user in truth["user"]])
     shares /= shares.sum(axis=1, keepdims=True)
-    pairs = {column.removeprefix("reliance_"): (truth[column].to_numpy(), shares[:, n]) for n, column in enumerate(TRUTH)}
+    pairs = {
+        column.removeprefix("reliance_"): (truth[column].to_numpy(), shares[:, n]) for n, column in enumerate(TRUTH)
+    }
     found = {name: _spearman(*pair) for name, pair in pairs.items()}
     return found | {"mean": float(np.mean(list(found.values())))}
 

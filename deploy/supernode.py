@@ -6,6 +6,7 @@ All of it stays in the device's folder: `node.key` (never leaves it), `node.key.
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ KEY = "node.key"
 HOME = ".flower"
 POLL = "0.2"
 """Seconds between two looks of a SuperNode's SuperExec for a message to work on; Flower's default is 1."""
+RETRY = 2.0
+"""Seconds between two looks for a server that is not there yet."""
 REFUSED = "[code: 2004]"
 """What Flower answers to a key it does not know, and to a known one that it takes to be online."""
 
@@ -45,13 +48,23 @@ def join(data_dir: Path, server: str, ca: Path, show: Callable[[str], None]) -> 
     Raises `CertificateError` when the server cannot prove to be the one of `ca`, and `RunError` when it refuses this
     device's key. A server that is not there yet is waited for.
     """
-    host, port = parse_address(server)
-    try:
-        check_server(host, port, ca)
-    except OSError as error:
-        show(f"{server} does not answer yet ({error}); waiting for it")
+    _wait_for(server, ca, show)
     last = relay(start_supernode("device", data_dir, server, ca, data_dir / HOME), show)
     raise RunError(explain(last, data_dir))
+
+
+def _wait_for(server: str, ca: Path, show: Callable[[str], None]) -> None:
+    """Wait until the server answers. A SuperNode would wait too, but for ever, and silently on bad certificates."""
+    host, port = parse_address(server)
+    told = False
+    while True:
+        try:
+            return check_server(host, port, ca)
+        except OSError as error:
+            if not told:
+                show(f"{server} does not answer yet ({error}); waiting for it")
+            told = True
+            time.sleep(RETRY)
 
 
 def explain(last: str, data_dir: Path) -> str:

@@ -13,7 +13,9 @@ from server.rounds import run_rounds
 from server.strategies.fedvlr import FedVLR
 
 
-def serve(grid: Grid, settings: Settings, catalogue: Path, run_dir: Path, resume: bool, report: Report | None = None) -> None:
+def serve(
+    grid: Grid, settings: Settings, catalogue: Path, run_dir: Path, resume: bool, report: Report | None = None
+) -> None:
     """Carry out a run over `grid`. The outcome, and the reason of a failure, are in the run's status.json.
 
     `report`, where given, hears each line of the metrics as it is written.

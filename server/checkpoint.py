@@ -1,6 +1,6 @@
 """A run's folder: its resolved settings, its metrics as JSON lines, and checkpoints it can go on from.
 
-    config.yaml  status.json  metrics.jsonl  checkpoints/round-000012.safetensors
+config.yaml  status.json  metrics.jsonl  checkpoints/round-000012.safetensors
 """
 
 import json
@@ -49,9 +49,13 @@ class RunFolder:
         if not (path / "config.yaml").exists():
             raise RunError(f"{path} holds no run to resume")
         before = load_settings(path / "config.yaml").model_dump()
-        changed = [name for name, value in settings.model_dump().items() if before[name] != value and name not in MAY_CHANGE]
+        changed = [
+            name for name, value in settings.model_dump().items() if before[name] != value and name not in MAY_CHANGE
+        ]
         if changed:
-            raise ConfigError(f"{path} was run with another {changed[0]!r}; a resumed run may change only {', '.join(sorted(MAY_CHANGE))}")
+            raise ConfigError(
+                f"{path} was run with another {changed[0]!r}; a resumed run may change only {', '.join(sorted(MAY_CHANGE))}"
+            )
         folder = cls(path, read_json(path / "status.json")["run"])
         folder.status("running")
         return folder
@@ -99,7 +103,9 @@ class RunFolder:
         return tuple(self._rounds()) or (0,)
 
     def _rounds(self) -> list[int]:
-        names = (re.fullmatch(r"round-(\d{6})\.safetensors", path.name) for path in (self.path / "checkpoints").glob("*"))
+        names = (
+            re.fullmatch(r"round-(\d{6})\.safetensors", path.name) for path in (self.path / "checkpoints").glob("*")
+        )
         return sorted(int(name.group(1)) for name in names if name)
 
     def _checkpoint(self, round: int) -> Path:

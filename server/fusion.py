@@ -61,4 +61,9 @@ class Attention(nn.Module):
         return (attention[:, :, None] * self.value(items)).sum(1)
 
 
-OPERATORS: dict[str, type[Sum | MLP | Gate | Attention]] = {"sum": Sum, "mlp": MLP, "gate": Gate, "attention": Attention}
+OPERATORS: dict[str, type[Sum | MLP | Gate | Attention]] = {
+    "sum": Sum,
+    "mlp": MLP,
+    "gate": Gate,
+    "attention": Attention,
+}

@@ -39,7 +39,9 @@ class Nodes:
         deadline = time.monotonic() + self.settings.timeout
         while (online := len(list(self.grid.get_node_ids()))) < self.settings.nodes:
             if time.monotonic() > deadline:
-                raise RunError(f"only {online} of {self.settings.nodes} nodes came online in {self.settings.timeout:g} s")
+                raise RunError(
+                    f"only {online} of {self.settings.nodes} nodes came online in {self.settings.timeout:g} s"
+                )
             time.sleep(POLL)
 
     def ask(self, task: Task, tensors: Tensors | None = None, facts: Tensors | None = None) -> Answer:
@@ -93,5 +95,7 @@ class Nodes:
             log.warning("round %d, %s: %s", task.round, task.kind, trouble)
         if answer.nodes < self.settings.min_nodes:
             why = "; ".join(answer.troubles) or "no node is online"
-            raise RunError(f"round {task.round}: {answer.nodes} nodes answered to {task.kind}, {self.settings.min_nodes} are needed ({why})")
+            raise RunError(
+                f"round {task.round}: {answer.nodes} nodes answered to {task.kind}, {self.settings.min_nodes} are needed ({why})"
+            )
         return answer

@@ -17,7 +17,9 @@ from server.nodes import Answer, Nodes
 from server.strategies.fedvlr import FedVLR
 
 
-def run_rounds(nodes: Nodes, strategy: FedVLR, settings: Settings, catalogue: Catalogue, folder: RunFolder) -> dict[str, Any]:
+def run_rounds(
+    nodes: Nodes, strategy: FedVLR, settings: Settings, catalogue: Catalogue, folder: RunFolder
+) -> dict[str, Any]:
     """Train from the last checkpoint, or from the start, to the end, and return the run's result."""
     run = Run(nodes, strategy, settings, folder)
     run.restore()
@@ -74,7 +76,9 @@ class Run:
         answer = self.ask("census", self.round)
         counts = {COUNTS: answer.update.counts[COUNTS]}
         if len(counts[COUNTS]) != len(catalogue):
-            raise RunError(f"the devices have {len(counts[COUNTS])} items, the server's catalogue {len(catalogue)}; use one dataset")
+            raise RunError(
+                f"the devices have {len(counts[COUNTS])} items, the server's catalogue {len(catalogue)}; use one dataset"
+            )
         if self.settings.evaluation.baselines and not self.baselines:
             self.baselines = _means(self.ask("baselines", self.round, counts | _content(catalogue)).update.sums)
         line = {"kind": "census", "round": 0, **dict(answer.update.sums.values), "nodes": answer.nodes}
@@ -86,15 +90,22 @@ class Run:
     def check_loss(self, update: Update, round: int) -> None:
         """Raise `RunError` when users' losses are not finite: how many, not whose."""
         if bad := int(update.sums["nonfinite"]):
-            raise RunError(f"round {round}: the loss of {bad} of {int(update.sums['users'])} users is not finite; lower the learning rates")
+            raise RunError(
+                f"round {round}: the loss of {bad} of {int(update.sums['users'])} users is not finite; lower the learning rates"
+            )
 
     def evaluate(self, facts: Tensors) -> dict[str, float]:
         """Have the devices rank the catalogue. Raises `RunError` when scores are constant or not finite."""
         sums = self.ask("evaluate", self.round, facts).update.sums
-        for what, remedy in (("nonfinite", "lower the learning rates"), ("constant", "nothing was learnt: check losses and rates")):
+        for what, remedy in (
+            ("nonfinite", "lower the learning rates"),
+            ("constant", "nothing was learnt: check losses and rates"),
+        ):
             if bad := int(sums[what]):
                 word = "not finite" if what == "nonfinite" else "all the same"
-                raise RunError(f"round {self.round}: the scores of {bad} of {int(sums['evaluated'])} users are {word}; {remedy}")
+                raise RunError(
+                    f"round {self.round}: the scores of {bad} of {int(sums['evaluated'])} users are {word}; {remedy}"
+                )
         scores = _means(Sums({name: value for name, value in sums.values.items() if "/" in name}))
         if scores.get(self._criterion, 0.0) > self.best.get("criterion", -1.0):
             self.best = {"round": self.round, "criterion": scores.get(self._criterion, 0.0), "scores": scores}

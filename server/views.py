@@ -25,8 +25,12 @@ class ViewGenerator(nn.Module):
         super().__init__()
         self.modalities = _choose(catalogue, settings.modalities)
         for name in self.modalities:
-            self.register_buffer(f"features_{name}", torch.from_numpy(catalogue.features[name].standardised()), persistent=False)
-        widths = {name: self.get_buffer(f"features_{name}").shape[1] for name in self.modalities} | {ID: settings.id_dim}
+            self.register_buffer(
+                f"features_{name}", torch.from_numpy(catalogue.features[name].standardised()), persistent=False
+            )
+        widths = {name: self.get_buffer(f"features_{name}").shape[1] for name in self.modalities} | {
+            ID: settings.id_dim
+        }
         self.projections = nn.ModuleDict({name: nn.Linear(width, settings.dim) for name, width in widths.items()})
         self.embedding = nn.Parameter(settings.id_scale * torch.randn(len(catalogue), settings.id_dim))
         self.history = nn.Parameter(settings.id_scale * torch.randn(len(catalogue), settings.dim)) if history else None

@@ -55,7 +55,9 @@ class FedVLR:
             gradient = update.gradients.get(name)
             if gradient is None or gradient.shape != sent.shape:
                 found = "nothing" if gradient is None else f"shape {tuple(gradient.shape)}"
-                raise RunError(f"the devices returned {found} for {name!r}, which was sent with shape {tuple(sent.shape)}")
+                raise RunError(
+                    f"the devices returned {found} for {name!r}, which was sent with shape {tuple(sent.shape)}"
+                )
             gradients.append(gradient.to(sent.device, sent.dtype) / update.weight)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(list(self._outputs.values()), gradients)
