@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from naive import NaiveClient, Received, personalized_refinement
+
 from client import cohort
 from client.histories import histories
 from common.catalogue import load_catalogue
@@ -21,8 +23,6 @@ from common.config import LocalSettings, Settings
 from common.errors import DataError
 from common.interactions import Split, load_interactions
 from deploy.prepared import prepared_dataset
-from naive import NaiveClient, Received, personalized_refinement
-
 from server.strategies.fedvlr import FedVLR
 
 LOCAL = LocalSettings(backbone="fedavg", loss="bce", negatives=4, local_epochs=5, history_mask=0.0, learning_rate=0.01)
@@ -42,7 +42,7 @@ def main() -> None:
     state = cohort.start_state(split.users, LOCAL, sent["views"], seed=0)
 
     fast, update = [], None
-    for round in range(arguments.rounds + 2):
+    for _ in range(arguments.rounds + 2):
         started = time.perf_counter()
         _, update = cohort.train(state, sent, people, LOCAL, 0, 1)
         fast.append(time.perf_counter() - started)
@@ -53,7 +53,8 @@ def main() -> None:
     seconds = statistics.median(fast[2:])
     difference = float((gradient - update.gradients["views"]).abs().max() / gradient.abs().max())
     figures = {
-        "data": name, "users": len(split.users), "items": split.n_items, "views": len(sent["views"]), "threads": arguments.threads,
+        "data": name, "users": len(split.users), "items": split.n_items, "views": len(sent["views"]),
+        "threads": arguments.threads,
         "cohort_s_per_round": round_(seconds), "naive_s_per_round": round_(slow), "ratio": round_(slow / seconds),
         "relative_difference": difference, "loss": round_(loss),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The naive twin of a cohort: FedVLR's Algorithm 1 line by line, one user at a time, with modules, autograd and an optimiser each.
+"""The naive twin of a cohort: FedVLR's Algorithm 1 line by line, one user at a time, each with modules and an optimiser.
 
 It is what the fast code is held against, in the tests for equality and in cohort_speed.py for time. Draws (negatives, hidden
 history) are the fast code's own, taken one user at a time, so that the results can be compared to the last digits.
@@ -7,11 +7,12 @@ history) are the fast code's own, taken one user at a time, so that the results 
 import copy
 
 import torch
+from torch import Tensor, nn
+
 from client.histories import Histories, single
 from client.losses import sample_negatives
 from common import seeds
 from common.config import LocalSettings
-from torch import Tensor, nn
 
 
 class NaiveClient(nn.Module):

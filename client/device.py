@@ -59,7 +59,7 @@ class Device:
 
     def split(self, settings: Settings) -> Split:
         """Read this device's people's events, split as the run's settings say."""
-        items, interactions = _load(self.folder, _changed(self.folder))
+        _, interactions = _load(self.folder, _changed(self.folder))
         return interactions.split(given=settings.data.split == "given")
 
     def catalogue(self) -> Catalogue:

@@ -33,8 +33,8 @@ class Histories:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Histories":
         """Move to a device; `dtype` is that of the views they will be pooled in."""
-        moved = (tensor.to(device) for tensor in (self.keys, self.items, self.offsets, self.owners))
-        return Histories(*moved, self.shown.to(device, dtype), self.n_items)
+        keys, items, offsets, owners = (part.to(device) for part in (self.keys, self.items, self.offsets, self.owners))
+        return Histories(keys, items, offsets, owners, self.shown.to(device, dtype), self.n_items)
 
     def hidden(self, rate: float, salt: int) -> "Histories":
         """Hide each event with chance `rate`, drawn by user, item and `salt`."""

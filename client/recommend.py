@@ -60,7 +60,7 @@ class Personal:
 
     def weights(self) -> dict[str, list[float]]:
         """How each person weighs the views, by user: the router's output for their history, in the order of `task.views`."""
-        found = {}
+        found: dict[str, list[float]] = {}
         for split, private in self.people():
             weights = cohort.scores(private, self.sent, histories(split), self.task.settings.local)[1]
             found |= dict(zip(split.users, weights.tolist(), strict=True))
@@ -95,11 +95,12 @@ class Personal:
         self, private: dict[str, Tensor], known: Histories, weights: Tensor, items: Tensor
     ) -> tuple[Tensor, Tensor]:
         """For each of `items`: the view whose part of the score stands out most in the catalogue, and the nearest of the
-        person's items in that view."""
+        person's items in that view. Only single modalities can speak, where they are views: nobody knows what a gate is."""
         views, backbone = self.sent[VIEWS], BACKBONES[self.task.settings.local.backbone]
-        alone = [weights * mask for mask in torch.eye(len(views))]
+        first = len(self.task.settings.views.operators) if self.task.settings.views.single else 0
+        alone = [weights * mask for mask in torch.eye(len(views))[first:]]
         parts = torch.stack([backbone.scores(private, self.sent, known, Routed(views, one))[0] for one in alone])
-        speaking = (parts - parts.mean(1, keepdim=True))[:, items].argmax(0)
+        speaking = first + (parts - parts.mean(1, keepdim=True))[:, items].argmax(0)
         unit = torch.nn.functional.normalize(views - views.mean(1, keepdim=True), dim=2)
         nearest = (unit[speaking, items][:, None] * unit[speaking][:, known.items]).sum(2).argmax(1)
         return speaking, known.items[nearest]

@@ -76,10 +76,8 @@ def add(left: Tensors, right: Tensors) -> dict[str, Tensor]:
             raise RunError(
                 f"{name!r} has shape {tuple(right[name].shape)} from one device, {tuple(left[name].shape)} from another"
             )
-    return {
-        name: left[name] + right[name] if name in left and name in right else left.get(name, right.get(name))  # type: ignore[misc]
-        for name in [*left, *(name for name in right if name not in left)]
-    }
+    both = {name: left[name] + value for name, value in right.items() if name in left}
+    return {**left, **right, **both}
 
 
 def content_hash(tensors: Tensors) -> str:
@@ -110,8 +108,10 @@ def pack_task(task: Task, tensors: Tensors | None = None, facts: Tensors | None 
             "tensors": task.tensors,
         }
     )
-    carried = {} if tensors is None else {"tensors": _arrays(tensors)}
-    return RecordDict({"task": header, "facts": _arrays(facts or {})} | carried)
+    content = RecordDict({"task": header, "facts": _arrays(facts or {})})
+    if tensors is not None:
+        content["tensors"] = _arrays(tensors)
+    return content
 
 
 def unpack_task(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, dict[str, Tensor]]:

@@ -2,12 +2,13 @@
 
 import json
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +22,7 @@ DEMO = Path(__file__).parent.parent / "benchmarks" / "demo.yaml"
 NODES_HELP = "Number of nodes; the config's by default."
 
 
-class ExecutorName(str, Enum):
+class ExecutorName(StrEnum):
     """Ways to run a federation."""
 
     inline = "inline"
@@ -109,7 +110,9 @@ def changed_settings(config: Path, changes: list[str]) -> Settings:
 def show_recommendations(personal: Any, user: str, k: int) -> None:
     """Print a person's recommendations, each with the view that speaks for it, and how their router weighs the views."""
     items, weights = personal.recommend(user, k)
-    table = Table("", "item", "score", "because of", "as in", title=f"for {user}, from the device's own files")
+    table = Table(
+        "", "item", "score", "because of", "as in", title=f"for {user}, from the device's own files", box=SIMPLE_HEAD
+    )
     for place, item in enumerate(items, 1):
         table.add_row(str(place), item.title, f"{item.score:.2f}", item.view, item.like)
     console.print()

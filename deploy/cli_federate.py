@@ -1,4 +1,4 @@
-"""`tessera federate`: a federation on separate machines, one command each.
+"""`tessera federate`: a federation on separate machines.
 
     server    tessera federate certificates SERVER_DIR --host server.example
     server    tessera federate server --dir SERVER_DIR
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from common.config import load_settings
 from common.errors import RunError
-from deploy import federate
 from deploy.certificates import make_certificates
 from deploy.job import Job
 from deploy.processes import relay, terminable
@@ -23,115 +23,102 @@ from deploy.superlink import Control, Server, start_superlink
 from deploy.supernode import join as join_federation
 from deploy.supernode import public_key
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help=(__doc__ or "").replace("\n    ", "\n\n    "))
+app = typer.Typer(
+    no_args_is_help=True,
+    help="A federation on separate machines, in four commands: `certificates` and `server` on the server, `join` on each "
+    "device, `submit` on the server. Once for each device, `register` its public key on the server.",
+)
 
 ServerDir = Annotated[Path, typer.Option("--dir", help="The server's folder, made by `certificates`.")]
 
 
-@app.command()
+@app.command(epilog="Example: tessera federate certificates server --host server.example --host 10.0.0.7")
 def certificates(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The server's folder; made if there is none.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
     host: Annotated[
-        list[str], typer.Option(help="A name or address devices reach the server by; may be repeated.")
-    ] = [],  # noqa: B006
+        list[str] | None, typer.Option(help="A name or address devices reach the server by; may be repeated.")
+    ] = None,
     days: Annotated[int, typer.Option(min=1, help="Days that the server's certificate is valid.")] = 365,
     renew: Annotated[
         bool, typer.Option("--renew", help="Sign a new server certificate with the authority there is.")
     ] = False,
 ) -> None:
-    """Make the certificates of a server.
-
-    Example: `tessera federate certificates server --host server.example --host 10.0.0.7`
-    """
-    files = make_certificates(folder, host, days, renew=renew)
+    """Make a server's folder DIR with an authority and a server certificate, which always holds localhost too."""
+    files = make_certificates(folder, host or [], days, renew=renew)
     typer.echo(f"Give each device {files.ca}. The other files stay on the server.")
 
 
-@app.command()
+@app.command(epilog="Example: tessera federate server --dir server")
 def server(
     folder: ServerDir,
-    host: Annotated[str, typer.Option(help="The address to listen on for devices.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option(help="The port devices connect to.")] = 9092,
-    control_port: Annotated[int, typer.Option(help="The port for register and submit, on this machine only.")] = 9093,
+    host: Annotated[str, typer.Option(help="The address to listen on for devices; all by default.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port devices connect to.")] = 9092,
+    control_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="The port for register and submit, on this machine only.")
+    ] = 9093,
 ) -> None:
-    """Run a server until interrupted. It lets in devices whose keys are registered, and no others.
-
-    Example: `tessera federate server --dir server`
-    """
-    where = Server(folder.absolute(), host, port, control_port)
+    """Run a server until interrupted. It lets in devices whose keys are registered, and no others."""
     with terminable():
-        last = relay(start_superlink(where), typer.echo)
+        last = relay(start_superlink(Server(folder.absolute(), host, port, control_port)), typer.echo)
     raise RunError(f"server: Flower's SuperLink ended:\n{last}")
 
 
-@app.command()
-def key(data_dir: Annotated[Path, typer.Argument(help="The device's folder.")]) -> None:
-    """Make a device's key, if it has none, and say what to do with its public half. The private half never leaves it.
+@app.command(epilog="Example: tessera federate key device")
+def key(data_dir: Annotated[Path, typer.Argument(exists=True, file_okay=False)]) -> None:
+    """Say where the public key of the device with folder DATA_DIR is, and what to do with it.
 
-    Example: `tessera federate key device`
+    `join` makes the key as well, where there is none. The private key never leaves the folder.
     """
     path = public_key(data_dir)
     typer.echo(f"{path} is this device's public key. Bring it to the server and register it there:")
     typer.echo(f"    tessera federate register --dir SERVER_DIR {path.name}")
 
 
-@app.command()
-def register(
-    folder: ServerDir,
-    keys: Annotated[list[Path], typer.Argument(metavar="KEY.pub...", help="Public keys of devices.")],
-) -> None:
-    """Let devices in, once for each. The server must be running.
-
-    Example: `tessera federate register --dir server node.key.pub`
-    """
+@app.command(epilog="Example: tessera federate register --dir server node.key.pub")
+def register(folder: ServerDir, keys: Annotated[list[Path], typer.Argument(metavar="KEY.pub...")]) -> None:
+    """Let in the devices with these public keys. Once for each device, while the server runs, on its machine."""
     control = Control(Server.load(folder))
     for path in keys:
         typer.echo(f"{path}: " + ("registered" if control.register(path) else "was registered already"))
 
 
-@app.command()
+@app.command(epilog="Example: tessera federate join --server server.example:9092 --data-dir device --ca ca.crt")
 def join(
-    server: Annotated[str, typer.Option(help="The server, as HOST:PORT.")],
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server; waited for if it is not up yet.")],
     data_dir: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The device's folder.")],
-    ca: Annotated[Path, typer.Option(help="The server's ca.crt.")],
+    ca: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The ca.crt of the server.")],
 ) -> None:
-    """Take part in a federation with a device's folder, until interrupted. Makes the device's key on first use.
+    """Take part in a federation with a device's folder, until interrupted.
 
-    The server must have registered the key: see `tessera federate key` and `register`.
-
-    Example: `tessera federate join --server server.example:9092 --data-dir device --ca ca.crt`
+    Makes the device's key on first use; the server must register its public half once: see `key` and `register`.
     """
     typer.echo(f"The public key of this device is {public_key(data_dir)}")
     with terminable():
         join_federation(data_dir, server, ca, typer.echo)
 
 
-@app.command()
+@app.command(epilog="Example: tessera federate submit benchmarks/demo.yaml --dir server --catalogue data/shop")
 def submit(
-    config: Annotated[Path, typer.Argument(help="The run's settings, a YAML file.")],
+    config: Annotated[Path, typer.Argument()],
     folder: ServerDir,
     catalogue: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The server's dataset folder.")],
-    runs: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder the runs lie in.")] = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")] = False,
 ) -> None:
-    """Start a run on a running server, on its machine, and follow it. Interrupted, it stops the run.
+    """Start a run with the settings CONFIG on a running server, on its machine, and follow it. Interrupted, it stops.
 
-    The run waits until as many devices as the setting federation.nodes says have joined.
-
-    Example: `tessera federate submit config.yaml --dir server --catalogue data/shop`
+    The run begins when as many devices have joined as the setting federation.nodes says.
     """
+    from deploy.display import RunDisplay, result_table
+    from deploy.federate import carry_out
+
     settings = load_settings(config)
-    job = Job(settings, catalogue, devices=(), run_dir=runs / settings.name, resume=resume)
-    with terminable():
-        federate.carry_out(job, Control(Server.load(folder)), lambda line: typer.echo(describe(line)))
-    typer.echo(f"completed; see {job.run_dir}")
-
-
-def describe(line: dict[str, Any]) -> str:
-    """One line of metrics as text: plain figures first, then the scores."""
-    flat = {name: value for name, value in line.items() if name != "kind" and not isinstance(value, dict)}
-    nested = [value for value in line.values() if isinstance(value, dict)]
-    for scores in nested:
-        flat |= scores
-    figures = [f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in flat.items()]
-    return " ".join([str(line.get("kind", "")), *figures]).strip()
+    job = Job(settings, catalogue.absolute(), (), (runs / settings.name).absolute(), resume)
+    if (job.run_dir / "config.yaml").exists() and not resume:
+        raise RunError(f"submit: {job.run_dir} holds a run already; go on with it by --resume, or choose other --runs")
+    lines: list[dict[str, Any]] = []
+    console = Console(highlight=False)
+    with terminable(), RunDisplay(settings, console) as display:
+        carry_out(job, Control(Server.load(folder)), lambda line: (lines.append(line), display.report(line))[1])
+    console.print(result_table(lines[-1], settings.evaluation.ks))
+    console.print(f"run folder: {job.run_dir}")

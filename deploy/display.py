@@ -3,6 +3,7 @@
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -75,26 +76,23 @@ def _bytes(count: float) -> str:
 
 def result_table(result: Line, ks: tuple[int, ...]) -> Table:
     """The run beside the trivial baselines on test: all targets, and warm and cold ones apart at the largest K."""
-    rows = {f"{result['name']} (round {result['selected_round']})": result["scores"]}
+    rows = {f"{result['name']}, round {result['selected_round']}": result["scores"]}
     for name, value in result["baselines"].items():
         row, _, metric = name.partition("/")
         rows.setdefault(row, {})[metric] = value
-    k, first = max(ks), result["scores"]
-    warm, cold = (int(first.get(f"test/{group}/users", 0)) for group in ("warm", "cold"))
-    title = f"test, in %, ties at their expected value; {warm} warm and {cold} cold targets"
-    table = Table(
-        "method", *(f"HR@{k}" for k in ks), *(f"NDCG@{k}" for k in ks), f"warm HR@{k}", f"cold HR@{k}", title=title
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    names = (
-        [f"test/all/hr@{k}" for k in ks]
-        + [f"test/all/ndcg@{k}" for k in ks]
-        + [f"test/warm/hr@{k}", f"test/cold/hr@{k}"]
-    )
+    k, own = max(ks), result["scores"]
+    sizes = {group: int(own.get(f"test/{group}/users", 0)) for group in ("warm", "cold")}
+    title = f"test, in %, ties at their expected value; {sizes['warm']} warm and {sizes['cold']} cold targets"
+    metrics = [f"{metric}@{cut}" for metric in ("hr", "ndcg") for cut in ks]
+    columns = {metric.upper().replace("@", "\n@"): f"test/all/{metric}" for metric in metrics}
+    columns |= {f"{group} HR\n@{k}": f"test/{group}/hr@{k}" for group, size in sizes.items() if size}
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     for row, scores in rows.items():
-        style = "bold" if scores is first else None
-        table.add_row(row, *(f"{scores[name]:.2f}" if name in scores else "-" for name in names), style=style)
+        cells = (f"{scores[name]:.2f}" if name in scores else "-" for name in columns.values())
+        table.add_row(row, *cells, style="bold" if scores is own else None)
     return table
 
 

@@ -59,7 +59,7 @@ class InlineGrid(Grid):
         return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Handle the next of those messages and return its reply: one at a time, so that memory does not grow with the nodes."""
+        """Handle the next of those messages and return its reply: one at a time, so memory does not grow with the nodes."""
         name = next((name for name in message_ids if name in self.pending), None)
         return [] if name is None else [self._handle(self.pending.pop(name))]
 

@@ -20,15 +20,9 @@ from typing import NoReturn
 from uuid import uuid4
 
 from common.errors import RunError
+from deploy.environment import QUIET
 
 MARK = "TESSERA_PROCESS"
-SETTINGS = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "PYTHONUNBUFFERED": "1",
-}
 GRACE = 15.0
 """Seconds a process has to stop on SIGTERM: a SuperNode signs off within 3, and Flower forces its own exit after 5."""
 LINGER = 0.5
@@ -154,7 +148,12 @@ def environment(home: Path) -> dict[str, str]:
     """The environment of Flower's processes: no telemetry, no installs, a home of their own, no proxy on loopback."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     direct = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK, "localhost"]))
-    return os.environ | SETTINGS | {"FLWR_HOME": str(home), "PATH": path, "no_proxy": direct, "NO_PROXY": direct}
+    return (
+        os.environ
+        | QUIET
+        | {"PYTHONUNBUFFERED": "1"}
+        | {"FLWR_HOME": str(home), "PATH": path, "no_proxy": direct, "NO_PROXY": direct}
+    )
 
 
 def free_port() -> int:

@@ -1,8 +1,10 @@
 """Fusion operators g_j (FedVLR Eq. 2): from projected modalities to one fused view.
 
 Each takes the item's representations by modality, [n_items, n_modalities, dim] (the ID embedding is one of them), and
-returns [n_items, dim]. None draws at random or keeps batch statistics: what was broadcast is what the backward pass goes through.
+returns [n_items, dim]. None draws at random or keeps batch statistics: the backward pass goes through what was broadcast.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,8 @@ class Sum(nn.Module):
 
     def forward(self, items: Tensor) -> Tensor:
         """Add the modalities up."""
-        return items.sum(1) * self.scale
+        total: Tensor = items.sum(1) * self.scale
+        return total
 
 
 class MLP(nn.Module):
@@ -58,10 +61,11 @@ class Attention(nn.Module):
     def forward(self, items: Tensor) -> Tensor:
         """Mix the modalities by attention."""
         attention = torch.softmax(self.key(items) @ self.query / items.shape[-1] ** 0.5, dim=1)
-        return (attention[:, :, None] * self.value(items)).sum(1)
+        mixed: Tensor = (attention[:, :, None] * self.value(items)).sum(1)
+        return mixed
 
 
-OPERATORS: dict[str, type[Sum | MLP | Gate | Attention]] = {
+OPERATORS: dict[str, Callable[[int, int], nn.Module]] = {
     "sum": Sum,
     "mlp": MLP,
     "gate": Gate,

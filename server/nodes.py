@@ -82,7 +82,7 @@ class Nodes:
         if "missing" in reply.content.config_records:
             return True
         if "refusal" in reply.content.config_records:
-            answer.troubles.append(f"node {node} refused: {reply.content.config_records['refusal']['reason']}")
+            answer.troubles.append(f"node {node} refused: {reply.content.config_records['refusal']['reason']!s}")
             return False
         answer.update += unpack_update(reply.content)
         answer.nodes += 1
@@ -96,6 +96,6 @@ class Nodes:
         if answer.nodes < self.settings.min_nodes:
             why = "; ".join(answer.troubles) or "no node is online"
             raise RunError(
-                f"round {task.round}: {answer.nodes} nodes answered to {task.kind}, {self.settings.min_nodes} are needed ({why})"
+                f"round {task.round}: {answer.nodes} nodes answered to {task.kind}, {self.settings.min_nodes} must: {why}"
             )
         return answer

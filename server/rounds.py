@@ -1,7 +1,6 @@
 """The round loop: broadcast, gather, step, evaluate, checkpoint."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,9 +34,9 @@ def run_rounds(
         run.round = round
         # 6. Every few rounds the devices evaluate what they now have, and return sums.
         due = round % settings.evaluation.every == 0 or round == settings.rounds
-        scores = run.evaluate(facts) if due else {}
+        evaluation, scores = run.evaluate(facts) if due else (None, {})
         # 7. Checkpoint and report; stop early when validation has not got better for long.
-        run.report(answer, scores)
+        run.report(answer, evaluation, scores)
         run.checkpoint(last=round == settings.rounds or run.stale)
         if run.stale:
             break
@@ -94,9 +93,10 @@ class Run:
                 f"round {round}: the loss of {bad} of {int(update.sums['users'])} users is not finite; lower the learning rates"
             )
 
-    def evaluate(self, facts: Tensors) -> dict[str, float]:
+    def evaluate(self, facts: Tensors) -> tuple[Answer, dict[str, float]]:
         """Have the devices rank the catalogue. Raises `RunError` when scores are constant or not finite."""
-        sums = self.ask("evaluate", self.round, facts).update.sums
+        answer = self.ask("evaluate", self.round, facts)
+        sums = answer.update.sums
         for what, remedy in (
             ("nonfinite", "lower the learning rates"),
             ("constant", "nothing was learnt: check losses and rates"),
@@ -109,7 +109,7 @@ class Run:
         scores = _means(Sums({name: value for name, value in sums.values.items() if "/" in name}))
         if scores.get(self._criterion, 0.0) > self.best.get("criterion", -1.0):
             self.best = {"round": self.round, "criterion": scores.get(self._criterion, 0.0), "scores": scores}
-        return scores
+        return answer, scores
 
     @property
     def stale(self) -> bool:
@@ -117,20 +117,20 @@ class Run:
         patience = self.settings.evaluation.patience * self.settings.evaluation.every
         return bool(patience and self.best and self.round - self.best["round"] >= patience)
 
-    def report(self, answer: Answer, scores: dict[str, float]) -> None:
-        """Append the round's line to the metrics."""
+    def report(self, training: Answer, evaluation: Answer | None, scores: dict[str, float]) -> None:
+        """Append the round's line to the metrics; bytes are those of its training and its evaluation, for one node."""
         now = time.monotonic()
         self.seconds, took, self._since = self.seconds + now - self._since, now - self._since, now
-        sums, update = answer.update.sums, answer
+        sums, answers = training.update.sums, [training, *([evaluation] if evaluation else [])]
         line = {
             "kind": "round",
             "round": self.round,
             "loss": sums.mean("loss", "users"),
             "users": int(sums["users"]),
-            "nodes": update.nodes,
+            "nodes": training.nodes,
             "seconds": took,
-            "bytes_down_per_node": update.bytes_down / update.nodes,
-            "bytes_up_per_node": update.bytes_up / update.nodes,
+            "bytes_down_per_node": sum(answer.bytes_down / answer.nodes for answer in answers),
+            "bytes_up_per_node": sum(answer.bytes_up / answer.nodes for answer in answers),
         }
         self.folder.report(line | ({"scores": scores} if scores else {}))
 

@@ -34,7 +34,7 @@ class ViewGenerator(nn.Module):
         self.projections = nn.ModuleDict({name: nn.Linear(width, settings.dim) for name, width in widths.items()})
         self.embedding = nn.Parameter(settings.id_scale * torch.randn(len(catalogue), settings.id_dim))
         self.history = nn.Parameter(settings.id_scale * torch.randn(len(catalogue), settings.dim)) if history else None
-        operators = {name: OPERATORS[name](len(widths), settings.dim) for name in settings.operators}
+        operators = {str(name): OPERATORS[name](len(widths), settings.dim) for name in settings.operators}
         self.operators = nn.ModuleDict(operators)
         self.single = settings.single
 
