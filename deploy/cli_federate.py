@@ -9,7 +9,7 @@ and once for each device, `tessera federate register` on the server.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -111,14 +111,15 @@ def submit(
     """
     from deploy.display import RunDisplay, result_table
     from deploy.federate import carry_out
+    from server.checkpoint import read_metrics
 
     settings = load_settings(config)
     job = Job(settings, catalogue.absolute(), (), (runs / settings.name).absolute(), resume)
     if (job.run_dir / "config.yaml").exists() and not resume:
         raise RunError(f"submit: {job.run_dir} holds a run already; go on with it by --resume, or choose other --runs")
-    lines: list[dict[str, Any]] = []
     console = Console(highlight=False)
     with terminable(), RunDisplay(settings, console) as display:
-        carry_out(job, Control(Server.load(folder)), lambda line: (lines.append(line), display.report(line))[1])
-    console.print(result_table(lines[-1], settings.evaluation.ks))
+        carry_out(job, Control(Server.load(folder)), display.report)
+    result = next(line for line in reversed(read_metrics(job.run_dir)) if line["kind"] == "result")
+    console.print(result_table(result, settings.evaluation.ks))
     console.print(f"run folder: {job.run_dir}")

@@ -148,12 +148,8 @@ def environment(home: Path) -> dict[str, str]:
     """The environment of Flower's processes: no telemetry, no installs, a home of their own, no proxy on loopback."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     direct = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK, "localhost"]))
-    return (
-        os.environ
-        | QUIET
-        | {"PYTHONUNBUFFERED": "1"}
-        | {"FLWR_HOME": str(home), "PATH": path, "no_proxy": direct, "NO_PROXY": direct}
-    )
+    own = {"FLWR_HOME": str(home), "PATH": path, "no_proxy": direct, "NO_PROXY": direct, "PYTHONUNBUFFERED": "1"}
+    return os.environ | QUIET | own
 
 
 def free_port() -> int:
