@@ -56,7 +56,8 @@ class Attention(nn.Module):
     def __init__(self, n_modalities: int, dim: int) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.randn(dim))
-        self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        # A key's bias would shift all modalities alike, which the softmax does not see.
+        self.key, self.value = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
 
     def forward(self, items: Tensor) -> Tensor:
         """Mix the modalities by attention."""

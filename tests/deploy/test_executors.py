@@ -1,0 +1,177 @@
+"""One job, three executors and any number of nodes: the same numbers. Kills and resumes lose at most the round in flight."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import RunError, TesseraError
+from common.files import read_tensors
+from deploy import inline, simulate
+from deploy.job import Job
+from deploy.train import train
+from server.checkpoint import read_metrics
+from tests.worlds import small_job
+
+# Adam divides by the size of a gradient and so blows up the rounding of sums taken in another order: SGD shows it as it is.
+SGD = {"optimizer": "sgd", "learning_rate": 0.5}
+
+
+def silent(line: dict) -> None:
+    """Hear nothing."""
+
+
+def last_checkpoint(run_dir: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(sorted((run_dir / "checkpoints").glob("*.safetensors"))[-1])[0]
+
+
+def private_states(run_dir: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Newest private state of each block, by the users in it."""
+    found = {}
+    for block in sorted((run_dir / "devices").glob("node-*/private/*/block-*")):
+        tensors, metadata = read_tensors(sorted(block.glob("*.safetensors"))[-1])
+        for row, user in enumerate(json.loads(metadata["users"])):
+            found[user] = {name: value[row] for name, value in tensors.items()}
+    return found
+
+
+def assert_same_run(left: Path, right: Path, tolerance: float) -> None:
+    """Everything learnt, on the server and on the devices, and every reported loss and score."""
+    for name, value in last_checkpoint(left).items():
+        torch.testing.assert_close(last_checkpoint(right)[name], value, rtol=tolerance, atol=tolerance)
+    mine, theirs = private_states(left), private_states(right)
+    assert mine.keys() == theirs.keys()
+    for user, tensors in mine.items():
+        for name, value in tensors.items():
+            torch.testing.assert_close(theirs[user][name], value, rtol=tolerance, atol=tolerance)
+    for one, other in zip(read_metrics(left), read_metrics(right), strict=True):
+        assert one["kind"] == other["kind"]
+        if one["kind"] == "round":
+            assert one["loss"] == pytest.approx(other["loss"], abs=max(tolerance, 1e-12))
+        assert one.get("scores", {}) == pytest.approx(other.get("scores", {}), abs=1e-3)
+
+
+@pytest.mark.parametrize("local", [{"backbone": "history"}, {"backbone": "fedavg", "loss": "bce", "local_epochs": 2}])
+def test_one_three_and_seven_nodes_give_the_same_result(tmp_path: Path, local: dict) -> None:
+    for nodes in (1, 3, 7):
+        job = small_job(tmp_path, f"nodes-{nodes}", nodes, local=local, fraction=0.7, server=SGD)
+        inline.execute(job, silent)
+    assert_same_run(tmp_path / "nodes-1", tmp_path / "nodes-3", 1e-5)
+    assert_same_run(tmp_path / "nodes-1", tmp_path / "nodes-7", 1e-5)
+
+
+def test_default_optimiser_and_wire_agree_closely(tmp_path: Path) -> None:
+    for nodes in (1, 3):
+        inline.execute(small_job(tmp_path, f"nodes-{nodes}", nodes, wire={}, rounds=10), silent)
+    assert_same_run(tmp_path / "nodes-1", tmp_path / "nodes-3", 2e-3)
+
+
+def test_cohort_size_changes_no_result(tmp_path: Path) -> None:
+    for size in (3, 512):
+        inline.execute(small_job(tmp_path, f"size-{size}", 2, local={"cohort": size}, server=SGD), silent)
+    assert_same_run(tmp_path / "size-3", tmp_path / "size-512", 1e-5)
+
+
+def test_ray_equals_inline_also_when_resumed_by_new_workers(tmp_path: Path) -> None:
+    inline.execute(small_job(tmp_path, "inline", 3, server=SGD), silent)
+    simulate.execute(small_job(tmp_path, "ray", 3, rounds=2, server=SGD), silent)  # its workers end with it
+    simulate.execute(small_job(tmp_path, "ray", 3, server=SGD, resume=True), silent)
+    lines = [line for line in read_metrics(tmp_path / "ray") if line["kind"] == "round"]
+    assert [line["round"] for line in lines] == [1, 2, 3, 4]
+    assert_same_run(tmp_path / "inline", tmp_path / "ray", 1e-5)
+
+
+def test_grpc_equals_inline(tmp_path: Path) -> None:
+    inline.execute(small_job(tmp_path, "inline", 2, rounds=2, server=SGD), silent)
+    figures = train(small_job(tmp_path, "grpc", 2, rounds=2, server=SGD), "grpc", silent)
+    assert figures["rounds"] == 2
+    assert_same_run(tmp_path / "inline", tmp_path / "grpc", 1e-5)
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    inline.execute(small_job(tmp_path, "whole", 2, rounds=6), silent)
+    inline.execute(small_job(tmp_path, "parts", 2, rounds=4), silent)
+    inline.execute(small_job(tmp_path, "parts", 2, rounds=6, resume=True), silent)
+    assert_bitwise(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 3])
+def test_killed_run_resumes_bit_for_bit(tmp_path: Path, checkpoint_every: int) -> None:
+    federation = {"checkpoint_every": checkpoint_every}
+    inline.execute(small_job(tmp_path, "whole", 2, rounds=30, federation=federation), silent)
+    killed = small_job(tmp_path, "killed", 2, rounds=30, federation=federation)
+    rounds = kill_after(killed, n_rounds=8)
+    assert 8 <= rounds < 30
+    inline.execute(small_job(tmp_path, "killed", 2, rounds=30, federation=federation, resume=True), silent)
+    assert_bitwise(tmp_path / "whole", tmp_path / "killed")
+
+
+def kill_after(job: Job, n_rounds: int) -> int:
+    """Run a job in a process of its own and kill it (-9) when so many rounds are reported; return how many were."""
+    program = (
+        "import sys, pickle; from deploy import inline; "
+        "inline.execute(pickle.load(sys.stdin.buffer), lambda line: __import__('time').sleep(0.02))"
+    )
+    import pickle
+
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    assert process.stdin
+    process.stdin.write(pickle.dumps(job))
+    process.stdin.close()
+    deadline = time.monotonic() + 60
+    while len(read_metrics(job.run_dir)) < n_rounds + 1 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    return sum(line["kind"] == "round" for line in read_metrics(job.run_dir))
+
+
+def assert_bitwise(left: Path, right: Path) -> None:
+    assert_same_run(left, right, 0.0)
+
+
+def test_corrupt_checkpoint_is_skipped_and_the_run_goes_on_from_the_one_before(tmp_path: Path, caplog) -> None:
+    inline.execute(small_job(tmp_path, "whole", 2, rounds=6), silent)
+    inline.execute(small_job(tmp_path, "broken", 2, rounds=4), silent)
+    newest = sorted((tmp_path / "broken" / "checkpoints").glob("*.safetensors"))[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    inline.execute(small_job(tmp_path, "broken", 2, rounds=6, resume=True), silent)
+    assert "round 4 is skipped" in caplog.text
+    assert_bitwise(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_run_is_resumed_only_as_what_it_was(tmp_path: Path) -> None:
+    inline.execute(small_job(tmp_path, "run", 2), silent)
+    with pytest.raises(TesseraError, match="'seed'"):
+        inline.execute(small_job(tmp_path, "run", 2, resume=True, seed=5), silent)
+    with pytest.raises(RunError, match="2 nodes, not 3"):
+        small_job(tmp_path, "run", 3, resume=True)
+    with pytest.raises(RunError, match="--resume"):
+        small_job(tmp_path, "run", 2)
+
+
+def test_nodes_with_another_catalogue_are_refused(tmp_path: Path) -> None:
+    from tests.worlds import small_dataset
+
+    job = small_job(tmp_path, "run", 2)
+    other = small_dataset(tmp_path / "other", n_items=41)
+    with pytest.raises(RunError, match=r"40 items.*41"):
+        inline.execute(Job(job.settings, other, job.devices, job.run_dir), silent)
+    assert json.loads((job.run_dir / "status.json").read_text())["state"] == "failed"
+
+
+def test_one_broken_device_does_not_stop_the_others_and_is_named(tmp_path: Path, caplog) -> None:
+    job = small_job(tmp_path, "run", 3)
+    (job.devices[1] / "interactions.parquet").write_bytes(b"not parquet")
+    inline.execute(job, silent)
+    assert "node 2 refused" in caplog.text
+    strict = small_job(tmp_path, "strict", 3, federation={"min_nodes": 3})
+    (strict.devices[1] / "interactions.parquet").write_bytes(b"not parquet")
+    with pytest.raises(RunError, match=r"round 0: 2 nodes answered to census, 3 must"):
+        inline.execute(strict, silent)

@@ -1,0 +1,113 @@
+"""The identity that shapes the system: one VJP of the summed view gradients is Algorithm 1's aggregate."""
+
+import copy
+
+import pytest
+import torch
+
+from benchmarks.naive import NaiveClient, personalized_refinement
+from client import cohort
+from client.histories import histories
+from common.config import Settings
+from common.protocol import Update
+from server.strategies.fedvlr import FedVLR
+from tests.worlds import small_catalogue, small_split
+
+VARIANTS = {
+    "fedavg-bce-sgd": {"backbone": "fedavg", "loss": "bce", "optimizer": "sgd", "local_epochs": 3, "history_mask": 0.0},
+    "fedavg-bce-examples": {
+        "backbone": "fedavg",
+        "loss": "bce",
+        "weighting": "examples",
+        "local_epochs": 2,
+        "history_mask": 0.3,
+    },
+    "history-softmax-adam": {"backbone": "history", "loss": "softmax", "optimizer": "adam", "local_epochs": 3},
+}
+
+
+def start(local: dict[str, object]) -> tuple[Settings, FedVLR]:
+    """A strategy in double precision whose broadcast is not rounded."""
+    settings = Settings.model_validate(
+        {
+            "name": "vjp",
+            "data": {"folder": "none"},
+            "views": {"dim": 8, "id_dim": 6},
+            "local": {"learning_rate": 0.05, **local},
+            "server": {"optimizer": "sgd", "learning_rate": 1.0},
+        }
+    )
+    strategy = FedVLR(settings, small_catalogue(n_items=30))
+    strategy.generator.double()
+    strategy.wire_dtype = torch.float64
+    return settings, strategy
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_vjp_of_the_cohort_is_algorithm_1_with_all_parameters_on_the_client(variant: str) -> None:
+    settings, strategy = start(VARIANTS[variant])
+    local, split = settings.local, small_split(n_users=9, n_items=30)
+    before = copy.deepcopy(strategy.generator)
+    sent = strategy.broadcast()
+
+    state = cohort.start_state(split.users, local, sent["views"], seed=7)
+    people = histories(split).to(torch.device("cpu"), torch.float64)
+    moved, update = cohort.train(state, sent, people, local, seed=7, round=3)
+    strategy.absorb(update)
+
+    aggregate = {name: torch.zeros_like(value) for name, value in before.named_parameters()}
+    total_weight = 0.0
+    for row, user in enumerate(split.users):
+        items = split.train_items[split.offsets[row] : split.offsets[row + 1]].tolist()
+        client = NaiveClient(len(sent["views"]), 8, local.backbone, torch.float64)
+        names = {"head": "theta", "bias": "offset"} if local.backbone == "fedavg" else {"user": "theta"}
+        names |= {"router.scale": "scale", "router.bias": "bias"}
+        for name, own in names.items():
+            getattr(client, own).data.copy_(state.parameters[name][row])
+        _, gradients = personalized_refinement(client, before, user, items, 30, local, seed=7, round=3)
+        alpha = len(items) if local.weighting == "examples" else 1
+        total_weight += alpha
+        for name, gradient in gradients.items():
+            aggregate[name] += alpha * gradient
+        for name, own in names.items():
+            torch.testing.assert_close(moved.parameters[name][row], getattr(client, own).data, rtol=0, atol=1e-9)
+
+    # The server's SGD with rate 1 subtracts exactly the aggregate.
+    after = dict(strategy.generator.named_parameters())
+    for name, value in before.named_parameters():
+        torch.testing.assert_close(after[name], value - aggregate[name] / total_weight, rtol=1e-6, atol=1e-9)
+    assert max(float(gradient.abs().max()) for gradient in aggregate.values()) > 1e-3
+
+
+def test_gradients_reach_every_shared_parameter() -> None:
+    settings, strategy = start({"backbone": "history"})
+    split = small_split(n_users=9, n_items=30)
+    before = copy.deepcopy(strategy.generator.state_dict())
+    for round in (1, 2):
+        sent = strategy.broadcast()
+        state = cohort.start_state(split.users, settings.local, sent["views"], seed=0)
+        people = histories(split).to(torch.device("cpu"), torch.float64)
+        strategy.absorb(cohort.train(state, sent, people, settings.local, 0, round)[1])
+    assert all((before[name] != value).any() for name, value in strategy.generator.state_dict().items())
+
+
+def test_gradients_of_another_shape_are_refused() -> None:
+    _, strategy = start({"backbone": "fedavg"})
+    strategy.broadcast()
+    with pytest.raises(Exception, match=r"'views'.*shape"):
+        strategy.absorb(Update({"views": torch.zeros(1, 2, 3)}, weight=1.0))
+    with pytest.raises(Exception, match="no user took part"):
+        strategy.absorb(Update())
+
+
+def test_state_is_taken_up_exactly() -> None:
+    settings, strategy = start({"backbone": "history"})
+    other = start({"backbone": "history"})[1]
+    split = small_split(n_users=9, n_items=30)
+    people = histories(split).to(torch.device("cpu"), torch.float64)
+    sent = strategy.broadcast()
+    state = cohort.start_state(split.users, settings.local, sent["views"], seed=0)
+    strategy.absorb(cohort.train(state, sent, people, settings.local, 0, 1)[1])
+    other.restore(strategy.state())
+    assert all(torch.equal(value, other.state()[name]) for name, value in strategy.state().items())
+    assert all(torch.equal(value, other.broadcast()[name]) for name, value in strategy.broadcast().items())
