@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
     load_ssh_private_key,
+    load_ssh_public_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -123,6 +125,18 @@ def node_public_key(path: Path) -> Path:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise CertificateError(f"node key: {path} is not an elliptic-curve key; remove it to have one made")
     return _write_public(path, key)
+
+
+def check_public_key(path: Path) -> None:
+    """Raise `CertificateError` unless `path` holds the public half of a device's key."""
+    try:
+        if isinstance(load_ssh_public_key(path.read_bytes()), ec.EllipticCurvePublicKey):
+            return
+    except (OSError, ValueError, UnsupportedAlgorithm):
+        pass
+    raise CertificateError(
+        f"register: {path} is no device's public key; `tessera federate key` says where a device's is"
+    )
 
 
 def check_server(host: str, port: int, ca: Path) -> None:

@@ -90,12 +90,20 @@ def stop(processes: Sequence[Process], grace: float = GRACE) -> None:
     while any(map(remains, processes)) and time.monotonic() < deadline:
         time.sleep(0.1)
     for process in processes:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.popen.pid, signal.SIGKILL)
-        for pid in remains(process):
+        _kill(process)
+
+
+def _kill(process: Process) -> None:
+    """SIGKILL what is left of a process, and wait until it is gone."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.popen.pid, signal.SIGKILL)
+    process.popen.wait()
+    deadline = time.monotonic() + GRACE
+    while (left := remains(process)) and time.monotonic() < deadline:
+        for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        process.popen.wait()
+        time.sleep(0.05)
 
 
 def remains(process: Process) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from common.errors import RunError, TesseraError
 from common.files import read_json, write_bytes, write_json
-from deploy.certificates import Certificates, check_server
+from deploy.certificates import Certificates, check_public_key, check_server
 from deploy.job import Job
 from deploy.processes import LOOPBACK, Process, environment, free_port, program, start, tail
 
@@ -154,7 +154,8 @@ class Control:
         write_bytes(self.home / "config.toml", config.encode())
 
     def register(self, public_key: Path) -> bool:
-        """Let in the device with this key; false when it was registered before. Raises `RunError`."""
+        """Let in the device with this key; false when it was registered before. Raises `TesseraError`."""
+        check_public_key(public_key)
         try:
             self._ask("register", "supernode", "register", str(public_key.absolute()), CONNECTION)
         except RunError as error:
