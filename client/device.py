@@ -19,6 +19,7 @@ from client.histories import Histories, histories
 from client.store import PrivateState, Store
 from common import seeds
 from common.catalogue import Catalogue, load_catalogue
+from common.compute import resolve_device
 from common.config import Settings
 from common.errors import DataError
 from common.files import read_tensors, write_json, write_tensors
@@ -118,14 +119,6 @@ class Device:
             if other != path:
                 other.unlink(missing_ok=True)
         return tensors
-
-
-def resolve_device(wanted: str) -> torch.device:
-    """Turn auto, cpu or cuda into a device. Raises `DataError` when CUDA is asked for and absent."""
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise DataError("device: cuda was asked for, but this machine's torch sees no CUDA device; use auto or cpu")
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
 def blocks(split: Split, size: int) -> Iterator[Split]:

@@ -1,7 +1,7 @@
 """Settings of a run: frozen, typed, validated once, when the YAML is read."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Step = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+EXECUTORS = ("inline", "ray", "grpc")
 Operator = Literal["sum", "mlp", "gate", "attention"]
 
 
@@ -134,9 +135,40 @@ class Settings(_Settings):
     federation: FederationSettings = FederationSettings()
 
 
-def load_settings(path: Path) -> Settings:
-    """Read and validate a YAML file. Raises `ConfigError` that names the file and each bad key."""
-    return parse_settings(read_yaml(path), str(path))
+def load_settings(path: Path, executor: str = "", changes: Sequence[str] = ()) -> Settings:
+    """Read and validate a YAML file. Raises `ConfigError` that names the file and each bad key.
+
+    Under `executors` a file may hold other values for one of them, such as fewer rounds over gRPC; those of `executor` are
+    laid over the rest. `changes` are KEY=VALUE and come last.
+    """
+    content = read_yaml(path)
+    overlays = content.pop("executors", {})
+    if not isinstance(overlays, dict) or overlays.keys() - EXECUTORS:
+        raise ConfigError(f"{path}: `executors` maps {', '.join(EXECUTORS)} to settings")
+    content = _overlaid(content, overlays.get(executor, {}))
+    for change in changes:
+        content = _overlaid(content, _nested(change))
+    return parse_settings(content, str(path))
+
+
+def _overlaid(content: dict[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay nested values over others; neither is changed."""
+    merged = dict(content)
+    for name, value in overlay.items():
+        below = merged.get(name)
+        merged[name] = _overlaid(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _nested(change: str) -> dict[str, Any]:
+    """Turn "local.negatives=4" into {"local": {"negatives": 4}}."""
+    key, equals, value = change.partition("=")
+    if not equals:
+        raise ConfigError(f"{change!r}: write KEY=VALUE, such as rounds=5")
+    content: Any = yaml.safe_load(value)
+    for name in reversed(key.split(".")):
+        content = {name: content}
+    return dict(content)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

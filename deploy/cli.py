@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from common.config import Settings, parse_settings, read_yaml
-from common.errors import ConfigError, TesseraError
+from common.config import Settings, load_settings
+from common.errors import TesseraError
 from deploy.environment import quieten
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=__doc__)
@@ -53,7 +52,7 @@ def train(
 ) -> None:
     """Train a federation, print the table with its baselines, and end with one line of JSON."""
     changes = [*(change or ()), *([f"federation.nodes={nodes}"] if nodes else [])]
-    _train(changed_settings(config, changes), executor.value, data, runs, resume, overwrite)
+    _train(load_settings(config, executor.value, changes), executor.value, data, runs, resume, overwrite)
 
 
 @app.command(epilog="Example: tessera demo --nodes 3")
@@ -66,7 +65,7 @@ def demo(
     from client.recommend import Personal
     from deploy.reliance import reliance_correlation
 
-    settings = changed_settings(config, [f"federation.nodes={nodes}"] if nodes else [])
+    settings = load_settings(config, "inline", [f"federation.nodes={nodes}"] if nodes else [])
     job, figures = _train(settings, "inline", None, runs, resume=False, overwrite=True, end=False)
     personal = Personal.open(job.devices[0])
     user = personal.people()[0][0].users[0]
@@ -88,23 +87,6 @@ def recommend(
     from client.recommend import Personal
 
     show_recommendations(Personal.open(data_dir, run), user, k)
-
-
-def changed_settings(config: Path, changes: list[str]) -> Settings:
-    """Read settings, with KEY=VALUE changes laid over them before they are validated."""
-    content = read_yaml(config)
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {change}: write KEY=VALUE, such as --set rounds=5")
-        *parents, last = key.split(".")
-        place = content
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"--set {change}: {parent!r} is not a group of settings")
-        place[last] = yaml.safe_load(value)
-    return parse_settings(content, str(config))
 
 
 def show_recommendations(personal: Any, user: str, k: int) -> None:

@@ -13,6 +13,7 @@ from common.datasets import Columns, Options, convert, convert_shop, describe
 from common.datasets.shop import N_ITEMS, N_USERS
 from common.errors import ConfigError, DataError
 from common.features import BuiltinEncoder, ClipEncoder, Encoder
+from deploy.job import deal
 
 app = typer.Typer(no_args_is_help=True, help="Convert raw data into datasets, describe them, generate the demo shop.")
 console = Console()
@@ -81,6 +82,20 @@ def shop_command(
     """Generate the demo shop at DESTINATION: items with pictures and titles, users whose reliance on them is known."""
     convert_shop(destination, items, users, seed, overwrite)
     _show(destination)
+
+
+@app.command("deal", epilog="Example: tessera data deal data/shop devices --nodes 3")
+def deal_command(
+    dataset: Path, out: Path, nodes: Annotated[int, typer.Option(min=1, help="Number of device folders.")] = 2
+) -> None:
+    """Deal the people of DATASET out to device folders below OUT: their own events and the items' titles, no features.
+
+    It is for trying a federation on separate machines with data that lie in one place.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out} exists and is not empty: choose another folder")
+    for folder in deal(dataset, out, nodes):
+        console.print(str(folder), soft_wrap=True, highlight=False)
 
 
 @app.command("describe", epilog=DESCRIBE_EPILOG)

@@ -6,6 +6,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.catalogue import load_catalogue
+from common.compute import resolve_device
 from common.config import Settings
 from server.checkpoint import Report, RunFolder
 from server.nodes import Nodes
@@ -24,7 +25,8 @@ def serve(
     folder.listener = report
     try:
         items = load_catalogue(catalogue)
-        run_rounds(Nodes(grid, settings.federation), FedVLR(settings, items), settings, items, folder)
+        strategy = FedVLR(settings, items, resolve_device(settings.device))
+        run_rounds(Nodes(grid, settings.federation), strategy, settings, items, folder)
     except BaseException as error:
         folder.status("failed", str(error) or type(error).__name__)
         raise
