@@ -21,10 +21,13 @@ FOLDER = "federation"
 DAYS = 365
 LOOK = 0.25
 """Seconds between two looks at the run's files."""
-ASK_FIRST, ASK = 3.0, 10.0
-"""Seconds between two questions to the server, before the run has told anything and after: each costs 0.8 s of processor."""
+ASK_FIRST, ASK = 3.0, 30.0
+"""Seconds between two questions to the server, each of which costs 0.8 s of processor: before the run has told anything
+of itself, and after. They tell of a ServerApp that died without a word."""
+LAST_WORDS = 0.75
+"""Seconds a ServerApp needs to end after it has told how the run went."""
 SETTLE = 30.0
-"""Seconds that the ServerApp has to end after it has told how the run went."""
+"""Seconds after which a ServerApp that told how the run went, but did not end, is taken at its word."""
 PATIENCE = 3
 """Questions in a row that the server may leave unanswered."""
 
@@ -133,26 +136,44 @@ class Watch:
 
 def _follow(watch: Watch, control: Control, run: str, report: Report, check: Callable[[bool], None]) -> None:
     """Report progress until Flower says that the run is over. Raises `RunError` unless it completed."""
-    status, unanswered = RunStatus("unknown", ""), 0
-    next_question, told_at = time.monotonic() + ASK_FIRST, 0.0
-    while not status.finished and not (told_at and time.monotonic() > told_at + SETTLE):
+    flower = _Inquiry(control, run)
+    told = float("inf")
+    while not flower.status.finished and time.monotonic() < told + SETTLE:
         time.sleep(LOOK)
         for line in watch.lines():
             report(line)
-        told_at = told_at or (time.monotonic() if watch.state()[0] in ("completed", "failed") else 0.0)
-        if not told_at:
+        state, _ = watch.state()
+        if state in ("completed", "failed"):
+            told = min(told, time.monotonic())
+            time.sleep(LAST_WORDS)
+            flower.ask(0.0)
+        else:
             check(watch.begun)
-        if told_at or time.monotonic() > next_question:
-            try:
-                status, unanswered = control.status(run), 0
-            except RunError:
-                unanswered += 1
-                if unanswered >= PATIENCE:
-                    raise
-            next_question = time.monotonic() + (ASK if watch.state()[0] else ASK_FIRST)
+            flower.ask(ASK if state else ASK_FIRST)
     for line in watch.lines():
         report(line)
-    _judge(watch.state(), status, lambda: control.log(run))
+    _judge(watch.state(), flower.status, lambda: control.log(run))
+
+
+class _Inquiry:
+    """What Flower says of a run, asked now and then."""
+
+    def __init__(self, control: Control, run: str) -> None:
+        self.control, self.run = control, run
+        self.status = RunStatus("unknown", "")
+        self._asked, self._unanswered = time.monotonic(), 0
+
+    def ask(self, pause: float) -> None:
+        """Ask again if it is `pause` seconds ago. Raises `RunError` when the server leaves several questions unanswered."""
+        if time.monotonic() < self._asked + pause:
+            return
+        try:
+            self.status, self._unanswered = self.control.status(self.run), 0
+        except RunError:
+            self._unanswered += 1
+            if self._unanswered >= PATIENCE:
+                raise
+        self._asked = time.monotonic()
 
 
 def _judge(told: tuple[str, str], status: RunStatus, log: Callable[[], str]) -> None:
