@@ -58,9 +58,18 @@ def server(
     ] = 9093,
 ) -> None:
     """Run a server until interrupted. It lets in devices whose keys are registered, and no others."""
+    where = Server(folder.absolute(), host, port, control_port)
     with terminable():
-        last = relay(start_superlink(Server(folder.absolute(), host, port, control_port)), typer.echo)
+        superlink = start_superlink(where)
+        typer.echo(f"Devices join --server HOST:{port} with a copy of {where.certificates.ca}")
+        last = relay(superlink, _show_server)
     raise RunError(f"server: Flower's SuperLink ended:\n{last}")
+
+
+def _show_server(line: str) -> None:
+    """Show what the SuperLink says, but not each of a run's ten requests a second."""
+    if "[uvicorn.access]" not in line:
+        typer.echo(line)
 
 
 @app.command(epilog="Example: tessera federate key device")
