@@ -1,0 +1,65 @@
+"""What every peer is: fitted on all users' training items in one place, it scores the whole catalogue."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from client.histories import Histories
+from common.catalogue import Catalogue
+from common.interactions import Split
+from common.metrics import ndcg, standing
+
+Grid = Mapping[str, Sequence[Any]]
+"""Hyperparameters and the values to try of each."""
+
+
+@dataclass
+class Peer(ABC):
+    """A centralised recommender. Its fields are its hyperparameters; `GRID` names the values that validation chooses from."""
+
+    GRID: ClassVar[Grid] = {}
+    QUICK: ClassVar[Mapping[str, Any]] = {}
+    """What `--quick` changes, instead of searching the grid."""
+    SEEDED: ClassVar[bool] = False
+    """Whether the seed changes anything."""
+
+    @abstractmethod
+    def fit(self, split: Split, catalogue: Catalogue, seed: int) -> None:
+        """Learn from the training items of `split`. Its test items are never read; its validation items only to stop early."""
+
+    @abstractmethod
+    def scores(self, known: Histories) -> Tensor:
+        """Score the catalogue for the users of `fit`, of whom `known` is known now, [n_users, n_items]."""
+
+    @classmethod
+    def candidates(cls, quick: bool = False) -> list[Self]:
+        """Every combination of the grid; with `quick` one peer, with what QUICK says."""
+        if quick:
+            return [cls(**cls.QUICK)]
+        return [replace(cls(), **dict(zip(cls.GRID, values, strict=True))) for values in product(*cls.GRID.values())]
+
+    def chosen(self) -> dict[str, Any]:
+        """The hyperparameters that the grid varies."""
+        return {name: value for name, value in asdict(self).items() if name in self.GRID}
+
+    def remarks(self) -> dict[str, float]:
+        """What is worth reporting of the last fit."""
+        return {}
+
+
+def interaction_matrix(histories: Histories, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Who has what: R [n_users, n_items], dense, of zeros and ones."""
+    return histories.mask().to(dtype)
+
+
+def validation_ndcg(scores: Tensor, histories: Histories, split: Split, k: int = 50) -> float:
+    """Mean tie-aware NDCG@k of the validation items, training items masked: the one figure that anything is chosen by."""
+    rows = torch.from_numpy(split.validation >= 0).nonzero()[:, 0]
+    targets = torch.from_numpy(split.validation)[rows]
+    above, ties = standing(scores[rows], targets, ~histories.mask()[rows])
+    return float(ndcg(above, ties, k).mean())
