@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from client import optimizers
-from client.backbones import BACKBONES
+from client.backbones import BACKBONES, Given
 from client.histories import Histories
 from client.losses import LOSSES
 from client.router import Routed, pool, route, router_shapes
@@ -21,27 +21,35 @@ from common.protocol import VIEWS, Tensors, Update
 
 def start_state(users: tuple[str, ...], settings: LocalSettings, views: Tensor, seed: int) -> PrivateState:
     """Build the private state of users who never trained: each draws from (seed, user), whoever else is in the cohort."""
-    n_views, _, dim = views.shape
+    n_views, n_items, dim = views.shape
     keys = seeds.user_keys(users)
     parameters = {name: torch.zeros(len(users), *shape) for name, shape in router_shapes(n_views, dim).items()}
-    for name, parameter in BACKBONES[settings.backbone].parameters(dim).items():
-        position = torch.arange(int(torch.Size(parameter.shape).numel()))
-        draws = seeds.normal(seeds.key("start", seed, name), keys[:, None], position)
-        parameters[name] = parameter.scale * draws.view(len(users), *parameter.shape)
+    for name, parameter in BACKBONES[settings.backbone].parameters(dim, n_items).items():
+        parameters[name] = torch.zeros(len(users), *parameter.shape)
+        if parameter.scale:
+            position = torch.arange(parameters[name][0].numel())
+            draws = seeds.normal(seeds.key("start", seed, name), keys[:, None], position)
+            parameters[name] = parameter.scale * draws.view(len(users), *parameter.shape)
     parameters = {name: value.to(views.dtype) for name, value in parameters.items()}
     return PrivateState(users, parameters, optimizers.start(settings, parameters))
+
+
+def given(private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings) -> Given:
+    """Route the views by the users' histories: what every backbone computes from."""
+    views = sent[VIEWS]
+    if settings.route == "uniform" or len(views) == 1:
+        weights = views.new_full((len(histories), len(views)), 1 / len(views))
+    else:
+        weights = route(private, pool(histories, views))
+    return Given(private, sent, histories, Routed(views, weights))
 
 
 def scores(
     private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings
 ) -> tuple[Tensor, Tensor]:
     """Score the catalogue for every user, [n_users, n_items], and say how the views were weighed, [n_users, n_views]."""
-    views = sent[VIEWS]
-    if settings.route == "uniform" or len(views) == 1:
-        weights = views.new_full((len(histories), len(views)), 1 / len(views))
-    else:
-        weights = route(private, pool(histories, views))
-    return BACKBONES[settings.backbone].scores(private, sent, histories, Routed(views, weights)), weights
+    everything = given(private, sent, histories, settings)
+    return BACKBONES[settings.backbone].scores(everything), everything.routed.weights
 
 
 def train(
@@ -52,15 +60,15 @@ def train(
     Private parameters move, what was sent does not; the gradients of the loss with respect to it add up over the epochs.
     An epoch is one step on all of a user's events. Returns the moved state and the cohort's additive update.
     """
-    weight = _user_weights(histories, settings, next(iter(sent.values())).dtype)
-    parameters, moments = state.parameters, state.optimizer
+    step = Step(sent, histories, settings, round)
+    parameters, moments = step.restarted(state)
     gradients = {name: torch.zeros_like(value) for name, value in sent.items()}
     losses = torch.zeros(0)
     for epoch in range(settings.local_epochs):
-        losses, private_gradients, sent_gradients = _gradients(
-            parameters, sent, histories, settings, weight, seeds.key("epoch", seed, round, epoch)
-        )
-        parameters, moments = optimizers.step(settings, parameters, private_gradients, moments)
+        salt = seeds.key("epoch", seed, round, epoch)
+        for names in BACKBONES[settings.backbone].phases(list(parameters)):
+            losses, own, sent_gradients, parameters = step.gradients(parameters, salt)
+            parameters, moments = optimizers.step(settings, parameters, own, moments, names)
         for name, gradient in sent_gradients.items():
             gradients[name] += gradient
     sums = {
@@ -68,32 +76,51 @@ def train(
         "loss": float(losses.double().sum()),
         "nonfinite": float((~torch.isfinite(losses)).sum()),
     }
-    update = Update(gradients, float(weight.double().sum()), Sums(sums))
+    update = Update(gradients, float(step.weight.double().sum()), Sums(sums))
     return PrivateState(state.users, parameters, moments), update
 
 
-def _gradients(
-    parameters: dict[str, Tensor],
-    sent: Tensors,
-    histories: Histories,
-    settings: LocalSettings,
-    weight: Tensor,
-    salt: int,
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """One forward and one backward pass: each user's loss, their own gradients, and the weighted sum for what was sent."""
-    private = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-    received = {name: value.detach().requires_grad_() for name, value in sent.items()}
-    shown = histories.hidden(settings.history_mask, salt)
-    predicted, _ = scores(private, received, shown, settings)
-    losses = LOSSES[settings.loss](predicted, histories, settings, salt)
-    leaves = [*private.values(), *received.values()]
-    found = torch.autograd.grad((weight * losses).sum(), leaves, allow_unused=True)
-    dense = [
-        torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(leaves, found, strict=True)
-    ]
-    # The weight is the user's say in the sum, not in their own step: divide it out again, row by row.
-    own = {name: g / weight.view(-1, *[1] * (g.ndim - 1)) for name, g in zip(private, dense, strict=False)}
-    return losses.detach(), own, dict(zip(received, dense[len(private) :], strict=True))
+class Step:
+    """One forward and one backward pass of a cohort, on what does not change within a round."""
+
+    def __init__(self, sent: Tensors, histories: Histories, settings: LocalSettings, round: int) -> None:
+        self.sent, self.histories, self.settings, self.round = sent, histories, settings, round
+        self.backbone = BACKBONES[settings.backbone]
+        self.weight = _user_weights(histories, settings, sent[VIEWS].dtype)
+
+    def restarted(self, state: PrivateState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Parameters and moments at the start of the round: what does not outlive a round is zero again."""
+        _, n_items, dim = self.sent[VIEWS].shape
+        gone = {name for name, one in self.backbone.parameters(dim, n_items).items() if not one.kept}
+
+        def fresh(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: torch.zeros_like(value) if name.split(".")[-1] in gone else value
+                for name, value in tensors.items()
+            }
+
+        return fresh(state.parameters), fresh(state.optimizer)
+
+    def gradients(
+        self, parameters: dict[str, Tensor], salt: int
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Each user's loss, their own gradients, the weighted sum for what was sent, and the parameters all this is at."""
+        shown = self.histories.hidden(self.settings.history_mask, salt)
+        with torch.no_grad():
+            solved = self.backbone.solved(given(parameters, self.sent, shown, self.settings), self.settings)
+        private = {name: value.detach().requires_grad_() for name, value in (parameters | solved).items()}
+        received = {name: value.detach().requires_grad_() for name, value in self.sent.items()}
+        everything = given(private, received, shown, self.settings)
+        losses = LOSSES[self.settings.loss](self.backbone.scores(everything), self.histories, self.settings, salt)
+        losses = losses + self.backbone.penalty(everything, self.settings, self.round)
+        leaves = [*private.values(), *received.values()]
+        found = torch.autograd.grad((self.weight * losses).sum(), leaves, allow_unused=True)
+        dense = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
+        # The weight is the user's say in the sum, not in their own step: divide it out again, row by row.
+        own = {name: g / self.weight.view(-1, *[1] * (g.ndim - 1)) for name, g in zip(private, dense, strict=False)}
+        own |= {name: torch.zeros_like(own[name]) for name in solved}
+        sent_gradients = dict(zip(received, dense[len(private) :], strict=True))
+        return losses.detach(), own, sent_gradients, parameters | solved
 
 
 def _user_weights(histories: Histories, settings: LocalSettings, dtype: torch.dtype) -> Tensor:

@@ -73,12 +73,11 @@ class Device:
 
     def state(self, task: Task, users: tuple[str, ...], block: int, views: Tensor) -> PrivateState:
         """Private state of a block's users before `task`, on the views' device; users without one start afresh."""
-        fresh = cohort.start_state(users, task.settings.local, views.cpu(), task.settings.seed)
-        before = task.round + (task.kind != "train")
-        kept = Store(self.private(task.run)).load(block, before)
+        local, seed = task.settings.local, task.settings.seed
+        kept = Store(self.private(task.run)).load(block, task.round + (task.kind != "train"))
         if kept is None:
-            return fresh.to(views.device)
-        if kept.users != users or _shapes(kept) != _shapes(fresh):
+            return cohort.start_state(users, local, views.cpu(), seed).to(views.device)
+        if kept.users != users or _shapes(kept) != _shapes(cohort.start_state(users[:1], local, views.cpu(), seed)):
             raise DataError(
                 f"the private state of run {task.run}, block {block}, is of other users or another model; start a new run"
             )
@@ -133,7 +132,8 @@ def _census(split: Split) -> dict[str, float]:
 
 
 def _shapes(state: PrivateState) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in (state.parameters | state.optimizer).items()}
+    """Shape of one user's part of each tensor."""
+    return {name: value.shape[1:] for name, value in (state.parameters | state.optimizer).items()}
 
 
 def _run_note(task: Task) -> dict[str, object]:

@@ -31,7 +31,18 @@ def bce(scores: Tensor, histories: Histories, settings: LocalSettings, salt: int
     return total / (histories.lengths().clamp(min=1) * (1 + settings.negatives))
 
 
-LOSSES: dict[str, Loss] = {"softmax": softmax, "bce": bce}
+def squares(scores: Tensor, histories: Histories, settings: LocalSettings, salt: int) -> Tensor:
+    """Confidence-weighted squares over the whole catalogue (Hu, Koren & Volinsky 2008), divided by the number of items.
+
+    An event counts 1 + confidence times and should score 1; anything else counts once and should score 0.
+    """
+    everything = (scores**2).sum(1)
+    picked = _pick(scores, histories.owners, histories.items)
+    events = (1 + settings.confidence) * (1 - picked) ** 2 - picked**2
+    return everything.index_add(0, histories.owners, events) / histories.n_items
+
+
+LOSSES: dict[str, Loss] = {"softmax": softmax, "bce": bce, "squares": squares}
 
 
 def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:

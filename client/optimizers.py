@@ -27,15 +27,21 @@ def start(settings: LocalSettings, parameters: Stacked) -> Stacked:
     return {STEPS: some.new_zeros(len(some)), **moments}
 
 
-def step(settings: LocalSettings, parameters: Stacked, gradients: Stacked, moments: Stacked) -> tuple[Stacked, Stacked]:
-    """Take one step of SGD, or of Adam with decoupled weight decay (Loshchilov & Hutter 2019), and return new tensors."""
+def step(
+    settings: LocalSettings, parameters: Stacked, gradients: Stacked, moments: Stacked, names: list[str] | None = None
+) -> tuple[Stacked, Stacked]:
+    """Take one step of SGD, or of Adam with decoupled weight decay (Loshchilov & Hutter 2019), and return new tensors.
+
+    With `names` only those parameters step. Users' steps are counted with each call that moves their first parameter.
+    """
+    chosen = {name: value for name, value in parameters.items() if names is None or name in names}
     rate, decay = settings.learning_rate, 1 - settings.learning_rate * settings.weight_decay
     if settings.optimizer == "sgd":
-        return {name: decay * value - rate * gradients[name] for name, value in parameters.items()}, moments
-    steps = moments[STEPS] + 1
+        return parameters | {name: decay * value - rate * gradients[name] for name, value in chosen.items()}, moments
+    steps = moments[STEPS] + (next(iter(parameters)) in chosen)
     first, second = rate / (1 - BETAS[0] ** steps), (1 - BETAS[1] ** steps).rsqrt()
-    stepped, moved = {}, {STEPS: steps}
-    for name, value in parameters.items():
+    stepped, moved = dict(parameters), {**moments, STEPS: steps}
+    for name, value in chosen.items():
         gradient, rows = gradients[name], (-1, *[1] * (value.ndim - 1))
         mean = moments[f"mean.{name}"].lerp(gradient, 1 - BETAS[0])
         square = moments[f"square.{name}"].lerp(gradient * gradient, 1 - BETAS[1])

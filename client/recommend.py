@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from client import cohort
-from client.backbones import BACKBONES
+from client.backbones import BACKBONES, Given
 from client.device import Device, blocks
 from client.histories import Histories, histories
 from client.router import Routed
@@ -99,7 +99,7 @@ class Personal:
         views, backbone = self.sent[VIEWS], BACKBONES[self.task.settings.local.backbone]
         first = len(self.task.settings.views.operators) if self.task.settings.views.single else 0
         alone = [weights * mask for mask in torch.eye(len(views))[first:]]
-        parts = torch.stack([backbone.scores(private, self.sent, known, Routed(views, one))[0] for one in alone])
+        parts = torch.stack([backbone.scores(Given(private, self.sent, known, Routed(views, one)))[0] for one in alone])
         speaking = first + (parts - parts.mean(1, keepdim=True))[:, items].argmax(0)
         unit = torch.nn.functional.normalize(views - views.mean(1, keepdim=True), dim=2)
         nearest = (unit[speaking, items][:, None] * unit[speaking][:, known.items]).sum(2).argmax(1)

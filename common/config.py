@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from common.backbones import BACKBONES
 from common.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -27,12 +28,18 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+def _known_backbone(name: str) -> str:
+    if name not in BACKBONES:
+        raise ValueError(f"there is no backbone {name!r}; known are {', '.join(BACKBONES)}")
+    return name
+
+
 class DataSettings(_Settings):
     """Which dataset, and what a raw one goes through when it is converted."""
 
     folder: str
     """Below `--data` or TESSERA_DATA: a converted dataset, or a raw one of `kind`."""
-    kind: Literal["converted", "movielens", "fedvlr", "sequences", "shop"] = "converted"
+    kind: Literal["converted", "movielens", "amazon", "ninerec", "fedvlr", "sequences", "shop"] = "converted"
     min_user_events: Natural = 5
     min_item_events: Natural = 5
     min_rating: Amount = 0.0
@@ -63,9 +70,18 @@ class ViewSettings(_Settings):
 class LocalSettings(_Settings):
     """What a device does with what it was sent. Travels with every broadcast."""
 
-    backbone: Literal["fedavg", "history"] = "history"
-    loss: Literal["softmax", "bce"] = "softmax"
+    backbone: Annotated[str, AfterValidator(_known_backbone)] = "history"
+    loss: Literal["softmax", "bce", "squares"] = "softmax"
     negatives: Positive = 4
+    """Sampled negatives for each event (bce)."""
+    confidence: Amount = 10.0
+    """How much more an event counts than anything else (squares, FCF)."""
+    ridge: Amount = 1.0
+    """Weight of the user factor's squared norm (FCF)."""
+    difference: Amount = 0.1
+    """How much personal and common items are pushed apart (FedRAP)."""
+    sparsity: Amount = 0.1
+    """Weight of the common items' absolute size (FedRAP)."""
     local_epochs: Positive = 1
     optimizer: Literal["sgd", "adam"] = "adam"
     learning_rate: Step = 0.01

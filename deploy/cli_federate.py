@@ -8,6 +8,7 @@
 and once for each device, `tessera federate register` on the server.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -112,17 +113,18 @@ def submit(
     folder: ServerDir,
     catalogue: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The server's dataset folder.")],
     runs: Annotated[Path, typer.Option(help="Folder the runs lie in.")] = Path("runs"),
+    change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")] = False,
 ) -> None:
     """Start a run with the settings CONFIG on a running server, on its machine, and follow it. Interrupted, it stops.
 
     The run begins when as many devices have joined as the setting federation.nodes says.
     """
-    from deploy.display import RunDisplay, result_table
+    from deploy.display import RunDisplay, result_table, summary
     from deploy.federate import carry_out
     from server.checkpoint import read_metrics
 
-    settings = load_settings(config)
+    settings = load_settings(config, "grpc", change or ())
     job = Job(settings, catalogue.absolute(), (), (runs / settings.name).absolute(), resume)
     if (job.run_dir / "config.yaml").exists() and not resume:
         raise RunError(f"submit: {job.run_dir} holds a run already; go on with it by --resume, or choose other --runs")
@@ -131,4 +133,5 @@ def submit(
         carry_out(job, Control(Server.load(folder)), display.report)
     result = next(line for line in reversed(read_metrics(job.run_dir)) if line["kind"] == "result")
     console.print(result_table(result, settings.evaluation.ks))
-    console.print(f"run folder: {job.run_dir}")
+    console.print(f"run folder: {job.run_dir}", soft_wrap=True)
+    print(json.dumps(summary(result, read_metrics(job.run_dir))))

@@ -27,8 +27,11 @@ def serve(
         items = load_catalogue(catalogue)
         strategy = FedVLR(settings, items, resolve_device(settings.device))
         run_rounds(Nodes(grid, settings.federation), strategy, settings, items, folder)
-    except BaseException as error:
+    except Exception as error:
         folder.status("failed", str(error) or type(error).__name__)
+        raise
+    except BaseException:  # Flower stops a run by SystemExit, a person by KeyboardInterrupt
+        folder.status("failed", "stopped from outside; go on with --resume")
         raise
     folder.status("completed")
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from common.backbones import Needs
 from common.catalogue import Catalogue
 from common.config import ViewSettings
 from common.errors import DataError
@@ -18,10 +19,10 @@ class ViewGenerator(nn.Module):
     """F_j = g_j(V, C, ..., D; gamma_j) for each operator, then each single modality's projection (FedVLR Eq. 1-2).
 
     Features are standardised and frozen; a linear map takes each modality, and the ID embedding D [n_items, id_dim], to
-    `dim`. With `history`, one more table H [n_items, dim] is learnt: the history view.
+    `dim`. Where the backbone needs them, a history view H [n_items, dim] and a shared head are learnt too.
     """
 
-    def __init__(self, catalogue: Catalogue, settings: ViewSettings, history: bool) -> None:
+    def __init__(self, catalogue: Catalogue, settings: ViewSettings, needs: Needs) -> None:
         super().__init__()
         self.modalities = _choose(catalogue, settings.modalities)
         for name in self.modalities:
@@ -33,7 +34,9 @@ class ViewGenerator(nn.Module):
         }
         self.projections = nn.ModuleDict({name: nn.Linear(width, settings.dim) for name, width in widths.items()})
         self.embedding = nn.Parameter(settings.id_scale * torch.randn(len(catalogue), settings.id_dim))
-        self.history = nn.Parameter(settings.id_scale * torch.randn(len(catalogue), settings.dim)) if history else None
+        table = settings.id_scale * torch.randn(len(catalogue), settings.dim)
+        self.history = nn.Parameter(table) if needs.history else None
+        self.head = nn.ParameterDict({name: _started(shape) for name, shape in needs.shared(settings.dim).items()})
         operators = {str(name): OPERATORS[name](len(widths), settings.dim) for name in settings.operators}
         self.operators = nn.ModuleDict(operators)
         self.single = settings.single
@@ -44,13 +47,19 @@ class ViewGenerator(nn.Module):
         return (*self.operators, *(self.projections if self.single else ()))
 
     def forward(self) -> dict[str, Tensor]:
-        """Build what is broadcast: "views" [n_views, n_items, dim] and, where learnt, "history" [n_items, dim]."""
+        """Build what is broadcast: "views" [n_views, n_items, dim], "history" [n_items, dim] and the shared head by name."""
         sources = {name: self.get_buffer(f"features_{name}") for name in self.modalities} | {ID: self.embedding}
         projected = {name: projection(sources[name]) for name, projection in self.projections.items()}
         items = torch.stack(list(projected.values()), dim=1)
         fused = [operator(items) for operator in self.operators.values()]
-        views = {VIEWS: torch.stack(fused + (list(projected.values()) if self.single else []))}
-        return views if self.history is None else views | {HISTORY: self.history}
+        views = torch.stack(fused + (list(projected.values()) if self.single else []))
+        return {VIEWS: views, **({} if self.history is None else {HISTORY: self.history}), **self.head}
+
+
+def _started(shape: tuple[int, ...]) -> nn.Parameter:
+    """A matrix or vector of weights, uniform within 1 / sqrt(its inputs), as torch's linear layers start."""
+    bound = shape[-1] ** -0.5
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
 def _choose(catalogue: Catalogue, wanted: Sequence[str] | None) -> tuple[str, ...]:

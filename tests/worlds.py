@@ -40,9 +40,19 @@ def small_split(n_users: int, n_items: int, seed: int = 0) -> Split:
     return small_interactions(n_users, n_items, seed).split()
 
 
-def small_dataset(folder: Path, n_users: int = 14, n_items: int = 40, seed: int = 0) -> Path:
+def planted_interactions(n_users: int, n_items: int, seed: int = 0) -> Interactions:
+    """Users of two kinds, each with 12 events in their own half of the catalogue."""
+    rng = np.random.default_rng(seed)
+    half = n_items // 2
+    items = np.concatenate([rng.permutation(half)[:12] + half * (n % 2) for n in range(n_users)])
+    offsets, times = 12 * np.arange(n_users + 1), np.tile(np.arange(12), n_users)
+    return Interactions(tuple(f"person-{n}" for n in range(n_users)), offsets, items, times, n_items)
+
+
+def small_dataset(folder: Path, n_users: int = 14, n_items: int = 40, seed: int = 0, planted: bool = False) -> Path:
     """A dataset on disk."""
-    catalogue, interactions = small_catalogue(n_items, seed), small_interactions(n_users, n_items, seed)
+    make = planted_interactions if planted else small_interactions
+    catalogue, interactions = small_catalogue(n_items, seed), make(n_users, n_items, seed)
     catalogue.save(folder)
     interactions.save(folder)
     (folder / "dataset.json").write_text("{}")
@@ -67,7 +77,8 @@ def small_settings(**changes: Any) -> Settings:
 def small_job(tmp_path: Path, name: str = "run", nodes: int = 2, resume: bool = False, **changes: Any) -> Job:
     """A job on the small dataset below `tmp_path`, its run in the folder `name`."""
     dataset = tmp_path / "small"
+    planted = changes.pop("planted", False)
     if not dataset.exists():
-        small_dataset(dataset)
+        small_dataset(dataset, 40, 66, planted=True) if planted else small_dataset(dataset)
     federation = {"nodes": nodes, **changes.pop("federation", {})}
     return make_job(small_settings(federation=federation, **changes), dataset, tmp_path / name, resume, overwrite=False)

@@ -3,32 +3,87 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from client.histories import Histories
 from client.router import Routed
+from common.config import LocalSettings
 from common.protocol import Tensors
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A private tensor of one user: its shape, and the standard deviation of its start (0 starts at zero)."""
+    """A private tensor of one user: its shape, and the standard deviation of its start (0 starts at zero).
+
+    One that is not `kept` starts again in every round, from what the server sent.
+    """
 
     shape: tuple[int, ...]
     scale: float = 0.0
+    kept: bool = True
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a backbone computes from, for all users of a cohort.
+
+    `private` holds the stacked parameters [n_users, ...], `sent` what the server broadcast, `histories` the events shown to
+    the model, `routed` the views with each user's weights for them.
+    """
+
+    private: dict[str, Tensor]
+    sent: Tensors
+    histories: Histories
+    routed: Routed
 
 
 class Backbone(ABC):
-    """A prediction model f(Fbar_i; theta_u) (FedVLR Eq. 5), computed for all users of a cohort at once."""
+    """A prediction model f(Fbar_i; theta_u) (FedVLR Eq. 5), computed for all users of a cohort at once.
+
+    Row u of whatever it returns depends on row u of the private parameters and on user u's history only.
+    """
 
     @abstractmethod
-    def parameters(self, dim: int) -> dict[str, Parameter]:
+    def parameters(self, dim: int, n_items: int) -> dict[str, Parameter]:
         """Name the private parameters of one user."""
 
     @abstractmethod
-    def scores(self, private: dict[str, Tensor], sent: Tensors, histories: Histories, routed: Routed) -> Tensor:
-        """Score the whole catalogue for every user, [n_users, n_items].
+    def scores(self, given: Given) -> Tensor:
+        """Score the whole catalogue for every user, [n_users, n_items]."""
 
-        `private` holds the stacked parameters, `sent` what the server broadcast. Row u may depend on row u of the private
-        parameters and on user u's history only.
-        """
+    def penalty(self, given: Given, settings: LocalSettings, round: int) -> Tensor:
+        """What is added to each user's loss, [n_users]; nothing by default."""
+        return given.routed.weights.new_zeros(len(given.histories))
+
+    def solved(self, given: Given, settings: LocalSettings) -> dict[str, Tensor]:
+        """Private parameters that have a closed form and are set by it before each step; none by default."""
+        return {}
+
+    def phases(self, names: list[str]) -> list[list[str]]:
+        """Groups of the private parameters `names` that step one after the other in each epoch; all at once by default."""
+        return [names]
+
+
+def quadratic(given: Given, settings: LocalSettings) -> Tensor:
+    """Minimise sum_i c_ui (r_ui - p . Fbar_ui)^2 + ridge |p|^2 for every user, p [n_users, dim] (Hu, Koren & Volinsky 2008).
+
+    c_ui is 1 + confidence for the user's events and 1 elsewhere, so the sum over the catalogue is one Gram matrix of the
+    views for all users, plus an outer product for each event.
+    """
+    weights, views, people = given.routed.weights, given.routed.views, given.histories
+    grams = torch.einsum("gnd,hne->ghde", views, views)
+    system = torch.einsum("ug,uh,ghde->ude", weights, weights, grams)
+    target = torch.zeros_like(system[:, 0])
+    for start in range(0, len(people), 64):  # events of 64 users at a time: an outer product each is what costs memory
+        events = torch.arange(
+            int(people.offsets[start]), int(people.offsets[min(start + 64, len(people))]), device=views.device
+        )
+        events = events[people.shown[events] > 0]
+        owners, rows = people.owners[events], views[:, people.items[events]]
+        items = torch.einsum("eg,ged->ed", weights[owners], rows)
+        system.index_add_(0, owners, settings.confidence * items[:, :, None] * items[:, None, :])
+        target.index_add_(0, owners, (1 + settings.confidence) * items)
+    system.diagonal(dim1=1, dim2=2).add_(settings.ridge)
+    solution: Tensor = torch.linalg.solve(system, target)
+    return solution

@@ -2,19 +2,16 @@
 
 from torch import Tensor
 
-from client.backbones.base import Backbone, Parameter
-from client.histories import Histories
-from client.router import Routed
-from common.protocol import Tensors
+from client.backbones.base import Backbone, Given, Parameter
 
 
 class FedAvg(Backbone):
     """score_ui = head_u . Fbar_ui + bias_u."""
 
-    def parameters(self, dim: int) -> dict[str, Parameter]:
+    def parameters(self, dim: int, n_items: int) -> dict[str, Parameter]:
         """Name the head [dim], small and random at the start, and its bias."""
         return {"head": Parameter((dim,), scale=0.1), "bias": Parameter((1,))}
 
-    def scores(self, private: dict[str, Tensor], sent: Tensors, histories: Histories, routed: Routed) -> Tensor:
+    def scores(self, given: Given) -> Tensor:
         """Apply each user's own head."""
-        return routed.scores(private["head"]) + private["bias"]
+        return given.routed.scores(given.private["head"]) + given.private["bias"]

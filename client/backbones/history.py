@@ -6,20 +6,18 @@ MovieLens. A user the federation never saw is served at once, with p_u = 0.
 
 from torch import Tensor
 
-from client.backbones.base import Backbone, Parameter
-from client.histories import Histories
-from client.router import Routed
-from common.protocol import HISTORY, Tensors
+from client.backbones.base import Backbone, Given, Parameter
+from common.protocol import HISTORY
 
 
 class History(Backbone):
     """score_ui = q_u . Fbar_ui."""
 
-    def parameters(self, dim: int) -> dict[str, Parameter]:
+    def parameters(self, dim: int, n_items: int) -> dict[str, Parameter]:
         """Name the private vector p_u [dim], zero at the start."""
         return {"user": Parameter((dim,))}
 
-    def scores(self, private: dict[str, Tensor], sent: Tensors, histories: Histories, routed: Routed) -> Tensor:
+    def scores(self, given: Given) -> Tensor:
         """Query the personalised items with what of the history is shown."""
-        pooled = histories.total(sent[HISTORY]) / histories.sizes().sqrt()[:, None]
-        return routed.scores(pooled + private["user"])
+        pooled = given.histories.total(given.sent[HISTORY]) / given.histories.sizes().sqrt()[:, None]
+        return given.routed.scores(pooled + given.private["user"])

@@ -7,6 +7,7 @@ sum_u alpha_u sum_a grad_(D, gamma) L_u = J_F^T (sum_u alpha_u sum_a dL_u/dF): A
 import torch
 from torch import Tensor
 
+from common.backbones import BACKBONES
 from common.catalogue import Catalogue
 from common.config import Settings
 from common.errors import RunError
@@ -20,7 +21,7 @@ class FedVLR:
     def __init__(self, settings: Settings, catalogue: Catalogue, device: torch.device | None = None) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.generator = ViewGenerator(catalogue, settings.views, history=settings.local.backbone == "history")
+            self.generator = ViewGenerator(catalogue, settings.views, BACKBONES[settings.local.backbone])
         self.generator.to(device or torch.device("cpu"))
         self.wire_dtype: torch.dtype = getattr(torch, settings.wire.views)
         rate, decay = settings.server.learning_rate, settings.server.weight_decay

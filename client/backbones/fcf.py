@@ -1,0 +1,22 @@
+"""FCF (Ammad-ud-din et al. 2019): collaborative filtering for implicit feedback, the user's factor solved on the device."""
+
+from torch import Tensor
+
+from client.backbones.base import Backbone, Given, Parameter, quadratic
+from common.config import LocalSettings
+
+
+class FCF(Backbone):
+    """score_ui = p_u . Fbar_ui, p_u in closed form for the items as they are; use it with the loss `squares`."""
+
+    def parameters(self, dim: int, n_items: int) -> dict[str, Parameter]:
+        """Name the user's factor p_u [dim]."""
+        return {"user": Parameter((dim,))}
+
+    def scores(self, given: Given) -> Tensor:
+        """Multiply the factors out."""
+        return given.routed.scores(given.private["user"])
+
+    def solved(self, given: Given, settings: LocalSettings) -> dict[str, Tensor]:
+        """Solve for the factor: the least confidence-weighted squares over the whole catalogue."""
+        return {"user": quadratic(given, settings)}

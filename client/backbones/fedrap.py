@@ -1,0 +1,35 @@
+"""FedRAP (Li, Long & Zhou 2024): what is common about the items is shared, what is personal is a table of one's own."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from client.backbones.base import Backbone, Given, Parameter
+from common.config import LocalSettings
+
+
+class FedRAP(Backbone):
+    """score_ui = head_u . (Fbar_ui + D_ui) + bias_u, D_u [n_items, dim] private.
+
+    The loss grows with the common items' absolute size (sparsity) and falls as D_u and the common items differ; the
+    difference is bounded, or the loss would have no minimum. Both set in by tanh(round / 10): computed from the round, for
+    a coefficient multiplied in place by tanh(0) stays 0 for ever.
+    """
+
+    def parameters(self, dim: int, n_items: int) -> dict[str, Parameter]:
+        """Name the head, its bias and the personal items, [n_items, dim] a user: keep `cohort` small."""
+        return {"head": Parameter((dim,), scale=0.1), "bias": Parameter((1,)), "items": Parameter((n_items, dim))}
+
+    def scores(self, given: Given) -> Tensor:
+        """Add the personal items to the common ones and apply the head."""
+        head = given.private["head"]
+        own = torch.bmm(given.private["items"], head[:, :, None])[:, :, 0]
+        return given.routed.scores(head) + own + given.private["bias"]
+
+    def penalty(self, given: Given, settings: LocalSettings, round: int) -> Tensor:
+        """sparsity * mean |Fbar_u| - difference * mean (x^2 / (1 + x^2)) with x = D_u - Fbar_u, [n_users]."""
+        common = torch.einsum("ug,gnd->und", given.routed.weights, given.routed.views)
+        squared = (given.private["items"] - common) ** 2
+        apart = (squared / (1 + squared)).mean((1, 2))
+        return math.tanh(round / 10) * (settings.sparsity * common.abs().mean((1, 2)) - settings.difference * apart)
