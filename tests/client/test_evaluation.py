@@ -128,7 +128,7 @@ def test_constant_and_non_finite_scores_are_counted() -> None:
     scores = torch.rand(5, N_ITEMS, generator=torch.Generator().manual_seed(0))
     scores[1] = 0.5
     scores[2, 7] = torch.nan
-    scores[3, 7] = torch.inf
+    scores[3] = torch.inf
     sums = evaluate(table_of(scores), split, evaluation(), torch.ones(N_ITEMS))
     assert (sums["evaluated"], sums["constant"], sums["nonfinite"]) == (5, 1, 2)
 
@@ -139,6 +139,15 @@ def test_scores_that_differ_only_on_what_the_user_has_are_constant() -> None:
     sums = evaluate(table_of(scores), only_user(), evaluation(), torch.ones(6))
     assert (sums["constant"], sums["nonfinite"]) == (1, 0)
     assert evaluate(table_of(scores + torch.eye(6)[4]), only_user(), evaluation(), torch.ones(6))["constant"] == 0
+
+
+def test_a_person_without_a_history_is_no_fault_of_the_model() -> None:
+    """Who has only held-out items (a given split) gets the same score for all, worth a random order; others rank."""
+    split = split_of([[0, 1], []], 6, [2, 2], [3, 3])
+    scores = torch.stack([torch.arange(6.0), torch.zeros(6)])
+    sums = evaluate(table_of(scores), split, evaluation(ks=(1,)), torch.ones(6))
+    assert sums["validation/all/hr@1"] == pytest.approx(1 / 6)
+    assert sums["constant"] == 0
 
 
 def test_nobody_to_evaluate_gives_no_users() -> None:

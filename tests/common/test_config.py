@@ -69,7 +69,7 @@ def test_a_misspelt_group_names_the_group_that_was_meant(written: str, meant: st
         ("name", "a/b"),
         ("name", ".."),
         ("name", ""),
-        ("data.kind", "amazon"),
+        ("data.kind", "netflix"),
         ("data.min_rating", float("inf")),
         ("views.dim", 0),
         ("views.operators", ["sum", "product"]),
