@@ -10,6 +10,7 @@ from rich.table import Table
 
 from common.config import DataSettings
 from common.datasets import Columns, Options, convert, convert_shop, describe
+from common.datasets.paper import in_the_paper, verdict
 from common.datasets.shop import N_ITEMS, N_USERS
 from common.errors import ConfigError, DataError
 from common.features import BuiltinEncoder, ClipEncoder, Encoder
@@ -53,9 +54,13 @@ def convert_command(
 ) -> None:
     """Convert the raw data at SOURCE into a dataset at DESTINATION: all of it or, when something is malformed, nothing.
 
-    KIND says what SOURCE holds. movielens: a folder with ratings.csv. fedvlr: one with inter.csv, its split included.
-    sequences: a text file, one line a user. table: events.csv or .parquet of your own, and optionally items.csv and
-    MODALITY_features.npy with MODALITY_ids.npy. shop: nothing, the demo shop is generated; SOURCE is -.
+    KIND says what SOURCE holds. movielens: a folder with ratings.csv. amazon: one with reviews and metadata of the 2014,
+    2018 or 2023 release, .json or .jsonl, gzipped or not, and optionally images/ASIN.jpg. ninerec: one with NAME_pair.csv,
+    NAME_item.csv and NAME_cover/. fedvlr: one with inter.csv, its split included. sequences: a text file, one line a
+    user. table: events.csv or .parquet of your own, and optionally items.csv and MODALITY_features.npy with
+    MODALITY_ids.npy. shop: nothing, the demo shop is generated; SOURCE is -.
+
+    The counts of a dataset that the FedVLR paper uses are printed beside the paper's.
     """
     given = {"min_user_events": min_user_events, "min_item_events": min_item_events, "min_rating": min_rating}
     filters = {name: value for name, value in given.items() if value is not None}
@@ -67,8 +72,10 @@ def convert_command(
     except ValidationError as error:
         raise ConfigError(f"--min-rating: {error.errors()[0]['msg']}") from None
     columns = Columns(user_column, item_column, timestamp_column, rating_column)
-    convert(kind, source, destination, settings, Options(images, _encoder(encode, pretrained), columns), overwrite)
+    options = Options(images, _encoder(encode, pretrained), columns)
+    about = convert(kind, source, destination, settings, options, overwrite)
     _show(destination)
+    _beside_the_paper(about)
 
 
 @app.command("shop", epilog=SHOP_EPILOG)
@@ -146,3 +153,16 @@ def _modalities(about: dict[str, Any]) -> Table:
     if not about["features"]:
         table.add_row("none", "no features: only item embeddings can be learnt (--encode makes some)")
     return table
+
+
+def _beside_the_paper(about: dict[str, Any]) -> None:
+    """Print the paper's counts of the same dataset, if it has it, beside ours."""
+    paper = in_the_paper(about)
+    if paper is None:
+        return
+    table = Table("", "users", "items", "interactions", title=f"{paper.name} in Table 1 of the FedVLR paper")
+    ours = (about["counts"][name] for name in ("users", "items", "interactions"))
+    for who, counts in (("paper", (paper.users, paper.items, paper.interactions)), ("here", ours)):
+        table.add_row(who, *(f"{count:,}" for count in counts))
+    console.print(table)
+    console.print(verdict(paper, about), highlight=False, markup=False)

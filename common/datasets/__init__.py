@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from common.config import DataSettings
+from common.datasets.amazon import read_amazon
 from common.datasets.fedvlr import read_fedvlr
 from common.datasets.folder import describe, replacing, write_description
 from common.datasets.movielens import read_movielens
+from common.datasets.ninerec import read_ninerec
 from common.datasets.prepare import prepare
 from common.datasets.raw import Columns, Options, Raw
 from common.datasets.sequences import read_sequences
@@ -22,6 +24,8 @@ SHOP = "shop"
 
 READERS: Mapping[str, Callable[[Path, Options], Raw]] = {
     "movielens": lambda source, _: read_movielens(source),
+    "amazon": lambda source, _: read_amazon(source),
+    "ninerec": lambda source, _: read_ninerec(source),
     "fedvlr": lambda source, _: read_fedvlr(source),
     "sequences": lambda source, _: read_sequences(source),
     "table": lambda source, options: read_tables(source, options.columns),
