@@ -196,6 +196,14 @@ def test_mistakes_are_explained(
     assert not (desk / "none").exists(), "nothing is left of a run that never began"
 
 
+def test_a_folder_may_have_any_name(here: Callable[..., tuple[int, str, str]]) -> None:
+    """Neither a pattern nor markup."""
+    code, shown, told = here("train", "small.yaml", "--data", "data", "--runs", "runs [a]*", "--set", "rounds=1")
+    assert (code, told) == (0, "")
+    assert "run folder: runs [a]*/small" in shown
+    assert json.loads(shown.splitlines()[-1])["rounds"] == 1
+
+
 def test_a_message_shows_names_as_they_are(tmp_path: Path) -> None:
     """Square brackets in a path or a text are no markup."""
     assert "my[old].yaml does not exist" in refusal(tessera("train", "my[old].yaml", cwd=tmp_path))
