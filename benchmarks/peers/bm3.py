@@ -5,8 +5,8 @@ stopped gradient, h the LightGCN embeddings (items plus their own embedding), e_
 the dropped-out target x' and the prediction x~ = f_p(x) of one shared linear predictor:
   L_rec = C(h~_u, sg(h'_i)) + C(sg(h'_u), h~_i),  L_align = sum_m C(e~_m, sg(h'_i)),  L_mask = sum_m C(e~_m, sg(e'_m)),
   L = L_rec + L_align + L_mask + penalty (|h_u|^2 + |h_i|^2);  score = h~_u . h~_i.
-Simplified: the features stay fixed here (the authors fine-tune the table of features too); the target e'_m is the dropout
-of e_m as in the paper's text.
+Simplified: features stay fixed (the authors fine-tune their tables); the penalty is on the rows of the batch; the content terms
+weigh 1 as in the paper.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """Sparse graphs that embeddings are propagated over: users with items, and items with similar items."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -84,6 +85,14 @@ def item_graph(features: Features, neighbours: int, weighted: bool) -> Graph:
     n_items = len(features.values)
     scale = torch.zeros(n_items).index_add(0, rows, values).clamp(min=1e-7).rsqrt()
     return Graph(rows, columns, scale[rows] * values * scale[columns], (n_items, n_items))
+
+
+def weighted_sum(graphs: Sequence[Graph], weights: Sequence[float]) -> Graph:
+    """Add up graphs of one shape, each times its weight."""
+    parts = [weight * graph.forward.to_sparse_coo() for graph, weight in zip(graphs, weights, strict=True)]
+    total = torch.stack(parts).sum(0).coalesce()
+    rows, columns = total.indices()
+    return Graph(rows, columns, total.values(), (total.shape[0], total.shape[1]))
 
 
 def light_gcn(graph: Graph, table: Tensor, layers: int) -> Tensor:

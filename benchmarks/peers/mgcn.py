@@ -6,8 +6,9 @@ Yu et al., Multi-view graph convolutional network for multimedia recommendation,
   fuser      a = softmax_m(q^T tanh(W_4 E_m + b_4)), E_s = sum_m a_m E_m, E~_m = E_m - E_s, P_m = sigmoid(W_3m E_id + b_3m),
              E_mul = E_s + mean_m(P_m * E~_m);  final E = E_id + E_mul, score = E_u . E_i
   loss       BPR + contrast (InfoNCE_users + InfoNCE_items)(E_mul, E_id; 0.2) + penalty |E|^2
-Written from the paper's equations as remembered, not from its text. Simplified: features stay fixed; the contrast is over the
-distinct users and items of a batch; the penalty is on the final embeddings of the batch.
+Written from the equations as remembered and held against the authors' released model, which differs from them in dividing
+E_s and the two P_m * E~_m alike by 3. Simplified: features stay fixed (the authors fine-tune their tables); the contrast is
+over the distinct users and items of a batch, as a user twice in it would be their own negative.
 """
 
 from dataclasses import dataclass

@@ -7,9 +7,10 @@ Yu et al., Mind individual information! Principal graph learning for multimedia 
              probability proportional to 1 / sqrt(|N_u| |N_i|) (local-aware extraction), normalised by its own degrees
   latent     items add S x_i, S the frozen item graph (10 neighbours, equal weights), a weighted sum over modalities
   loss       BPR + contrast (InfoNCE_users + InfoNCE_items) / 2 between two random feature maskings of the final embeddings
-What the paper's text leaves open follows the authors' published description of their runs (2 hops, 1 latent hop, unit norms,
+What the paper leaves open follows the authors' released settings (2 hops, 1 latent hop, unit norms,
 masking 0.2, temperature 0.2, image weight 0.1, no penalty). Simplified: only local-aware extraction, not the global-aware one
-by truncated SVD; features stay fixed; the contrast is over the distinct users and items of a batch.
+by truncated SVD; features stay fixed (the authors fine-tune their tables); the contrast is over the distinct users and items
+of a batch.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,15 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, normalize
 
 from benchmarks.peers.base import Grid
-from benchmarks.peers.graphs import Graph, bipartite_graph, edge_values, histories_graph, item_graph, light_gcn
+from benchmarks.peers.graphs import (
+    Graph,
+    bipartite_graph,
+    edge_values,
+    histories_graph,
+    item_graph,
+    light_gcn,
+    weighted_sum,
+)
 from benchmarks.peers.training import Model, TrainedPeer, bpr, content, info_nce, table
 from client.histories import Histories
 from common.catalogue import Catalogue
@@ -31,13 +40,10 @@ TEMPERATURE = 0.2
 class PglModel(Model):
     """Principal and latent graph learning."""
 
-    def __init__(
-        self, people: Histories, graphs: dict[str, Graph], features: dict[str, Tensor], settings: "Pgl"
-    ) -> None:
+    def __init__(self, people: Histories, latent: Graph, features: dict[str, Tensor], settings: "Pgl") -> None:
         super().__init__()
-        self.people, self.graphs, self.features, self.settings = people, graphs, features, settings
+        self.people, self.latent, self.features, self.settings = people, latent, features, settings
         self.complete = self.principal = histories_graph(people)
-        self.weights = modality_weights(list(features), settings.image_weight)
         self.users = table(len(people), settings.dim * len(features))
         self.projections = nn.ModuleDict(
             {n: nn.Linear(values.shape[1], settings.dim) for n, values in features.items()}
@@ -53,11 +59,10 @@ class PglModel(Model):
     def forward(self) -> tuple[Tensor, Tensor]:
         """Final embeddings of users and items: over the principal subgraph in training, over the complete graph otherwise."""
         raw = torch.cat([normalize(self.projections[n](values), dim=1) for n, values in self.features.items()], dim=1)
-        latent = torch.stack([weight * (self.graphs[name] @ raw) for name, weight in self.weights.items()]).sum(0)
         graph = self.principal if self.training else self.complete
         nodes = light_gcn(graph, torch.cat([self.users, raw]), self.settings.layers)
         users, items = nodes.split([len(self.users), len(raw)])
-        return users, items + latent
+        return users, items + self.latent @ raw
 
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
         """BPR and the contrast of two maskings."""
@@ -75,7 +80,7 @@ def modality_weights(names: list[str], image: float) -> dict[str, float]:
     others = [name for name in names if name != "image"]
     if len(others) == len(names) or not others:
         return dict.fromkeys(names, 1 / len(names))
-    return {"image": image} | dict.fromkeys(others, (1 - image) / len(others))
+    return {name: image if name == "image" else (1 - image) / len(others) for name in names}
 
 
 @dataclass
@@ -93,7 +98,6 @@ class Pgl(TrainedPeer):
 
     def build(self, people: Histories, catalogue: Catalogue) -> Model:
         """Make the model at its random start, with its frozen graphs."""
-        graphs = {
-            name: item_graph(values, self.neighbours, weighted=False) for name, values in catalogue.features.items()
-        }
-        return PglModel(people, graphs, content(catalogue), self)
+        graphs = [item_graph(modality, self.neighbours, weighted=False) for modality in catalogue.features.values()]
+        weights = modality_weights(list(catalogue.features), self.image_weight)
+        return PglModel(people, weighted_sum(graphs, list(weights.values())), content(catalogue), self)

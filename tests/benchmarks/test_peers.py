@@ -13,7 +13,14 @@ import torch
 from benchmarks.peers import __main__ as command
 from benchmarks.peers.base import Peer, interaction_matrix, validation_ndcg
 from benchmarks.peers.ease import Ease
-from benchmarks.peers.graphs import bipartite_graph, histories_graph, item_graph, light_gcn, user_item_graph
+from benchmarks.peers.graphs import (
+    bipartite_graph,
+    histories_graph,
+    item_graph,
+    light_gcn,
+    user_item_graph,
+    weighted_sum,
+)
 from benchmarks.peers.itemknn import ItemKNN
 from benchmarks.peers.pgl import Pgl, PglModel, modality_weights
 from benchmarks.peers.popularity import Popularity
@@ -217,6 +224,12 @@ def test_the_item_graph_links_each_item_with_its_nearest() -> None:
     weighted = item_graph(features, 3, weighted=True) @ torch.eye(12)
     assert (weighted.diagonal()[present] > 0).all()
     assert not torch.equal(weighted > 0, weighted == dense)
+
+
+def test_graphs_add() -> None:
+    graphs = [histories_graph(people_of(seed)) for seed in (0, 1)]
+    first, second = (graph @ torch.eye(11) for graph in graphs)
+    torch.testing.assert_close(weighted_sum(graphs, [0.25, 2.0]) @ torch.eye(11), 0.25 * first + 2 * second)
 
 
 def test_vbpr_scores_as_its_equation(split: Split, catalogue: Catalogue) -> None:
