@@ -25,7 +25,7 @@ from common.errors import DataError
 from common.files import read_tensors, write_json, write_tensors
 from common.interactions import Interactions, Split, load_interactions
 from common.metrics import Sums
-from common.protocol import COUNTS, VIEWS, Task, Tensors, Update
+from common.protocol import BASIS, COUNTS, VIEWS, Task, Tensors, Update
 
 
 class TensorsMissing(Exception):
@@ -46,6 +46,8 @@ class Device:
         target = resolve_device(task.settings.device)
         facts = {name: value.to(target, torch.float32) for name, value in facts.items()}
         cohorts = list(blocks(split, task.settings.local.cohort))
+        if task.kind == "power":
+            return sum((_power(block, facts[BASIS]) for block in cohorts), Update())
         if task.kind == "baselines":
             sums = [evaluation.baselines(block, task.settings.evaluation, facts) for block in cohorts]
             return Update(sums=sum(sums, Sums()))
@@ -129,6 +131,13 @@ def blocks(split: Split, size: int) -> Iterator[Split]:
 def _census(split: Split) -> dict[str, float]:
     held_out = {"validation": float((split.validation >= 0).sum()), "test": float((split.test >= 0).sum())}
     return {"users": float(len(split.users)), "events": float(len(split.train_items)), **held_out}
+
+
+def _power(block: Split, basis: Tensor) -> Update:
+    """One power iteration's share: sum_u x_u (x_u^T basis), [n_items, width], with x_u = r_u / |history|^(1/4)."""
+    people = histories(block).to(basis.device, basis.dtype)
+    totals = people.total(basis) / people.sizes().sqrt()[:, None]
+    return Update(counts={BASIS: torch.zeros_like(basis).index_add_(0, people.items, totals[people.owners])})
 
 
 def _shapes(state: PrivateState) -> dict[str, torch.Size]:

@@ -32,7 +32,7 @@ def evaluate(scorer: Scorer, split: Split, settings: EvaluationSettings, counts:
     scores = scorer(known)
     candidates = ~known.mask()
     total = _part("validation", scores, candidates, split.validation, counts, settings.ks)
-    total += Sums(_degenerate(scores, candidates))
+    total += Sums(_degenerate(scores, candidates, known.lengths() > 0))
     _exclude(candidates, split.validation)
     return total + _part("test", scorer(at_test) if told else scores, candidates, split.test, counts, settings.ks)
 
@@ -76,11 +76,12 @@ def _exclude(candidates: Tensor, items: NDArray[np.int64]) -> None:
     )
 
 
-def _degenerate(scores: Tensor, candidates: Tensor) -> dict[str, float]:
+def _degenerate(scores: Tensor, candidates: Tensor, active: Tensor) -> dict[str, float]:
+    """Count users whose scores are all the same, where there is a history to tell items apart by, or not finite."""
     high = scores.masked_fill(~candidates, -torch.inf).amax(1)
     low = scores.masked_fill(~candidates, torch.inf).amin(1)
     finite = torch.isfinite(scores).all(1)
-    constant = finite & (high == low) & (candidates.sum(1) > 1)
+    constant = active & finite & (high == low) & (candidates.sum(1) > 1)
     return {"evaluated": float(len(scores)), "constant": float(constant.sum()), "nonfinite": float((~finite).sum())}
 
 

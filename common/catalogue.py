@@ -154,7 +154,7 @@ def load_catalogue(folder: Path, modalities: bool = True) -> Catalogue:
 def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
     """Read a parquet table that must have `columns`. Raises `DataError` that names the file and the column."""
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; convert the data first (tessera data convert)") from None
     except (OSError, pl.exceptions.PolarsError) as error:

@@ -59,6 +59,12 @@ class ViewSettings(_Settings):
     """Which of the catalogue's modalities to use; all of them by default, none with []."""
     id_scale: Amount = 0.1
     """Standard deviation of the ID and history embeddings at the start."""
+    content_scale: Step = 1.0
+    """Size of the modalities' projections at the start, as a multiple of torch's."""
+    spectral_rounds: Natural = 0
+    """Power iterations before round 1 that start both embeddings from singular vectors of the interactions; 0: none."""
+    spectral_scale: Step = 10.0
+    """Size of the spectral start: how sharply the first scores tell items apart."""
 
     @model_validator(mode="after")
     def _some_view(self) -> "ViewSettings":
@@ -108,7 +114,7 @@ class EvaluationSettings(_Settings):
     """When devices evaluate and what is reported."""
 
     every: Positive = 5
-    ks: tuple[Positive, ...] = (10, 20, 50)
+    ks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (10, 20, 50)
     patience: Natural = 0
     """Evaluations without a better validation NDCG before the run stops early; 0 never stops it."""
     history_at_test: Literal["train", "train+validation"] = "train"
@@ -159,9 +165,10 @@ def load_settings(path: Path, executor: str = "", changes: Sequence[str] = ()) -
     """
     content = read_yaml(path)
     overlays = content.pop("executors", {})
-    if not isinstance(overlays, dict) or overlays.keys() - EXECUTORS:
+    fits = isinstance(overlays, dict) and not overlays.keys() - EXECUTORS
+    if not fits or not all(isinstance(overlay, dict | None) for overlay in overlays.values()):
         raise ConfigError(f"{path}: `executors` maps {', '.join(EXECUTORS)} to settings")
-    content = _overlaid(content, overlays.get(executor, {}))
+    content = _overlaid(content, overlays.get(executor) or {})
     for change in changes:
         content = _overlaid(content, _nested(change))
     return parse_settings(content, str(path))
@@ -181,7 +188,10 @@ def _nested(change: str) -> dict[str, Any]:
     key, equals, value = change.partition("=")
     if not equals:
         raise ConfigError(f"{change!r}: write KEY=VALUE, such as rounds=5")
-    content: Any = yaml.safe_load(value)
+    try:
+        content: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{change!r}: {value!r} is not a YAML value: {error}") from None
     for name in reversed(key.split(".")):
         content = {name: content}
     return dict(content)
@@ -218,12 +228,12 @@ def _explain(kind: str, location: tuple[int | str, ...], message: str) -> str:
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys below `model`."""
+    """All dotted keys below `model`, those of groups too."""
     keys = []
     for name, field in model.model_fields.items():
         nested = field.annotation
         if isinstance(nested, type) and issubclass(nested, BaseModel):
-            keys += _keys(nested, f"{prefix}{name}.")
+            keys += [prefix + name, *_keys(nested, f"{prefix}{name}.")]
         else:
             keys.append(prefix + name)
     return keys

@@ -19,13 +19,14 @@ from common.errors import RunError
 from common.metrics import Sums
 
 Tensors = Mapping[str, Tensor]
-Kind = Literal["census", "train", "evaluate", "baselines"]
+Kind = Literal["census", "power", "train", "evaluate", "baselines"]
 
 VIEWS, HISTORY = "views", "history"
 """Names of the tensors of a broadcast: the views [n_views, n_items, dim] and the history view [n_items, dim]."""
 
-COUNTS, CONTENT = "counts", "content/"
-"""Names of facts about items: training events of each [n_items], and CONTENT + modality for unit features [n_items, width]."""
+COUNTS, CONTENT, BASIS = "counts", "content/", "basis"
+"""Names of facts about items: training events of each [n_items], CONTENT + modality for unit features [n_items, width], and
+the basis of a power iteration [n_items, width]."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def content_hash(tensors: Tensors) -> str:
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """Return a contiguous array on the CPU."""
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+    array: np.ndarray = tensor.detach().cpu().contiguous().numpy()
+    return array
 
 
 def pack_task(task: Task, tensors: Tensors | None = None, facts: Tensors | None = None) -> RecordDict:
@@ -166,5 +168,4 @@ def _arrays(tensors: Tensors) -> ArrayRecord:
 
 
 def _tensors(record: ArrayRecord) -> dict[str, Tensor]:
-    # A copy: the array may be a read-only view of the message's bytes.
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
+    return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}

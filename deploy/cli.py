@@ -94,14 +94,22 @@ def show_recommendations(personal: Any, user: str, k: int) -> None:
     """Print a person's recommendations, each with the view that speaks for it, and how their router weighs the views."""
     items, weights = personal.recommend(user, k)
     table = Table(
-        "", "item", "score", "because of", "as in", title=f"for {user}, from the device's own files", box=SIMPLE_HEAD
+        "",
+        "item",
+        "score",
+        "because of",
+        "as in",
+        title=f"for {escape(user)}, from the device's own files",
+        box=SIMPLE_HEAD,
     )
     for place, item in enumerate(items, 1):
-        table.add_row(str(place), item.title, f"{item.score:.2f}", item.view, item.like)
+        table.add_row(str(place), escape(item.title), f"{item.score:.2f}", item.view, escape(item.like))
     console.print()
     console.print(table)
     order = sorted(weights.items(), key=lambda pair: -pair[1])
-    console.print("this person's router: " + ", ".join(f"{name} {100 * weight:.0f}%" for name, weight in order))
+    console.print(
+        "this person's router: " + ", ".join(f"{name} {100 * weight:.0f}%" for name, weight in order), markup=False
+    )
 
 
 def _train(
@@ -118,7 +126,7 @@ def _train(
     with RunDisplay(settings, console) as display:
         result = train(job, executor, display.report)
     console.print(result_table(result, settings.evaluation.ks))
-    console.print(f"run folder: {runs / settings.name}")
+    console.print(f"run folder: {runs / settings.name}", markup=False, soft_wrap=True)
     figures = summary(result, read_metrics(job.run_dir))
     if end:
         print(json.dumps(figures))

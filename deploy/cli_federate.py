@@ -133,5 +133,5 @@ def submit(
         carry_out(job, Control(Server.load(folder)), display.report)
     result = next(line for line in reversed(read_metrics(job.run_dir)) if line["kind"] == "result")
     console.print(result_table(result, settings.evaluation.ks))
-    console.print(f"run folder: {job.run_dir}", soft_wrap=True)
+    console.print(f"run folder: {job.run_dir}", markup=False, soft_wrap=True)
     print(json.dumps(summary(result, read_metrics(job.run_dir))))

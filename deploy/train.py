@@ -20,6 +20,8 @@ def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, ove
     n_nodes = settings.federation.nodes
     if overwrite and (run_dir / "config.yaml").exists():
         shutil.rmtree(run_dir)
+    if resume and not (run_dir / "config.yaml").exists():
+        raise RunError(f"{run_dir} holds no run to resume")
     if resume:
         dealt = len(list((run_dir / DEVICES).glob("node-*")))
         if dealt != n_nodes:

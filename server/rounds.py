@@ -10,9 +10,10 @@ from common.catalogue import Catalogue
 from common.config import Settings
 from common.errors import RunError
 from common.metrics import Sums, ranking_means
-from common.protocol import CONTENT, COUNTS, Kind, Task, Tensors, Update, content_hash
+from common.protocol import BASIS, CONTENT, COUNTS, Kind, Task, Tensors, Update, content_hash
 from server.checkpoint import RunFolder
 from server.nodes import Answer, Nodes
+from server.spectral import leading_vectors
 from server.strategies.fedvlr import FedVLR
 
 
@@ -24,6 +25,7 @@ def run_rounds(
     run.restore()
     nodes.wait()
     facts = run.census(catalogue)
+    run.spectral_start(len(catalogue))
     for round in range(run.round + 1, settings.rounds + 1):
         # 1. Build the views from the catalogue and what is learnt so far. 2. Broadcast them; nodes that hold them get a hash.
         # 3. The nodes train their people and return gradients. 4. Their updates are added up as they arrive.
@@ -85,6 +87,17 @@ class Run:
             self.folder.report(line | {"baselines": self.baselines, "seconds": time.monotonic() - started})
         self._since = time.monotonic()
         return counts
+
+    def spectral_start(self, n_items: int) -> None:
+        """Before the first round, where the settings ask for it: a few additive rounds that find the embeddings' start."""
+        views = self.settings.views
+        if self.round or not views.spectral_rounds:
+            return
+        product = lambda basis: self.ask("power", 0, {BASIS: basis}).update.counts[BASIS]  # noqa: E731
+        rank = min(views.dim, views.id_dim, n_items)
+        vectors, values = leading_vectors(product, n_items, rank, views.spectral_rounds, self.settings.seed)
+        self.strategy.start_from(vectors, values)
+        self._since = time.monotonic()
 
     def check_loss(self, update: Update, round: int) -> None:
         """Raise `RunError` when users' losses are not finite: how many, not whose."""

@@ -1,6 +1,7 @@
 """From a catalogue and learnt embeddings to the views that devices receive."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class ViewGenerator(nn.Module):
             ID: settings.id_dim
         }
         self.projections = nn.ModuleDict({name: nn.Linear(width, settings.dim) for name, width in widths.items()})
+        for name in self.modalities:
+            cast(nn.Linear, self.projections[name]).weight.data.mul_(settings.content_scale)
         self.embedding = nn.Parameter(settings.id_scale * torch.randn(len(catalogue), settings.id_dim))
         table = settings.id_scale * torch.randn(len(catalogue), settings.dim)
         self.history = nn.Parameter(table) if needs.history else None
@@ -45,6 +48,22 @@ class ViewGenerator(nn.Module):
     def names(self) -> tuple[str, ...]:
         """Names of the views in their order: operators, then modalities, then the ID embedding."""
         return (*self.operators, *(self.projections if self.single else ()))
+
+    @torch.no_grad()
+    def start_from(self, vectors: Tensor, values: Tensor, settings: ViewSettings) -> None:
+        """Let the ID view and the history view be V diag(s / s_1)^(1/4) each, so that their product scores as Spectral does.
+
+        `vectors` V is [n_items, rank], `values` s [rank]; rank is at most id_dim and dim. The ID projection becomes the
+        identity on the rank's columns.
+        """
+        rank = len(values)
+        table = settings.spectral_scale * vectors * (values / values[0]) ** 0.25
+        self.embedding[:, :rank] = table.to(self.embedding)
+        projection = cast(nn.Linear, self.projections[ID])
+        projection.weight.copy_(torch.eye(*projection.weight.shape))
+        projection.bias.zero_()
+        if self.history is not None:
+            self.history[:, :rank] = table.to(self.history)
 
     def forward(self) -> dict[str, Tensor]:
         """Build what is broadcast: "views" [n_views, n_items, dim], "history" [n_items, dim] and the shared head by name."""

@@ -19,6 +19,7 @@ class FedVLR:
     """The server's half of FedVLR: the view generator and its optimiser."""
 
     def __init__(self, settings: Settings, catalogue: Catalogue, device: torch.device | None = None) -> None:
+        self.settings = settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.generator = ViewGenerator(catalogue, settings.views, BACKBONES[settings.local.backbone])
@@ -30,6 +31,11 @@ class FedVLR:
             self.generator.parameters(), lr=rate, weight_decay=decay
         )
         self._outputs: dict[str, Tensor] = {}
+
+    def start_from(self, vectors: Tensor, values: Tensor) -> None:
+        """Start the ID embedding and the history view from singular vectors [n_items, rank] and values [rank]."""
+        self.generator.start_from(vectors, values, self.settings.views)
+        self._outputs = {}
 
     @property
     def views(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """No private tensor, history or id of a person is in any message of a run."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.worlds import small_job
 class Wiretap(inline.InlineGrid):
     """The inline grid, keeping every message of the run as bytes."""
 
-    tapped: list[bytes] = []
+    tapped: ClassVar[list[bytes]] = []
 
     def _handle(self, message):
         reply = super()._handle(message)

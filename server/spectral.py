@@ -1,0 +1,31 @@
+"""A spectral start: leading singular vectors of the normalised interactions, by additive power iterations.
+
+X [n_users, n_items] has the rows r_u / |history_u|^(1/4). A round asks for X^T X B = sum_u x_u (x_u^T B), a sum over users
+like any update, so no history leaves a device; between rounds the server makes B orthonormal again (randomised subspace
+iteration; Halko, Martinsson & Tropp 2011).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+SPARE = 16
+"""Columns beyond the wanted ones: they make the wanted ones converge faster."""
+
+
+def leading_vectors(
+    product: Callable[[Tensor], Tensor], n_items: int, rank: int, rounds: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Find right singular vectors V [n_items, rank] and singular values [rank], largest first, of X from B -> X^T X B.
+
+    `product` is asked `rounds` times. `rank` may not exceed n_items.
+    """
+    width = min(rank + SPARE, n_items)
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(n_items, width, generator=generator)).Q
+    for _ in range(rounds - 1):
+        basis = torch.linalg.qr(product(basis)).Q
+    values, rotation = torch.linalg.eigh(basis.T @ product(basis))
+    order = values.argsort(descending=True)[:rank]
+    return basis @ rotation[:, order], values[order].clamp(min=0).sqrt()
