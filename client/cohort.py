@@ -4,6 +4,8 @@ Private tensors are stacked over users, [n_users, ...]. Users never mix: user u'
 alone, so one backward pass gives every user's own gradients, and their weighted sum for what was sent.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -105,12 +107,13 @@ class Step:
         self, parameters: dict[str, Tensor], salt: int
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Each user's loss, their own gradients, the weighted sum for what was sent, and the parameters all this is at."""
-        shown = self.histories.hidden(self.settings.history_mask, salt)
-        with torch.no_grad():
-            solved = self.backbone.solved(given(parameters, self.sent, shown, self.settings), self.settings)
-        private = {name: value.detach().requires_grad_() for name, value in (parameters | solved).items()}
+        private = {name: value.detach().requires_grad_() for name, value in parameters.items()}
         received = {name: value.detach().requires_grad_() for name, value in self.sent.items()}
+        shown = self.histories.hidden(self.settings.history_mask, salt)
         everything = given(private, received, shown, self.settings)
+        with torch.no_grad():
+            solved = self.backbone.solved(everything, self.settings)
+        everything = replace(everything, private=private | solved)
         losses = LOSSES[self.settings.loss](self.backbone.scores(everything), self.histories, self.settings, salt)
         losses = losses + self.backbone.penalty(everything, self.settings, self.round)
         leaves = [*private.values(), *received.values()]
@@ -118,7 +121,6 @@ class Step:
         dense = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
         # The weight is the user's say in the sum, not in their own step: divide it out again, row by row.
         own = {name: g / self.weight.view(-1, *[1] * (g.ndim - 1)) for name, g in zip(private, dense, strict=False)}
-        own |= {name: torch.zeros_like(own[name]) for name in solved}
         sent_gradients = dict(zip(received, dense[len(private) :], strict=True))
         return losses.detach(), own, sent_gradients, parameters | solved
 

@@ -51,20 +51,18 @@ def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:
     A draw that hits the history is replaced by the first of `SPARE` spare draws that does not; where all do, which
     happens only to users who have almost the whole catalogue, it stays.
     """
-    owners = histories.owners.repeat_interleave(per_event)
-    keys = histories.keys[owners]
-    positions = histories.items.repeat_interleave(per_event) * per_event
-    positions += torch.arange(per_event, device=owners.device).repeat(len(histories.items))
-    owned = histories.mask().flatten()
-    base = owners * histories.n_items
+    people, n_items = histories, histories.n_items
+    keys, base = people.keys[people.owners][:, None], (people.owners * n_items)[:, None]
+    positions = people.items[:, None] * per_event + torch.arange(per_event, device=people.items.device)
+    owned = people.mask().flatten()
 
-    drawn = _draw(salt, keys, positions) % histories.n_items
-    clash = owned[base + drawn].nonzero()[:, 0]
-    attempts = torch.arange(SPARE, device=owners.device)
-    spare = _draw(salt, keys[clash, None], positions[clash, None], attempts) % histories.n_items
-    free = ~owned[base[clash, None] + spare]
-    drawn[clash] = spare.gather(1, free.byte().argmax(1, keepdim=True))[:, 0]
-    return drawn.view(-1, per_event)
+    drawn = _draw(salt, keys, positions) % n_items
+    event, place = owned[base + drawn].nonzero(as_tuple=True)
+    attempts = torch.arange(SPARE, device=event.device)
+    spare = _draw(salt, keys[event], positions[event, place][:, None], attempts) % n_items
+    first_free = (~owned[base[event] + spare]).byte().argmax(1, keepdim=True)
+    drawn[event, place] = spare.gather(1, first_free)[:, 0]
+    return drawn
 
 
 def _draw(salt: int, *counters: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from deploy.environment import quieten
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=__doc__)
 console = Console(highlight=False)
 DEMO = Path(__file__).parent.parent / "benchmarks" / "demo.yaml"
+SPEAKING = {"image": "its picture", "text": "its words", "id": "the crowd"}
+"""What a view means to a person."""
 NODES_HELP = "Number of nodes; the config's by default."
 
 
@@ -103,7 +105,9 @@ def show_recommendations(personal: Any, user: str, k: int) -> None:
         box=SIMPLE_HEAD,
     )
     for place, item in enumerate(items, 1):
-        table.add_row(str(place), escape(item.title), f"{item.score:.2f}", item.view, escape(item.like))
+        table.add_row(
+            str(place), escape(item.title), f"{item.score:.2f}", SPEAKING.get(item.view, item.view), escape(item.like)
+        )
     console.print()
     console.print(table)
     order = sorted(weights.items(), key=lambda pair: -pair[1])
