@@ -87,7 +87,7 @@ def modality_weights(names: list[str], image: float) -> dict[str, float]:
 class Pgl(TrainedPeer):
     """PGL with local-aware extraction. `penalty` is not used: the published loss has none."""
 
-    GRID: ClassVar[Grid] = {"learning_rate": (1e-3, 3e-3), "contrast": (0.01, 0.05, 0.1)}
+    GRID: ClassVar[Grid] = {"learning_rate": (3e-3, 1e-2), "contrast": (0.01, 0.05)}
 
     layers: int = 2
     neighbours: int = 10

@@ -21,7 +21,7 @@ from common.interactions import Split
 class Spectral(Peer):
     """score(u) = r_u V diag((s / s_1)^power) V^T, with V the `rank` leading right singular vectors of diag(|r_u|^-1/4) R."""
 
-    GRID: ClassVar[Grid] = {"rank": (32, 64, 128, 256), "power": (0.0, 0.25, 0.5, 0.75, 1.0)}
+    GRID: ClassVar[Grid] = {"rank": (16, 32, 64, 128, 256), "power": (0.0, 0.25, 0.5, 0.75, 1.0)}
 
     rank: int = 128
     power: float = 0.5

@@ -49,7 +49,7 @@ class VbprModel(Model):
 class Vbpr(TrainedPeer):
     """VBPR with `dim` collaborative and `dim` content factors."""
 
-    GRID: ClassVar[Grid] = {"learning_rate": (1e-3, 3e-3), "penalty": (1e-3, 1e-2, 1e-1)}
+    GRID: ClassVar[Grid] = {"learning_rate": (1e-3, 3e-3), "penalty": (1e-3, 1e-2)}
 
     def build(self, people: Histories, catalogue: Catalogue) -> Model:
         """Make the model at its random start."""
