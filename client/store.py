@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError
-from common.files import read_tensors, write_tensors
+from common.files import PRIVATE, read_tensors, write_tensors
 
 _NAME = re.compile(r"round-(\d{6})\.safetensors")
 
@@ -87,7 +87,7 @@ class Store:
         """
         tensors = {f"parameter/{name}": value for name, value in state.parameters.items()}
         tensors |= {f"optimizer/{name}": value for name, value in state.optimizer.items()}
-        write_tensors(self._path(block, round), tensors, {"users": json.dumps(state.users)})
+        write_tensors(self._path(block, round), tensors, {"users": json.dumps(state.users)}, PRIVATE)
         rounds = self._rounds(block)
         needed = {max((kept for kept in rounds if kept <= safe), default=round) for safe in durable} | {round}
         for other in rounds:

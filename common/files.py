@@ -15,12 +15,19 @@ from safetensors.torch import save
 from common.errors import DataError
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically: temporary name, sync, rename, sync of the folder."""
+PRIVATE = 0o600
+"""Mode of a file that only its owner may read."""
+
+
+def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write `content` to `path` atomically: temporary name, sync, rename, sync of the folder.
+
+    The file never has more permissions than `mode`, less what the process masks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:  # noqa: PTH123
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -53,10 +60,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, mode: int = 0o666
+) -> None:
     """Write tensors as safetensors, atomically."""
     detached = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(detached, dict(metadata or {})))
+    write_bytes(path, save(detached, dict(metadata or {})), mode)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

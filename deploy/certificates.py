@@ -3,7 +3,6 @@
 Everything is made with `cryptography`: neither openssl nor ssh-keygen need be installed on a device.
 """
 
-import os
 import socket
 import ssl
 from collections.abc import Iterable, Sequence
@@ -29,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import TesseraError
-from common.files import write_bytes
+from common.files import PRIVATE, write_bytes
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 """Names every server certificate holds, so that the server's own machine can reach it."""
@@ -95,9 +94,9 @@ def make_certificates(folder: Path, hosts: Sequence[str], days: int, *, renew: b
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _sign_server(key.public_key(), names, days, authority, authority_key)
     if not renew:
-        _write_private(files.ca_key, _pem(authority_key))
+        write_bytes(files.ca_key, _pem(authority_key), PRIVATE)
         write_bytes(files.ca, authority.public_bytes(Encoding.PEM))
-    _write_private(files.server_key, _pem(key))
+    write_bytes(files.server_key, _pem(key), PRIVATE)
     write_bytes(files.server, certificate.public_bytes(Encoding.PEM))
     return files
 
@@ -110,7 +109,7 @@ def make_node_key(path: Path) -> Path:
     if path.exists():
         raise CertificateError(f"node key: {path} exists; remove it first if this device is to become a new one")
     key = ec.generate_private_key(ec.SECP384R1())
-    _write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    write_bytes(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), PRIVATE)
     return _write_public(path, key)
 
 
@@ -273,18 +272,3 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    """Write `content` atomically to a file that only its owner can read, at no moment anyone else."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

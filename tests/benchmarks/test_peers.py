@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.peers import __main__ as command
 from benchmarks.peers.base import Peer, interaction_matrix, validation_ndcg
+from benchmarks.peers.bm3 import Bm3, Bm3Model
 from benchmarks.peers.ease import Ease
 from benchmarks.peers.graphs import (
     bipartite_graph,
@@ -22,6 +23,7 @@ from benchmarks.peers.graphs import (
     weighted_sum,
 )
 from benchmarks.peers.itemknn import ItemKNN
+from benchmarks.peers.mgcn import Mgcn, MgcnModel
 from benchmarks.peers.pgl import Pgl, PglModel, modality_weights
 from benchmarks.peers.popularity import Popularity
 from benchmarks.peers.selection import PEERS, compare, measure
@@ -31,6 +33,7 @@ from benchmarks.peers.vbpr import Vbpr, VbprModel
 from client.histories import Histories, histories
 from common.catalogue import Catalogue, Features
 from common.config import EvaluationSettings
+from common.errors import DataError
 from common.interactions import Split
 from tests.small import ragged, split_of
 
@@ -177,7 +180,7 @@ def test_what_becomes_known_later_is_used_by_the_closed_forms_and_refused_for_st
         peer.fit(split, catalogue, 0)
     assert not torch.equal(ease.scores(told), ease.scores(histories(split)))
     assert torch.equal(vbpr.scores(told), vbpr.scores(histories(split)))
-    with pytest.raises(Exception, match="exactly the users"):
+    with pytest.raises(DataError, match="exactly the users"):
         vbpr.scores(histories(split.take(np.arange(3))))
 
 
@@ -246,6 +249,46 @@ def test_vbpr_scores_as_its_equation(split: Split, catalogue: Catalogue) -> None
     torch.testing.assert_close(users[5] @ items[9], expected)
 
 
+def test_bm3_loss_as_its_equation(split: Split, catalogue: Catalogue) -> None:
+    model = Bm3(dim=3, dropout=0.0, layers=1, penalty=0.5).build(histories(split), catalogue)
+    assert isinstance(model, Bm3Model)
+    users, positives = torch.tensor([4, 9]), torch.tensor([7, 2])
+    all_users, all_items = model.embed()
+    expected = []
+    for user, item in zip(all_users[users], all_items[positives], strict=True):
+        pairs = [(user, item), (item, user)]
+        number = positives[len(expected)]
+        for projection, features in zip(model.projections, model.features, strict=True):
+            modality = projection(features[number])
+            pairs += [(modality, item), (modality, modality)]
+        distances = [1 - torch.cosine_similarity(model.predictor(online), target, dim=0) for online, target in pairs]
+        expected.append(sum(distances) + 0.5 * (user @ user + item @ item) / 2)
+    torch.testing.assert_close(model.loss(users, positives, positives), (expected[0] + expected[1]) / 2)
+
+
+def test_mgcn_embeds_each_node_as_its_equations(split: Split, catalogue: Catalogue) -> None:
+    people = histories(split)
+    model = Mgcn(dim=3, layers=1).build(people, catalogue)
+    assert isinstance(model, MgcnModel)
+    own = torch.cat([model.users, model.items])
+    behaviour = (own + model.interactions @ own) / 2
+    purified = [
+        model.items * torch.sigmoid(gate(projection(features)))
+        for gate, projection, features in zip(model.purifiers, model.projections, model.features, strict=True)
+    ]
+    of_items = [graph @ items for graph, items in zip(model.graphs, purified, strict=True)]
+    views = [torch.cat([model.user_item @ items, items]) for items in of_items]
+    users, items = model()
+    for node in (3, N_USERS + 5):
+        here = [view[node] for view in views]
+        attention = torch.softmax(torch.cat([model.attention(view) for view in here]), 0)
+        shared = attention[0] * here[0] + attention[1] * here[1]
+        gates = [torch.sigmoid(preference(behaviour[node])) for preference in model.preferences]
+        private = [gate * (view - shared) for gate, view in zip(gates, here, strict=True)]
+        expected = behaviour[node] + shared + (private[0] + private[1]) / 2
+        torch.testing.assert_close(torch.cat([users, items])[node], expected)
+
+
 def test_infonce_is_the_mean_of_minus_log_shares() -> None:
     first, second = torch.randn(5, 3), torch.randn(5, 3)
     shares = (torch.cosine_similarity(first[:, None], second[None], dim=2) / 0.2).exp()
@@ -262,6 +305,28 @@ def test_pgl_trains_on_a_part_of_the_edges_and_infers_on_all(split: Split, catal
     model.begin_epoch()
     assert torch.equal(inferred[0], model()[0])
     assert not torch.equal(inferred[0], model.train()()[0])
+
+
+def test_pgl_embeds_each_item_as_its_equations(split: Split, catalogue: Catalogue) -> None:
+    people = histories(split)
+    model = Pgl(dim=3, layers=1, image_weight=0.25, neighbours=4).build(people, catalogue)
+    assert isinstance(model, PglModel)
+    graphs = {
+        name: item_graph(values, 4, weighted=False) @ torch.eye(N_ITEMS) for name, values in catalogue.features.items()
+    }
+    parts = {name: model.projections[name](values) for name, values in model.features.items()}
+    raw = torch.cat([part / part.norm(dim=1, keepdim=True) for part in parts.values()], dim=1)
+    hop = histories_graph(people) @ torch.cat([model.users, raw])
+    latent = (0.25 * graphs["image"] + 0.75 * graphs["text"]) @ raw
+    users, items = model.eval()()
+    torch.testing.assert_close(items, (raw + hop[N_USERS:]) / 2 + latent)
+    torch.testing.assert_close(users, (model.users + hop[:N_USERS]) / 2)
+
+
+def test_a_split_without_validation_is_refused(catalogue: Catalogue) -> None:
+    nobody = split_of(ragged(0, [5, 6], N_ITEMS), N_ITEMS)
+    with pytest.raises(DataError, match="nobody has a validation item"):
+        small("vbpr").fit(nobody, catalogue, 0)
 
 
 def test_weights_of_modalities_add_up() -> None:

@@ -209,3 +209,10 @@ def test_a_file_that_says_not_whose_it_is_is_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path / "block-0000" / "round-000001.safetensors", {"parameter/user": torch.zeros(3, 2)})
     with pytest.raises(DataError, match="does not say whose state it is"):
         Store(tmp_path).load(0, 2)
+
+
+def test_only_its_owner_may_read_a_private_state(tmp_path: Path) -> None:
+    state = PrivateState(("one",), {"user": torch.ones(1, 4)}, {})
+    Store(tmp_path).save(0, 1, (0,), state)
+    (file,) = tmp_path.glob("block-0000/*.safetensors")
+    assert file.stat().st_mode & 0o077 == 0
