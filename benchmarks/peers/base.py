@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, ClassVar, Self
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from client.histories import Histories
 from common.catalogue import Catalogue
+from common.errors import DataError
 from common.interactions import Split
 from common.metrics import ndcg, standing
 
@@ -41,7 +42,7 @@ class Peer(ABC):
         """Every combination of the grid; with `quick` one peer, with what QUICK says."""
         if quick:
             return [cls(**cls.QUICK)]
-        return [replace(cls(), **dict(zip(cls.GRID, values, strict=True))) for values in product(*cls.GRID.values())]
+        return [cls(**dict(zip(cls.GRID, values, strict=True))) for values in product(*cls.GRID.values())]
 
     def chosen(self) -> dict[str, Any]:
         """The hyperparameters that the grid varies."""
@@ -58,8 +59,13 @@ def interaction_matrix(histories: Histories, dtype: torch.dtype = torch.float32)
 
 
 def validation_ndcg(scores: Tensor, histories: Histories, split: Split, k: int = 50) -> float:
-    """Mean tie-aware NDCG@k of the validation items, training items masked: the one figure that anything is chosen by."""
+    """Mean tie-aware NDCG@k of the validation items, training items masked: the one figure that anything is chosen by.
+
+    Raises `DataError` where nobody has a validation item.
+    """
     rows = torch.from_numpy(split.validation >= 0).nonzero()[:, 0]
+    if not len(rows):
+        raise DataError("nobody has a validation item, so there is nothing to choose by")
     targets = torch.from_numpy(split.validation)[rows]
     above, ties = standing(scores[rows], targets, ~histories.mask()[rows])
     return float(ndcg(above, ties, k).mean())

@@ -20,7 +20,7 @@ from common.interactions import Split
 class ItemKNN(Peer):
     """sim(i, j) = |U_i and U_j| / (sqrt(|U_i| |U_j|) + shrinkage), the `neighbours` largest for each i; score = R sim^T."""
 
-    GRID: ClassVar[Grid] = {"neighbours": (5, 10, 20, 50, 100, 200), "shrinkage": (0.0, 5.0, 20.0, 50.0, 100.0)}
+    GRID: ClassVar[Grid] = {"neighbours": (3, 5, 10, 20, 50, 100, 200), "shrinkage": (0.0, 5.0, 20.0, 50.0, 100.0)}
 
     neighbours: int = 100
     shrinkage: float = 20.0
