@@ -14,7 +14,6 @@ from safetensors.torch import save
 
 from common.errors import DataError
 
-
 PRIVATE = 0o600
 """Mode of a file that only its owner may read."""
 

@@ -27,6 +27,10 @@ CONVERT_EPILOG = (
     "tessera data convert table events.parquet data/mine --user-column customer --item-column sku --encode builtin"
 )
 
+Encode = Annotated[
+    str | None, typer.Option(help="Encode texts and pictures: builtin, or an open_clip model such as ViT-B-32.")
+]
+Pretrained = Annotated[str | None, typer.Option(help="Weights of the open_clip model: a checkpoint or name.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is already there.")]
 Least = typer.Option(min=0, show_default="5", help="Drop those with fewer events, until none is left.")
 
@@ -40,12 +44,8 @@ def convert_command(
     min_item_events: Annotated[int | None, Least] = None,
     min_rating: Annotated[float | None, typer.Option(min=0, show_default="0", help="Drop events rated lower.")] = None,
     images: Annotated[bool, typer.Option("--images", help="Copy the pictures into the dataset.")] = False,
-    encode: Annotated[
-        str | None, typer.Option(help="Encode texts and pictures: builtin, or an open_clip model such as ViT-B-32.")
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="Weights of the open_clip model: a checkpoint or name.")
-    ] = None,
+    encode: Encode = None,
+    pretrained: Pretrained = None,
     user_column: Annotated[str, typer.Option(help="Its name in a table.")] = "user",
     item_column: Annotated[str, typer.Option(help="Its name in a table.")] = "item",
     timestamp_column: Annotated[str, typer.Option(help="Its name in a table.")] = "timestamp",
@@ -84,10 +84,12 @@ def shop_command(
     items: Annotated[int, typer.Option(min=1)] = N_ITEMS,
     users: Annotated[int, typer.Option(min=1)] = N_USERS,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    encode: Encode = None,
+    pretrained: Pretrained = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Generate the demo shop at DESTINATION: items with pictures and titles, users whose reliance on them is known."""
-    convert_shop(destination, items, users, seed, overwrite)
+    convert_shop(destination, items, users, seed, overwrite, _encoder(encode, pretrained))
     _show(destination)
 
 

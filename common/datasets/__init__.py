@@ -16,6 +16,7 @@ from common.datasets.sequences import read_sequences
 from common.datasets.shop import N_ITEMS, N_USERS, write_shop
 from common.datasets.table import read_tables
 from common.errors import DataError
+from common.features import Encoder
 
 __all__ = ["KINDS", "Columns", "Options", "convert", "convert_shop", "describe"]
 
@@ -49,7 +50,7 @@ def convert(
     if kind not in KINDS:
         raise DataError(f"there is no kind of data {kind!r}; known are {', '.join(KINDS)}")
     if kind == SHOP:
-        return convert_shop(destination, seed=settings.shop_seed, overwrite=overwrite)
+        return convert_shop(destination, seed=settings.shop_seed, overwrite=overwrite, encoder=options.encoder)
     if not source.exists():
         raise DataError(f"{source} does not exist: name the folder with the raw {kind} data")
     with replacing(destination, overwrite) as folder:
@@ -58,10 +59,15 @@ def convert(
 
 
 def convert_shop(
-    destination: Path, n_items: int = N_ITEMS, n_users: int = N_USERS, seed: int = 0, overwrite: bool = False
+    destination: Path,
+    n_items: int = N_ITEMS,
+    n_users: int = N_USERS,
+    seed: int = 0,
+    overwrite: bool = False,
+    encoder: Encoder | None = None,
 ) -> dict[str, Any]:
     """Generate the demo shop as a dataset at `destination`, and return its dataset.json."""
     with replacing(destination, overwrite) as folder:
-        write_shop(folder, n_items, n_users, seed)
+        write_shop(folder, n_items, n_users, seed, encoder)
         about = {"source": "generated", "seed": seed, "filters": {}, "rules": ["generated: no filter applies"]}
         return write_description(folder, {"name": destination.resolve().name, "kind": SHOP, **about})

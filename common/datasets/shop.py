@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from common.catalogue import Catalogue, write_table
 from common.datasets.shop_pictures import COLOURS, LAYOUTS, PATTERNS, SHAPES, Look, render
 from common.errors import DataError
-from common.features import BuiltinEncoder, encode_images, encode_texts
+from common.features import BuiltinEncoder, Encoder, encode_images, encode_texts
 from common.interactions import from_frame
 
 N_ITEMS, N_USERS = 1600, 500
@@ -83,8 +83,10 @@ class People:
     utility: NDArray[np.float64]
 
 
-def write_shop(folder: Path, n_items: int = N_ITEMS, n_users: int = N_USERS, seed: int = 0) -> None:
-    """Generate a shop below `folder`: pictures, items, features, interactions and the users' truth.
+def write_shop(
+    folder: Path, n_items: int = N_ITEMS, n_users: int = N_USERS, seed: int = 0, encoder: Encoder | None = None
+) -> None:
+    """Generate a shop below `folder`: pictures, items, features by `encoder`, interactions and the users' truth.
 
     Raises `DataError` when there are too few items to choose from.
     """
@@ -97,7 +99,7 @@ def write_shop(folder: Path, n_items: int = N_ITEMS, n_users: int = N_USERS, see
     words = _draw_facets({name: len(values) for name, values in WORDS.items()}, n_items, rng["items"])
     circle = rng["items"].integers(CIRCLES, size=n_items)
     popularity = rng["items"].standard_normal(n_items)
-    _catalogue(folder, looks, words, rng["items"], rng["draw"]).save(folder)
+    _catalogue(folder, looks, words, rng["items"], rng["draw"], encoder or BuiltinEncoder()).save(folder)
     people = draw_people(n_users, looks, words, circle, popularity, rng["people"])
     from_frame(_purchases(people, rng["buy"]), n_items).save(folder)
     truth = {f"reliance_{name}": people.reliance[:, column] for column, name in enumerate(RELIANCES)}
@@ -144,7 +146,12 @@ def _purchases(people: People, rng: np.random.Generator) -> pl.DataFrame:
 
 
 def _catalogue(
-    folder: Path, looks: Facets, words: Facets, rng: np.random.Generator, drawing: np.random.Generator
+    folder: Path,
+    looks: Facets,
+    words: Facets,
+    rng: np.random.Generator,
+    drawing: np.random.Generator,
+    encoder: Encoder,
 ) -> Catalogue:
     """Write the pictures below `folder`, word the titles, and encode both."""
     items = _names("item", len(looks["colour"]))
@@ -155,7 +162,6 @@ def _catalogue(
         render(look, drawing).save(folder / image, compress_level=1)
     wordings = [_wording({name: int(values[row]) for name, values in words.items()}, rng) for row in range(len(items))]
     titles, texts = ([wording[part] for wording in wordings] for part in range(2))
-    encoder = BuiltinEncoder()
     features = {"image": encode_images(encoder, images, folder), "text": encode_texts(encoder, titles, texts)}
     return Catalogue(tuple(items), tuple(titles), tuple(texts), tuple(images), features)
 
