@@ -168,33 +168,37 @@ def load_settings(path: Path, executor: str = "", changes: Sequence[str] = ()) -
     fits = isinstance(overlays, dict) and not overlays.keys() - EXECUTORS
     if not fits or not all(isinstance(overlay, dict | None) for overlay in overlays.values()):
         raise ConfigError(f"{path}: `executors` maps {', '.join(EXECUTORS)} to settings")
-    content = _overlaid(content, overlays.get(executor) or {})
+    content = overlaid(content, overlays.get(executor) or {})
     for change in changes:
-        content = _overlaid(content, _nested(change))
+        content = overlaid(content, _changed(change))
     return parse_settings(content, str(path))
 
 
-def _overlaid(content: dict[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+def overlaid(content: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
     """Lay nested values over others; neither is changed."""
     merged = dict(content)
     for name, value in overlay.items():
         below = merged.get(name)
-        merged[name] = _overlaid(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        merged[name] = overlaid(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
 
 
-def _nested(change: str) -> dict[str, Any]:
-    """Turn "local.negatives=4" into {"local": {"negatives": 4}}."""
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """Turn "local.negatives" and 4 into {"local": {"negatives": 4}}."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return dict(value)
+
+
+def _changed(change: str) -> dict[str, Any]:
+    """Read "local.negatives=4" as nested settings."""
     key, equals, value = change.partition("=")
     if not equals:
         raise ConfigError(f"{change!r}: write KEY=VALUE, such as rounds=5")
     try:
-        content: Any = yaml.safe_load(value)
+        return nested(key, yaml.safe_load(value))
     except yaml.YAMLError as error:
         raise ConfigError(f"{change!r}: {value!r} is not a YAML value: {error}") from None
-    for name in reversed(key.split(".")):
-        content = {name: content}
-    return dict(content)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -231,9 +235,9 @@ def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """All dotted keys below `model`, those of groups too."""
     keys = []
     for name, field in model.model_fields.items():
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            keys += [prefix + name, *_keys(nested, f"{prefix}{name}.")]
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, BaseModel):
+            keys += [prefix + name, *_keys(group, f"{prefix}{name}.")]
         else:
             keys.append(prefix + name)
     return keys

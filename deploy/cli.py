@@ -92,6 +92,26 @@ def recommend(
     show_recommendations(Personal.open(data_dir, run), user, k)
 
 
+@app.command(epilog="Example: tessera bench benchmarks/ml-latest-small/backbones.yaml --data DATA --quick")
+def bench(
+    grid: Annotated[Path, typer.Argument(help="Methods, choices and seeds, YAML.")],
+    data: Annotated[Path | None, typer.Option(help="As for train.")] = None,
+    runs: Runs = Path("runs"),
+    quick: Annotated[bool, typer.Option("--quick", help="With the grid's quick settings.")] = False,
+) -> None:
+    """Run a grid of methods and seeds, choosing on validation only; a killed one goes on where it was.
+
+    Writes results.parquet and results.md, prints the table, and ends with one line of JSON.
+    """
+    from deploy.bench import Grid, markdown, run_grid
+
+    loaded = Grid.load(grid, quick)
+    table = run_grid(loaded, data, runs, lambda text: console.print(text, markup=False))
+    console.print(markdown(table), markup=False, soft_wrap=True)
+    rows = table.select("method", "seed", "^(validation|test)/all/.*$").to_dicts()
+    print(json.dumps({"name": loaded.name, "folder": str(runs / loaded.name), "rows": rows}))
+
+
 def show_recommendations(personal: Any, user: str, k: int) -> None:
     """Print a person's recommendations, each with the view that speaks for it, and how their router weighs the views."""
     items, weights = personal.recommend(user, k)
@@ -123,7 +143,6 @@ def _train(
     from deploy.display import RunDisplay, result_table, summary
     from deploy.prepared import prepared_dataset
     from deploy.train import make_job, train
-    from server.checkpoint import read_metrics
 
     dataset = prepared_dataset(settings.data, data)
     job = make_job(settings, dataset, runs / settings.name, resume, overwrite)
@@ -131,7 +150,7 @@ def _train(
         result = train(job, executor, display.report)
     console.print(result_table(result, settings.evaluation.ks))
     console.print(f"run folder: {runs / settings.name}", markup=False, soft_wrap=True)
-    figures = summary(result, read_metrics(job.run_dir))
+    figures = summary(result)
     if end:
         print(json.dumps(figures))
     return job, figures

@@ -134,4 +134,4 @@ def submit(
     result = next(line for line in reversed(read_metrics(job.run_dir)) if line["kind"] == "result")
     console.print(result_table(result, settings.evaluation.ks))
     console.print(f"run folder: {job.run_dir}", markup=False, soft_wrap=True)
-    print(json.dumps(summary(result, read_metrics(job.run_dir))))
+    print(json.dumps(summary(result)))

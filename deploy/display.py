@@ -96,9 +96,8 @@ def result_table(result: Line, ks: tuple[int, ...]) -> Table:
     return table
 
 
-def summary(result: Line, lines: list[Line]) -> Line:
-    """The run's figures as one flat-enough JSON object, in %; what is not known is left out."""
-    rounds = [line for line in lines if line["kind"] == "round"]
+def summary(result: Line) -> Line:
+    """The run's figures as one flat-enough JSON object: scores in %, bytes of one node in the last round."""
     nested: dict[str, dict[str, float]] = {}
     for name, value in result["scores"].items():
         part, group, metric = name.split("/")
@@ -109,7 +108,7 @@ def summary(result: Line, lines: list[Line]) -> Line:
         if (part, group) == ("test", "all") and metric != "users":
             baselines.setdefault(row, {})[metric] = round(value, 3)
     figures = {name: result[name] for name in ("name", "seed", "rounds", "selected_round")}
-    traffic = {name: rounds[-1][name] for name in ("bytes_down_per_node", "bytes_up_per_node")} if rounds else {}
+    traffic = {name: value for name, value in result.items() if name.startswith("bytes_")}
     seconds = {
         "seconds": round(result["seconds"], 1),
         "seconds_per_round": round(result["seconds"] / max(1, result["rounds"]), 3),

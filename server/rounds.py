@@ -54,6 +54,7 @@ class Run:
         self.best: dict[str, Any] = {}
         self.baselines: dict[str, float] = {}
         self.seconds = 0.0
+        self.traffic: dict[str, float] = {}
         self._since = time.monotonic()
 
     def restore(self) -> None:
@@ -135,6 +136,10 @@ class Run:
         now = time.monotonic()
         self.seconds, took, self._since = self.seconds + now - self._since, now - self._since, now
         sums, answers = training.update.sums, [training, *([evaluation] if evaluation else [])]
+        self.traffic = {
+            "bytes_down_per_node": sum(answer.bytes_down / answer.nodes for answer in answers),
+            "bytes_up_per_node": sum(answer.bytes_up / answer.nodes for answer in answers),
+        }
         line = {
             "kind": "round",
             "round": self.round,
@@ -142,8 +147,7 @@ class Run:
             "users": int(sums["users"]),
             "nodes": training.nodes,
             "seconds": took,
-            "bytes_down_per_node": sum(answer.bytes_down / answer.nodes for answer in answers),
-            "bytes_up_per_node": sum(answer.bytes_up / answer.nodes for answer in answers),
+            **self.traffic,
         }
         self.folder.report(line | ({"scores": scores} if scores else {}))
 
@@ -164,6 +168,7 @@ class Run:
             "scores": self.best.get("scores", {}),
             "baselines": self.baselines,
             "seconds": self.seconds,
+            **self.traffic,
         }
         self.folder.report(line)
         return line
