@@ -1,6 +1,7 @@
 """The Flower ClientApp: a message comes in, the device does its task, an additive update goes out."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,33 +20,29 @@ def device_app(devices: Path | None = None) -> ClientApp:
     whose folder is `node-<partition-id>` below it."""
     app = ClientApp()
 
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        return Message(answer(_folder(context, devices), message.content), reply_to=message)
+    def handle(message: Message, context: Context) -> Message:
+        return Message(answer(message.content, lambda: _folder(context, devices)), reply_to=message)
 
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        return Message(answer(_folder(context, devices), message.content), reply_to=message)
-
-    @app.query()
-    def query(message: Message, context: Context) -> Message:
-        return Message(answer(_folder(context, devices), message.content), reply_to=message)
-
+    for kind in (app.train, app.evaluate, app.query):
+        kind()(handle)
     return app
 
 
-def answer(folder: Path, content: RecordDict) -> RecordDict:
-    """Carry out a message's task in a device's folder. What goes wrong is told to the server without naming a user."""
+def answer(content: RecordDict, folder: Callable[[], Path]) -> RecordDict:
+    """Carry out a message's task in a device's folder. What goes wrong is told to the server without naming a user: only
+    what kind of trouble it is; what it says is in the device's own log."""
     try:
         task, tensors, facts = unpack_task(content)
-        update = Device(folder).perform(task, tensors, facts)
+        update = Device(folder()).perform(task, tensors, facts)
+        return pack_update(encode(update, getattr(torch, task.settings.wire.gradients)))
     except TensorsMissing as missing:
         return missing_tensors(str(missing))
     except TesseraError as error:
-        # The log is the device's own; what leaves says only what kind of trouble it is.
         log.error("%s", error)
         return refusal(f"{type(error).__name__} on the device; its own log says more")
-    return pack_update(encode(update, getattr(torch, task.settings.wire.gradients)))
+    except Exception as error:
+        log.exception("the server's task failed")
+        return refusal(f"{type(error).__name__} on the device; its own log says more")
 
 
 def encode(update: Update, dtype: torch.dtype) -> Update:

@@ -36,21 +36,24 @@ def start_state(users: tuple[str, ...], settings: LocalSettings, views: Tensor, 
     return PrivateState(users, parameters, optimizers.start(settings, parameters))
 
 
-def given(private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings) -> Given:
-    """Route the views by the users' histories: what every backbone computes from."""
-    views = sent[VIEWS]
+def routed(private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings) -> Given:
+    """Route the views by the users' histories, and solve for what has a closed form: what every backbone computes from."""
+    views, backbone = sent[VIEWS], BACKBONES[settings.backbone]
     if settings.route == "uniform" or len(views) == 1:
         weights = views.new_full((len(histories), len(views)), 1 / len(views))
     else:
         weights = route(private, pool(histories, views))
-    return Given(private, sent, histories, Routed(views, weights))
+    everything = Given(private, sent, histories, Routed(views, weights))
+    with torch.no_grad():
+        solved = backbone.solved(everything, settings)
+    return replace(everything, private=private | solved)
 
 
 def scores(
     private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings
 ) -> tuple[Tensor, Tensor]:
     """Score the catalogue for every user, [n_users, n_items], and say how the views were weighed, [n_users, n_views]."""
-    everything = given(private, sent, histories, settings)
+    everything = routed(private, sent, histories, settings)
     return BACKBONES[settings.backbone].scores(everything), everything.routed.weights
 
 
@@ -69,7 +72,7 @@ def train(
     for epoch in range(settings.local_epochs):
         salt = seeds.key("epoch", seed, round, epoch)
         for names in BACKBONES[settings.backbone].phases(list(parameters)):
-            losses, own, sent_gradients, parameters = step.gradients(parameters, salt)
+            losses, own, sent_gradients = step.gradients(parameters, salt)
             parameters, moments = optimizers.step(settings, parameters, own, moments, names)
         for name, gradient in sent_gradients.items():
             gradients[name] += gradient
@@ -105,15 +108,12 @@ class Step:
 
     def gradients(
         self, parameters: dict[str, Tensor], salt: int
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Each user's loss, their own gradients, the weighted sum for what was sent, and the parameters all this is at."""
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Each user's loss, their own gradients, and the weighted sum for what was sent."""
         private = {name: value.detach().requires_grad_() for name, value in parameters.items()}
         received = {name: value.detach().requires_grad_() for name, value in self.sent.items()}
         shown = self.histories.hidden(self.settings.history_mask, salt)
-        everything = given(private, received, shown, self.settings)
-        with torch.no_grad():
-            solved = self.backbone.solved(everything, self.settings)
-        everything = replace(everything, private=private | solved)
+        everything = routed(private, received, shown, self.settings)
         losses = LOSSES[self.settings.loss](self.backbone.scores(everything), self.histories, self.settings, salt)
         losses = losses + self.backbone.penalty(everything, self.settings, self.round)
         leaves = [*private.values(), *received.values()]
@@ -122,7 +122,7 @@ class Step:
         # The weight is the user's say in the sum, not in their own step: divide it out again, row by row.
         own = {name: g / self.weight.view(-1, *[1] * (g.ndim - 1)) for name, g in zip(private, dense, strict=False)}
         sent_gradients = dict(zip(received, dense[len(private) :], strict=True))
-        return losses.detach(), own, sent_gradients, parameters | solved
+        return losses.detach(), own, sent_gradients
 
 
 def _user_weights(histories: Histories, settings: LocalSettings, dtype: torch.dtype) -> Tensor:

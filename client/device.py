@@ -7,7 +7,7 @@ private/RUN/block-*/round-*.safetensors the private states
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,12 @@ from common.catalogue import Catalogue, load_catalogue
 from common.compute import resolve_device
 from common.config import Settings
 from common.errors import DataError
-from common.files import read_tensors, write_json, write_tensors
+from common.files import read_json, read_tensors, write_json, write_tensors
 from common.interactions import Interactions, Split, load_interactions
 from common.metrics import Sums
-from common.protocol import BASIS, COUNTS, VIEWS, Task, Tensors, Update
+from common.protocol import BASIS, COUNTS, VIEWS, Task, Tensors, Update, content_hash
+
+NOTE = "run.json"
 
 
 class TensorsMissing(Exception):
@@ -40,24 +42,27 @@ class Device:
 
     def perform(self, task: Task, tensors: Tensors | None, facts: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
+        if self.catalogue().sha256 != task.catalogue:
+            raise DataError(f"{self.folder} has other items than the server's catalogue; use one dataset")
         split = self.split(task.settings)
         if task.kind == "census":
-            return Update(sums=Sums(_census(split)), counts={COUNTS: torch.from_numpy(split.counts()).float()})
+            return _census(split)
         target = resolve_device(task.settings.device)
         facts = {name: value.to(target, torch.float32) for name, value in facts.items()}
-        cohorts = list(blocks(split, task.settings.local.cohort))
+        people = list(blocks(split, task.settings.local.block))
         if task.kind == "power":
-            return sum((_power(block, facts[BASIS]) for block in cohorts), Update())
+            return sum((_power(block, facts[BASIS]) for block in people), Update())
         if task.kind == "baselines":
-            sums = [evaluation.baselines(block, task.settings.evaluation, facts) for block in cohorts]
+            sums = [evaluation.baselines(block, task.settings.evaluation, facts, target) for block in people]
             return Update(sums=sum(sums, Sums()))
         held = self._hold(task, tensors)
         sent = {name: value.to(target, torch.float32) for name, value in held.items()}
         work = self._train if task.kind == "train" else self._evaluate
         total = Update()
-        for number, block in enumerate(cohorts):
+        for number, block in enumerate(people):
             total += work(task, sent, facts, block, number)
-        write_json(self.private(task.run) / "run.json", _run_note(task))
+        write_json(self.private(task.run) / NOTE, _run_note(task))
+        self._tidy()
         return total
 
     def split(self, settings: Settings) -> Split:
@@ -68,6 +73,11 @@ class Device:
     def catalogue(self) -> Catalogue:
         """Read what the device can show of the items."""
         return _load(self.folder, _changed(self.folder))[0]
+
+    @property
+    def views(self) -> Path:
+        """Folder of the tensors received."""
+        return self.folder / "views"
 
     def private(self, run: str) -> Path:
         """Folder of the private states of a run."""
@@ -100,26 +110,33 @@ class Device:
         return update
 
     def _evaluate(self, task: Task, sent: Tensors, facts: Tensors, block: Split, number: int) -> Update:
+        target = sent[VIEWS].device
         private = self.state(task, block.users, number, sent[VIEWS]).parameters
 
         def scorer(users: Histories) -> Tensor:
             return cohort.scores(private, sent, users, task.settings.local)[0]
 
-        return Update(sums=evaluation.evaluate(scorer, block, task.settings.evaluation, facts[COUNTS]))
+        return Update(sums=evaluation.evaluate(scorer, block, task.settings.evaluation, facts.get(COUNTS), target))
 
     def _hold(self, task: Task, tensors: Tensors | None) -> Tensors:
-        """Keep the tensors that came along, or find those the task names; older ones go."""
-        path = self.folder / "views" / f"{task.tensors}.safetensors"
+        """Keep the tensors that came along, if they are what their name says, or find those the task names."""
+        path = self.views / f"{task.tensors}.safetensors"
         if tensors is None:
             try:
                 return read_tensors(path)[0]
             except DataError:
                 raise TensorsMissing(task.tensors) from None
+        if content_hash(tensors) != task.tensors:
+            raise DataError("the tensors that came are not those the task names")
         write_tensors(path, tensors)
-        for other in path.parent.glob("*.safetensors"):
-            if other != path:
-                other.unlink(missing_ok=True)
         return tensors
+
+    def _tidy(self) -> None:
+        """Drop tensors that the last state of no run belongs to."""
+        needed = {read_json(note)["tensors"] for note in (self.folder / "private").glob(f"*/{NOTE}")}
+        for path in self.views.glob("*.safetensors"):
+            if path.stem not in needed:
+                path.unlink(missing_ok=True)
 
 
 def blocks(split: Split, size: int) -> Iterator[Split]:
@@ -128,9 +145,14 @@ def blocks(split: Split, size: int) -> Iterator[Split]:
         yield split.take(np.arange(start, min(start + size, len(split.users))))
 
 
-def _census(split: Split) -> dict[str, float]:
+def _census(split: Split) -> Update:
+    """How many people and events there are, and how often each item occurs; one person's counts would be their history,
+    so a device with one person withholds them."""
     held_out = {"validation": float((split.validation >= 0).sum()), "test": float((split.test >= 0).sum())}
-    return {"users": float(len(split.users)), "events": float(len(split.train_items)), **held_out}
+    withheld = len(split.users) < 2
+    sums = {"users": float(len(split.users)), "events": float(len(split.train_items)), "withheld": float(withheld)}
+    counts = {} if withheld else {COUNTS: torch.from_numpy(split.counts()).float()}
+    return Update(sums=Sums(sums | held_out), counts=counts)
 
 
 def _power(block: Split, basis: Tensor) -> Update:
@@ -155,7 +177,7 @@ def _changed(folder: Path) -> float:
     return path.stat().st_mtime if path.exists() else 0.0
 
 
-@lru_cache(maxsize=16)
+@cache
 def _load(folder: Path, changed: float) -> tuple[Catalogue, Interactions]:
     """Read a device's tables once per process and version of the file."""
     catalogue = load_catalogue(folder, modalities=False)

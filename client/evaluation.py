@@ -13,39 +13,40 @@ from common.interactions import Split
 from common.metrics import Sums, ranking_sums, standing
 from common.protocol import CONTENT, COUNTS, Tensors
 
+CPU = torch.device("cpu")
 Scorer = Callable[[Histories], Tensor]
 """From users' histories to scores of the catalogue, [n_users, n_items]."""
 
 
-def evaluate(scorer: Scorer, split: Split, settings: EvaluationSettings, counts: Tensor) -> Sums:
+def evaluate(
+    scorer: Scorer, split: Split, settings: EvaluationSettings, counts: Tensor | None, device: torch.device = CPU
+) -> Sums:
     """Rank the catalogue for the validation and the test item of every user of `split`.
 
-    Training items are no candidates; at test neither is the validation item. Targets are told apart by whether anybody's
-    training data has them (`counts` [n_items], the federation's): warm or cold. Also counts users whose scores are all the
-    same or not finite, who count as evaluated, but make the run stop.
+    Training items are no candidates; at test neither is the validation item. With `counts` [n_items], how often each item
+    occurs in anybody's training data, targets are told apart: warm or cold. Also counts users whose scores are all the
+    same or not finite; one such user makes the run stop.
     """
-    device = counts.device
     dtype = torch.get_default_dtype()
     known = histories(split).to(device, dtype)
     told = settings.history_at_test == "train+validation"
-    at_test = histories(split, split.validation).to(device, dtype) if told else known
     scores = scorer(known)
+    scores_at_test = scorer(histories(split, split.validation).to(device, dtype)) if told else scores
     candidates = ~known.mask()
-    total = _part("validation", scores, candidates, split.validation, counts, settings.ks)
-    total += Sums(_degenerate(scores, candidates, known.lengths() > 0))
+    total = Sums(_degenerate(scores, scores_at_test, candidates, known.lengths() > 0))
+    total += _part("validation", scores, candidates, split.validation, counts, settings.ks)
     _exclude(candidates, split.validation)
-    return total + _part("test", scorer(at_test) if told else scores, candidates, split.test, counts, settings.ks)
+    return total + _part("test", scores_at_test, candidates, split.test, counts, settings.ks)
 
 
-def baselines(split: Split, settings: EvaluationSettings, facts: Tensors) -> Sums:
+def baselines(split: Split, settings: EvaluationSettings, facts: Tensors, device: torch.device = CPU) -> Sums:
     """Evaluate what needs no learning, each as "name/..." sums: the trivial rankings beside every result."""
-    counts = facts[COUNTS]
-    fixed = {
-        "random": torch.zeros_like(counts),  # constant scores are worth what a random order is worth, exactly
-        "popularity": counts,
-        "inverse-popularity": -counts,
-        "item-id": -torch.arange(len(counts), dtype=counts.dtype, device=counts.device),
-    }
+    counts = facts.get(COUNTS)
+    order = torch.arange(split.n_items, dtype=torch.get_default_dtype(), device=device)
+    # Constant scores are worth what a random order is worth, exactly.
+    fixed = {"random": torch.zeros_like(order), "item-id": -order}
+    if counts is not None:
+        fixed |= {"popularity": counts, "inverse-popularity": -counts}
     scorers: dict[str, Scorer] = {name: _constant(vector) for name, vector in fixed.items()}
     tables = {name.removeprefix(CONTENT): table for name, table in facts.items() if name.startswith(CONTENT)}
     scorers |= {f"content-{name}": _content(table) for name, table in tables.items()}
@@ -53,19 +54,26 @@ def baselines(split: Split, settings: EvaluationSettings, facts: Tensors) -> Sum
         scorers["content-all"] = _content(torch.cat(list(tables.values()), dim=1))
     total = Sums()
     for name, scorer in scorers.items():
-        sums = evaluate(scorer, split, settings, counts)
+        sums = evaluate(scorer, split, settings, counts, device)
         total += Sums({f"{name}/{key}": value for key, value in sums.values.items() if "/" in key})
     return total
 
 
 def _part(
-    part: str, scores: Tensor, candidates: Tensor, targets: NDArray[np.int64], counts: Tensor, ks: Sequence[int]
+    part: str,
+    scores: Tensor,
+    candidates: Tensor,
+    targets: NDArray[np.int64],
+    counts: Tensor | None,
+    ks: Sequence[int],
 ) -> Sums:
     rows = torch.from_numpy(np.flatnonzero(targets >= 0)).to(scores.device)
     items = torch.from_numpy(targets[targets >= 0]).to(scores.device)
     above, ties = standing(scores[rows], items, candidates[rows])
-    warm = counts[items] > 0
-    groups = {f"{part}/all": torch.ones_like(warm), f"{part}/warm": warm, f"{part}/cold": ~warm}
+    groups = {f"{part}/all": torch.ones_like(items, dtype=torch.bool)}
+    if counts is not None:
+        warm = counts[items] > 0
+        groups |= {f"{part}/warm": warm, f"{part}/cold": ~warm}
     return ranking_sums(above, ties, groups, ks)
 
 
@@ -76,11 +84,11 @@ def _exclude(candidates: Tensor, items: NDArray[np.int64]) -> None:
     )
 
 
-def _degenerate(scores: Tensor, candidates: Tensor, active: Tensor) -> dict[str, float]:
+def _degenerate(scores: Tensor, scores_at_test: Tensor, candidates: Tensor, active: Tensor) -> dict[str, float]:
     """Count users whose scores are all the same, where there is a history to tell items apart by, or not finite."""
     high = scores.masked_fill(~candidates, -torch.inf).amax(1)
     low = scores.masked_fill(~candidates, torch.inf).amin(1)
-    finite = torch.isfinite(scores).all(1)
+    finite = torch.isfinite(scores).all(1) & torch.isfinite(scores_at_test).all(1)
     constant = active & finite & (high == low) & (candidates.sum(1) > 1)
     return {"evaluated": float(len(scores)), "constant": float(constant.sum()), "nonfinite": float((~finite).sum())}
 

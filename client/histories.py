@@ -40,7 +40,7 @@ class Histories:
         """Hide each event with chance `rate`, drawn by user, item and `salt`."""
         if rate == 0:
             return self
-        draws = seeds.uniform(salt, self.keys[self.owners], self.items)
+        draws = seeds.uniform(seeds.key("hide", salt), self.keys[self.owners], self.items)
         return replace(self, shown=(draws >= rate).to(self.shown.dtype))
 
     def lengths(self) -> Tensor:

@@ -51,7 +51,7 @@ def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:
     A draw that hits the history is replaced by the first of `SPARE` spare draws that does not; where all do, which
     happens only to users who have almost the whole catalogue, it stays.
     """
-    people, n_items = histories, histories.n_items
+    people, n_items, salt = histories, histories.n_items, seeds.key("negatives", salt)
     keys, base = people.keys[people.owners][:, None], (people.owners * n_items)[:, None]
     positions = people.items[:, None] * per_event + torch.arange(per_event, device=people.items.device)
     owned = people.mask().flatten()

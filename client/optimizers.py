@@ -4,27 +4,23 @@ Their moments are private state like the parameters, and steps are counted per u
 different rounds.
 """
 
+import torch
 from torch import Tensor
 
 from common.config import LocalSettings
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-STEPS = "steps"
+STEPS, MOMENTS = "steps", ("mean", "square")
 
 Stacked = dict[str, Tensor]
 
 
 def start(settings: LocalSettings, parameters: Stacked) -> Stacked:
-    """Build the moments of users who never took a step."""
+    """Build the moments of users who never took a step; steps [n_users] are counted for each parameter."""
     if settings.optimizer == "sgd":
         return {}
-    some = next(iter(parameters.values()))
-    moments = {
-        f"{moment}.{name}": tensor.new_zeros(tensor.shape)
-        for name, tensor in parameters.items()
-        for moment in ("mean", "square")
-    }
-    return {STEPS: some.new_zeros(len(some)), **moments}
+    moments = {f"{moment}.{name}": torch.zeros_like(value) for moment in MOMENTS for name, value in parameters.items()}
+    return moments | {f"{STEPS}.{name}": value.new_zeros(len(value)) for name, value in parameters.items()}
 
 
 def step(
@@ -32,20 +28,20 @@ def step(
 ) -> tuple[Stacked, Stacked]:
     """Take one step of SGD, or of Adam with decoupled weight decay (Loshchilov & Hutter 2019), and return new tensors.
 
-    With `names` only those parameters step. Users' steps are counted with each call that moves their first parameter.
+    With `names` only those parameters step.
     """
     chosen = {name: value for name, value in parameters.items() if names is None or name in names}
     rate, decay = settings.learning_rate, 1 - settings.learning_rate * settings.weight_decay
     if settings.optimizer == "sgd":
         return parameters | {name: decay * value - rate * gradients[name] for name, value in chosen.items()}, moments
-    steps = moments[STEPS] + (next(iter(parameters)) in chosen)
-    first, second = rate / (1 - BETAS[0] ** steps), (1 - BETAS[1] ** steps).rsqrt()
-    stepped, moved = dict(parameters), {**moments, STEPS: steps}
+    stepped, moved = dict(parameters), dict(moments)
     for name, value in chosen.items():
         gradient, rows = gradients[name], (-1, *[1] * (value.ndim - 1))
+        steps = moments[f"{STEPS}.{name}"] + 1
         mean = moments[f"mean.{name}"].lerp(gradient, 1 - BETAS[0])
         square = moments[f"square.{name}"].lerp(gradient * gradient, 1 - BETAS[1])
-        size = (square.sqrt() * second.view(rows)).add_(EPSILON)
-        stepped[name] = (value if decay == 1 else value * decay).addcdiv(mean * first.view(rows), size, value=-1)
-        moved[f"mean.{name}"], moved[f"square.{name}"] = mean, square
+        size = (square.sqrt() * (1 - BETAS[1] ** steps).rsqrt().view(rows)).add_(EPSILON)
+        first = mean * (rate / (1 - BETAS[0] ** steps)).view(rows)
+        stepped[name] = (value if decay == 1 else value * decay).addcdiv(first, size, value=-1)
+        moved |= {f"{STEPS}.{name}": steps, f"mean.{name}": mean, f"square.{name}": square}
     return stepped, moved

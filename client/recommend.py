@@ -1,13 +1,13 @@
 """Recommendations from the device's own files: nothing is asked of a server."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from client import cohort
-from client.backbones import BACKBONES, Given
+from client.backbones import BACKBONES
 from client.device import Device, blocks
 from client.histories import Histories, histories
 from client.router import Routed
@@ -45,14 +45,16 @@ class Personal:
             raise DataError(f"{folder} holds no private state{f' of run {run}' if run else ''}: it has not trained yet")
         note = read_json(notes[-1])
         settings = Settings.model_validate(note["settings"])
-        task = Task("evaluate", note["run"], note["round"], (), tuple(note["views"]), settings, note["tensors"])
-        tensors, _ = read_tensors(folder / "views" / f"{task.tensors}.safetensors")
-        return cls(Device(folder), task, {name: value.float() for name, value in tensors.items()})
+        device, views = Device(folder), tuple(note["views"])
+        items = device.catalogue().sha256
+        task = Task("evaluate", note["run"], note["round"], (), views, items, settings, note["tensors"])
+        tensors, _ = read_tensors(device.views / f"{task.tensors}.safetensors")
+        return cls(device, task, {name: value.float() for name, value in tensors.items()})
 
     def people(self) -> list[tuple[Split, dict[str, Tensor]]]:
         """The people of this device, block by block, with their private parameters [n_users, ...]."""
         settings = self.task.settings
-        split = blocks(self.device.split(settings), settings.local.cohort)
+        split = blocks(self.device.split(settings), settings.local.block)
         views = self.sent[VIEWS]
         return [
             (block, self.device.state(self.task, block.users, n, views).parameters) for n, block in enumerate(split)
@@ -98,8 +100,9 @@ class Personal:
         person's items in that view. Only single modalities can speak, where they are views: nobody knows what a gate is."""
         views, backbone = self.sent[VIEWS], BACKBONES[self.task.settings.local.backbone]
         first = len(self.task.settings.views.operators) if self.task.settings.views.single else 0
-        alone = [weights * mask for mask in torch.eye(len(views))[first:]]
-        parts = torch.stack([backbone.scores(Given(private, self.sent, known, Routed(views, one)))[0] for one in alone])
+        everything = cohort.routed(private, self.sent, known, self.task.settings.local)
+        alone = [replace(everything, routed=Routed(views, weights * one)) for one in torch.eye(len(views))[first:]]
+        parts = torch.stack([backbone.scores(one)[0] for one in alone])
         speaking = first + (parts - parts.mean(1, keepdim=True))[:, items].argmax(0)
         unit = torch.nn.functional.normalize(views - views.mean(1, keepdim=True), dim=2)
         nearest = (unit[speaking, items][:, None] * unit[speaking][:, known.items]).sum(2).argmax(1)

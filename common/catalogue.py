@@ -10,6 +10,7 @@ A dataset's folder holds
     users.parquet           optional ground truth about generated users (demo shop)
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,8 @@ from common.files import digest, read_tensors, write_bytes, write_tensors
 DATASET = "dataset.json"
 ITEMS = "items.parquet"
 FEATURES = "features"
+RESERVED = frozenset({"id", "sum", "mlp", "gate", "attention"})
+"""Names of views that are not a modality's own."""
 ITEM_COLUMNS = ("item", "title", "text", "image")
 
 
@@ -99,6 +102,10 @@ class Catalogue:
             if len(getattr(self, name)) != n_items:
                 raise DataError(f"{len(getattr(self, name))} {name} do not fit {n_items} items")
         for name, features in self.features.items():
+            if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", name) or name in RESERVED:
+                raise DataError(
+                    f"a modality cannot be called {name!r}: it is the name of a view; letters, digits, - and _ will do"
+                )
             if len(features.values) != n_items:
                 raise DataError(f"{len(features.values)} feature rows of modality {name!r} do not fit {n_items} items")
 

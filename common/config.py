@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from common.backbones import BACKBONES
 from common.errors import ConfigError
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""Names of runs, and of folders made for them."""
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -98,7 +100,7 @@ class LocalSettings(_Settings):
     """How views are weighed: by the router, from the user's history, or all alike (an ablation)."""
     weighting: Literal["users", "examples"] = "users"
     """Whether a user's gradient counts once or once for each training event."""
-    cohort: Positive = 512
+    block: Positive = 512
     """Users trained at once. Bounds the memory of a node; changes no result."""
 
 
@@ -142,7 +144,7 @@ class FederationSettings(_Settings):
 class Settings(_Settings):
     """Everything that defines a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     data: DataSettings
     seed: Natural = 0
     rounds: Positive = 100

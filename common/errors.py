@@ -13,5 +13,9 @@ class DataError(TesseraError):
     """A dataset, a device's folder or a private state cannot be used as it is."""
 
 
+class RoundAbandoned(TesseraError):
+    """Too little came back in a round to learn from; the run goes on with the next."""
+
+
 class RunError(TesseraError):
     """A run cannot go on: the message names the round, and the node where one is to blame."""

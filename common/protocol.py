@@ -5,6 +5,7 @@ Nothing else has a place in a message; a test serialises every message of a run 
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,8 +15,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from common.config import Settings
-from common.errors import RunError
+from common.config import NAME, Settings
+from common.errors import DataError, RunError
 from common.metrics import Sums
 
 Tensors = Mapping[str, Tensor]
@@ -34,7 +35,8 @@ class Task:
     """What a device is asked to do.
 
     `durable` are the rounds the server has checkpoints of: a device keeps its private state of each, so that a resumed run
-    can go back to it. `views` names the views in their order, for the person at the device to read.
+    can go back to it. `views` names the views in their order, for the person at the device to read. `catalogue` is the
+    catalogue's hash: a device with other items refuses.
     """
 
     kind: Kind
@@ -42,6 +44,7 @@ class Task:
     round: int
     durable: tuple[int, ...]
     views: tuple[str, ...]
+    catalogue: str
     settings: Settings
     tensors: str = ""
     """Content hash of the tensors the task works on; the tensors themselves travel only to who lacks them."""
@@ -81,6 +84,22 @@ def add(left: Tensors, right: Tensors) -> dict[str, Tensor]:
     return {**left, **right, **both}
 
 
+def check_gradients(update: Update, sent: Tensors) -> None:
+    """Raise `RunError` unless an update holds a finite gradient of the right shape for everything that was sent.
+
+    One whose users all sat the round out holds none, and no weight.
+    """
+    if not update.gradients and not update.weight:
+        return
+    for name, tensor in sent.items():
+        gradient = update.gradients.get(name)
+        if gradient is None or gradient.shape != tensor.shape:
+            found = "no gradient" if gradient is None else f"a gradient of shape {tuple(gradient.shape)}"
+            raise RunError(f"{found} for {name!r}, which was sent with shape {tuple(tensor.shape)}")
+        if not torch.isfinite(gradient).all():
+            raise RunError(f"the gradient for {name!r} is not finite")
+
+
 def content_hash(tensors: Tensors) -> str:
     """SHA-256 over names, types, shapes and bytes."""
     state = hashlib.sha256()
@@ -106,6 +125,7 @@ def pack_task(task: Task, tensors: Tensors | None = None, facts: Tensors | None 
             "round": task.round,
             "durable": list(task.durable),
             "views": list(task.views),
+            "catalogue": task.catalogue,
             "settings": task.settings.model_dump_json(),
             "tensors": task.tensors,
         }
@@ -117,11 +137,16 @@ def pack_task(task: Task, tensors: Tensors | None = None, facts: Tensors | None 
 
 
 def unpack_task(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, dict[str, Tensor]]:
-    """Read what `pack_task` built, task, tensors and facts; None for tensors that did not come along."""
+    """Read what `pack_task` built, task, tensors and facts; None for tensors that did not come along.
+
+    Raises `DataError` when the run or the hash could not be the name of a file: both are used as one.
+    """
     header: dict[str, Any] = dict(content.config_records["task"])
     header["settings"] = Settings.model_validate_json(header["settings"])
     header["durable"], header["views"] = tuple(header["durable"]), tuple(header["views"])
     task = Task(**header)
+    if not re.fullmatch(NAME, task.run) or not re.fullmatch("[0-9a-f]{64}|", task.tensors):
+        raise DataError("the server's task names a run or tensors that no server of ours would name")
     carried = content.array_records.get("tensors")
     return task, None if carried is None else _tensors(carried), _tensors(content.array_records["facts"])
 
@@ -138,10 +163,13 @@ def pack_update(update: Update) -> RecordDict:
 
 
 def unpack_update(content: RecordDict) -> Update:
-    """Read what `pack_update` built."""
+    """Read what `pack_update` built; half gradients become float32, so that sums neither overflow nor lose small ones."""
     sums = {name: float(value) for name, value in content.metric_records["sums"].items()}  # type: ignore[arg-type]
     return Update(
-        _tensors(content.array_records["gradients"]),
+        {
+            n: v.float() if v.dtype == torch.float16 else v
+            for n, v in _tensors(content.array_records["gradients"]).items()
+        },
         sums.pop("weight"),
         Sums(sums),
         _tensors(content.array_records["counts"]),

@@ -30,11 +30,11 @@ from deploy.train import make_job, train
 Content = dict[str, Any]
 KEYS = {"name", "base", "methods", "seeds", "quick"}
 RESULT = "result.json"
-TRAFFIC = ("bytes_down_per_node", "bytes_up_per_node")
+TRAFFIC = ("bytes_down_per_node", "bytes_up_per_node", "bytes_down_per_user", "bytes_up_per_user")
 
 
 @dataclass(frozen=True)
-class Grid:
+class Bench:
     """What to run: settings by method, before seeds, and what each method may choose among."""
 
     name: str
@@ -43,8 +43,8 @@ class Grid:
     seeds: tuple[int, ...]
 
     @classmethod
-    def load(cls, path: Path, quick: bool = False) -> "Grid":
-        """Read a grid. Raises `ConfigError` that names the file and what is wrong; every method is validated first."""
+    def load(cls, path: Path, quick: bool = False) -> "Bench":
+        """Read a bench. Raises `ConfigError` that names the file and what is wrong; every method is validated first."""
         content = read_yaml(path)
         if unknown := content.keys() - KEYS:
             raise ConfigError(f"{path}: unknown key {min(unknown)!r}; known are {', '.join(sorted(KEYS))}")
@@ -58,7 +58,7 @@ class Grid:
             merged = overlaid(overlaid(content.get("base", {}), own), content.get("quick", {}) if quick else {})
             methods[name] = merged | {"name": str(name)}
             parse_settings(methods[name], f"{path}: methods.{name}")
-        return cls(content["name"], methods, choices, tuple(content["seeds"]))
+        return cls(content["name"] + ("-quick" if quick else ""), methods, choices, tuple(content["seeds"]))
 
     def candidates(self, method: str) -> Iterator[dict[str, Any]]:
         """Every combination of what a method may choose among; one empty one where there is no choice."""
@@ -66,16 +66,16 @@ class Grid:
         return (dict(zip(names, combination, strict=True)) for combination in itertools.product(*values))
 
 
-def run_grid(grid: Grid, data: Path | None, runs: Path, tell: Callable[[str], None]) -> pl.DataFrame:
+def run_bench(bench: Bench, data: Path | None, runs: Path, tell: Callable[[str], None]) -> pl.DataFrame:
     """Run what has no result yet below `runs`, and return a row a method and seed, as `results.parquet` has them.
 
-    A killed grid goes on where it was: finished runs are not repeated.
+    A killed one goes on where it was: a finished run of the same settings is not repeated.
     """
-    folder = runs / grid.name
+    folder = runs / bench.name
     rows = []
-    for method, content in grid.methods.items():
-        chosen, tried = _choose(grid, method, content, data, folder, tell)
-        for seed in grid.seeds:
+    for method, content in bench.methods.items():
+        chosen, tried = _choose(bench, method, content, data, folder, tell)
+        for seed in bench.seeds:
             result = _run(content, chosen, seed, data, folder, tell)
             rows.append({"method": method, "seed": seed, **_figures(result), "chosen": json.dumps(chosen)})
         write_json(folder / method / "tried.json", {"tried": tried, "chosen": chosen})
@@ -87,15 +87,15 @@ def run_grid(grid: Grid, data: Path | None, runs: Path, tell: Callable[[str], No
 
 
 def _choose(
-    grid: Grid, method: str, content: Content, data: Path | None, folder: Path, tell: Callable[[str], None]
+    bench: Bench, method: str, content: Content, data: Path | None, folder: Path, tell: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Try a method's candidates with the first seed; keep the best NDCG on validation. Test is not looked at."""
-    candidates = list(grid.candidates(method))
+    candidates = list(bench.candidates(method))
     if len(candidates) == 1:
         return candidates[0], []
     tried = []
     for candidate in candidates:
-        scores = _run(content, candidate, grid.seeds[0], data, folder, tell)["scores"]
+        scores = _run(content, candidate, bench.seeds[0], data, folder, tell)["scores"]
         tried.append({**candidate, "validation": _best_cut(scores, "validation", "ndcg")})
     best = max(range(len(tried)), key=lambda index: tried[index]["validation"])
     return candidates[best], tried
@@ -110,11 +110,12 @@ def _run(
     settings = parse_settings(content, content["name"])
     label = "-".join([f"seed{seed}", *(f"{key.split('.')[-1]}={value}" for key, value in chosen.items())])
     run_dir = folder / settings.name / label
-    if (run_dir / RESULT).is_file():
-        return read_json(run_dir / RESULT)
+    wanted = settings.model_dump(mode="json")
+    if (run_dir / RESULT).is_file() and (found := read_json(run_dir / RESULT))["settings"] == wanted:
+        return found
     tell(f"{settings.name} {label}")
     job = make_job(settings, prepared_dataset(settings.data, data), run_dir, resume=False, overwrite=True)
-    result = train(job, "inline", lambda line: None)
+    result = train(job, "inline", lambda line: None) | {"settings": wanted}
     result["private_parameters"] = _private_parameters(job.devices[0], run_dir)
     write_json(run_dir / RESULT, result)
     return result
@@ -152,7 +153,7 @@ def _best_cut(scores: Mapping[str, float], part: str, metric: str) -> float:
 
 
 def markdown(table: pl.DataFrame) -> str:
-    """The grid's table: mean over seeds, and the spread (largest minus smallest) where there are several."""
+    """The grid's table: mean over seeds, and [smallest, largest] where there are several."""
     shown = [
         name for name in table.columns if name.startswith("test/") and name.split("/")[1] in ("all", "warm", "cold")
     ]
@@ -167,5 +168,5 @@ def markdown(table: pl.DataFrame) -> str:
 def _cell(values: list[float]) -> str:
     if not values:
         return "-"
-    spread = f" ± {max(values) - min(values):.2f}" if len(values) > 1 else ""
+    spread = f" [{min(values):.2f}, {max(values):.2f}]" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}{spread}"

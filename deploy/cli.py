@@ -103,10 +103,10 @@ def bench(
 
     Writes results.parquet and results.md, prints the table, and ends with one line of JSON.
     """
-    from deploy.bench import Grid, markdown, run_grid
+    from deploy.bench import Bench, markdown, run_bench
 
-    loaded = Grid.load(grid, quick)
-    table = run_grid(loaded, data, runs, lambda text: console.print(text, markup=False))
+    loaded = Bench.load(grid, quick)
+    table = run_bench(loaded, data, runs, lambda text: console.print(text, markup=False))
     console.print(markdown(table), markup=False, soft_wrap=True)
     rows = table.select("method", "seed", "^(validation|test)/all/.*$").to_dicts()
     print(json.dumps({"name": loaded.name, "folder": str(runs / loaded.name), "rows": rows}))
@@ -140,7 +140,7 @@ def _train(
     settings: Settings, executor: str, data: Path | None, runs: Path, resume: bool, overwrite: bool, end: bool = True
 ) -> tuple[Any, dict[str, Any]]:
     """Prepare, train, and print the table and, at the `end`, the line of JSON; return the job and that line."""
-    from deploy.display import RunDisplay, result_table, summary
+    from deploy.display import RunDisplay, show_result, summary
     from deploy.prepared import prepared_dataset
     from deploy.train import make_job, train
 
@@ -148,8 +148,7 @@ def _train(
     job = make_job(settings, dataset, runs / settings.name, resume, overwrite)
     with RunDisplay(settings, console) as display:
         result = train(job, executor, display.report)
-    console.print(result_table(result, settings.evaluation.ks))
-    console.print(f"run folder: {runs / settings.name}", markup=False, soft_wrap=True)
+    show_result(console, result, settings, runs / settings.name)
     figures = summary(result)
     if end:
         print(json.dumps(figures))

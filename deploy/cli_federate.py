@@ -120,7 +120,7 @@ def submit(
 
     The run begins when as many devices have joined as the setting federation.nodes says.
     """
-    from deploy.display import RunDisplay, result_table, summary
+    from deploy.display import RunDisplay, show_result, summary
     from deploy.federate import carry_out
     from server.checkpoint import read_metrics
 
@@ -132,6 +132,5 @@ def submit(
     with terminable(), RunDisplay(settings, console) as display:
         carry_out(job, Control(Server.load(folder)), display.report)
     result = next(line for line in reversed(read_metrics(job.run_dir)) if line["kind"] == "result")
-    console.print(result_table(result, settings.evaluation.ks))
-    console.print(f"run folder: {job.run_dir}", markup=False, soft_wrap=True)
+    show_result(console, result, settings, job.run_dir)
     print(json.dumps(summary(result)))

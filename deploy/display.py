@@ -1,5 +1,6 @@
 """What a person sees of a run: a progress bar while it runs, a table when it has ended, one line of JSON for programs."""
 
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -51,16 +52,16 @@ class RunDisplay:
         """Take one line of the metrics in."""
         if line["kind"] == "census":
             people, events = int(line["users"]), int(line["events"])
-            self.console.print(
-                f"{people} users on {line['nodes']} nodes, {events} training events; nobody's history is sent",
-                highlight=False,
-            )
+            told = f"{people} users on {line['nodes']} nodes, {events} training events; only sums over a node's people are sent"
+            self.console.print(told, highlight=False)
+        if line["kind"] == "abandoned":
+            self.console.print(f"round {line['round']} was abandoned: {line['reason']}", markup=False)
         if line["kind"] != "round":
             return
         if scores := line.get("scores"):
             self.score = f"{scores.get(f'validation/all/ndcg@{self.k}', 0):.2f}"
-        down, up = _bytes(line["bytes_down_per_node"]), _bytes(line["bytes_up_per_node"])
-        facts = f"loss {line['loss']:.3f}  ndcg@{self.k} {self.score}%  per device {down} down {up} up"
+        down, up = _bytes(line["bytes_down_per_user"]), _bytes(line["bytes_up_per_user"])
+        facts = f"loss {line['loss']:.3f}  ndcg@{self.k} {self.score}%  per user {down} down {up} up"
         self.bar.update(self.task, completed=line["round"], facts=facts)
         if not self.console.is_terminal and scores:
             print(f"round {line['round']}/{self.settings.rounds}  {facts}  {line['seconds']:.2f} s", flush=True)
@@ -72,6 +73,12 @@ def _bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def show_result(console: Console, result: Line, settings: Settings, run_dir: Path) -> None:
+    """Print what a run ended with: the table, and where its folder is."""
+    console.print(result_table(result, settings.evaluation.ks))
+    console.print(f"run folder: {run_dir}", markup=False, soft_wrap=True)
 
 
 def result_table(result: Line, ks: tuple[int, ...]) -> Table:
@@ -97,7 +104,7 @@ def result_table(result: Line, ks: tuple[int, ...]) -> Table:
 
 
 def summary(result: Line) -> Line:
-    """The run's figures as one flat-enough JSON object: scores in %, bytes of one node in the last round."""
+    """The run's figures as one flat-enough JSON object: scores in %, bytes of the last round."""
     nested: dict[str, dict[str, float]] = {}
     for name, value in result["scores"].items():
         part, group, metric = name.split("/")

@@ -1,17 +1,16 @@
 """A job: everything an executor needs to carry out a run, and the folders it lies in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from common.catalogue import load_catalogue, save_items
 from common.config import Settings
-from common.files import write_json
 from common.interactions import assign, load_interactions
+from server.checkpoint import Report
 
-Report = Callable[[dict[str, Any]], None]
-"""Called with each line of the run's `metrics.jsonl` as it is written."""
+__all__ = ["Executor", "Job", "Report", "deal", "device_folders"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ def deal(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, ...]:
         folder = out / f"node-{node}"
         save_items(catalogue, folder)
         interactions.take(rows).save(folder)
-        write_json(folder / "device.json", {"format": 1, "catalogue": catalogue.sha256, "users": len(rows)})
         folders.append(folder)
     return tuple(folders)
 

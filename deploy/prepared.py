@@ -27,7 +27,7 @@ def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Pa
             )
         return source
     key = digest((settings.model_dump_json() + json.dumps(_listing(source))).encode())[:12]
-    destination = cache / f"{settings.folder}-{key}"
+    destination = cache / f"{Path(settings.folder).name}-{key}"
     if not (destination / DATASET).is_file():
         convert(settings.kind, source, destination, settings)
     return destination

@@ -1,6 +1,7 @@
 """The Ray executor: Flower's simulation engine in this process, virtual nodes that host a cohort each, on Ray workers."""
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -48,5 +49,5 @@ def _backend(job: Job) -> dict[str, Any]:
             "log_to_driver": False,
             "logging_level": logging.ERROR,
         },
-        "client_resources": {"num_cpus": 1, "num_gpus": 0.1 if shared else 0.0},
+        "client_resources": {"num_cpus": 1, "num_gpus": 1 / (os.cpu_count() or 1) if shared else 0.0},
     }

@@ -30,6 +30,7 @@ def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, ove
     elif (run_dir / "config.yaml").exists():
         raise RunError(f"{run_dir} holds a run already: go on with it by --resume, or replace it by --overwrite")
     else:
+        shutil.rmtree(run_dir / DEVICES, ignore_errors=True)  # of a run that never began
         folders = deal(dataset, run_dir / DEVICES, n_nodes)
     return Job(settings, dataset.absolute(), tuple(folder.absolute() for folder in folders), run_dir.absolute(), resume)
 

@@ -22,6 +22,7 @@ from common.protocol import Tensors
 log = logging.getLogger("tessera.server")
 KEPT = 3
 Report = Callable[[dict[str, Any]], None]
+"""Called with each line of a run's metrics as it is written."""
 MAY_CHANGE = frozenset({"rounds", "device", "federation"})
 
 
@@ -91,10 +92,12 @@ class RunFolder:
                 continue
             self._forget_after(round)
             return round, progress, tensors
-        self._forget_after(0)
+        self._forget_after(-1)
         return None
 
     def _forget_after(self, round: int) -> None:
+        for corrupt in (newer for newer in self._rounds() if newer > round):
+            self._checkpoint(corrupt).unlink()
         lines = [line for line in read_metrics(self.path) if line.get("round", 0) <= round and line["kind"] != "result"]
         write_bytes(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
 

@@ -8,13 +8,16 @@ from torch import Tensor
 
 from common.catalogue import Catalogue
 from common.config import Settings
-from common.errors import RunError
+from common.errors import RoundAbandoned, RunError
 from common.metrics import Sums, ranking_means
 from common.protocol import BASIS, CONTENT, COUNTS, Kind, Task, Tensors, Update, content_hash
 from server.checkpoint import RunFolder
 from server.nodes import Answer, Nodes
 from server.spectral import leading_vectors
 from server.strategies.fedvlr import FedVLR
+
+ABANDONED = 3
+"""Rounds that may come to nothing one after the other before the run gives up."""
 
 
 def run_rounds(
@@ -27,21 +30,25 @@ def run_rounds(
     facts = run.census(catalogue)
     run.spectral_start(len(catalogue))
     for round in range(run.round + 1, settings.rounds + 1):
+        if run.stale:  # validation has not got better for long, here or before a resumed run was stopped
+            break
         # 1. Build the views from the catalogue and what is learnt so far. 2. Broadcast them; nodes that hold them get a hash.
         # 3. The nodes train their people and return gradients. 4. Their updates are added up as they arrive.
-        answer = run.ask("train", round)
-        # 5. One vector-Jacobian product takes the sum to all parameters; one step.
-        run.check_loss(answer.update, round)
-        strategy.absorb(answer.update)
         run.round = round
+        try:
+            answer = run.ask("train")
+            run.check_loss(answer.update)
+            # 5. One vector-Jacobian product takes the sum to all parameters; one step.
+            strategy.absorb(answer.update)
+        except RoundAbandoned as reason:
+            run.abandon(reason)
+            continue
         # 6. Every few rounds the devices evaluate what they now have, and return sums.
         due = round % settings.evaluation.every == 0 or round == settings.rounds
         evaluation, scores = run.evaluate(facts) if due else (None, {})
-        # 7. Checkpoint and report; stop early when validation has not got better for long.
+        # 7. Report, and checkpoint.
         run.report(answer, evaluation, scores)
-        run.checkpoint(last=round == settings.rounds or run.stale)
-        if run.stale:
-            break
+        run.checkpoint()
     return run.result()
 
 
@@ -50,42 +57,45 @@ class Run:
 
     def __init__(self, nodes: Nodes, strategy: FedVLR, settings: Settings, folder: RunFolder) -> None:
         self.nodes, self.strategy, self.settings, self.folder = nodes, strategy, settings, folder
-        self.round = 0
+        self.round = self.abandoned = 0
         self.best: dict[str, Any] = {}
         self.baselines: dict[str, float] = {}
         self.seconds = 0.0
         self.traffic: dict[str, float] = {}
+        self.people = 0.0
         self._since = time.monotonic()
 
     def restore(self) -> None:
         """Take up the newest checkpoint, if there is one."""
         if found := self.folder.load():
             self.round, progress, tensors = found
-            self.best, self.baselines, self.seconds = progress["best"], progress["baselines"], progress["seconds"]
+            self.best, self.baselines = progress["best"], progress["baselines"]
+            self.seconds, self.traffic = progress["seconds"], progress["traffic"]
             self.strategy.restore(tensors)
         self._since = time.monotonic()
 
-    def ask(self, kind: Kind, round: int, facts: Tensors | None = None) -> Answer:
-        """Give all nodes a task on the current views."""
+    def ask(self, kind: Kind, facts: Tensors | None = None) -> Answer:
+        """Give all nodes a task of this round on the current views."""
         tensors = self.strategy.broadcast() if kind in ("train", "evaluate") else None
         name = content_hash(tensors) if tensors else ""
-        task = Task(kind, self.folder.run, round, self.folder.durable(), self.strategy.views, self.settings, name)
+        views, items = self.strategy.views, self.strategy.catalogue
+        task = Task(kind, self.folder.run, self.round, self.folder.durable(), views, items, self.settings, name)
         return self.nodes.ask(task, tensors, facts)
 
     def census(self, catalogue: Catalogue) -> Tensors:
-        """Ask how often each item occurs in training, and evaluate the baselines once; return the counts."""
+        """Ask how often each item occurs in training, and evaluate the baselines once; return the counts.
+
+        There are none when a device withholds its own: then warm and cold targets cannot be told apart.
+        """
         started = time.monotonic()
-        answer = self.ask("census", self.round)
-        counts = {COUNTS: answer.update.counts[COUNTS]}
-        if len(counts[COUNTS]) != len(catalogue):
-            raise RunError(
-                f"the devices have {len(counts[COUNTS])} items, the server's catalogue {len(catalogue)}; use one dataset"
-            )
+        answer = self.ask("census")
+        counts = {} if answer.update.sums["withheld"] else {COUNTS: answer.update.counts[COUNTS]}
         if self.settings.evaluation.baselines and not self.baselines:
-            self.baselines = _means(self.ask("baselines", self.round, counts | _content(catalogue)).update.sums)
-        line = {"kind": "census", "round": 0, **dict(answer.update.sums.values), "nodes": answer.nodes}
+            self.baselines = _means(self.ask("baselines", counts | _content(catalogue)).update.sums)
         if not self.round:
+            line = {"kind": "census", "round": 0, **dict(answer.update.sums.values), "nodes": answer.nodes}
             self.folder.report(line | {"baselines": self.baselines, "seconds": time.monotonic() - started})
+        self.people = answer.update.sums["users"]
         self._since = time.monotonic()
         return counts
 
@@ -94,22 +104,29 @@ class Run:
         views = self.settings.views
         if self.round or not views.spectral_rounds:
             return
-        product = lambda basis: self.ask("power", 0, {BASIS: basis}).update.counts[BASIS]  # noqa: E731
+        product = lambda basis: self.ask("power", {BASIS: basis}).update.counts[BASIS]  # noqa: E731
         rank = min(views.dim, views.id_dim, n_items)
         vectors, values = leading_vectors(product, n_items, rank, views.spectral_rounds, self.settings.seed)
         self.strategy.start_from(vectors, values)
         self._since = time.monotonic()
 
-    def check_loss(self, update: Update, round: int) -> None:
+    def abandon(self, reason: RoundAbandoned) -> None:
+        """Note that a round brought nothing. Raises `RunError` when it is one of too many in a row."""
+        self.abandoned += 1
+        self.folder.report({"kind": "abandoned", "round": self.round, "reason": str(reason)})
+        if self.abandoned >= ABANDONED:
+            raise RunError(f"round {self.round}: {ABANDONED} rounds in a row were abandoned; the last one: {reason}")
+
+    def check_loss(self, update: Update) -> None:
         """Raise `RunError` when users' losses are not finite: how many, not whose."""
         if bad := int(update.sums["nonfinite"]):
             raise RunError(
-                f"round {round}: the loss of {bad} of {int(update.sums['users'])} users is not finite; lower the learning rates"
+                f"round {self.round}: the loss of {bad} of {int(update.sums['users'])} users is not finite: lower the rates"
             )
 
     def evaluate(self, facts: Tensors) -> tuple[Answer, dict[str, float]]:
         """Have the devices rank the catalogue. Raises `RunError` when scores are constant or not finite."""
-        answer = self.ask("evaluate", self.round, facts)
+        answer = self.ask("evaluate", facts)
         sums = answer.update.sums
         for what, remedy in (
             ("nonfinite", "lower the learning rates"),
@@ -135,10 +152,14 @@ class Run:
         """Append the round's line to the metrics; bytes are those of its training and its evaluation, for one node."""
         now = time.monotonic()
         self.seconds, took, self._since = self.seconds + now - self._since, now - self._since, now
+        self.abandoned = 0
         sums, answers = training.update.sums, [training, *([evaluation] if evaluation else [])]
+        down, up = (sum(getattr(answer, way) for answer in answers) for way in ("bytes_down", "bytes_up"))
         self.traffic = {
-            "bytes_down_per_node": sum(answer.bytes_down / answer.nodes for answer in answers),
-            "bytes_up_per_node": sum(answer.bytes_up / answer.nodes for answer in answers),
+            "bytes_down_per_user": down / self.people,
+            "bytes_up_per_user": up / self.people,
+            "bytes_down_per_node": down / training.nodes,
+            "bytes_up_per_node": up / training.nodes,
         }
         line = {
             "kind": "round",
@@ -151,10 +172,11 @@ class Run:
         }
         self.folder.report(line | ({"scores": scores} if scores else {}))
 
-    def checkpoint(self, last: bool) -> None:
+    def checkpoint(self) -> None:
         """Save everything, where the settings or the end of the run ask for it."""
+        last = self.stale or self.round == self.settings.rounds
         if last or self.round % self.settings.federation.checkpoint_every == 0:
-            progress = {"best": self.best, "baselines": self.baselines, "seconds": self.seconds}
+            progress = {name: getattr(self, name) for name in ("best", "baselines", "seconds", "traffic")}
             self.folder.save(self.round, self.strategy.state(), progress)
 
     def result(self) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SPARE = 16
+EXTRA = 16
 """Columns beyond the wanted ones: they make the wanted ones converge faster."""
+NOTHING = 1e-3
+"""Singular values below this share of the largest are noise; their vectors are returned as zeros."""
 
 
 def leading_vectors(
@@ -21,11 +23,14 @@ def leading_vectors(
 
     `product` is asked `rounds` times. `rank` may not exceed n_items.
     """
-    width = min(rank + SPARE, n_items)
+    width = min(rank + EXTRA, n_items)
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(n_items, width, generator=generator)).Q
     for _ in range(rounds - 1):
         basis = torch.linalg.qr(product(basis)).Q
     values, rotation = torch.linalg.eigh(basis.T @ product(basis))
     order = values.argsort(descending=True)[:rank]
-    return basis @ rotation[:, order], values[order].clamp(min=0).sqrt()
+    vectors, singular = basis @ rotation[:, order], values[order].clamp(min=0).sqrt()
+    # A vector's sign is anybody's: the largest entry is made positive, so that the order of a sum decides nothing.
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    return vectors * (singular > NOTHING * singular[0]), singular

@@ -25,29 +25,27 @@ class ViewGenerator(nn.Module):
 
     def __init__(self, catalogue: Catalogue, settings: ViewSettings, needs: Needs) -> None:
         super().__init__()
-        self.modalities = _choose(catalogue, settings.modalities)
-        for name in self.modalities:
-            self.register_buffer(
-                f"features_{name}", torch.from_numpy(catalogue.features[name].standardised()), persistent=False
-            )
-        widths = {name: self.get_buffer(f"features_{name}").shape[1] for name in self.modalities} | {
-            ID: settings.id_dim
-        }
-        self.projections = nn.ModuleDict({name: nn.Linear(width, settings.dim) for name, width in widths.items()})
-        for name in self.modalities:
-            cast(nn.Linear, self.projections[name]).weight.data.mul_(settings.content_scale)
+        self.sources = (*_choose(catalogue, settings.modalities), ID)
+        widths = []
+        for name in self.sources[:-1]:
+            features = torch.from_numpy(catalogue.features[name].standardised())
+            self.register_buffer(f"features_{name}", features, persistent=False)
+            widths.append(features.shape[1])
+        self.projections = nn.ModuleList([nn.Linear(width, settings.dim) for width in (*widths, settings.id_dim)])
+        for projection in list(self.projections)[:-1]:
+            cast(nn.Linear, projection).weight.data.mul_(settings.content_scale)
         self.embedding = nn.Parameter(settings.id_scale * torch.randn(len(catalogue), settings.id_dim))
         table = settings.id_scale * torch.randn(len(catalogue), settings.dim)
         self.history = nn.Parameter(table) if needs.history else None
         self.head = nn.ParameterDict({name: _started(shape) for name, shape in needs.shared(settings.dim).items()})
-        operators = {str(name): OPERATORS[name](len(widths), settings.dim) for name in settings.operators}
+        operators = {str(name): OPERATORS[name](len(self.sources), settings.dim) for name in settings.operators}
         self.operators = nn.ModuleDict(operators)
         self.single = settings.single
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the views in their order: operators, then modalities, then the ID embedding."""
-        return (*self.operators, *(self.projections if self.single else ()))
+        return (*self.operators, *(self.sources if self.single else ()))
 
     @torch.no_grad()
     def start_from(self, vectors: Tensor, values: Tensor, settings: ViewSettings) -> None:
@@ -59,7 +57,7 @@ class ViewGenerator(nn.Module):
         rank = len(values)
         table = settings.spectral_scale * vectors * (values / values[0]) ** 0.25
         self.embedding[:, :rank] = table.to(self.embedding)
-        projection = cast(nn.Linear, self.projections[ID])
+        projection = cast(nn.Linear, self.projections[-1])
         projection.weight.copy_(torch.eye(*projection.weight.shape))
         projection.bias.zero_()
         if self.history is not None:
@@ -67,11 +65,11 @@ class ViewGenerator(nn.Module):
 
     def forward(self) -> dict[str, Tensor]:
         """Build what is broadcast: "views" [n_views, n_items, dim], "history" [n_items, dim] and the shared head by name."""
-        sources = {name: self.get_buffer(f"features_{name}") for name in self.modalities} | {ID: self.embedding}
-        projected = {name: projection(sources[name]) for name, projection in self.projections.items()}
-        items = torch.stack(list(projected.values()), dim=1)
+        sources = [*(self.get_buffer(f"features_{name}") for name in self.sources[:-1]), self.embedding]
+        projected = [projection(source) for projection, source in zip(self.projections, sources, strict=True)]
+        items = torch.stack(projected, dim=1)
         fused = [operator(items) for operator in self.operators.values()]
-        views = torch.stack(fused + (list(projected.values()) if self.single else []))
+        views = torch.stack(fused + (projected if self.single else []))
         return {VIEWS: views, **({} if self.history is None else {HISTORY: self.history}), **self.head}
 
 

@@ -80,7 +80,7 @@ class MgcnModel(Model):
 class Mgcn(TrainedPeer):
     """MGCN with `layers` hops over the interactions and one over the item graphs, as published."""
 
-    GRID: ClassVar[Grid] = {"learning_rate": (3e-3, 1e-2), "contrast": (0.01, 0.1)}
+    GRID: ClassVar[Grid] = {"learning_rate": (3e-3, 1e-2), "contrast": (0.001, 0.01)}
 
     layers: int = 2
     neighbours: int = 10

@@ -57,7 +57,7 @@ class Backbone(ABC):
         return given.routed.weights.new_zeros(len(given.histories))
 
     def solved(self, given: Given, settings: LocalSettings) -> dict[str, Tensor]:
-        """Private parameters that have a closed form and are set by it before each step; none by default."""
+        """What has a closed form in what is given, and so need not be learnt or kept; nothing by default."""
         return {}
 
     def phases(self, names: list[str]) -> list[list[str]]:

@@ -10,8 +10,8 @@ class FCF(Backbone):
     """score_ui = p_u . Fbar_ui, p_u in closed form for the items as they are; use it with the loss `squares`."""
 
     def parameters(self, dim: int, n_items: int) -> dict[str, Parameter]:
-        """Name the user's factor p_u [dim]."""
-        return {"user": Parameter((dim,))}
+        """Nothing to keep: the user's factor p_u [dim] follows from the history and the items."""
+        return {}
 
     def scores(self, given: Given) -> Tensor:
         """Multiply the factors out."""

@@ -18,7 +18,7 @@ class FedRAP(Backbone):
     """
 
     def parameters(self, dim: int, n_items: int) -> dict[str, Parameter]:
-        """Name the head, its bias and the personal items, [n_items, dim] a user: keep `cohort` small."""
+        """Name the head, its bias and the personal items, [n_items, dim] a user: keep `block` small."""
         return {"head": Parameter((dim,), scale=0.1), "bias": Parameter((1,)), "items": Parameter((n_items, dim))}
 
     def scores(self, given: Given) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from common.backbones import BACKBONES
 from common.catalogue import Catalogue
 from common.config import Settings
-from common.errors import RunError
-from common.protocol import Tensors, Update
+from common.errors import RoundAbandoned
+from common.protocol import Tensors, Update, check_gradients
 from server.views import ViewGenerator
 
 
@@ -19,7 +19,7 @@ class FedVLR:
     """The server's half of FedVLR: the view generator and its optimiser."""
 
     def __init__(self, settings: Settings, catalogue: Catalogue, device: torch.device | None = None) -> None:
-        self.settings = settings
+        self.settings, self.catalogue = settings, catalogue.sha256
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.generator = ViewGenerator(catalogue, settings.views, BACKBONES[settings.local.backbone])
@@ -51,21 +51,14 @@ class FedVLR:
     def absorb(self, update: Update) -> None:
         """Step on the devices' sum, normalised by the weight that answered (Alg. 1, lines 8-9).
 
-        Raises `RunError` when a gradient does not fit what was sent or nobody's weight is in it.
+        Raises `RunError` when a gradient does not fit what was sent, and `RoundAbandoned` when nobody's weight is in it.
         """
         if not self._outputs:
             self._outputs = self.generator()
         if update.weight <= 0:
-            raise RunError("no user took part in the round; raise `fraction` or ask more nodes")
-        gradients = []
-        for name, sent in self._outputs.items():
-            gradient = update.gradients.get(name)
-            if gradient is None or gradient.shape != sent.shape:
-                found = "nothing" if gradient is None else f"shape {tuple(gradient.shape)}"
-                raise RunError(
-                    f"the devices returned {found} for {name!r}, which was sent with shape {tuple(sent.shape)}"
-                )
-            gradients.append(gradient.to(sent.device, sent.dtype) / update.weight)
+            raise RoundAbandoned("no user took part, as happens with a small `fraction`")
+        check_gradients(update, self._outputs)
+        gradients = [update.gradients[name].to(sent) / update.weight for name, sent in self._outputs.items()]
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(list(self._outputs.values()), gradients)
         self.optimizer.step()

@@ -25,7 +25,9 @@ def shown_items(items: list[list[int]], rate: float, salt: int = SALT) -> list[l
     found = []
     for user, row in enumerate(items):
         keys = seeds.user_keys([f"u{user}"])
-        found.append([item for item in row if float(seeds.uniform(salt, keys, torch.tensor(item))) >= rate])
+        found.append(
+            [item for item in row if float(seeds.uniform(seeds.key("hide", salt), keys, torch.tensor(item))) >= rate]
+        )
     return found
 
 

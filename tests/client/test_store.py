@@ -37,7 +37,7 @@ def kept(store: Store) -> set[int]:
 
 
 def task(round: int, kind: str = "train", **groups: object) -> Task:
-    return Task(kind, "run", round, (0,), ("sum", "id"), settings(**groups))  # type: ignore[arg-type]
+    return Task(kind, "run", round, (0,), ("sum", "id"), "", settings(**groups))  # type: ignore[arg-type]
 
 
 def fresh(device: Device, users: tuple[str, ...] = USERS, **groups: object) -> PrivateState:

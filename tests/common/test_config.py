@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from common.config import Settings, load_settings, parse_settings
 from common.errors import ConfigError
-from deploy.bench import Grid
+from deploy.bench import Bench
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 LEAST: dict[str, Any] = {"name": "run", "data": {"folder": "shop"}}
@@ -176,7 +176,7 @@ def test_settings_survive_being_written_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(BENCHMARKS)))
 def test_benchmark_settings_load_and_begin_with_their_command(path: Path) -> None:
     is_grid = "methods" in yaml.safe_load(path.read_text())
-    Grid.load(path) if is_grid else load_settings(path)
+    Bench.load(path) if is_grid else load_settings(path)
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("#")
     assert ("tessera bench" if is_grid else "tessera train") in first

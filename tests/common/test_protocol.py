@@ -1,5 +1,6 @@
 """What travels: the same after the wire, additive, and named by its content."""
 
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from client import cohort
 from client.histories import histories
-from common.errors import RunError
+from common.config import NAME
+from common.errors import DataError, RunError
 from common.metrics import Sums
 from common.protocol import (
     Task,
@@ -59,12 +61,13 @@ updates = st.builds(Update, exact_tensors(), st.integers(0, 1000).map(float), ex
 tasks = st.builds(
     Task,
     st.sampled_from(["census", "train", "evaluate", "baselines"]),
-    st.text(max_size=20),
+    st.from_regex(NAME, fullmatch=True),
     st.integers(0, 10**6),
     st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
     st.lists(st.sampled_from(["sum", "image", "id"]), max_size=3).map(tuple),
-    st.floats(1e-9, 9).map(lambda rate: settings(local={"learning_rate": rate})),
     st.text(alphabet="0123456789abcdef", max_size=64),
+    st.floats(1e-9, 9).map(lambda rate: settings(local={"learning_rate": rate})),
+    st.just("") | st.text(alphabet="0123456789abcdef", min_size=64, max_size=64),
 )  # fmt: skip
 
 
@@ -118,7 +121,14 @@ def test_a_task_arrives_as_it_was_sent(wire, task, tensors, facts) -> None:  # t
 @given(gradients=any_tensors(), counts=any_tensors(), weight=st.floats(0, 1e9), loss=st.floats(allow_nan=False))
 def test_an_update_arrives_as_it_was_sent(wire, gradients, counts, weight, loss) -> None:  # type: ignore[no-untyped-def]
     update = Update(gradients, weight, Sums({"loss": loss, "test/all/hr@10": weight / 3}), counts)
-    assert_equal(unpack_update(wire(pack_update(update))), update)
+    widened = {name: value.float() if value.dtype == torch.float16 else value for name, value in gradients.items()}
+    assert_equal(unpack_update(wire(pack_update(update))), replace(update, gradients=widened))
+
+
+@pytest.mark.parametrize(("run", "tensors"), [("../escaped", ""), ("run", "../planted"), ("", ""), ("run", "abc")])
+def test_what_cannot_be_the_name_of_a_file_is_refused(run: str, tensors: str) -> None:
+    with pytest.raises(DataError, match="no server of ours"):
+        unpack_task(pack_task(Task("train", run, 1, (0,), ("id",), "c0", settings(), tensors)))
 
 
 @WIRES
@@ -208,7 +218,7 @@ def test_the_hash_sees_neither_order_nor_memory() -> None:
 
 
 def test_bytes_are_those_of_the_tensors() -> None:
-    task = Task("train", "run", 1, (0,), ("id",), settings())
+    task = Task("train", "run", 1, (0,), ("id",), "c0", settings())
     tensors = {"views": torch.zeros(4, 100, 16, dtype=torch.float16), "history": torch.zeros(100, 16)}
     facts = {"counts": torch.zeros(1000)}
     assert array_bytes(pack_task(task)) == 0

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from common.errors import ConfigError
-from deploy.bench import RESULT, Grid, run_grid
+from deploy.bench import RESULT, Bench, run_bench
 from tests.worlds import small_dataset
 
 BASE = {
@@ -32,9 +32,11 @@ def written(tmp_path: Path, **changes: object) -> Path:
 
 def test_grid_runs_once_chooses_on_validation_and_resumes(tmp_path: Path) -> None:
     small_dataset(tmp_path / "small")
-    grid, told = Grid.load(written(tmp_path)), []
-    table = run_grid(grid, tmp_path, tmp_path / "runs", told.append)
-    assert len(told) == 2 + 1 + 2  # two candidates with the first seed, the better one with the other seed, FedAvg twice
+    grid, told = Bench.load(written(tmp_path)), []
+    table = run_bench(grid, tmp_path, tmp_path / "runs", told.append)
+    assert (
+        len(told) == 2 + 1 + 2
+    )  # two candidates with the first seed, the better one with the other seed, FedAvg twice
     tried = json.loads((tmp_path / "runs/grid/history/tried.json").read_text())
     best = max(tried["tried"], key=lambda one: one["validation"])
     assert tried["chosen"] == {"local.learning_rate": best["local.learning_rate"]}
@@ -49,14 +51,20 @@ def test_grid_runs_once_chooses_on_validation_and_resumes(tmp_path: Path) -> Non
     lost = next((tmp_path / "runs/grid/fedavg-id").glob(f"seed4/{RESULT}"))
     lost.unlink()
     told.clear()
-    again = run_grid(grid, tmp_path, tmp_path / "runs", told.append)
+    again = run_bench(grid, tmp_path, tmp_path / "runs", told.append)
     assert told == ["fedavg-id seed4"]
     scores = [name for name in table.columns if "/" in name]
     assert again.select(scores).equals(table.select(scores))
 
+    # A method of the same name but other settings is another run.
+    told.clear()
+    changed = METHODS | {"fedavg-id": METHODS["fedavg-id"] | {"rounds": 3}}
+    run_bench(Bench.load(written(tmp_path, methods=changed)), tmp_path, tmp_path / "runs", told.append)
+    assert told == ["fedavg-id seed3", "fedavg-id seed4"]
+
 
 def test_quick_settings_are_laid_over(tmp_path: Path) -> None:
-    assert all(content["rounds"] == 1 for content in Grid.load(written(tmp_path), quick=True).methods.values())
+    assert all(content["rounds"] == 1 for content in Bench.load(written(tmp_path), quick=True).methods.values())
 
 
 @pytest.mark.parametrize(
@@ -69,4 +77,4 @@ def test_quick_settings_are_laid_over(tmp_path: Path) -> None:
 )
 def test_a_malformed_grid_is_refused_before_anything_runs(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Grid.load(written(tmp_path, **changes))
+        Bench.load(written(tmp_path, **changes))

@@ -74,7 +74,7 @@ def test_default_optimiser_and_wire_agree_closely(tmp_path: Path) -> None:
 
 def test_cohort_size_changes_no_result(tmp_path: Path) -> None:
     for size in (3, 512):
-        inline.execute(small_job(tmp_path, f"size-{size}", 2, local={"cohort": size}, server=SGD), silent)
+        inline.execute(small_job(tmp_path, f"size-{size}", 2, local={"block": size}, server=SGD), silent)
     assert_same_run(tmp_path / "size-3", tmp_path / "size-512", 1e-5)
 
 
