@@ -6,18 +6,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from client.device import Device
+from client.recommend import Personal
 from common.errors import RunError, TesseraError
 from common.files import read_tensors
+from common.protocol import content_hash
 from deploy import inline, simulate
 from deploy.job import Job
 from deploy.train import train
 from server.checkpoint import read_metrics
-from tests.worlds import small_job
+from server.spectral import leading_vectors
+from tests.worlds import small_dataset, small_job, small_split
 
 # Adam divides by the size of a gradient and so blows up the rounding of sums taken in another order: SGD shows it as it is.
 SGD = {"optimizer": "sgd", "learning_rate": 0.5}
@@ -156,22 +162,98 @@ def test_a_run_is_resumed_only_as_what_it_was(tmp_path: Path) -> None:
         small_job(tmp_path, "run", 2)
 
 
-def test_nodes_with_another_catalogue_are_refused(tmp_path: Path) -> None:
-    from tests.worlds import small_dataset
-
+def test_a_device_with_another_catalogue_is_refused_and_named(tmp_path: Path, caplog) -> None:
     job = small_job(tmp_path, "run", 2)
     other = small_dataset(tmp_path / "other", n_items=41)
-    with pytest.raises(RunError, match=r"40 items.*41"):
+    with pytest.raises(RunError, match=r"round 0: 0 nodes answered to census, 2 must: node 1 refused"):
         inline.execute(Job(job.settings, other, job.devices, job.run_dir), silent)
+    assert "other items than the server's catalogue" in caplog.text
     assert json.loads((job.run_dir / "status.json").read_text())["state"] == "failed"
+
+
+def breaking(job: Job, node: int, after: int):
+    """A listener that spoils a device's data when round `after` is reported."""
+
+    def listen(line: dict) -> None:
+        if line["kind"] == "round" and line["round"] == after:
+            (job.devices[node] / "items.parquet").write_bytes(b"not parquet")
+            (job.devices[node] / "interactions.parquet").write_bytes(b"not parquet")
+
+    return listen
 
 
 def test_one_broken_device_does_not_stop_the_others_and_is_named(tmp_path: Path, caplog) -> None:
     job = small_job(tmp_path, "run", 3)
-    (job.devices[1] / "interactions.parquet").write_bytes(b"not parquet")
-    inline.execute(job, silent)
+    inline.execute(job, breaking(job, node=1, after=1))
     assert "node 2 refused" in caplog.text
-    strict = small_job(tmp_path, "strict", 3, federation={"min_nodes": 3})
-    (strict.devices[1] / "interactions.parquet").write_bytes(b"not parquet")
-    with pytest.raises(RunError, match=r"round 0: 2 nodes answered to census, 3 must"):
-        inline.execute(strict, silent)
+    lines = [line for line in read_metrics(job.run_dir) if line["kind"] == "round"]
+    assert [line["nodes"] for line in lines] == [3, 2, 2, 2]
+
+
+def test_rounds_with_too_few_nodes_are_abandoned_until_there_are_too_many(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "strict", 3, federation={"min_nodes": 3}, rounds=8)
+    with pytest.raises(RunError, match=r"round 4: 3 rounds in a row were abandoned.*2 nodes answered to train, 3 must"):
+        inline.execute(job, breaking(job, node=1, after=1))
+    assert [line["kind"] for line in read_metrics(job.run_dir)] == ["census", "round"] + ["abandoned"] * 3
+
+
+def test_a_round_nobody_took_part_in_changes_nothing(tmp_path: Path) -> None:
+    inline.execute(small_job(tmp_path, "run", 2, fraction=0.12, rounds=12, seed=1), silent)
+    kinds = [line["kind"] for line in read_metrics(tmp_path / "run")]
+    assert "abandoned" in kinds
+    assert kinds[-1] == "result"
+
+
+def test_a_killed_run_without_any_checkpoint_begins_again(tmp_path: Path) -> None:
+    federation = {"checkpoint_every": 10}
+    inline.execute(small_job(tmp_path, "whole", 2, rounds=10, federation=federation), silent)
+    kill_after(small_job(tmp_path, "killed", 2, rounds=10, federation=federation), n_rounds=2)
+    inline.execute(small_job(tmp_path, "killed", 2, rounds=10, federation=federation, resume=True), silent)
+    assert_bitwise(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path) -> None:
+    changes = {"rounds": 60, "evaluation": {"every": 1, "patience": 2}}
+    inline.execute(small_job(tmp_path, "run", 2, **changes), silent)
+    rounds = read_metrics(tmp_path / "run")[-1]["rounds"]
+    assert rounds < 60
+    inline.execute(small_job(tmp_path, "run", 2, resume=True, **changes), silent)
+    assert read_metrics(tmp_path / "run")[-1]["rounds"] == rounds
+
+
+def test_spectral_start_is_the_same_for_any_nodes_and_close_to_the_svd(tmp_path: Path) -> None:
+    views = {"dim": 8, "id_dim": 8, "spectral_rounds": 60}
+    for nodes in (1, 3, 7):
+        inline.execute(small_job(tmp_path, f"nodes-{nodes}", nodes, views=views, server=SGD), silent)
+    assert_same_run(tmp_path / "nodes-1", tmp_path / "nodes-3", 1e-4)
+    assert_same_run(tmp_path / "nodes-1", tmp_path / "nodes-7", 1e-4)
+
+    split = small_split(14, 40)
+    rows = np.zeros((14, 40), dtype=np.float32)
+    rows[np.repeat(np.arange(14), np.diff(split.offsets)), split.train_items] = 1
+    scaled = torch.from_numpy(rows / rows.sum(1, keepdims=True) ** 0.25)
+    _, wanted, right = torch.linalg.svd(scaled, full_matrices=False)
+    vectors, values = leading_vectors(lambda basis: scaled.T @ (scaled @ basis), 40, rank=8, rounds=60, seed=0)
+    torch.testing.assert_close(values, wanted[:8], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(vectors @ vectors.T, right[:8].T @ right[:8], rtol=0, atol=0.02)
+
+
+def test_people_can_be_served_while_and_after_a_round_dies(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "run", 1)
+    inline.execute(job, silent)
+    personal = Personal.open(job.devices[0])
+    before = personal.recommend("person-0", 5)
+    # The next round's views arrive, and the device dies before it has trained.
+    later = replace(personal.task, kind="train", round=personal.task.round + 1, tensors=content_hash(personal.sent))
+    Device(job.devices[0])._hold(later, personal.sent)
+    assert Personal.open(job.devices[0]).recommend("person-0", 5) == before
+
+
+def test_one_persons_device_withholds_what_would_be_their_history(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "run", 14)
+    inline.execute(job, silent)
+    result = read_metrics(job.run_dir)[-1]
+    assert read_metrics(job.run_dir)[0]["withheld"] == 14
+    assert {name.split("/")[1] for name in result["scores"]} == {"all"}
+    assert "popularity/test/all/hr@50" not in result["baselines"]
+    assert "random/test/all/hr@50" in result["baselines"]

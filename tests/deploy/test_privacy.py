@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
+from client.backbones import BACKBONES
 from client.recommend import Personal
 from client.store import Store
 from deploy import inline
@@ -25,18 +26,23 @@ class Wiretap(inline.InlineGrid):
         return reply
 
 
-@pytest.mark.parametrize("local", [{"backbone": "history"}, {"backbone": "fedavg", "loss": "bce"}])
-def test_no_message_holds_a_private_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: dict) -> None:
+@pytest.mark.parametrize("nodes", [3, 14])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_no_message_holds_a_private_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, nodes: int
+) -> None:
+    """Also with one person a device: what is in a message then is in no sum with anybody's."""
     Wiretap.tapped = []
     monkeypatch.setattr(inline, "InlineGrid", Wiretap)
-    job = small_job(tmp_path, "run", 3, local=local | {"learning_rate": 0.05})
+    loss = {"history": "softmax", "fcf": "squares"}.get(backbone, "bce")
+    job = small_job(tmp_path, "run", nodes, local={"backbone": backbone, "loss": loss, "learning_rate": 0.05})
     inline.execute(job, lambda line: None)
     said = b"".join(Wiretap.tapped)
-    assert len(Wiretap.tapped) >= 2 * 3 * 6
+    assert len(Wiretap.tapped) >= 2 * nodes * 6
     assert b"views" in said  # the tap works
 
     # What rounds to a few bytes, such as zeros, would be found anywhere.
-    secrets = [(name, secret) for name, secret in _secrets(job.devices) if len(set(secret)) >= 6]
+    secrets = [(name, secret) for name, secret in _secrets(job.devices) if len(set(secret)) >= 6 or "row" in name]
     assert len(secrets) > 100
     for name, secret in secrets:
         assert secret not in said, name
@@ -61,4 +67,8 @@ def _secrets(devices: tuple[Path, ...]):
             if len(history) >= 3:
                 for dtype in (torch.int64, torch.int32, torch.float32):
                     yield f"history of {user}", history.to(dtype).numpy().tobytes()
+            chosen = torch.zeros(split.n_items)
+            chosen[history] = 1
+            for dtype in (torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool):
+                yield f"history of {user}, as a row", chosen.to(dtype).numpy().tobytes()
             yield f"id of {user}", user.encode()
