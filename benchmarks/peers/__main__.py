@@ -15,7 +15,7 @@ import torch
 from benchmarks.peers.selection import PEERS, Result, compare
 from common.catalogue import Catalogue, load_catalogue
 from common.config import DataSettings, EvaluationSettings
-from common.errors import DataError, TesseraError
+from common.errors import TesseraError
 from common.interactions import Split, load_interactions
 from deploy.prepared import prepared_dataset
 
@@ -54,7 +54,7 @@ def main() -> None:
         try:
             results.append(compare(name, split, catalogue, arguments.seeds, evaluation, arguments.quick))
             print(row(results[-1]), flush=True)
-        except DataError as error:
+        except TesseraError as error:
             print(f"{name:<11} left out: {error}", flush=True)
     facts = {"dataset": arguments.dataset, "threads": arguments.threads, "history_at_test": arguments.history_at_test}
     print(json.dumps(facts | {"peers": {result.name: asdict(result) for result in results}}))

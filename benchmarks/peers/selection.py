@@ -22,6 +22,7 @@ from client.evaluation import evaluate
 from client.histories import histories
 from common.catalogue import Catalogue
 from common.config import EvaluationSettings
+from common.errors import RunError
 from common.interactions import Split
 from common.metrics import ranking_means
 
@@ -83,9 +84,15 @@ def compare(
 
 
 def measure(peer: Peer, split: Split, evaluation: EvaluationSettings) -> dict[str, float]:
-    """Validation and test figures of a fitted peer by name, such as "test/warm/ndcg@50"."""
-    counts = torch.from_numpy(split.counts()).float()
-    means = ranking_means(evaluate(peer.scores, split, evaluation, counts))
+    """Validation and test figures of a fitted peer by name, such as "test/warm/ndcg@50".
+
+    Raises `RunError` where a score is not finite or nobody's scores tell items apart: such a ranking is no result. (A single
+    user may tie everything: ItemKNN knows nothing of items that nobody else has.)
+    """
+    sums = evaluate(peer.scores, split, evaluation, torch.from_numpy(split.counts()).float())
+    if sums["nonfinite"] or sums["constant"] == sums["evaluated"]:
+        raise RunError(f"evaluating {type(peer).__name__}: its scores are constant or not finite")
+    means = ranking_means(sums)
     return {name: value for name, value in means.items() if not name.endswith("/users")}
 
 

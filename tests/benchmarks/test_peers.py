@@ -33,7 +33,7 @@ from benchmarks.peers.vbpr import Vbpr, VbprModel
 from client.histories import Histories, histories
 from common.catalogue import Catalogue, Features
 from common.config import EvaluationSettings
-from common.errors import DataError
+from common.errors import DataError, RunError
 from common.interactions import Split
 from tests.small import ragged, split_of
 
@@ -327,6 +327,20 @@ def test_a_split_without_validation_is_refused(catalogue: Catalogue) -> None:
     nobody = split_of(ragged(0, [5, 6], N_ITEMS), N_ITEMS)
     with pytest.raises(DataError, match="nobody has a validation item"):
         small("vbpr").fit(nobody, catalogue, 0)
+
+
+class Useless(Popularity):
+    def scores(self, known: Histories) -> torch.Tensor:
+        return super().scores(known) * self.factor
+
+
+@pytest.mark.parametrize("factor", [0.0, torch.nan])
+def test_scores_that_say_nothing_are_no_result(factor: float, split: Split, catalogue: Catalogue) -> None:
+    peer = Useless()
+    peer.factor = factor
+    peer.fit(split, catalogue, 0)
+    with pytest.raises(RunError, match="evaluating Useless"):
+        measure(peer, split, AT_10)
 
 
 def test_weights_of_modalities_add_up() -> None:
