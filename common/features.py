@@ -79,7 +79,9 @@ class ClipEncoder:
         try:
             import open_clip
         except ImportError:
-            raise DataError(f"encoding with {model} needs open_clip: pip install 'tessera[clip]'") from None
+            raise DataError(
+                f"encoding with {model} needs open_clip: pip install --editable '.[clip]' in the project's folder"
+            ) from None
         if not pretrained:
             raise DataError(
                 f"{model} has no weights: pass --pretrained with a checkpoint file or a name open_clip knows"

@@ -147,7 +147,11 @@ def _train(
     dataset = prepared_dataset(settings.data, data)
     job = make_job(settings, dataset, runs / settings.name, resume, overwrite)
     with RunDisplay(settings, console) as display:
-        result = train(job, executor, display.report)
+        try:
+            result = train(job, executor, display.report)
+        except KeyboardInterrupt:
+            console.print("stopped; go on with --resume")
+            raise
     show_result(console, result, settings, runs / settings.name)
     figures = summary(result)
     if end:

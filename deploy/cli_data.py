@@ -119,7 +119,11 @@ def _encoder(encode: str | None, pretrained: str | None) -> Encoder | None:
         if pretrained is not None:
             raise DataError("--pretrained needs a model: pass --encode, such as --encode ViT-B-32")
         return None
-    return BuiltinEncoder() if encode == "builtin" else ClipEncoder(encode, pretrained)
+    if encode == "builtin":
+        return BuiltinEncoder()
+    if pretrained is None:
+        raise DataError(f"--encode {encode}: write builtin, or an open_clip model together with --pretrained")
+    return ClipEncoder(encode, pretrained)
 
 
 def _show(folder: Path) -> None:

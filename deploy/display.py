@@ -23,7 +23,7 @@ class RunDisplay:
     def __init__(self, settings: Settings, console: Console) -> None:
         self.settings, self.console = settings, console
         self.k = max(settings.evaluation.ks)
-        self.score = "-"
+        self.score, self.nodes = "-", 0
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=20),
@@ -51,13 +51,17 @@ class RunDisplay:
     def report(self, line: Line) -> None:
         """Take one line of the metrics in."""
         if line["kind"] == "census":
-            people, events = int(line["users"]), int(line["events"])
+            people, events, self.nodes = int(line["users"]), int(line["events"]), int(line["nodes"])
             told = f"{people} users on {line['nodes']} nodes, {events} training events; only sums over a node's people are sent"
             self.console.print(told, highlight=False)
         if line["kind"] == "abandoned":
             self.console.print(f"round {line['round']} was abandoned: {line['reason']}", markup=False)
         if line["kind"] != "round":
             return
+        if line["nodes"] != self.nodes:
+            told = f"round {line['round']}: {line['nodes']} nodes answered, not {self.nodes}; {line['users']} users took part"
+            self.console.print(told, markup=False, highlight=False)
+            self.nodes = line["nodes"]
         if scores := line.get("scores"):
             self.score = f"{scores.get(f'validation/all/ndcg@{self.k}', 0):.2f}"
         down, up = _bytes(line["bytes_down_per_user"]), _bytes(line["bytes_up_per_user"])
@@ -94,9 +98,9 @@ def result_table(result: Line, ks: tuple[int, ...]) -> Table:
     columns = {metric.upper().replace("@", "\n@"): f"test/all/{metric}" for metric in metrics}
     columns |= {f"{group} HR\n@{k}": f"test/{group}/hr@{k}" for group, size in sizes.items() if size}
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", no_wrap=True, min_width=5)
     for row, scores in rows.items():
         cells = (f"{scores[name]:.2f}" if name in scores else "-" for name in columns.values())
         table.add_row(row, *cells, style="bold" if scores is own else None)

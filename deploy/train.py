@@ -18,6 +18,8 @@ DEVICES = "devices"
 def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, overwrite: bool) -> Job:
     """Lay out a run's folder: deal the dataset's users out to device folders, or find those of the run to resume."""
     n_nodes = settings.federation.nodes
+    if resume and overwrite:
+        raise RunError("--resume goes on with a run and --overwrite replaces it: pass one of them")
     if overwrite and (run_dir / "config.yaml").exists():
         shutil.rmtree(run_dir)
     if resume and not (run_dir / "config.yaml").exists():

@@ -51,6 +51,8 @@ class Nodes:
         anything else before the timeout: `min_nodes`, and all nodes where the answer stands for the whole run.
         """
         answer, online = Answer(), list(self.grid.get_node_ids())
+        if 0 < len(online) < self.settings.nodes:
+            answer.troubles.append(f"only {len(online)} of {self.settings.nodes} nodes are online")
         holding = [node for node in online if tensors is not None and self._held.get(node) == task.tensors]
         lacking = [node for node in online if node not in holding]
         full = pack_task(task, tensors, facts)

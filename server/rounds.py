@@ -138,7 +138,8 @@ class Run:
                     f"round {self.round}: the scores of {bad} of {int(sums['evaluated'])} users are {word}; {remedy}"
                 )
         scores = _means(Sums({name: value for name, value in sums.values.items() if "/" in name}))
-        if scores.get(self._criterion, 0.0) > self.best.get("criterion", -1.0):
+        everybody = sums["evaluated"] >= self.people  # scores of fewer people are not comparable
+        if (everybody or not self.best) and scores.get(self._criterion, 0.0) > self.best.get("criterion", -1.0):
             self.best = {"round": self.round, "criterion": scores.get(self._criterion, 0.0), "scores": scores}
         return answer, scores
 

@@ -1,6 +1,7 @@
 """Raw data in memory, and the checks that every file of it goes through."""
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,10 +87,19 @@ def read_rows(path: Path, columns: Mapping[str, Any], optional: Mapping[str, Any
         missing = [name for name in wanted if name not in present]
         if missing:
             raise DataError(f"{path} has no column {missing[0]!r} (it has {', '.join(present)})")
+        refuse_misspelt(path, present, optional or {})
         frame = scan.select(pl.col(name).cast(kind, strict=False) for name, kind in wanted.items()).collect()
         for name in frame.columns:
             _check(path, scan, name, frame[name], wanted[name])
     return frame
+
+
+def refuse_misspelt(path: Path, present: Sequence[str], optional: Iterable[str]) -> None:
+    """Raise `DataError` when an optional column is absent and another is called almost like it: it would go unread."""
+    for name in set(optional) - set(present):
+        near = difflib.get_close_matches(name, present, n=1, cutoff=0.8)
+        if near:
+            raise DataError(f"{path} has no column {name!r} but one called {near[0]!r}: rename whichever is misspelt")
 
 
 @contextmanager
@@ -131,7 +141,9 @@ def read_items(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
         raise DataError(f"{path} names item {ids.filter(ids.is_duplicated())[0]!r} more than once")
     scan = _scan(path)
     with _reading(path):
-        there = {name: column for name, column in columns.items() if column in scan.collect_schema().names()}
+        present = scan.collect_schema().names()
+        refuse_misspelt(path, present, columns.values())
+        there = {name: column for name, column in columns.items() if column in present}
         items = scan.select(pl.col(column).cast(pl.String).alias(name) for name, column in there.items()).collect()
     empty = [pl.lit("", dtype=pl.String).alias(name) for name in NO_ITEMS.columns if name not in there]
     return items.with_columns(empty).select(NO_ITEMS.columns).fill_null("")

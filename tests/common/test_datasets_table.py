@@ -176,3 +176,10 @@ def test_text_that_is_not_utf8_is_refused(shop: Path, tmp_path: Path) -> None:
 def test_a_folder_without_events_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no events.csv or events.parquet"):
         run(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("header", ["user,item,timestmp,rating", "user,item,timestamp,ratng"])
+def test_a_misspelt_optional_column_is_not_ignored(tmp_path: Path, header: str) -> None:
+    (tmp_path / "events.csv").write_text(header + "\na,x,1,5\n")
+    with pytest.raises(DataError, match="rename whichever is misspelt"):
+        convert("table", tmp_path, tmp_path / "out", DataSettings(folder="mine"))
