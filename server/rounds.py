@@ -120,9 +120,8 @@ class Run:
     def check_loss(self, update: Update) -> None:
         """Raise `RunError` when users' losses are not finite: how many, not whose."""
         if bad := int(update.sums["nonfinite"]):
-            raise RunError(
-                f"round {self.round}: the loss of {bad} of {int(update.sums['users'])} users is not finite: lower the rates"
-            )
+            who = f"the loss of {bad} of {int(update.sums['users'])} users"
+            raise RunError(f"round {self.round}: {who} is not finite; lower the learning rates")
 
     def evaluate(self, facts: Tensors) -> tuple[Answer, dict[str, float]]:
         """Have the devices rank the catalogue. Raises `RunError` when scores are constant or not finite."""
