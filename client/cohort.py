@@ -71,7 +71,7 @@ def train(
     losses = torch.zeros(0)
     for epoch in range(settings.local_epochs):
         salt = seeds.key("epoch", seed, round, epoch)
-        for names in BACKBONES[settings.backbone].phases(list(parameters)):
+        for names in step.backbone.phases(list(parameters)):
             losses, own, sent_gradients = step.gradients(parameters, salt)
             parameters, moments = optimizers.step(settings, parameters, own, moments, names)
         for name, gradient in sent_gradients.items():

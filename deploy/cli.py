@@ -79,7 +79,7 @@ def demo(
     print(json.dumps(figures | {"reliance_spearman": {name: round(value, 3) for name, value in found.items()}}))
 
 
-@app.command(epilog="Example: tessera recommend --data-dir runs/demo/devices/node-0 --user u0001 -k 10")
+@app.command(epilog="Example: tessera recommend --data-dir runs/demo/devices/node-0 --user user-000 -k 10")
 def recommend(
     data_dir: Annotated[Path, typer.Option(help="The device's folder.")],
     user: Annotated[str, typer.Option(help="Whom to recommend to.")],

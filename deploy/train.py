@@ -9,7 +9,7 @@ from common.config import Settings
 from common.errors import RunError
 from common.files import read_json
 from deploy.job import Executor, Job, Report, deal, device_folders
-from server.checkpoint import read_metrics
+from server.checkpoint import read_metrics, require
 
 EXECUTORS = {"inline": "deploy.inline", "ray": "deploy.simulate", "grpc": "deploy.federate"}
 DEVICES = "devices"
@@ -22,15 +22,12 @@ def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, ove
         raise RunError("--resume goes on with a run and --overwrite replaces it: pass one of them")
     if overwrite and (run_dir / "config.yaml").exists():
         shutil.rmtree(run_dir)
-    if resume and not (run_dir / "config.yaml").exists():
-        raise RunError(f"{run_dir} holds no run to resume")
+    require(run_dir, resume)
     if resume:
         dealt = len(list((run_dir / DEVICES).glob("node-*")))
         if dealt != n_nodes:
             raise RunError(f"{run_dir} was run with {dealt} nodes, not {n_nodes}: resume it with --nodes {dealt}")
         folders = tuple(device_folders(run_dir / DEVICES, n_nodes))
-    elif (run_dir / "config.yaml").exists():
-        raise RunError(f"{run_dir} holds a run already: go on with it by --resume, or replace it by --overwrite")
     else:
         shutil.rmtree(run_dir / DEVICES, ignore_errors=True)  # of a run that never began
         folders = deal(dataset, run_dir / DEVICES, n_nodes)

@@ -37,8 +37,7 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, settings: Settings) -> "RunFolder":
         """Start a new run. Raises `RunError` when the folder holds one already."""
-        if (path / "config.yaml").exists():
-            raise RunError(f"{path} holds a run already: go on with it by --resume, or replace it by --overwrite")
+        require(path, resume=False)
         folder = cls(path, f"{settings.name}-{uuid4().hex[:8]}")
         write_bytes(path / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False).encode())
         folder.status("running")
@@ -47,8 +46,7 @@ class RunFolder:
     @classmethod
     def reopen(cls, path: Path, settings: Settings) -> "RunFolder":
         """Go on with a run. Raises `ConfigError` when its settings differ in more than rounds, device and federation."""
-        if not (path / "config.yaml").exists():
-            raise RunError(f"{path} holds no run to resume")
+        require(path, resume=True)
         before = load_settings(path / "config.yaml").model_dump()
         changed = [
             name for name, value in settings.model_dump().items() if before[name] != value and name not in MAY_CHANGE
@@ -113,6 +111,15 @@ class RunFolder:
 
     def _checkpoint(self, round: int) -> Path:
         return self.path / "checkpoints" / f"round-{round:06d}.safetensors"
+
+
+def require(path: Path, resume: bool) -> None:
+    """Raise `RunError` unless `path` holds a run to resume or, to start one, none."""
+    there = (path / "config.yaml").exists()
+    if resume and not there:
+        raise RunError(f"{path} holds no run to resume")
+    if there and not resume:
+        raise RunError(f"{path} holds a run already: go on with it by --resume, or replace it by --overwrite")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

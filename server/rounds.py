@@ -63,6 +63,7 @@ class Run:
         self.seconds = 0.0
         self.traffic: dict[str, float] = {}
         self.people = 0.0
+        self._named: tuple[Tensors, str] = ({}, "")
         self._since = time.monotonic()
 
     def restore(self) -> None:
@@ -77,7 +78,9 @@ class Run:
     def ask(self, kind: Kind, facts: Tensors | None = None) -> Answer:
         """Give all nodes a task of this round on the current views."""
         tensors = self.strategy.broadcast() if kind in ("train", "evaluate") else None
-        name = content_hash(tensors) if tensors else ""
+        if tensors is not None and tensors is not self._named[0]:
+            self._named = (tensors, content_hash(tensors))
+        name = "" if tensors is None else self._named[1]
         views, items = self.strategy.views, self.strategy.catalogue
         task = Task(kind, self.folder.run, self.round, self.folder.durable(), views, items, self.settings, name)
         return self.nodes.ask(task, tensors, facts)

@@ -31,11 +31,12 @@ class FedVLR:
             self.generator.parameters(), lr=rate, weight_decay=decay
         )
         self._outputs: dict[str, Tensor] = {}
+        self._sent: dict[str, Tensor] = {}
 
     def start_from(self, vectors: Tensor, values: Tensor) -> None:
         """Start the ID embedding and the history view from singular vectors [n_items, rank] and values [rank]."""
         self.generator.start_from(vectors, values, self.settings.views)
-        self._outputs = {}
+        self._outputs, self._sent = {}, {}
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -43,10 +44,15 @@ class FedVLR:
         return self.generator.names
 
     def broadcast(self) -> dict[str, Tensor]:
-        """Build the tensors devices receive, in the wire's format; the graph behind them waits for `absorb`."""
+        """Build the tensors devices receive, in the wire's format; the graph behind them waits for `absorb`.
+
+        Until something moves it is the same object each time, so what is derived from it need not be derived again.
+        """
         if not self._outputs:
             self._outputs = self.generator()
-        return {name: value.detach().to(self.wire_dtype) for name, value in self._outputs.items()}
+        if not self._sent:
+            self._sent = {name: value.detach().to(self.wire_dtype) for name, value in self._outputs.items()}
+        return self._sent
 
     def absorb(self, update: Update) -> None:
         """Step on the devices' sum, normalised by the weight that answered (Alg. 1, lines 8-9).
@@ -62,7 +68,7 @@ class FedVLR:
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(list(self._outputs.values()), gradients)
         self.optimizer.step()
-        self._outputs = {}
+        self._outputs, self._sent = {}, {}
 
     def state(self) -> dict[str, Tensor]:
         """Everything learnt so far, by name: parameters and the optimiser's moments."""
@@ -81,4 +87,4 @@ class FedVLR:
                 moments.setdefault(int(index), {})[moment] = value
         self.generator.load_state_dict(model)
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self._outputs = {}
+        self._outputs, self._sent = {}, {}
