@@ -1,172 +1,149 @@
-"""`tessera bench`: a grid of methods and seeds from YAML, resumable, hyperparameters chosen on validation, one table.
+"""`tessera bench`: a grid of methods and seeds from YAML, resumable, hyperparameters chosen on validation, peers beside them.
 
 name: ml-latest-small-table2
 base: {data: ..., rounds: 60}             settings that all methods share
+datasets:                                 optional: the whole grid once for each, laid over the base
+  ku: {data: {folder: ku, kind: fedvlr, split: given}}
 methods:
   history-views:
     local: {backbone: history}            laid over the base
     choose: {local.learning_rate: [0.001, 0.01]}     tried with the first seed; the best on validation is kept
 seeds: [0, 1, 2]
-quick: {rounds: 5}                        laid over everything by --quick
+peers: [popularity, ease, pgl]            optional: centralised peers on the same data
+peer_seeds: [0]                           the first of `seeds` by default
+reference: history-views                  optional: what every other row is compared with, person by person
+differences: [[fedavg-views, fedavg-id]]  optional: further pairs to compare
+quick: {rounds: 5}                        laid over everything by --quick, which takes the first seed and the first choices
 """
 
 import itertools
-import json
-import statistics
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
-from common.catalogue import write_table
-from common.config import nested, overlaid, parse_settings, read_yaml
-from common.errors import ConfigError, DataError
-from common.files import read_json, write_bytes, write_json
-from deploy.prepared import prepared_dataset
-from deploy.train import make_job, train
+from common.config import NAME, Settings, nested, overlaid, parse_settings, read_yaml
+from common.errors import ConfigError
 
 Content = dict[str, Any]
-KEYS = {"name", "base", "methods", "seeds", "quick"}
-RESULT = "result.json"
-TRAFFIC = ("bytes_down_per_node", "bytes_up_per_node", "bytes_down_per_user", "bytes_up_per_user")
+KEYS = ("name", "base", "datasets", "methods", "seeds", "peers", "peer_seeds", "reference", "differences", "quick")
+NEEDED = {"name": str, "methods": dict, "seeds": list}
+OPTIONAL = {"datasets": dict, "peers": list, "peer_seeds": list, "differences": list}
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What to run: settings by method, before seeds, and what each method may choose among."""
+    """What to run: the methods' settings by dataset, before seeds, and what each method may choose among."""
 
     name: str
-    methods: Mapping[str, Content]
+    shared: Mapping[str, Settings]
+    """What all methods and peers share, by dataset: its data and evaluation count."""
+    methods: Mapping[str, Mapping[str, Content]]
     choices: Mapping[str, Mapping[str, list[Any]]]
     seeds: tuple[int, ...]
+    peers: tuple[str, ...]
+    peer_seeds: tuple[int, ...]
+    pairs: tuple[tuple[str, str], ...]
+    """Whose results are compared person by person: the first minus the second."""
+    quick: bool
 
     @classmethod
-    def load(cls, path: Path, quick: bool = False) -> "Bench":
-        """Read a bench. Raises `ConfigError` that names the file and what is wrong; every method is validated first."""
-        content = read_yaml(path)
-        if unknown := content.keys() - KEYS:
-            raise ConfigError(f"{path}: unknown key {min(unknown)!r}; known are {', '.join(sorted(KEYS))}")
-        for key, kind in (("name", str), ("methods", dict), ("seeds", list)):
-            if not isinstance(content.get(key), kind) or not content[key]:
-                raise ConfigError(f"{path}: {key!r} is missing or no {kind.__name__}")
-        methods, choices = {}, {}
-        for name, own in content["methods"].items():
-            own = dict(own or {})
-            choices[name] = own.pop("choose", {})
-            merged = overlaid(overlaid(content.get("base", {}), own), content.get("quick", {}) if quick else {})
-            methods[name] = merged | {"name": str(name)}
-            parse_settings(methods[name], f"{path}: methods.{name}")
-        return cls(content["name"] + ("-quick" if quick else ""), methods, choices, tuple(content["seeds"]))
+    def load(cls, path: Path, quick: bool = False, only: Sequence[str] = ()) -> "Bench":
+        """Read a bench, or of its methods and peers `only` some. Raises `ConfigError` that names the file and what is wrong;
+        every method, with everything it may choose, is validated first."""
+        content = _read(path)
+        names = _names(path, content, only)
+        methods = {name: dict(own or {}) for name, own in content["methods"].items() if name in names}
+        choices = {name: own.pop("choose", {}) for name, own in methods.items()}
+        if quick:
+            choices = {name: {key: values[:1] for key, values in own.items()} for name, own in choices.items()}
+        above = content.get("quick") or {} if quick else {}
+        shared, grids = {}, {}
+        for dataset, overlay in (content.get("datasets") or {"": {}}).items():
+            base = overlaid(content.get("base") or {}, overlay or {})
+            shared[dataset] = parse_settings(overlaid(base, above) | {"name": "base"}, f"{path}: base")
+            grids[dataset] = {
+                name: overlaid(overlaid(base, own), above) | {"name": name} for name, own in methods.items()
+            }
+        seeds = content["seeds"][:1] if quick else content["seeds"]
+        bench = cls(
+            name=content["name"] + ("-quick" if quick else ""),
+            shared=shared,
+            methods=grids,
+            choices=choices,
+            seeds=tuple(seeds),
+            peers=tuple(name for name in content.get("peers") or () if name in names),
+            peer_seeds=tuple(seeds[:1] if quick else content.get("peer_seeds") or seeds[:1]),
+            pairs=_pairs(content),
+            quick=quick,
+        )
+        bench._validate(path)
+        return bench
 
-    def candidates(self, method: str) -> Iterator[dict[str, Any]]:
+    def candidates(self, method: str) -> Iterator[Content]:
         """Every combination of what a method may choose among; one empty one where there is no choice."""
         names, values = list(self.choices[method]), list(self.choices[method].values())
         return (dict(zip(names, combination, strict=True)) for combination in itertools.product(*values))
 
+    def settings(self, dataset: str, method: str, chosen: Content, seed: int, source: str = "bench") -> Settings:
+        """A method's settings with one choice and seed. Raises `ConfigError`."""
+        content = self.methods[dataset][method]
+        for key, value in {**chosen, "seed": seed}.items():
+            content = overlaid(content, nested(key, value))
+        return parse_settings(content, f"{source}: methods.{method}")
 
-def run_bench(bench: Bench, data: Path | None, runs: Path, tell: Callable[[str], None]) -> pl.DataFrame:
-    """Run what has no result yet below `runs`, and return a row a method and seed, as `results.parquet` has them.
+    def runs(self) -> int:
+        """How many runs this is, each fit of a peer's grid counted as one."""
+        methods = sum(len(list(self.candidates(method))) + len(self.seeds) - 1 for method in self.choices)
+        return len(self.methods) * (methods + len(self.peers))
 
-    A killed one goes on where it was: a finished run of the same settings is not repeated.
-    """
-    folder = runs / bench.name
-    rows = []
-    for method, content in bench.methods.items():
-        chosen, tried = _choose(bench, method, content, data, folder, tell)
-        for seed in bench.seeds:
-            result = _run(content, chosen, seed, data, folder, tell)
-            rows.append({"method": method, "seed": seed, **_figures(result), "chosen": json.dumps(chosen)})
-        write_json(folder / method / "tried.json", {"tried": tried, "chosen": chosen})
-    rows += [{"method": name, "seed": 0, **scores} for name, scores in _baselines(result).items()]
-    table = pl.DataFrame(rows, infer_schema_length=None)
-    write_table(folder / "results.parquet", table)
-    write_bytes(folder / "results.md", markdown(table).encode())
-    return table
-
-
-def _choose(
-    bench: Bench, method: str, content: Content, data: Path | None, folder: Path, tell: Callable[[str], None]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Try a method's candidates with the first seed; keep the best NDCG on validation. Test is not looked at."""
-    candidates = list(bench.candidates(method))
-    if len(candidates) == 1:
-        return candidates[0], []
-    tried = []
-    for candidate in candidates:
-        scores = _run(content, candidate, bench.seeds[0], data, folder, tell)["scores"]
-        tried.append({**candidate, "validation": _best_cut(scores, "validation", "ndcg")})
-    best = max(range(len(tried)), key=lambda index: tried[index]["validation"])
-    return candidates[best], tried
+    def _validate(self, path: Path) -> None:
+        """Refuse what cannot be run, and methods whose results would not be comparable."""
+        for dataset, shared in self.shared.items():
+            for method in self.methods[dataset]:
+                for chosen, seed in itertools.product(self.candidates(method), self.seeds):
+                    own = self.settings(dataset, method, chosen, seed, str(path))
+                    if (own.data, own.evaluation.ks) != (shared.data, shared.evaluation.ks):
+                        raise ConfigError(f"{path}: methods.{method} has other data or ks than the base")
 
 
-def _run(
-    content: Content, chosen: dict[str, Any], seed: int, data: Path | None, folder: Path, tell: Callable[[str], None]
-) -> Content:
-    """Run one method with one choice and seed, or read the result it left."""
-    for key, value in {**chosen, "seed": seed}.items():
-        content = overlaid(content, nested(key, value))
-    settings = parse_settings(content, content["name"])
-    label = "-".join([f"seed{seed}", *(f"{key.split('.')[-1]}={value}" for key, value in chosen.items())])
-    run_dir = folder / settings.name / label
-    wanted = settings.model_dump(mode="json")
-    if (run_dir / RESULT).is_file() and (found := read_json(run_dir / RESULT))["settings"] == wanted:
-        return found
-    tell(f"{settings.name} {label}")
-    job = make_job(settings, prepared_dataset(settings.data, data), run_dir, resume=False, overwrite=True)
-    result = train(job, "inline", lambda line: None) | {"settings": wanted}
-    result["private_parameters"] = _private_parameters(job.devices[0], run_dir)
-    write_json(run_dir / RESULT, result)
-    return result
+def _read(path: Path) -> Content:
+    content = read_yaml(path)
+    if unknown := content.keys() - set(KEYS):
+        raise ConfigError(f"{path}: unknown key {min(unknown)!r}; known are {', '.join(KEYS)}")
+    for key, kind in NEEDED.items():
+        if not isinstance(content.get(key), kind) or not content[key]:
+            raise ConfigError(f"{path}: {key!r} is missing or no {kind.__name__}")
+    for key, kind in OPTIONAL.items():
+        if not isinstance(content.get(key) or kind(), kind):
+            raise ConfigError(f"{path}: {key!r} is no {kind.__name__}")
+    for name in (*content["methods"], *(content.get("datasets") or ())):
+        if not re.fullmatch(NAME, str(name)):
+            raise ConfigError(f"{path}: {name!r} is no name that a folder could have")
+    return content
 
 
-def _private_parameters(device: Path, run_dir: Path) -> int:
-    """How many private numbers a device keeps for one person, the optimiser's aside."""
-    from client.recommend import Personal
+def _names(path: Path, content: Content, only: Sequence[str]) -> set[str]:
+    """The methods and peers to run. Raises `ConfigError` for one that does not exist, wherever it is named."""
+    from benchmarks.peers.selection import PEERS
 
-    _, private = Personal.open(device).people()[0]
-    if not private:
-        raise DataError(f"{run_dir}: no private state was written")
-    return sum(value[0].numel() for value in private.values())
-
-
-def _baselines(result: Content) -> dict[str, dict[str, float]]:
-    """Scores of each trivial baseline, by name; they are the same in every run on one dataset."""
-    found: dict[str, dict[str, float]] = {}
-    for name, value in result["baselines"].items():
-        row, _, metric = name.partition("/")
-        if not metric.endswith("/users"):
-            found.setdefault(row, {})[metric] = value
-    return found
+    peers = content.get("peers") or []
+    known = {*content["methods"], *peers}
+    compared = [name for pair in _pairs(content) for name in pair]
+    for what, named, there in (("peers", peers, PEERS), ("--only", only, known), ("differences", compared, known)):
+        if unknown := [name for name in named if name not in there]:
+            raise ConfigError(f"{path}: {what}: there is no {unknown[0]!r}, only {', '.join(sorted(there))}")
+    if twice := set(peers) & set(content["methods"]):
+        raise ConfigError(f"{path}: {min(twice)!r} is a peer; call the method otherwise")
+    return set(only) or known
 
 
-def _figures(result: Content) -> dict[str, Any]:
-    scores = {name: value for name, value in result["scores"].items() if not name.endswith("/users")}
-    rest = {name: result[name] for name in ("selected_round", "rounds", "seconds", "private_parameters", *TRAFFIC)}
-    return {**scores, **rest, "seconds_per_round": result["seconds"] / result["rounds"]}
-
-
-def _best_cut(scores: Mapping[str, float], part: str, metric: str) -> float:
-    cuts = [int(name.rpartition("@")[2]) for name in scores if name.startswith(f"{part}/all/{metric}@")]
-    return scores[f"{part}/all/{metric}@{max(cuts)}"]
-
-
-def markdown(table: pl.DataFrame) -> str:
-    """The grid's table: mean over seeds, and [smallest, largest] where there are several."""
-    shown = [
-        name for name in table.columns if name.startswith("test/") and name.split("/")[1] in ("all", "warm", "cold")
-    ]
-    shown += ["private_parameters", *TRAFFIC, "seconds_per_round"]
-    lines = ["| method | seeds | " + " | ".join(shown) + " |", "|---" * (len(shown) + 2) + "|"]
-    for (method,), rows in table.group_by("method", maintain_order=True):
-        cells = [_cell([float(value) for value in rows[name] if value is not None]) for name in shown]
-        lines.append(f"| {method} | {len(rows)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(values: list[float]) -> str:
-    if not values:
-        return "-"
-    spread = f" [{min(values):.2f}, {max(values):.2f}]" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}"
+def _pairs(content: Content) -> tuple[tuple[str, str], ...]:
+    """Everything minus the reference, then the pairs that are named. Raises `ConfigError` where one is no pair."""
+    pairs = content.get("differences") or []
+    if wrong := [pair for pair in pairs if not (isinstance(pair, list) and len(pair) == 2)]:
+        raise ConfigError(f"differences: {wrong[0]!r} is not [METHOD, METHOD]")
+    reference = content.get("reference")
+    others = [name for name in (*content["methods"], *(content.get("peers") or ())) if reference and name != reference]
+    return (*((name, reference) for name in others), *((left, right) for left, right in pairs))

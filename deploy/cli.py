@@ -92,24 +92,27 @@ def recommend(
     show_recommendations(Personal.open(data_dir, run), user, k)
 
 
-@app.command(epilog="Example: tessera bench benchmarks/ml-latest-small/backbones.yaml --data DATA --quick")
+@app.command(epilog="Example: tessera bench benchmarks/ml-latest-small/table2.yaml --data DATA --quick")
 def bench(
-    grid: Annotated[Path, typer.Argument(help="Methods, choices and seeds, YAML.")],
+    grid: Annotated[Path, typer.Argument(help="Methods, choices, seeds and peers, YAML.")],
     data: Annotated[Path | None, typer.Option(help="As for train.")] = None,
     runs: Runs = Path("runs"),
-    quick: Annotated[bool, typer.Option("--quick", help="With the grid's quick settings.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Quick settings, one seed, no choices: does it run?")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A method or peer to run; may be repeated. The tables hold these alone.")
+    ] = None,
 ) -> None:
-    """Run a grid of methods and seeds, choosing on validation only; a killed one goes on where it was.
+    """Run a grid of methods, seeds and peers, choosing on validation only; a killed one goes on where it was.
 
-    Writes results.parquet and results.md, prints the table, and ends with one line of JSON.
+    Writes results.parquet, differences.parquet and results.md, prints the tables, and ends with one line of JSON.
     """
-    from deploy.bench import Bench, markdown, run_bench
+    from deploy.bench import Bench
+    from deploy.bench_runs import run_bench
 
-    loaded = Bench.load(grid, quick)
-    table = run_bench(loaded, data, runs, lambda text: console.print(text, markup=False))
-    console.print(markdown(table), markup=False, soft_wrap=True)
-    rows = table.select("method", "seed", "^(validation|test)/all/.*$").to_dicts()
-    print(json.dumps({"name": loaded.name, "folder": str(runs / loaded.name), "rows": rows}))
+    loaded = Bench.load(grid, quick, only or ())
+    outcome = run_bench(loaded, data, runs, lambda text: console.print(text, markup=False, soft_wrap=True))
+    console.print(outcome.markdown(), markup=False, soft_wrap=True)
+    print(json.dumps({"name": loaded.name, "folder": str(runs / loaded.name), "means": outcome.means()}))
 
 
 def show_recommendations(personal: Any, user: str, k: int) -> None:

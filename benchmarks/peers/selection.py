@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -59,9 +59,18 @@ class Result:
 
 
 def compare(
-    name: str, split: Split, catalogue: Catalogue, seeds: Sequence[int], evaluation: EvaluationSettings, quick: bool
+    name: str,
+    split: Split,
+    catalogue: Catalogue,
+    seeds: Sequence[int],
+    evaluation: EvaluationSettings,
+    quick: bool,
+    inspect: Callable[[Peer, int], None] = lambda peer, seed: None,
 ) -> Result:
-    """Search the grid with the first seed by validation NDCG@50, then fit what it chose with every seed and measure."""
+    """Search the grid with the first seed by validation NDCG@50, then fit what it chose with every seed and measure.
+
+    `inspect` sees each chosen peer as a seed left it.
+    """
     result, people = Result(name), histories(split)
     best, highest, seconds = None, -1.0, 0.0
     candidates = PEERS[name].candidates(quick)
@@ -80,6 +89,7 @@ def compare(
             seconds = _fit(best, split, catalogue, seed)
         run = {"seed": float(seed), "seconds": seconds} | best.remarks() | measure(best, split, evaluation)
         result.runs.append({name: rounded(value) for name, value in run.items()})
+        inspect(best, seed)
     return result
 
 
