@@ -47,6 +47,8 @@ class DataSettings(_Settings):
     min_rating: Amount = 0.0
     split: Literal["leave-one-out", "given"] = "leave-one-out"
     shop_seed: Natural = 0
+    encode: Literal["builtin"] | None = None
+    """Compute the features of a raw dataset from its titles, texts and pictures; those it comes with are used otherwise."""
 
 
 class ViewSettings(_Settings):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from common.catalogue import DATASET
 from common.config import DataSettings
-from common.datasets import convert
+from common.datasets import Options, convert
 from common.errors import DataError
+from common.features import BuiltinEncoder
 from common.files import digest
 
 VARIABLE = "TESSERA_DATA"
@@ -29,7 +30,8 @@ def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Pa
     key = digest((settings.model_dump_json() + json.dumps(_listing(source))).encode())[:12]
     destination = cache / f"{Path(settings.folder).name}-{key}"
     if not (destination / DATASET).is_file():
-        convert(settings.kind, source, destination, settings)
+        options = Options(encoder=BuiltinEncoder() if settings.encode == "builtin" else None)
+        convert(settings.kind, source, destination, settings, options)
     return destination
 
 

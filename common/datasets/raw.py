@@ -33,7 +33,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Options:
-    """What only a conversion by hand asks for; a run's settings do not."""
+    """What a conversion may be asked for beyond the filters; a run's settings name at most the encoder."""
 
     images: bool = False
     """Copy the pictures into the dataset."""

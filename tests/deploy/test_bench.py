@@ -11,15 +11,19 @@ import pytest
 import torch
 import yaml
 
-from common.catalogue import FEATURES
+from benchmarks.peers.selection import PEERS
+from common.catalogue import FEATURES, load_catalogue
+from common.config import DataSettings
 from common.errors import ConfigError, RunError
 from deploy.bench import Bench
 from deploy.bench_runs import RESULT, run_bench
 from deploy.comparison import bootstrap, paired_differences
 from deploy.people import BestState, People, load_people
+from deploy.prepared import prepared_dataset
 from server.checkpoint import read_metrics
 from tests.worlds import small_dataset
 
+ROOT = Path(__file__).parents[2]
 BASE = {
     "data": {"folder": "small"},
     "rounds": 2,
@@ -73,15 +77,15 @@ def test_grid_runs_once_chooses_on_validation_and_resumes(tmp_path: Path) -> Non
 
 
 def test_people_add_up_to_what_the_devices_reported(tmp_path: Path) -> None:
-    """Over two nodes and blocks of three, with a best round that is not the last, and with the validation item at test."""
+    """Over two nodes and small blocks, with a best round that is not the last, and with the validation item at test."""
     small_dataset(tmp_path / "small", 30, 150)
-    base = BASE | {"rounds": 12, "federation": {"nodes": 2}, "server": {"learning_rate": 0.3}}
+    base = BASE | {"rounds": 10, "federation": {"nodes": 2}, "server": {"learning_rate": 0.3}}
     base["evaluation"] = {"every": 1, "ks": [5, 10], "history_at_test": "train+validation"}
-    methods = {"history": {"local": {"backbone": "history", "block": 3}}}
+    methods = {"history": {"local": {"backbone": "history", "block": 8}}}
     grid = Bench.load(written(tmp_path, base=base, methods=methods, peers=["ease"]))
     table = run_bench(grid, tmp_path, tmp_path / "runs", lambda line: None).table
     rounds = table.filter(method="history")["selected_round"].to_list()
-    assert min(rounds) < 9  # older than the checkpoints that a run keeps
+    assert min(rounds) < 7  # older than the checkpoints that a run keeps
     for method, folder, seed in (("history", "history/seed3", 3), ("history", "history/seed4", 4), ("ease", "ease", 3)):
         path = tmp_path / "runs/grid" / folder / f"people-seed{seed}.parquet"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -227,3 +231,25 @@ def test_a_malformed_grid_is_refused_before_anything_runs(tmp_path: Path, change
 def test_only_names_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--only: there is no 'ease'"):
         Bench.load(written(tmp_path), only=["ease"])
+
+
+@pytest.mark.parametrize("grid", sorted((ROOT / "benchmarks").glob("*/table2.yaml")), ids=lambda path: path.parent.name)
+def test_the_published_grids_compare_what_they_should(grid: Path) -> None:
+    bench = Bench.load(grid)
+    backbones = ("fedavg", "fcf", "fedncf", "pfedrec", "fedrap", "history")
+    assert {f"{name}-{kind}" for name in backbones for kind in ("id", "mlp", "views")} <= bench.choices.keys()
+    assert {(f"{name}-views", f"{name}-{kind}") for name in backbones for kind in ("id", "mlp")} <= set(bench.pairs)
+    assert bench.peers == tuple(PEERS)
+    assert grid.read_text().startswith(f"# tessera bench benchmarks/{grid.parent.name}/table2.yaml --data DATA")
+
+
+def test_a_run_can_ask_for_features_of_raw_texts(tmp_path: Path) -> None:
+    raw = tmp_path / "cards"
+    raw.mkdir()
+    reviews = [{"reviewerID": "ann", "asin": name, "overall": 5.0, "unixReviewTime": 1} for name in "abc"]
+    (raw / "reviews.json").write_text("\n".join(map(json.dumps, reviews)))
+    (raw / "meta.json").write_text("\n".join(json.dumps({"asin": name, "title": f"Card {name}"}) for name in "abc"))
+    wanted = {"folder": "cards", "kind": "amazon", "min_user_events": 0, "min_item_events": 0}
+    for encode, modalities in (("builtin", {"text"}), (None, set())):
+        folder = prepared_dataset(DataSettings(**wanted, encode=encode), tmp_path, tmp_path / "prepared")
+        assert load_catalogue(folder).features.keys() == modalities
