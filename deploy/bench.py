@@ -141,9 +141,9 @@ def _names(path: Path, content: Content, only: Sequence[str]) -> set[str]:
 
 def _pairs(content: Content) -> tuple[tuple[str, str], ...]:
     """Everything minus the reference, then the pairs that are named. Raises `ConfigError` where one is no pair."""
-    pairs = content.get("differences") or []
+    pairs, reference = content.get("differences") or [], content.get("reference")
     if wrong := [pair for pair in pairs if not (isinstance(pair, list) and len(pair) == 2)]:
         raise ConfigError(f"differences: {wrong[0]!r} is not [METHOD, METHOD]")
-    reference = content.get("reference")
-    others = [name for name in (*content["methods"], *(content.get("peers") or ())) if reference and name != reference]
-    return (*((name, reference) for name in others), *((left, right) for left, right in pairs))
+    others = [name for name in (*content["methods"], *(content.get("peers") or ())) if name != reference]
+    first = [(name, reference) for name in others if reference and [reference, name] not in pairs]
+    return (*first, *((left, right) for left, right in pairs))

@@ -15,6 +15,8 @@ from deploy.people import METRICS, QUARTILES
 NAMES = dict.fromkeys(("dataset", "method", "minus"), pl.String)
 DIFFERENCES = NAMES | {f"{metric}{end}": pl.Float64 for metric in METRICS for end in ("", "_low", "_high")}
 """Columns of the differences: method minus another, and the ends of their 95% intervals, in points of %."""
+QUALITY = "Quality on test, in %, ties at their expected value: mean and [smallest, largest] over seeds"
+SERVED = "Who is served: targets that occur in training and those that do not; the catalogue's share in anybody's first"
 RESAMPLES = 10_000
 CHUNK = 100
 """Resamples drawn at once, which bounds the memory."""
@@ -73,16 +75,16 @@ class Outcome:
         cuts = [name.rpartition("@")[2] for name in self.table.columns if name.startswith("test/all/hr@")]
         return max(map(int, cuts), default=0)
 
-    def means(self) -> list[dict[str, Any]]:
-        """Means over seeds of every figure, a row a dataset and method; what is not there is left out."""
-        rows = []
-        for (dataset, method), own in self.table.group_by("dataset", "method", maintain_order=True):
-            reasons = own["left_out"].drop_nulls().to_list()
-            means = own.select(pl.selectors.numeric().exclude("seed").mean()).row(0, named=True)
-            row = {"dataset": dataset, "method": method, "seeds": len(own) - len(reasons)}
-            found = {name: value for name, value in means.items() if value is not None}
-            rows.append(row | found | ({"left_out": reasons} if reasons else {}))
-        return rows
+    def means(self) -> dict[str, dict[str, Any]]:
+        """Means over seeds of what the tables show at the largest K, by "method" or "dataset/method"; what is not there is left
+        out, and what failed says why."""
+        found = {}
+        shown = [*_quality(self.k).values(), *_served(self.k).values(), *_cost().values()]
+        for (dataset, method), rows in self.table.group_by("dataset", "method", maintain_order=True):
+            means = {name: _mean(rows[name]) for name in shown if name in rows.columns and rows[name].count()}
+            reasons = {"left_out": rows["left_out"].drop_nulls().to_list()}
+            found[f"{dataset}/{method}".lstrip("/")] = means | (reasons if reasons["left_out"] else {})
+        return found
 
     def markdown(self) -> str:
         """All tables; under a heading for each dataset, where there are several."""
@@ -92,26 +94,31 @@ class Outcome:
             rows = self.table.filter(pl.col("dataset") == dataset)
             pairs = self.differences.filter(pl.col("dataset") == dataset)
             parts += [f"# {dataset}\n"] if len(datasets) > 1 else []
-            parts += [_quality(rows, self.k), _served(rows, self.k), _by_activity(rows, self.k), _cost(rows)]
+            parts.append(_table(QUALITY, rows, _quality(self.k), ("seeds", "chosen")))
+            parts.append(_table(f"{SERVED} {self.k}", rows, _served(self.k)))
+            parts.append(_by_activity(rows, self.k))
+            in_kb = rows.with_columns(pl.col("^bytes_.*$") / 1000)
+            parts.append(_table("Cost, means over seeds", in_kb, _cost(), spread=False))
             parts += [_differences(pairs, self.k)] if len(pairs) else []
         return "\n".join(parts)
 
 
-def _quality(rows: pl.DataFrame, k: int) -> str:
+def _quality(k: int) -> dict[str, str]:
     columns = {f"HR@{k}": f"test/all/hr@{k}", f"NDCG@{k}": f"test/all/ndcg@{k}"}
-    columns |= {f"NDCG@{k} on validation": f"validation/all/ndcg@{k}"}
-    title = "Quality on test, in %, ties at their expected value: mean and [smallest, largest] over seeds"
-    return _table(title, rows, columns, ("seeds", "chosen"))
+    return columns | {f"NDCG@{k} on validation": f"validation/all/ndcg@{k}"}
 
 
-def _served(rows: pl.DataFrame, k: int) -> str:
-    groups = {
-        f"{group} {metric.upper()}@{k}": f"test/{group}/{metric}@{k}"
-        for group in ("warm", "cold")
-        for metric in METRICS
-    }
-    title = "Who is served: targets that occur in training and those that do not, and the catalogue's share in anybody's first"
-    return _table(f"{title} {k}", rows, groups | {f"coverage@{k}": f"coverage@{k}"})
+def _served(k: int) -> dict[str, str]:
+    pairs = [(group, metric) for group in ("warm", "cold") for metric in METRICS]
+    columns = {f"{group} {metric.upper()}@{k}": f"test/{group}/{metric}@{k}" for group, metric in pairs}
+    return columns | {f"coverage@{k}": f"coverage@{k}"}
+
+
+def _cost() -> dict[str, str]:
+    columns = {"private numbers a person": "private_parameters"}
+    for of in ("user", "node"):
+        columns |= {f"kB {way} a {of} and round": f"bytes_{way}_per_{of}" for way in ("down", "up")}
+    return columns | {"seconds a round": "seconds_per_round", "seconds in all": "seconds"}
 
 
 def _by_activity(rows: pl.DataFrame, k: int) -> str:
@@ -126,14 +133,6 @@ def _by_activity(rows: pl.DataFrame, k: int) -> str:
     return _table("By quartile of training events: " + ", ".join(sizes), rows, columns)
 
 
-def _cost(rows: pl.DataFrame) -> str:
-    columns = {"private numbers a person": "private_parameters"}
-    for of in ("user", "node"):
-        columns |= {f"kB {way} a {of} and round": f"bytes_{way}_per_{of}" for way in ("down", "up")}
-    columns |= {"seconds a round": "seconds_per_round", "seconds in all": "seconds"}
-    return _table("Cost, means over seeds", rows.with_columns(pl.col("^bytes_.*$") / 1000), columns, spread=False)
-
-
 def _table(
     title: str, rows: pl.DataFrame, columns: Mapping[str, str], about: Sequence[str] = (), spread: bool = True
 ) -> str:
@@ -146,17 +145,22 @@ def _table(
         cells = [_cell(own[name].drop_nulls().to_list(), spread) for name in columns.values()]
         chosen = own["chosen"].drop_nulls().to_list()[:1]
         remarks = "; ".join(filter(None, [*chosen, *(f"left out: {reason}" for reason in reasons)]))
-        said = {"seeds": str(len(own) - len(reasons)), "chosen": remarks}
+        said = {"seeds": str(own["seed"].count() - len(reasons)) if own["seed"].count() else "-", "chosen": remarks}
         if about or any(cell != "-" for cell in cells):
             lines.append("| " + " | ".join([str(method), *cells, *(said[name] for name in about)]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _mean(values: pl.Series) -> float:
+    """Five significant digits of the mean."""
+    return float(f"{statistics.fmean(values.drop_nulls()):.5g}")
 
 
 def _cell(values: Sequence[float], spread: bool) -> str:
     if not values:
         return "-"
     mean = statistics.fmean(values)
-    shown = f"{mean:,.0f}" if mean >= 1000 else f"{mean:.2f}"
+    shown = f"{mean:.2f}" if mean < 100 or spread else f"{mean:,.0f}"
     return shown + (f" [{min(values):.2f}, {max(values):.2f}]" if spread and len(values) > 1 else "")
 
 
