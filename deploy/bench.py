@@ -118,6 +118,10 @@ def _read(path: Path) -> Content:
     for key, kind in OPTIONAL.items():
         if not isinstance(content.get(key) or kind(), kind):
             raise ConfigError(f"{path}: {key!r} is no {kind.__name__}")
+    for name, own in content["methods"].items():
+        choices = (own or {}).get("choose", {})
+        if not isinstance(choices, dict) or not all(isinstance(values, list) and values for values in choices.values()):
+            raise ConfigError(f"{path}: methods.{name}.choose maps settings to lists of values")
     for name in (*content["methods"], *(content.get("datasets") or ())):
         if not re.fullmatch(NAME, str(name)):
             raise ConfigError(f"{path}: {name!r} is no name that a folder could have")

@@ -63,8 +63,9 @@ def run_bench(bench: Bench, data: Path | None, runs: Path, tell: Tell) -> Outcom
     for dataset in bench.methods:
         session = Session(bench, dataset, data, runs / bench.name / dataset, progress)
         session.run()
-        rows += [{"dataset": dataset, **row} for row in session.rows]
-        pairs += [{"dataset": dataset, **row} for row in paired_differences(session.people, bench.pairs)]
+        named = {"dataset": dataset or bench.shared[dataset].data.folder}
+        rows += [named | row for row in session.rows]
+        pairs += [named | row for row in paired_differences(session.people, bench.pairs)]
     table = pl.DataFrame(rows, schema_overrides=COLUMNS, infer_schema_length=None)
     table = table.with_columns(
         pl.lit(None, dtype=kind).alias(name) for name, kind in COLUMNS.items() if name not in table
@@ -116,8 +117,8 @@ class Session:
     def _peer(self, peer: str) -> None:
         """Search a peer's grid with the first seed and fit what validation chose with every seed, or read what was found."""
         shared, run_dir = self.bench.shared[self.dataset], self.folder / peer
-        about = {"data": shared.data.model_dump(mode="json"), "evaluation": shared.evaluation.model_dump(mode="json")}
-        wanted = about | {"seeds": list(self.bench.peer_seeds), "quick": self.bench.quick}
+        wanted = shared.model_dump(mode="json", include={"data": True, "evaluation": {"ks", "history_at_test"}})
+        wanted |= {"seeds": list(self.bench.peer_seeds), "quick": self.bench.quick}
         result = self._made(run_dir, wanted, lambda: self._fit(peer, run_dir))
         if "left_out" in result:
             self._add({"method": peer, "seed": self.bench.peer_seeds[0], "left_out": result["left_out"]}, run_dir)
@@ -161,14 +162,15 @@ class Session:
         job = make_job(settings, prepared_dataset(settings.data, self.data), run_dir, resume=False, overwrite=True)
         k = max(settings.evaluation.ks)
         best = BestState(run_dir / DEVICES, k)
-        result = train(job, "inline", best)
-        people = best.people(result["selected_round"])
-        people.save(run_dir / _people_file(settings.seed))
-        result["scores"] |= people.figures(k)
-        result["private_parameters"] = _private_parameters(job.devices[0])
-        # Everybody's own item table is half a gigabyte a run with PFedRec: what no table needs is not kept.
-        for folder in (DEVICES, BEST, "checkpoints"):
-            shutil.rmtree(run_dir / folder)
+        try:
+            result = train(job, "inline", best)
+            people = best.people(result["selected_round"])
+            people.save(run_dir / _people_file(settings.seed))
+            result["scores"] |= people.figures(k)
+            result["private_parameters"] = _private_parameters(job.devices[0])
+        finally:  # everybody's own item table is half a gigabyte a run with PFedRec: what no table needs is not kept
+            for folder in (DEVICES, BEST, "checkpoints"):
+                shutil.rmtree(run_dir / folder, ignore_errors=True)
         return result
 
     def _fit(self, name: str, run_dir: Path) -> Content:

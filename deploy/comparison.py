@@ -76,14 +76,14 @@ class Outcome:
         return max(map(int, cuts), default=0)
 
     def means(self) -> dict[str, dict[str, Any]]:
-        """Means over seeds of what the tables show at the largest K, by "method" or "dataset/method"; what is not there is left
-        out, and what failed says why."""
-        found = {}
+        """Means over seeds of what the tables show at the largest K, by "method" or, with several, "dataset/method"; what is
+        not there is left out, and what failed says why."""
+        found, several = {}, self.table["dataset"].n_unique() > 1
         shown = [*_quality(self.k).values(), *_served(self.k).values(), *_cost().values()]
         for (dataset, method), rows in self.table.group_by("dataset", "method", maintain_order=True):
             means = {name: _mean(rows[name]) for name in shown if name in rows.columns and rows[name].count()}
             reasons = {"left_out": rows["left_out"].drop_nulls().to_list()}
-            found[f"{dataset}/{method}".lstrip("/")] = means | (reasons if reasons["left_out"] else {})
+            found[f"{dataset}/{method}" if several else str(method)] = means | (reasons if reasons["left_out"] else {})
         return found
 
     def markdown(self) -> str:
@@ -100,7 +100,7 @@ class Outcome:
             in_kb = rows.with_columns(pl.col("^bytes_.*$") / 1000)
             parts.append(_table("Cost, means over seeds", in_kb, _cost(), spread=False))
             parts += [_differences(pairs, self.k)] if len(pairs) else []
-        return "\n".join(parts)
+        return "\n".join(filter(None, parts))
 
 
 def _quality(k: int) -> dict[str, str]:
@@ -136,8 +136,10 @@ def _by_activity(rows: pl.DataFrame, k: int) -> str:
 def _table(
     title: str, rows: pl.DataFrame, columns: Mapping[str, str], about: Sequence[str] = (), spread: bool = True
 ) -> str:
-    """A table with those of `columns` that any method has a value in, and of the methods that have any."""
+    """A table with those of `columns` that any method has a value in, and of the methods that have any; "" without any."""
     columns = {head: name for head, name in columns.items() if name in rows.columns and rows[name].count()}
+    if not columns and not about:
+        return ""
     lines = [f"{title}\n", "| " + " | ".join(["method", *columns, *about]) + " |"]
     lines.append("|---" * (1 + len(columns) + len(about)) + "|")
     for (method,), own in rows.group_by("method", maintain_order=True):
@@ -166,9 +168,8 @@ def _cell(values: Sequence[float], spread: bool) -> str:
 
 def _differences(pairs: pl.DataFrame, k: int) -> str:
     """Bold where the interval excludes 0."""
-    lines = [
-        "Differences on test, in points: mean and 95% interval of a paired bootstrap over people, seeds averaged\n"
-    ]
+    title = "Differences on test, in points: mean and 95% interval of a paired bootstrap over people, seeds averaged"
+    lines = [f"{title}; not corrected for the number of comparisons\n"]
     lines += [f"| difference | HR@{k} | NDCG@{k} |", "|---|---|---|"]
     for row in pairs.to_dicts():
         cells = []

@@ -30,6 +30,7 @@ from common.files import PRIVATE, write_bytes
 from common.interactions import Split
 from common.metrics import hit_rate, ndcg, standing
 
+METRICS = ("hr", "ndcg")
 QUARTILES = ("q1", "q2", "q3", "q4")
 """Groups of people by their number of training events, the least active first."""
 BEST = "best"
@@ -64,9 +65,6 @@ class People:
         buffer = BytesIO()
         self.table.write_parquet(buffer)
         write_bytes(path, buffer.getvalue(), PRIVATE)
-
-
-METRICS = ("hr", "ndcg")
 
 
 def load_people(path: Path) -> pl.DataFrame:

@@ -221,6 +221,7 @@ def test_quick_settings_are_laid_over(tmp_path: Path) -> None:
         ({"seeds": []}, "'seeds' is missing"),
         ({"methods": {"x": {"local": {"backbone": "bert"}}}}, r"methods\.x: local\.backbone"),
         ({"methods": {"x": {"choose": {"local.learning_rate": [0.1, -1]}}}}, r"methods\.x: local\.learning_rate"),
+        ({"methods": {"x": {"choose": {"local.learning_rate": 0.1}}}}, r"methods\.x\.choose maps settings to lists"),
         ({"methods": {"x": {"data": {"folder": "other"}}}}, r"methods\.x has other data"),
         ({"methods": {"../x": {}}}, "'../x' is no name"),
         ({"peers": ["popularty"]}, "there is no 'popularty', only"),
