@@ -1,0 +1,195 @@
+"""Putting adapters on a tower, taking out what may leave the device, and putting in what the server sends.
+
+What leaves is P and Q of the places, and plain LoRA for devices with the same tower. The gate never does.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.utils import CONFIG_NAME, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from client.adapters.pq_lora import FILE_TYPE, GLOBAL, LOCAL, GatedLinear, PQLoraConfig
+from common import seeds
+from common.errors import ConfigError, DataError
+from common.files import PRIVATE, read_json, read_tensors, write_json, write_tensors
+from common.projections import Projections
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+
+def block_ends(n_layers: int, n_blocks: int) -> list[int]:
+    """The last layer of each block, counted from 1: where PQ-LoRA sits (FedMosaic Eq. 6).
+
+    Depths that blocks do not divide leave the rest to the last block: 7 layers in 4 blocks end at 1, 2, 3, 7. Raises
+    `ConfigError` when there are fewer layers than blocks, where Eq. 6 would name layer 0.
+    """
+    if not 1 <= n_blocks <= n_layers:
+        raise ConfigError(f"{n_layers} layers cannot be cut into {n_blocks} blocks: take at most as many as layers")
+    return [block * (n_layers // n_blocks) for block in range(1, n_blocks)] + [n_layers]
+
+
+def placement(model: nn.Module, stacks: Mapping[str, str], n_blocks: int) -> tuple[list[str], dict[str, str]]:
+    """All linear layers in the stacks, and of these the ones that carry PQ-LoRA with the places they share.
+
+    `stacks` maps what a stack encodes to the name of its list of layers, such as {"image": "visual.transformer.resblocks"}.
+    A place is stack, block and the name within the layer, such as "image.2.attn.q_proj": the same in a tower of any size.
+    Raises `ConfigError` when a stack is missing, empty of linear layers or too shallow.
+    """
+    targets: list[str] = []
+    places: dict[str, str] = {}
+    for stack, path in stacks.items():
+        try:
+            layers = dict(model.get_submodule(path).named_children())
+        except AttributeError:
+            raise ConfigError(f"the model has no layers {path!r} to adapt as {stack!r}") from None
+        ends = block_ends(len(layers), n_blocks)
+        for number, (index, layer) in enumerate(layers.items(), start=1):
+            inside = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+            targets += [f"{path}.{index}.{name}" for name in inside]
+            if number in ends:
+                block = ends.index(number)
+                places |= {f"{path}.{index}.{name}": f"{stack}.{block}.{name}" for name in inside}
+    if not places:
+        raise ConfigError(f"there are no linear layers in {sorted(stacks.values())}: nothing can be adapted")
+    return targets, places
+
+
+def attach(
+    model: nn.Module,
+    stacks: Mapping[str, str],
+    rank: int,
+    probe: Callable[[nn.Module], Tensor],
+    n_blocks: int = 4,
+    seed: int = 0,
+) -> PeftModel:
+    """Freeze `model` and give it local and global branches; its output stays what it was.
+
+    `probe` runs the model on an example. Raises `ConfigError` when a layer is too small for `rank`, or gets no gradient,
+    so that its adapter would stay without effect.
+    """
+    targets, places = placement(model, stacks, n_blocks)
+    for name in targets:
+        shape = tuple(model.get_parameter(f"{name}.weight").shape)
+        if not 1 <= rank <= min(shape):
+            raise ConfigError(f"rank {rank} does not fit {name!r}, whose weight is {shape}")
+    config = PQLoraConfig(r=rank, lora_alpha=rank, target_modules=targets, places=places, seed=seed)
+    adapted = _with_branches(model, config)
+    _refuse_dead(adapted, probe)
+    return adapted
+
+
+def activate(model: PeftModel, branches: Sequence[str] = (LOCAL, GLOBAL)) -> None:
+    """Choose the branches that count. The global one is never trained on the device, unlike what PEFT would do."""
+    model.base_model.set_adapter(list(branches))
+    model.set_requires_grad(GLOBAL, requires_grad=False)
+
+
+def pq_tensors(model: PeftModel, branch: str = LOCAL) -> dict[str, Tensor]:
+    """P [rank, rank] and Q [rank] by place: what devices of all classes share. The tensors are the model's own."""
+    tensors = {}
+    for place, layer in _placed(model).items():
+        tensors[f"{place}.P"] = layer.get_parameter(f"lora_PQ.{branch}.weight").data
+        tensors[f"{place}.Q"] = layer.get_parameter(f"lora_PQ.{branch}.bias").data
+    return tensors
+
+
+def lora_tensors(model: PeftModel, branch: str = LOCAL) -> dict[str, Tensor]:
+    """A [rank, d_in] and B [d_out, rank] of the plain LoRA layers: shared within a device class only."""
+    tensors = {}
+    for name, layer in _layers(model):
+        if layer.place is None:
+            tensors[f"{name}.A"] = layer.get_parameter(f"lora_A.{branch}.weight").data
+            tensors[f"{name}.B"] = layer.get_parameter(f"lora_B.{branch}.weight").data
+    return tensors
+
+
+def receive(model: PeftModel, sent: Mapping[str, Tensor], branch: str = GLOBAL) -> None:
+    """Put merged P, Q and plain LoRA into a branch: all or nothing. Raises `DataError` unless names and shapes fit."""
+    own = pq_tensors(model, branch) | lora_tensors(model, branch)
+    if any(layer.merged for _, layer in _layers(model)):
+        raise DataError("adapters cannot change while they are merged into the model: unmerge them first")
+    if own.keys() != sent.keys():
+        raise DataError(f"adapters sent for other layers than this tower's: {sorted(own.keys() ^ sent.keys())[:4]}")
+    for name, value in sent.items():
+        if value.shape != own[name].shape or not bool(value.isfinite().all()):
+            raise DataError(f"{name!r} was sent with shape {tuple(value.shape)}, or is not finite")
+    for name, value in sent.items():
+        own[name].copy_(value)
+
+
+def set_projections(model: PeftModel, aligned: Mapping[str, Projections]) -> None:
+    """Give both branches the frozen matrices of their places. Raises `DataError` unless all places are given and fit."""
+    placed = _placed(model)
+    if placed.keys() != aligned.keys():
+        raise DataError("projections must be given for exactly the places of this tower")
+    for place, layer in placed.items():
+        for branch in (LOCAL, GLOBAL):
+            layer.set_projections(branch, aligned[place])
+
+
+def save(model: PeftModel, folder: Path) -> None:
+    """Write both branches and the gate below `folder`, in PEFT's own files, readable by their owner only."""
+    for branch in (LOCAL, GLOBAL):
+        state = get_peft_model_state_dict(model, adapter_name=branch, save_embedding_layers=False)
+        settings = model.peft_config[branch].to_dict()
+        plain = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
+        write_tensors(folder / branch / WEIGHTS_NAME, state, mode=PRIVATE)
+        write_json(folder / branch / CONFIG_NAME, plain)
+
+
+def restore(model: nn.Module, folder: Path) -> PeftModel:
+    """The adapted model that `save` wrote, from the same bare `model`. Raises `DataError` when it does not fit.
+
+    PEFT's loaders would look for missing files on the network, and only warn about missing tensors.
+    """
+    settings = read_json(folder / LOCAL / CONFIG_NAME)
+    if settings.get("peft_type") != FILE_TYPE:
+        raise DataError(f"{folder / LOCAL} holds a {settings.get('peft_type')} adapter, not {FILE_TYPE}")
+    adapted = _with_branches(model, PQLoraConfig.from_peft_type(**settings))
+    for branch in (LOCAL, GLOBAL):
+        tensors, _ = read_tensors(folder / branch / WEIGHTS_NAME)
+        wanted = get_peft_model_state_dict(adapted, adapter_name=branch, save_embedding_layers=False)
+        if {name: value.shape for name, value in wanted.items()} != {n: v.shape for n, v in tensors.items()}:
+            raise DataError(f"{folder / branch / WEIGHTS_NAME} was saved from another tower")
+        set_peft_model_state_dict(adapted, tensors, adapter_name=branch)
+    return adapted
+
+
+def _with_branches(model: nn.Module, config: PQLoraConfig) -> PeftModel:
+    adapted = PeftModel(model, config, adapter_name=LOCAL)
+    adapted.add_adapter(GLOBAL, copy.copy(config))
+    activate(adapted)
+    return adapted
+
+
+def _refuse_dead(model: PeftModel, probe: Callable[[nn.Module], Tensor]) -> None:
+    with torch.enable_grad():
+        output = probe(model)
+        # Not a plain sum: layer normalisation would make that constant.
+        weights = seeds.normal(seeds.key("probe"), torch.arange(output.numel())).view_as(output)
+        (output * weights.to(output)).sum().backward()  # type: ignore[no-untyped-call]
+    dead = [name for name, layer in _layers(model) if not any(bool(g.any()) for g in _gradients(layer))]
+    model.zero_grad(set_to_none=True)
+    if dead:
+        raise ConfigError(
+            f"adapters would have no effect on {len(dead)} layers, such as {dead[0]!r}: the model does not call them, as "
+            "nn.MultiheadAttention does not call its out_proj (see split_attention), or the probe does not reach them"
+        )
+
+
+def _gradients(layer: GatedLinear) -> Iterator[Tensor]:
+    trained = layer.lora_B[LOCAL] if layer.place is None else layer.lora_PQ[LOCAL]
+    return (parameter.grad for parameter in trained.parameters() if parameter.grad is not None)
+
+
+def _placed(model: PeftModel) -> dict[str, GatedLinear]:
+    return {layer.place: layer for _, layer in _layers(model) if layer.place is not None}
+
+
+def _layers(model: PeftModel) -> list[tuple[str, GatedLinear]]:
+    bare = model.get_base_model()
+    return [(name, module) for name, module in bare.named_modules() if isinstance(module, GatedLinear)]
