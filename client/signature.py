@@ -1,0 +1,57 @@
+"""What a device lets the server know of its tasks: a gradient of a small frozen model, blurred (FedMosaic Eq. 1 to 3).
+
+Similar tasks pull the same frozen model the same way, so cosines of signatures say who can learn from whom. The gradient is
+averaged over the batches of a round, decayed over rounds, clipped, noised, and only a part of its coordinates is sent.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from common import seeds
+
+DECAY = 0.5
+"""Weight of the newest round."""
+LIMIT = 1.0
+"""Largest Euclidean norm of what is noised."""
+NOISE = 1e-4
+"""Standard deviation of the noise of each coordinate."""
+KEPT = 0.4
+"""Share of the coordinates that are sent."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The decayed gradient [size] of the rounds so far: private state, like the router."""
+
+    decayed: Tensor | None = None
+
+    def after(self, gradients: Tensor) -> "Signature":
+        """With one more round, from the `gradients` [n_batches, size] seen in it (Eq. 2). The first round counts in full."""
+        mean = gradients.mean(0)
+        return Signature(mean if self.decayed is None else (1 - DECAY) * self.decayed + DECAY * mean)
+
+    def sanitised(self, mask: Tensor, secret: int, round: int) -> Tensor:
+        """What may leave the device, [n_kept] (Eq. 3): clipped, noised, and only the coordinates in `mask`.
+
+        `secret` is a number that only this device knows: noise drawn from the run's seed could be taken off by the server.
+        """
+        if self.decayed is None:
+            raise ValueError("there is no signature before the first round")
+        clipped = self.decayed * (LIMIT / self.decayed.norm().clamp(min=LIMIT))
+        noise = seeds.normal(seeds.key("signature-noise", secret, round), torch.arange(len(clipped)))
+        noised: Tensor = clipped + NOISE * noise.to(clipped)
+        return noised[mask]
+
+
+def last_layer_gradient(loss: Tensor, last_layer: nn.Module) -> Tensor:
+    """Gradient of a batch's loss by the frozen model's last layer, flat [size] (Eq. 1). Nothing is stepped or accumulated."""
+    gradients = torch.autograd.grad(loss, list(last_layer.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def kept_coordinates(size: int, seed: int) -> Tensor:
+    """Indices of the coordinates that all clients of a run send, [n_kept], increasing: the same for all, or cosines fail."""
+    draws = seeds.uniform(seeds.key("signature-mask", seed), torch.arange(size))
+    return draws.argsort(stable=True)[: max(1, round(KEPT * size))].sort().values

@@ -1,0 +1,92 @@
+"""What each client gets back: G = W L, over what clients last sent. FedAvg, groups and RELA differ in W only."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.errors import DataError
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one client sends in a round it takes part in.
+
+    `pq` is P and Q by place, of the same shapes for all clients; `lora` the plain LoRA layers, of the same shapes for all
+    clients of the same `tower`; `signature` [size] says what it learnt from.
+    """
+
+    tower: str
+    pq: Tensors
+    lora: Tensors
+    signature: Tensor
+
+    def parts(self) -> dict[str, Tensor]:
+        """Every tensor, by a name for messages."""
+        named = {f"pq {name}": value for name, value in self.pq.items()}
+        return {**named, **{f"lora {name}": value for name, value in self.lora.items()}, "signature": self.signature}
+
+
+class Contributions:
+    """The last contribution of every client: one that is absent in a round keeps what it sent before."""
+
+    def __init__(self) -> None:
+        self.by_client: dict[str, Contribution] = {}
+
+    def take(self, client: str, sent: Contribution) -> None:
+        """Replace a client's contribution. Raises `DataError`, and keeps the old, when the new one cannot be merged.
+
+        The first contribution of a tower says which shapes fit it, the very first which P, Q and signature fit all.
+        """
+        for name, value in sent.parts().items():
+            if not value.is_floating_point() or not bool(value.isfinite().all()):
+                raise DataError(f"client {client!r} sent {name} that is not finite")
+        others = [other for name, other in self.by_client.items() if name != client]
+        for other in others:
+            _check_fit(client, sent, other)
+        self.by_client[client] = sent
+
+    def merged(self, weigh: Callable[[Tensor, Sequence[str] | None], Tensor]) -> dict[str, Tensors]:
+        """G_i of every client, ordered by name: P and Q of all clients, plain LoRA of the clients with the same tower.
+
+        `weigh` gives W from signatures [n_clients, size] and groups, such as `relevance`.
+        """
+        clients = sorted(self.by_client)
+        last = [self.by_client[client] for client in clients]
+        signatures = torch.stack([sent.signature for sent in last])
+        merged = dict(zip(clients, merge(weigh(signatures, None), [sent.pq for sent in last]), strict=True))
+        within = weigh(signatures, [sent.tower for sent in last])
+        for tower in sorted({sent.tower for sent in last}):
+            rows = [row for row, sent in enumerate(last) if sent.tower == tower]
+            own = merge(within[rows][:, rows], [last[row].lora for row in rows])
+            for row, lora in zip(rows, own, strict=True):
+                merged[clients[row]] |= lora
+        return merged
+
+
+def merge(weights: Tensor, modules: Sequence[Mapping[str, Tensor]]) -> list[Tensors]:
+    """G_i = sum_j w_ij L_j for each tensor by name, with `weights` [n_receivers, n_modules] whose rows sum to 1."""
+    merged: list[Tensors] = [{} for _ in range(len(weights))]
+    for name, like in modules[0].items():
+        stacked = torch.stack([module[name] for module in modules]).to(weights.dtype)
+        for row, mixed in enumerate(torch.tensordot(weights, stacked, dims=1)):
+            merged[row][name] = mixed.to(like.dtype)
+    return merged
+
+
+def _check_fit(client: str, sent: Contribution, other: Contribution) -> None:
+    """Raise `DataError` unless `sent` has the names and shapes of what another client sent."""
+    mine, theirs = _shapes(sent, sent.tower == other.tower), _shapes(other, sent.tower == other.tower)
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) != theirs.get(name):
+            raise DataError(
+                f"client {client!r} sent {name} of shape {mine.get(name)}, where others sent {theirs.get(name)}"
+            )
+
+
+def _shapes(sent: Contribution, with_lora: bool) -> dict[str, tuple[int, ...]]:
+    parts = sent.parts().items()
+    return {name: tuple(value.shape) for name, value in parts if with_lora or not name.startswith("lora ")}

@@ -1,0 +1,70 @@
+"""Signatures: alike for like tasks, the same coordinates for all, and no more than was meant to leave."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from client.signature import KEPT, LIMIT, Signature, kept_coordinates, last_layer_gradient
+
+
+def gradients(task: Tensor, seed: int, n_batches: int = 4) -> Tensor:
+    """Last-layer gradients [n_batches, size] of one frozen model on batches of a linear task."""
+    frozen = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+    generator = torch.Generator().manual_seed(9)
+    for parameter in frozen.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    before = [parameter.clone() for parameter in frozen.parameters()]
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(n_batches):
+        x = torch.randn(64, 8, generator=generator)
+        rows.append(last_layer_gradient(cross_entropy(frozen(x), (x @ task).argmax(1)), frozen[2]))
+    assert all(torch.equal(old, new) for old, new in zip(before, frozen.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in frozen.parameters())
+    return torch.stack(rows)
+
+
+def test_clients_of_one_task_are_more_alike_than_clients_of_two() -> None:
+    generator = torch.Generator().manual_seed(0)
+    task, other = torch.randn(8, 3, generator=generator), torch.randn(8, 3, generator=generator)
+    mask = kept_coordinates(16 * 3 + 3, seed=4)
+    sent = [
+        Signature().after(gradients(which, seed)).sanitised(mask, secret=seed, round=1)
+        for which, seed in ((task, 1), (task, 2), (other, 3))
+    ]
+    assert cosine_similarity(sent[0], sent[1], dim=0) > 0.8
+    assert cosine_similarity(sent[0], sent[2], dim=0) < cosine_similarity(sent[0], sent[1], dim=0) - 0.2
+
+
+def test_the_first_round_counts_in_full_and_later_ones_decay() -> None:
+    one = Signature().after(torch.tensor([[1.0, 3.0], [3.0, 5.0]]))
+    assert one.decayed is not None
+    assert one.decayed.tolist() == [2.0, 4.0]
+    two = one.after(torch.tensor([[0.0, 0.0]]))
+    assert two.decayed is not None
+    assert two.decayed.tolist() == [1.0, 2.0]
+    with pytest.raises(ValueError, match="before the first round"):
+        Signature().sanitised(torch.tensor([0]), 0, 0)
+
+
+def test_what_is_sent_is_bounded_noised_and_a_part() -> None:
+    large = Signature(torch.full((1000,), 10.0))
+    mask = kept_coordinates(1000, seed=1)
+    sent = large.sanitised(mask, secret=1, round=1)
+    assert len(sent) == len(mask) == round(KEPT * 1000)
+    assert sent.norm() < LIMIT
+    exact = torch.full((1000,), LIMIT / 1000**0.5)[mask]
+    assert 0.5e-4 < (sent - exact).std() < 2e-4
+    assert torch.equal(sent, large.sanitised(mask, secret=1, round=1))  # a resumed run sends the same
+    assert not torch.equal(sent, large.sanitised(mask, secret=1, round=2))
+    assert not torch.equal(sent, large.sanitised(mask, secret=2, round=1))
+    small = Signature(torch.full((1000,), 1e-3))
+    assert (small.sanitised(mask, 1, 1) - 1e-3).abs().max() < 1e-3  # what is short is not stretched
+
+
+def test_the_mask_is_the_runs() -> None:
+    assert torch.equal(kept_coordinates(500, seed=1), kept_coordinates(500, seed=1))
+    assert not torch.equal(kept_coordinates(500, seed=1), kept_coordinates(500, seed=2))
+    assert kept_coordinates(500, 1).unique().numel() == 200
+    assert kept_coordinates(1, 0).tolist() == [0]
