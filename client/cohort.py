@@ -38,7 +38,7 @@ def start_state(users: tuple[str, ...], settings: LocalSettings, views: Tensor, 
 
 def routed(private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings) -> Given:
     """Route the views by the users' histories, and solve for what has a closed form: what every backbone computes from."""
-    views, backbone = sent[VIEWS], BACKBONES[settings.backbone]
+    views, backbone, histories = sent[VIEWS], BACKBONES[settings.backbone], histories.aged(settings.recency)
     if settings.route == "uniform" or len(views) == 1:
         weights = views.new_full((len(histories), len(views)), 1 / len(views))
     else:
@@ -112,10 +112,7 @@ class Step:
         """Each user's loss, their own gradients, and the weighted sum for what was sent."""
         private = {name: value.detach().requires_grad_() for name, value in parameters.items()}
         received = {name: value.detach().requires_grad_() for name, value in self.sent.items()}
-        shown = self.histories.hidden(self.settings.history_mask, salt)
-        everything = routed(private, received, shown, self.settings)
-        losses = LOSSES[self.settings.loss](self.backbone.scores(everything), self.histories, self.settings, salt)
-        losses = losses + self.backbone.penalty(everything, self.settings, self.round)
+        losses = self._losses(private, received, salt)
         leaves = [*private.values(), *received.values()]
         found = torch.autograd.grad((self.weight * losses).sum(), leaves, allow_unused=True)
         dense = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
@@ -123,6 +120,18 @@ class Step:
         own = {name: g / self.weight.view(-1, *[1] * (g.ndim - 1)) for name, g in zip(private, dense, strict=False)}
         sent_gradients = dict(zip(received, dense[len(private) :], strict=True))
         return losses.detach(), own, sent_gradients
+
+    def _losses(self, private: dict[str, Tensor], received: Tensors, salt: int) -> Tensor:
+        """Each user's loss, [n_users]. Asked for the next event, a user counts as one person at each cut of the history."""
+        known, asked, cuts = self.histories, self.histories, 1
+        if self.settings.loss == "next":
+            cuts = self.settings.cuts
+            known, asked = self.histories.cuts(cuts, salt)
+            private = {name: value.repeat_interleave(cuts, dim=0) for name, value in private.items()}
+        everything = routed(private, received, known.hidden(self.settings.history_mask, salt), self.settings)
+        losses = LOSSES[self.settings.loss](self.backbone.scores(everything), asked, self.settings, salt)
+        losses = losses + self.backbone.penalty(everything, self.settings, self.round)
+        return losses.view(-1, cuts).mean(1)
 
 
 def _user_weights(histories: Histories, settings: LocalSettings, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,8 @@ from common.interactions import Split
 class Histories:
     """User u's items are `items[offsets[u]:offsets[u + 1]]`; `owners` [n_events] gives each event's u.
 
-    `keys` [n_users] seeds each user's draws. `shown` [n_events] is 0 for events hidden from a model's input for now.
+    `keys` [n_users] seeds each user's draws. `shown` [n_events] says how much an event counts in a model's input for now:
+    1, 0 where it is hidden, and less with age where the model wants that.
     """
 
     keys: Tensor
@@ -43,16 +44,50 @@ class Histories:
         draws = seeds.uniform(seeds.key("hide", salt), self.keys[self.owners], self.items)
         return replace(self, shown=(draws >= rate).to(self.shown.dtype))
 
+    def aged(self, recency: float) -> "Histories":
+        """Let an event count (1 + number of later events)^-recency times: people's taste moves on."""
+        if recency == 0:
+            return self
+        last = self.offsets[1:][self.owners] - 1
+        age = last - torch.arange(len(self.items), device=self.items.device)
+        return replace(self, shown=self.shown * (1 + age.to(self.shown.dtype)) ** -recency)
+
+    def cuts(self, per_user: int, salt: int) -> tuple["Histories", "Histories"]:
+        """Cut each history `per_user` times at drawn places, never before its first event if it has two.
+
+        Returns what came before each cut, and the one event that followed it: as if [n_users * per_user] people had these
+        histories, a user's side by side. Everybody needs an event.
+        """
+        salts = torch.arange(per_user, device=self.keys.device)
+        draws = seeds.uniform(seeds.key("cut", salt), self.keys[:, None], salts)
+        spans = self.lengths()[:, None] - 1
+        before = torch.minimum((draws * spans).long() + 1, spans).flatten()
+        starts = self.offsets[:-1].repeat_interleave(per_user)
+        offsets = torch.cat([before.new_zeros(1), before.cumsum(0)])
+        rows = torch.arange(len(before), device=before.device)
+        owners = rows.repeat_interleave(before)
+        events = starts[owners] + torch.arange(len(owners), device=owners.device) - offsets[:-1][owners]
+        keys, followed = self.keys.repeat_interleave(per_user), starts + before
+        ends = torch.arange(len(rows) + 1, device=rows.device)
+        return (
+            Histories(keys, self.items[events], offsets, owners, self.shown[events], self.n_items),
+            Histories(keys, self.items[followed], ends, rows, self.shown[followed], self.n_items),
+        )
+
     def lengths(self) -> Tensor:
         """Number of events of each user, [n_users]."""
         return self.offsets.diff()
 
     def sizes(self) -> Tensor:
-        """Number of shown events of each user, at least 1 so that it can divide, [n_users]."""
+        """What a user's shown events count together, at least 1 so that it can divide, [n_users]."""
         return self.shown.new_zeros(len(self)).index_add(0, self.owners, self.shown).clamp(min=1)
 
+    def norms(self) -> Tensor:
+        """Euclidean norm of what a user's events count, at least 1, [n_users]: sqrt(|history|) where each counts once."""
+        return self.shown.new_zeros(len(self)).index_add(0, self.owners, self.shown**2).clamp(min=1).sqrt()
+
     def total(self, table: Tensor) -> Tensor:
-        """Sum the rows of `table` [n_items, width] over each user's shown events, [n_users, width]."""
+        """Sum the rows of `table` [n_items, width] over each user's events as they count, [n_users, width]."""
         return embedding_bag(
             self.items, table, self.offsets, mode="sum", include_last_offset=True, per_sample_weights=self.shown
         )

@@ -42,7 +42,7 @@ def squares(scores: Tensor, histories: Histories, settings: LocalSettings, salt:
     return everything.index_add(0, histories.owners, events) / histories.n_items
 
 
-LOSSES: dict[str, Loss] = {"softmax": softmax, "bce": bce, "squares": squares}
+LOSSES: dict[str, Loss] = {"softmax": softmax, "next": softmax, "bce": bce, "squares": squares}
 
 
 def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:

@@ -81,7 +81,12 @@ class LocalSettings(_Settings):
     """What a device does with what it was sent. Travels with every broadcast."""
 
     backbone: Annotated[str, AfterValidator(_known_backbone)] = "history"
-    loss: Literal["softmax", "bce", "squares"] = "softmax"
+    loss: Literal["softmax", "next", "bce", "squares"] = "softmax"
+    """softmax asks for all of the history from what is shown of it, `next` for one event from those before it."""
+    cuts: Positive = 8
+    """How many events of each user are asked for in a local step (next)."""
+    recency: Amount = 0.0
+    """An event counts (1 + number of later events)^-recency in the router's and the backbone's input; 0: all alike."""
     negatives: Positive = 4
     """Sampled negatives for each event (bce)."""
     confidence: Amount = 10.0
@@ -112,6 +117,9 @@ class ServerSettings(_Settings):
     optimizer: Literal["sgd", "adam"] = "adam"
     learning_rate: Step = 0.003
     weight_decay: Amount = 0.0
+    by_fan_in: bool = False
+    """Divide the rate of a linear map's weights by its number of inputs (Yang et al. 2021, Tensor Programs V): under Adam
+    the contents' maps, a thousand inputs wide, otherwise outrun the embeddings."""
 
 
 class EvaluationSettings(_Settings):

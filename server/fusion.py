@@ -5,12 +5,20 @@ returns [n_items, dim]. None draws at random or keeps batch statistics: the back
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 
-class Sum(nn.Module):
+class Operator(nn.Module):
+    """From [n_items, n_modalities, dim] to [n_items, dim]."""
+
+    def pass_through(self) -> None:
+        """Set what would mix dimensions at random to what does not: the modalities already agree on them."""
+
+
+class Sum(Operator):
     """Element-wise sum, scaled so that its size does not grow with the number of modalities."""
 
     def __init__(self, n_modalities: int, dim: int) -> None:
@@ -23,7 +31,7 @@ class Sum(nn.Module):
         return total
 
 
-class MLP(nn.Module):
+class MLP(Operator):
     """A multi-layer perceptron of three layers over the concatenation."""
 
     def __init__(self, n_modalities: int, dim: int) -> None:
@@ -32,13 +40,19 @@ class MLP(nn.Module):
             nn.Linear(n_modalities * dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim)
         )
 
+    def pass_through(self) -> None:
+        """Start with nothing: the last layer is zero."""
+        last = cast(nn.Linear, self.layers[-1])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
     def forward(self, items: Tensor) -> Tensor:
         """Fuse the concatenation."""
         fused: Tensor = self.layers(items.flatten(1))
         return fused
 
 
-class Gate(nn.Module):
+class Gate(Operator):
     """Each modality passes a gate of its own, which sees all of them: sum_m sigmoid(W_m x + b_m) * x_m."""
 
     def __init__(self, n_modalities: int, dim: int) -> None:
@@ -50,7 +64,7 @@ class Gate(nn.Module):
         return (torch.sigmoid(self.gates(items.flatten(1))).view_as(items) * items).sum(1)
 
 
-class Attention(nn.Module):
+class Attention(Operator):
     """A learnt query attends over the modalities: sum_m softmax_m(query . K x_m / sqrt(dim)) V x_m."""
 
     def __init__(self, n_modalities: int, dim: int) -> None:
@@ -59,6 +73,11 @@ class Attention(nn.Module):
         # A key's bias would shift all modalities alike, which the softmax does not see.
         self.key, self.value = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
 
+    def pass_through(self) -> None:
+        """Start by mixing the modalities as they are."""
+        nn.init.eye_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+
     def forward(self, items: Tensor) -> Tensor:
         """Mix the modalities by attention."""
         attention = torch.softmax(self.key(items) @ self.query / items.shape[-1] ** 0.5, dim=1)
@@ -66,7 +85,7 @@ class Attention(nn.Module):
         return mixed
 
 
-OPERATORS: dict[str, Callable[[int, int], nn.Module]] = {
+OPERATORS: dict[str, Callable[[int, int], Operator]] = {
     "sum": Sum,
     "mlp": MLP,
     "gate": Gate,

@@ -1,7 +1,8 @@
 """History: the query is the user's history summed in a view of its own, plus a private vector.
 
-q_u = sum_{k in history} H_k / sqrt|history| + p_u, linear on purpose: a squashed query loses two points of HR@50 on
-MovieLens. A user the federation never saw is served at once, with p_u = 0.
+q_u = sum_{k in history} a_k H_k / |a| + p_u, with a_k = (1 + number of later events)^-recency: 1 for all, or less the older.
+Linear on purpose: a squashed query loses two points of HR@50 on MovieLens. A user the federation never saw is served at
+once, with p_u = 0.
 """
 
 from torch import Tensor
@@ -19,5 +20,5 @@ class History(Backbone):
 
     def scores(self, given: Given) -> Tensor:
         """Query the personalised items with what of the history is shown."""
-        pooled = given.histories.total(given.sent[HISTORY]) / given.histories.sizes().sqrt()[:, None]
+        pooled = given.histories.total(given.sent[HISTORY]) / given.histories.norms()[:, None]
         return given.routed.scores(pooled + given.private["user"])

@@ -4,12 +4,14 @@ Within a round nothing the server learns moves on a device, so the views F are c
 sum_u alpha_u sum_a grad_(D, gamma) L_u = J_F^T (sum_u alpha_u sum_a dL_u/dF): Algorithm 1's aggregate from dL/dF alone.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.backbones import BACKBONES
 from common.catalogue import Catalogue
-from common.config import Settings
+from common.config import ServerSettings, Settings
 from common.errors import RoundAbandoned
 from common.protocol import Tensors, Update, check_gradients
 from server.views import ViewGenerator
@@ -25,10 +27,10 @@ class FedVLR:
             self.generator = ViewGenerator(catalogue, settings.views, BACKBONES[settings.local.backbone])
         self.generator.to(device or torch.device("cpu"))
         self.wire_dtype: torch.dtype = getattr(torch, settings.wire.views)
-        rate, decay = settings.server.learning_rate, settings.server.weight_decay
+        decay = settings.server.weight_decay
         kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.AdamW}
         self.optimizer: torch.optim.Optimizer = kinds[settings.server.optimizer](
-            self.generator.parameters(), lr=rate, weight_decay=decay
+            _rates(self.generator, settings.server), weight_decay=decay
         )
         self._outputs: dict[str, Tensor] = {}
         self._sent: dict[str, Tensor] = {}
@@ -88,3 +90,13 @@ class FedVLR:
         self.generator.load_state_dict(model)
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self._outputs, self._sent = {}, {}
+
+
+def _rates(generator: ViewGenerator, settings: ServerSettings) -> list[dict[str, Any]]:
+    """Each parameter with its learning rate, as torch's optimisers take them."""
+    widths = {module.weight: module.in_features for module in generator.modules() if isinstance(module, nn.Linear)}
+    divisors = widths if settings.by_fan_in else {}
+    return [
+        {"params": [parameter], "lr": settings.learning_rate / divisors.get(parameter, 1)}
+        for parameter in generator.parameters()
+    ]
