@@ -17,9 +17,10 @@ from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from common import seeds
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from common.projections import Projections, random_projections
 
 LOCAL, GLOBAL = "local", "global"
@@ -63,11 +64,10 @@ class GatedLora(LoraVariant):  # type: ignore[misc]
 
     def init(self, module: "GatedLinear", adapter_name: str, config: PQLoraConfig, target_name: str, **_: Any) -> None:
         """Draw A by the module's name, zero B, and give the local branch its gate."""
-        drawn = random_projections(_salt(config, target_name), module.in_features, module.out_features, config.r)
         with torch.no_grad():
-            module.lora_A[adapter_name].weight.copy_(drawn.a)
+            module.lora_A[adapter_name].weight.copy_(module.drawn(config, target_name).a)
             module.lora_B[adapter_name].weight.zero_()
-        _add_gate(module, adapter_name)
+        module.add_gate(adapter_name)
 
     def branch(self, module: "GatedLinear", adapter: str, x: Tensor) -> Tensor:
         """What this branch adds before the gate, [..., d_out]."""
@@ -109,6 +109,23 @@ class GatedLora(LoraVariant):  # type: ignore[misc]
         return bare
 
 
+class FrozenA(nn.Module):
+    """A of a PQ-LoRA, kept as [rank, d_in, 1] so that no plain LoRA can load it: PEFT drops P and Q without a word."""
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty_like(like)[..., None], requires_grad=False)
+
+    @property
+    def matrix(self) -> Tensor:
+        """A, [rank, d_in]."""
+        return self.weight[..., 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A x, [..., rank]."""
+        return linear(x, self.matrix)
+
+
 class GatedPQLora(GatedLora):
     """PQ-LoRA as one branch of the gate."""
 
@@ -119,10 +136,10 @@ class GatedPQLora(GatedLora):
         nn.init.zeros_(pq.weight)
         nn.init.zeros_(pq.bias)
         module.lora_PQ[adapter_name] = pq
+        module.lora_A[adapter_name] = FrozenA(like)
         module.lora_offset[adapter_name] = nn.Parameter(like.new_zeros(config.r))
-        drawn = random_projections(_salt(config, target_name), module.in_features, module.out_features, config.r)
-        module.set_projections(adapter_name, drawn)
-        _add_gate(module, adapter_name)
+        module.set_projections(adapter_name, module.drawn(config, target_name))
+        module.add_gate(adapter_name)
         # PEFT keeps these frozen whenever it makes the adapter trainable. The dict is the class's own until replaced.
         frozen = ("lora_A", "lora_B", "lora_offset")
         module.frozen_peft_weight_names = {**module.frozen_peft_weight_names, adapter_name: frozen}
@@ -134,7 +151,7 @@ class GatedPQLora(GatedLora):
 
     def change(self, module: "GatedLinear", adapter: str) -> tuple[Tensor, Tensor | None]:
         """The same as a change of the weight, [d_out, d_in], and of the bias, [d_out]."""
-        a, b, pq = module.lora_A[adapter].weight, module.lora_B[adapter].weight, module.lora_PQ[adapter]
+        a, b, pq = module.lora_A[adapter].matrix, module.lora_B[adapter].weight, module.lora_PQ[adapter]
         scaling = module.scaling[adapter]
         return b @ pq.weight @ a * scaling, b @ pq(module.lora_offset[adapter]) * scaling
 
@@ -149,7 +166,12 @@ class GatedLinear(Linear):  # type: ignore[misc]
     lora_gate: nn.ParameterDict
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: PQLoraConfig, **kwargs: Any) -> None:
-        """Add a branch. PEFT calls this from its constructor, before a subclass could make its own containers."""
+        """Add a branch. Raises `ConfigError` for any but the local and the global one, which the gate would not know.
+
+        PEFT calls this from its constructor, before a subclass could make its own containers.
+        """
+        if adapter_name not in (LOCAL, GLOBAL):
+            raise ConfigError(f"a PQ-LoRA branch is called {LOCAL!r} or {GLOBAL!r}, not {adapter_name!r}")
         if not hasattr(self, "lora_PQ"):
             self.lora_PQ, self.lora_offset, self.lora_gate = nn.ModuleDict(), nn.ParameterDict(), nn.ParameterDict()
             self.bias_is_made = False
@@ -159,6 +181,16 @@ class GatedLinear(Linear):  # type: ignore[misc]
     def resolve_lora_variant(self, *, config: PQLoraConfig, **_: Any) -> LoraVariant:
         """PQ-LoRA where this layer has a place, otherwise LoRA."""
         return GatedLora() if self.place is None else GatedPQLora()
+
+    def drawn(self, config: PQLoraConfig, target_name: str) -> Projections:
+        """The start of the frozen matrices: by seed and name, the same for both branches and on all devices."""
+        salt = seeds.key("adapter", config.seed, target_name)
+        return random_projections(salt, self.in_features, self.out_features, config.r)
+
+    def add_gate(self, adapter: str) -> None:
+        """Give the layer its beta, which belongs to the local branch: it is trained, saved and kept private with it."""
+        if adapter == LOCAL:
+            self.lora_gate[LOCAL] = nn.Parameter(torch.zeros((), device=self.weight.device))
 
     def share(self, adapter: str) -> Tensor:
         """How much a branch counts, a scalar (Eq. 7); one alone counts in full."""
@@ -170,7 +202,7 @@ class GatedLinear(Linear):  # type: ignore[misc]
     @torch.no_grad()
     def set_projections(self, adapter: str, given: Projections) -> None:
         """Replace the frozen matrices of a PQ-LoRA. Raises `DataError` when a shape does not fit."""
-        own = (self.lora_A[adapter].weight, self.lora_B[adapter].weight, self.lora_offset[adapter])
+        own = (self.lora_A[adapter].matrix, self.lora_B[adapter].weight, self.lora_offset[adapter])
         new = (given.a, given.b, given.offset)
         if [part.shape for part in own] != [part.shape for part in new]:
             shapes = [tuple(part.shape) for part in own], [tuple(part.shape) for part in new]
@@ -197,15 +229,6 @@ class GatedLinear(Linear):  # type: ignore[misc]
         """Leave the base without a bias again once nothing is merged into it."""
         if self.bias_is_made and not self.merged_adapters:
             self.get_base_layer().bias, self.bias_is_made = None, False
-
-
-def _salt(config: PQLoraConfig, target_name: str) -> int:
-    return seeds.key("adapter", config.seed, target_name)
-
-
-def _add_gate(module: GatedLinear, adapter: str) -> None:
-    if adapter == LOCAL:
-        module.lora_gate[LOCAL] = nn.Parameter(torch.zeros((), device=module.weight.device))
 
 
 # With this module imported, PEFT's loaders find the right config by themselves.

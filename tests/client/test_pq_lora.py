@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from client.adapters.towers import SIZES, ImageTower
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from common.projections import random_projections
 
 pytest.importorskip("peft", reason="the extra `test` or `clip` installs PEFT")
@@ -73,7 +73,7 @@ def test_a_layer_computes_equations_5_and_7() -> None:
     x = torch.randn(5, 6)
 
     def naive_pq(branch: str) -> Tensor:
-        a, b = pq.lora_A[branch].weight, pq.lora_B[branch].weight
+        a, b = pq.lora_A[branch].matrix, pq.lora_B[branch].weight
         p, q = pq.lora_PQ[branch].weight, pq.lora_PQ[branch].bias
         return torch.stack([b @ (p @ (a @ row + pq.lora_offset[branch]) + q) for row in x]) * pq.scaling[branch]
 
@@ -157,7 +157,7 @@ def test_a_saved_adapter_answers_the_same(tmp_path: Path) -> None:
     assert trained(again) == trained(model)
     assert (tmp_path / LOCAL / "adapter_model.safetensors").stat().st_mode & 0o077 == 0
     activate(model, [LOCAL])
-    by_peft = peft.PeftModel.from_pretrained(bare(), tmp_path / LOCAL).eval()
+    by_peft = peft.PeftModel.from_pretrained(bare(), tmp_path / LOCAL, LOCAL).eval()
     torch.testing.assert_close(by_peft(IMAGES), model(IMAGES))
 
 
@@ -168,6 +168,14 @@ def test_peft_without_this_module_refuses_a_saved_adapter(tmp_path: Path, monkey
         peft.PeftModel.from_pretrained(bare(), tmp_path / LOCAL)
     with pytest.raises(KeyError, match=FILE_TYPE):
         peft.LoraConfig.from_pretrained(tmp_path / LOCAL)
+    told = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(adapted().peft_config[LOCAL].target_modules))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        peft.PeftModel.from_pretrained(bare(), tmp_path / LOCAL, config=told)
+
+
+def test_no_third_branch_is_made_of_a_and_b_alone() -> None:
+    with pytest.raises(ConfigError, match="'local' or 'global', not 'mix'"):
+        adapted().base_model.add_weighted_adapter([LOCAL, GLOBAL], [0.5, 0.5], "mix")
 
 
 def test_other_adapters_are_refused(tmp_path: Path) -> None:
@@ -199,7 +207,7 @@ def test_projections_go_to_both_branches_and_must_fit() -> None:
     }
     set_projections(model, aligned)
     for branch in (LOCAL, GLOBAL):
-        assert torch.equal(layer.lora_A[branch].weight, aligned["image.0.mlp.c_fc"].a)
+        assert torch.equal(layer.lora_A[branch].matrix, aligned["image.0.mlp.c_fc"].a)
         assert torch.equal(layer.lora_B[branch].weight, aligned["image.0.mlp.c_fc"].b)
     assert torch.equal(model(IMAGES), bare()(IMAGES))
     with pytest.raises(DataError, match=r"'image.0.mlp.c_fc' must have the shapes"):
