@@ -9,14 +9,15 @@ from torch import Tensor
 from common.errors import DataError
 
 Tensors = dict[str, Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Contribution:
     """What one client sends in a round it takes part in.
 
-    `pq` is P and Q by place, of the same shapes for all clients; `lora` the plain LoRA layers, of the same shapes for all
-    clients of the same `tower`; `signature` [size] says what it learnt from.
+    `pq` is P and Q by place, alike for all clients; `lora` the plain LoRA layers, alike for all with the same `tower`;
+    `signature` [size] says what it learnt from.
     """
 
     tower: str
@@ -31,22 +32,27 @@ class Contribution:
 
 
 class Contributions:
-    """The last contribution of every client: one that is absent in a round keeps what it sent before."""
+    """The last contribution of every client: one that is absent in a round keeps what it sent before.
 
-    def __init__(self) -> None:
+    `expected` says for each tower what `Contribution.parts` must hold: the server's word, not the first client's.
+    """
+
+    def __init__(self, expected: Mapping[str, Shapes]) -> None:
+        self.expected = expected
         self.by_client: dict[str, Contribution] = {}
 
     def take(self, client: str, sent: Contribution) -> None:
-        """Replace a client's contribution. Raises `DataError`, and keeps the old, when the new one cannot be merged.
-
-        The first contribution of a tower says which shapes fit it, the very first which P, Q and signature fit all.
-        """
-        for name, value in sent.parts().items():
+        """Replace a client's contribution. Raises `DataError`, and keeps the old, when the new one cannot be merged."""
+        if sent.tower not in self.expected:
+            raise DataError(f"client {client!r} has a tower {sent.tower!r}, not one of {sorted(self.expected)}")
+        wanted, parts = self.expected[sent.tower], sent.parts()
+        shapes = {name: tuple(value.shape) for name, value in parts.items()}
+        for name in sorted(wanted.keys() | shapes.keys()):
+            if shapes.get(name) != wanted.get(name):
+                raise DataError(f"client {client!r} sent {name} of shape {shapes.get(name)}, not {wanted.get(name)}")
+        for name, value in parts.items():
             if not value.is_floating_point() or not bool(value.isfinite().all()):
                 raise DataError(f"client {client!r} sent {name} that is not finite")
-        others = [other for name, other in self.by_client.items() if name != client]
-        for other in others:
-            _check_fit(client, sent, other)
         self.by_client[client] = sent
 
     def merged(self, weigh: Callable[[Tensor, Sequence[str] | None], Tensor]) -> dict[str, Tensors]:
@@ -75,18 +81,3 @@ def merge(weights: Tensor, modules: Sequence[Mapping[str, Tensor]]) -> list[Tens
         for row, mixed in enumerate(torch.tensordot(weights, stacked, dims=1)):
             merged[row][name] = mixed.to(like.dtype)
     return merged
-
-
-def _check_fit(client: str, sent: Contribution, other: Contribution) -> None:
-    """Raise `DataError` unless `sent` has the names and shapes of what another client sent."""
-    mine, theirs = _shapes(sent, sent.tower == other.tower), _shapes(other, sent.tower == other.tower)
-    for name in sorted(mine.keys() | theirs.keys()):
-        if mine.get(name) != theirs.get(name):
-            raise DataError(
-                f"client {client!r} sent {name} of shape {mine.get(name)}, where others sent {theirs.get(name)}"
-            )
-
-
-def _shapes(sent: Contribution, with_lora: bool) -> dict[str, tuple[int, ...]]:
-    parts = sent.parts().items()
-    return {name: tuple(value.shape) for name, value in parts if with_lora or not name.startswith("lora ")}

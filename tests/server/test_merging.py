@@ -25,6 +25,14 @@ def sent(level: int, tower: str = "tiny", width: int = 6) -> Contribution:
     return Contribution(tower, pq, {"layers.0.A": torch.full((2, width), value)}, torch.tensor([1.0, value]))
 
 
+def pool() -> Contributions:
+    """A server's, that knows a tower of either width."""
+    known = {"tiny": sent(0), "base": sent(0, width=9)}
+    return Contributions(
+        {tower: {name: tuple(value.shape) for name, value in one.parts().items()} for tower, one in known.items()}
+    )
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 7), st.floats(0.05, 5.0), st.booleans(), st.integers(0, 99), st.data())
 def test_weights_are_row_stochastic_and_leave_oneself_out(
@@ -88,10 +96,10 @@ def test_fedavg_is_the_mean_and_groups_are_means_of_their_own() -> None:
 
 
 def test_pq_is_merged_over_all_and_lora_within_a_tower() -> None:
-    pool = Contributions()
+    clients = pool()
     for name, contribution in {"a": sent(1), "b": sent(3), "c": sent(8, "base", width=9)}.items():
-        pool.take(name, contribution)
-    merged = pool.merged(lambda drawn, groups: relevance(drawn, groups=groups))
+        clients.take(name, contribution)
+    merged = clients.merged(lambda drawn, groups: relevance(drawn, groups=groups))
     assert sorted(merged) == ["a", "b", "c"]
     assert all(set(got) == {f"{PLACE}.P", f"{PLACE}.Q", "layers.0.A"} for got in merged.values())
     assert torch.equal(merged["a"]["layers.0.A"], sent(3).lora["layers.0.A"])
@@ -102,17 +110,17 @@ def test_pq_is_merged_over_all_and_lora_within_a_tower() -> None:
 
 
 def test_an_absent_client_keeps_what_it_sent_last_and_order_changes_nothing() -> None:
-    pool, other = Contributions(), Contributions()
+    clients, other = pool(), pool()
     for name, value in (("a", 1), ("b", 2)):
-        pool.take(name, sent(value))
-    pool.take("a", sent(5))  # the next round, without b
+        clients.take(name, sent(value))
+    clients.take("a", sent(5))  # the next round, without b
     for name, value in (("b", 2), ("a", 5)):
         other.take(name, sent(value))
     weigh = lambda drawn, groups: relevance(drawn, groups=groups)  # noqa: E731
-    assert torch.equal(pool.merged(weigh)["a"][f"{PLACE}.P"], torch.full((2, 2), 2.0))
-    assert torch.equal(pool.merged(weigh)["b"][f"{PLACE}.P"], torch.full((2, 2), 5.0))
+    assert torch.equal(clients.merged(weigh)["a"][f"{PLACE}.P"], torch.full((2, 2), 2.0))
+    assert torch.equal(clients.merged(weigh)["b"][f"{PLACE}.P"], torch.full((2, 2), 5.0))
     assert all(
-        torch.equal(pool.merged(weigh)[name][f"{PLACE}.P"], got[f"{PLACE}.P"])
+        torch.equal(clients.merged(weigh)[name][f"{PLACE}.P"], got[f"{PLACE}.P"])
         for name, got in other.merged(weigh).items()
     )
 
@@ -120,15 +128,18 @@ def test_an_absent_client_keeps_what_it_sent_last_and_order_changes_nothing() ->
 @pytest.mark.parametrize("part", ["pq", "lora", "signature"])
 @pytest.mark.parametrize("fault", ["not finite", "of shape"])
 def test_a_broken_contribution_is_refused_by_name_and_the_last_one_stays(part: str, fault: str) -> None:
-    pool = Contributions()
-    pool.take("a", sent(1))
-    pool.take("b", sent(2))
+    clients = pool()
+    clients.take("a", sent(1))
+    clients.take("b", sent(2))
     good = sent(3)
-    broken = torch.full((2, 2), torch.nan) if fault == "not finite" else torch.zeros(50, 50)
-    first = next(iter(getattr(good, part)), None) if part != "signature" else None
-    wrong = replace(good, **{part: {**getattr(good, part), first: broken} if first else broken})
+    given = getattr(good, part)
+    name, value = next(iter(given.items())) if isinstance(given, dict) else ("", given)
+    broken = torch.full_like(value, torch.nan) if fault == "not finite" else torch.zeros(50, 50)
+    wrong = replace(good, **{part: {**given, name: broken} if name else broken})
     with pytest.raises(DataError, match=f"client 'b' sent {part}.*{fault}"):
-        pool.take("b", wrong)
-    assert pool.by_client["b"].signature.tolist() == [1.0, 2.0]
+        clients.take("b", wrong)
+    assert clients.by_client["b"].signature.tolist() == [1.0, 2.0]
     with pytest.raises(DataError, match=r"client 'c' sent pq .*P of shape None"):
-        pool.take("c", replace(good, pq={f"{PLACE}.Q": torch.zeros(2)}))
+        clients.take("c", replace(good, pq={f"{PLACE}.Q": torch.zeros(2)}))
+    with pytest.raises(DataError, match=r"client 'c' has a tower 'huge'"):
+        clients.take("c", replace(good, tower="huge"))
