@@ -19,6 +19,7 @@ from client.histories import Histories, histories
 from client.store import PrivateState, Store
 from common import seeds
 from common.catalogue import Catalogue, load_catalogue
+from common.cold import split_as
 from common.compute import resolve_device
 from common.config import Settings
 from common.errors import DataError
@@ -28,6 +29,8 @@ from common.metrics import Sums
 from common.protocol import BASIS, COUNTS, VIEWS, Task, Tensors, Update, content_hash
 
 NOTE = "run.json"
+GUESTS, UNTRAINED = "new-users", "new-users-untrained"
+"""Groups of the metrics: guests with the private parameters their own device learnt, and with those of the start."""
 
 
 class TensorsMissing(Exception):
@@ -42,19 +45,20 @@ class Device:
 
     def perform(self, task: Task, tensors: Tensors | None, facts: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
+        settings = task.settings
         if self.catalogue().sha256 != task.catalogue:
             raise DataError(f"{self.folder} has other items than the server's catalogue; use one dataset")
-        split = self.split(task.settings)
+        split = self.split(settings)
         if task.kind == "census":
-            return _census(split)
-        target = resolve_device(task.settings.device)
+            return _census(split.members())
+        target = resolve_device(settings.device)
         facts = {name: value.to(target, torch.float32) for name, value in facts.items()}
-        people = list(blocks(split, task.settings.local.block))
+        people = list(blocks(split, settings.local.block))
         if task.kind == "power":
-            return sum((_power(block, facts[BASIS]) for block in people), Update())
+            return sum((_power(block, facts[BASIS]) for block in people if not block.visiting), Update())
         if task.kind == "baselines":
-            sums = [evaluation.baselines(block, task.settings.evaluation, facts, target) for block in people]
-            return Update(sums=sum(sums, Sums()))
+            baselines = [(block, evaluation.baselines(block, settings.evaluation, facts, target)) for block in people]
+            return Update(sums=sum((_reported(block, sums) for block, sums in baselines), Sums()))
         held = self._hold(task, tensors)
         sent = {name: value.to(target, torch.float32) for name, value in held.items()}
         work = self._train if task.kind == "train" else self._evaluate
@@ -68,7 +72,7 @@ class Device:
     def split(self, settings: Settings) -> Split:
         """Read this device's people's events, split as the run's settings say."""
         _, interactions = _load(self.folder, _changed(self.folder))
-        return interactions.split(given=settings.data.split == "given")
+        return split_as(interactions, settings.data, settings.seed)
 
     def catalogue(self) -> Catalogue:
         """Read what the device can show of the items."""
@@ -107,16 +111,22 @@ class Device:
         rows = rows.to(sent[VIEWS].device)
         moved, update = cohort.train(state.take(rows), sent, active, settings.local, settings.seed, task.round)
         Store(self.private(task.run)).save(number, task.round, task.durable, state.put(rows, moved))
-        return update
+        return Update() if block.visiting else update  # what guests learn is for themselves alone
 
     def _evaluate(self, task: Task, sent: Tensors, facts: Tensors, block: Split, number: int) -> Update:
-        target = sent[VIEWS].device
-        private = self.state(task, block.users, number, sent[VIEWS]).parameters
+        settings, target = task.settings, sent[VIEWS].device
 
-        def scorer(users: Histories) -> Tensor:
-            return cohort.scores(private, sent, users, task.settings.local)[0]
+        def sums(state: PrivateState) -> Sums:
+            def scorer(users: Histories) -> Tensor:
+                return cohort.scores(state.parameters, sent, users, settings.local)[0]
 
-        return Update(sums=evaluation.evaluate(scorer, block, task.settings.evaluation, facts.get(COUNTS), target))
+            return evaluation.evaluate(scorer, block, settings.evaluation, facts.get(COUNTS), target)
+
+        total = _reported(block, sums(self.state(task, block.users, number, sent[VIEWS])))
+        if block.visiting:
+            fresh = cohort.start_state(block.users, settings.local, sent[VIEWS].cpu(), settings.seed)
+            total += evaluation.as_group(sums(fresh.to(target)), UNTRAINED)
+        return Update(sums=total)
 
     def _hold(self, task: Task, tensors: Tensors | None) -> Tensors:
         """Keep the tensors that came along, if they are what their name says, or find those the task names."""
@@ -140,9 +150,15 @@ class Device:
 
 
 def blocks(split: Split, size: int) -> Iterator[Split]:
-    """Cut a device's people into blocks of `size`, trained and stored one after the other."""
-    for start in range(0, len(split.users), size):
-        yield split.take(np.arange(start, min(start + size, len(split.users))))
+    """Cut a device's people into blocks of `size`, trained and stored one after the other; guests are in the last ones."""
+    for people in (split.members(), split.visitors()):
+        for start in range(0, len(people.users), size):
+            yield people.take(np.arange(start, min(start + size, len(people.users))))
+
+
+def _reported(block: Split, sums: Sums) -> Sums:
+    """Sums of a block as they are reported: those of guests apart."""
+    return evaluation.as_group(sums, GUESTS) if block.visiting else sums
 
 
 def _census(split: Split) -> Update:

@@ -39,6 +39,12 @@ def evaluate(
     return total + _part("test", scores_at_test, candidates, split.test, counts, settings.ks)
 
 
+def as_group(sums: Sums, group: str) -> Sums:
+    """Sums of people who are reported apart: what was called "all" is called `group`; of the rest only faults are kept."""
+    apart = {name.replace("/all/", f"/{group}/"): value for name, value in sums.values.items() if "/all/" in name}
+    return Sums(apart | {"nonfinite": sums["nonfinite"]})
+
+
 def baselines(split: Split, settings: EvaluationSettings, facts: Tensors, device: torch.device = CPU) -> Sums:
     """Evaluate what needs no learning, each as "name/..." sums: the trivial rankings beside every result."""
     counts = facts.get(COUNTS)

@@ -18,6 +18,7 @@ def softmax(scores: Tensor, histories: Histories, settings: LocalSettings, salt:
     """Full-catalogue softmax: the mean over a user's events of -log softmax(scores)_i."""
     picked = _pick(scores, histories.owners, histories.items)
     total = scores.new_zeros(len(histories)).index_add(0, histories.owners, picked)
+    scores = _without(histories, scores, -torch.inf)
     return torch.logsumexp(scores, dim=1) - total / histories.lengths().clamp(min=1)
 
 
@@ -36,7 +37,7 @@ def squares(scores: Tensor, histories: Histories, settings: LocalSettings, salt:
 
     An event counts 1 + confidence times and should score 1; anything else counts once and should score 0.
     """
-    everything = (scores**2).sum(1)
+    everything = (_without(histories, scores, 0.0) ** 2).sum(1)
     picked = _pick(scores, histories.owners, histories.items)
     events = (1 + settings.confidence) * (1 - picked) ** 2 - picked**2
     return everything.index_add(0, histories.owners, events) / histories.n_items
@@ -46,7 +47,7 @@ LOSSES: dict[str, Loss] = {"softmax": softmax, "next": softmax, "bce": bce, "squ
 
 
 def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:
-    """Draw items outside each user's own history, [n_events, per_event], by user, event and `salt`.
+    """Draw items outside each user's own history, and not withheld, [n_events, per_event], by user, event and `salt`.
 
     A draw that hits the history is replaced by the first of `SPARE` spare draws that does not; where all do, which
     happens only to users who have almost the whole catalogue, it stays.
@@ -54,7 +55,8 @@ def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:
     people, n_items, salt = histories, histories.n_items, seeds.key("negatives", salt)
     keys, base = people.keys[people.owners][:, None], (people.owners * n_items)[:, None]
     positions = people.items[:, None] * per_event + torch.arange(per_event, device=people.items.device)
-    owned = people.mask().flatten()
+    taken = people.mask() if people.withheld is None else people.mask() | people.withheld
+    owned = taken.flatten()
 
     drawn = _draw(salt, keys, positions) % n_items
     event, place = owned[base + drawn].nonzero(as_tuple=True)
@@ -63,6 +65,11 @@ def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:
     first_free = (~owned[base[event] + spare]).byte().argmax(1, keepdim=True)
     drawn[event, place] = spare.gather(1, first_free)[:, 0]
     return drawn
+
+
+def _without(histories: Histories, scores: Tensor, value: float) -> Tensor:
+    """Scores with `value` for items that training must not know of."""
+    return scores if histories.withheld is None else scores.masked_fill(histories.withheld, value)
 
 
 def _draw(salt: int, *counters: Tensor) -> Tensor:

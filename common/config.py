@@ -46,6 +46,11 @@ class DataSettings(_Settings):
     min_item_events: Natural = 5
     min_rating: Amount = 0.0
     split: Literal["leave-one-out", "given"] = "leave-one-out"
+    cold_items: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of the items that nobody's training knows, drawn by seed, on which people are tested; validation has another such
+    share, so that no round is chosen on the items of the test. It replaces `split`."""
+    cold_users: Rate = 0.0
+    """Share of the users, drawn by seed, who take no part in training and are evaluated as "new-users"."""
     shop_seed: Natural = 0
     encode: Literal["builtin"] | None = None
     """Compute the features of a raw dataset from its titles, texts and pictures; those it comes with are used otherwise."""
@@ -61,6 +66,10 @@ class ViewSettings(_Settings):
     """Each modality's own projection is a view too, so that its router weight reads as reliance on it."""
     modalities: tuple[str, ...] | None = None
     """Which of the catalogue's modalities to use; all of them by default, none with []."""
+    item_ids: bool = True
+    """Whether a learnt embedding of each item stands beside the modalities."""
+    noise: tuple[str, ...] = ()
+    """Modalities whose features are replaced by standard normal noise (an ablation); `id` freezes the embedding's start."""
     id_scale: Amount = 0.1
     """Standard deviation of the ID and history embeddings at the start."""
     content_scale: Step = 1.0
@@ -74,6 +83,8 @@ class ViewSettings(_Settings):
     def _some_view(self) -> "ViewSettings":
         if not self.operators and not self.single:
             raise ValueError("operators and single leave no view at all")
+        if "id" in self.noise and self.spectral_rounds:
+            raise ValueError("a spectral start would replace the noise of id")
         return self
 
 

@@ -28,7 +28,8 @@ class Part(IntEnum):
 class Split:
     """The users' items by part. `train_items[offsets[u]:offsets[u + 1]]` are user u's training items, oldest first.
 
-    `validation` and `test` [n_users] hold one item each, or `ABSENT`.
+    `validation` and `test` [n_users] hold one item each, or `ABSENT`. `withheld` [n_items] are items that no training may
+    know of, `guests` [n_users] people who take no part in it; None where there are none (`common.cold`).
     """
 
     users: tuple[str, ...]
@@ -37,12 +38,29 @@ class Split:
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
     n_items: int
+    withheld: NDArray[np.bool_] | None = None
+    guests: NDArray[np.bool_] | None = None
 
     def take(self, rows: NDArray[np.integer]) -> "Split":
         """The same split for a selection of users."""
         events, offsets = _ranges(self.offsets, rows)
         users = tuple(self.users[row] for row in rows)
-        return Split(users, offsets, self.train_items[events], self.validation[rows], self.test[rows], self.n_items)
+        guests = None if self.guests is None else self.guests[rows]
+        held_out = self.validation[rows], self.test[rows]
+        return Split(users, offsets, self.train_items[events], *held_out, self.n_items, self.withheld, guests)
+
+    @property
+    def visiting(self) -> bool:
+        """Whether there are guests here."""
+        return self.guests is not None and bool(self.guests.any())
+
+    def members(self) -> "Split":
+        """The users who take part in training."""
+        return self if self.guests is None else self.take(np.flatnonzero(~self.guests))
+
+    def visitors(self) -> "Split":
+        """The guests."""
+        return self.take(np.flatnonzero(np.zeros(len(self.users)) if self.guests is None else self.guests))
 
     def counts(self) -> NDArray[np.int64]:
         """How often each item occurs in training, [n_items]."""
@@ -94,15 +112,22 @@ class Interactions:
         if self.parts is None:
             raise DataError("these interactions mark no parts: use the split 'leave-one-out'")
         user_of = np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
-        held_out = {}
         for part in (Part.VALIDATION, Part.TEST):
             rows = np.flatnonzero(self.parts == part)
             if len(np.unique(user_of[rows])) != len(rows):
                 twice = self.users[int(np.argmax(np.bincount(user_of[rows])))]
                 raise DataError(f"user {twice!r} has more than one event marked {part.name.lower()}")
+        return self.split_by(self.parts)
+
+    def split_by(self, parts: NDArray[np.uint8]) -> Split:
+        """Split by the part of each event, [n_events]; a user's last event of a part is what is held out for it."""
+        user_of = np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
+        held_out = {}
+        for part in (Part.VALIDATION, Part.TEST):
+            rows = np.flatnonzero(parts == part)
             held_out[part] = np.full(len(self.users), ABSENT)
-            held_out[part][user_of[rows]] = self.items[rows]
-        return self._split(self.parts == Part.TRAIN, held_out[Part.VALIDATION], held_out[Part.TEST])
+            held_out[part][user_of[rows]] = self.items[rows]  # of several, the last is what stays
+        return self._split(parts == Part.TRAIN, held_out[Part.VALIDATION], held_out[Part.TEST])
 
     def _split(self, training: NDArray[np.bool_], validation: NDArray[np.int64], test: NDArray[np.int64]) -> Split:
         before = np.concatenate([[0], np.cumsum(training)])

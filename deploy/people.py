@@ -131,12 +131,15 @@ class BestState:
         devices = [Personal.open(folder) for folder in sorted(self.kept.glob("node-*"))]
         settings = devices[0].task.settings
         target = resolve_device(settings.device)
-        counts = torch.from_numpy(sum(device.device.split(settings).counts() for device in devices)).to(target)
+        counts = torch.from_numpy(sum(device.device.split(settings).members().counts() for device in devices)).to(
+            target
+        )
         parts = []
         for device in devices:
             sent = {name: value.to(target) for name, value in device.sent.items()}
             for block, private in replace(device, sent=sent).people():
-                parts.append(ranked(_scorer(private, sent, settings.local), block, counts, settings.evaluation))
+                if not block.visiting:
+                    parts.append(ranked(_scorer(private, sent, settings.local), block, counts, settings.evaluation))
         return together(parts)
 
 

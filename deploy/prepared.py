@@ -27,7 +27,8 @@ def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Pa
                 f"{source} is not a converted dataset: convert it (tessera data convert), or name its kind in the config"
             )
         return source
-    key = digest((settings.model_dump_json() + json.dumps(_listing(source))).encode())[:12]
+    kept = settings.model_dump_json(exclude={"cold_items", "cold_users"})
+    key = digest((kept + json.dumps(_listing(source))).encode())[:12]
     destination = cache / f"{Path(settings.folder).name}-{key}"
     if not (destination / DATASET).is_file():
         options = Options(encoder=BuiltinEncoder() if settings.encode == "builtin" else None)
