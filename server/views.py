@@ -1,6 +1,5 @@
 """From a catalogue and learnt embeddings to the views that devices receive."""
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -27,16 +26,22 @@ class ViewGenerator(nn.Module):
 
     def __init__(self, catalogue: Catalogue, settings: ViewSettings, needs: Needs) -> None:
         super().__init__()
-        self.sources = (*_choose(catalogue, settings.modalities), ID)
+        self.contents = _choose(catalogue, settings)
+        self.sources = (*self.contents, *((ID,) if settings.item_ids else ()))
+        if not self.sources:
+            raise DataError("the views have nothing to show: no modality, and item_ids is off")
         widths = []
-        for name in self.sources[:-1]:
+        for name in self.contents:
             features = torch.from_numpy(catalogue.features[name].standardised())
+            if name in settings.noise:
+                features = torch.randn_like(features)
             self.register_buffer(f"features_{name}", features, persistent=False)
             widths.append(features.shape[1])
         self.projections = nn.ModuleList([nn.Linear(width, settings.dim) for width in (*widths, settings.id_dim)])
         for projection in list(self.projections)[:-1]:
             cast(nn.Linear, projection).weight.data.mul_(settings.content_scale)
-        self.embedding = nn.Parameter(settings.id_scale * torch.randn(len(catalogue), settings.id_dim))
+        embedding = settings.id_scale * torch.randn(len(catalogue), settings.id_dim)
+        self.embedding = nn.Parameter(embedding, requires_grad=ID not in settings.noise)
         table = settings.id_scale * torch.randn(len(catalogue), settings.dim)
         self.history = nn.Parameter(table) if needs.history else None
         self.head = nn.ParameterDict({name: _started(shape) for name, shape in needs.shared(settings.dim).items()})
@@ -66,15 +71,16 @@ class ViewGenerator(nn.Module):
         if self.history is not None:
             self.history[:, :rank] = table.to(self.history)
         wanted = self.projections[-1](self.embedding)
-        for name, content in zip(self.sources[:-1], self.projections, strict=False):
+        for name, content in zip(self.contents, self.projections, strict=False):
             _regress(cast(nn.Linear, content), self.get_buffer(f"features_{name}"), wanted)
         for operator in self.operators.values():
             cast(Operator, operator).pass_through()
 
     def forward(self) -> dict[str, Tensor]:
         """Build what is broadcast: "views" [n_views, n_items, dim], "history" [n_items, dim] and the shared head by name."""
-        sources = [*(self.get_buffer(f"features_{name}") for name in self.sources[:-1]), self.embedding]
-        projected = [projection(source) for projection, source in zip(self.projections, sources, strict=True)]
+        tables = [*(self.get_buffer(f"features_{name}") for name in self.contents), self.embedding]
+        shown = zip(self.projections, tables, self.sources, strict=False)  # without item ids, the embedding is left out
+        projected = [projection(table) for projection, table, _ in shown]
         items = torch.stack(projected, dim=1)
         fused = [operator(items) for operator in self.operators.values()]
         views = torch.stack(fused + (projected if self.single else []))
@@ -96,10 +102,10 @@ def _started(shape: tuple[int, ...]) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
-def _choose(catalogue: Catalogue, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """Name the modalities to use. Raises `DataError` when the catalogue lacks one."""
+def _choose(catalogue: Catalogue, settings: ViewSettings) -> tuple[str, ...]:
+    """Name the modalities to use. Raises `DataError` when the catalogue lacks one that the settings name."""
     available = tuple(catalogue.features)
-    for name in wanted or ():
+    for name in (*(settings.modalities or ()), *(name for name in settings.noise if name != ID)):
         if name not in available:
             raise DataError(f"the catalogue has no modality {name!r}; it has {', '.join(available) or 'none'}")
-    return available if wanted is None else tuple(wanted)
+    return available if settings.modalities is None else settings.modalities
