@@ -21,19 +21,20 @@ def device_app(devices: Path | None = None) -> ClientApp:
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
-        return Message(answer(message.content, lambda: _folder(context, devices)), reply_to=message)
+        device = lambda: Device(_folder(context, devices), simulated=devices is not None)  # noqa: E731
+        return Message(answer(message.content, device), reply_to=message)
 
     for kind in (app.train, app.evaluate, app.query):
         kind()(handle)
     return app
 
 
-def answer(content: RecordDict, folder: Callable[[], Path]) -> RecordDict:
-    """Carry out a message's task in a device's folder. What goes wrong is told to the server without naming a user: only
+def answer(content: RecordDict, device: Callable[[], Device]) -> RecordDict:
+    """Carry out a message's task on a device. What goes wrong is told to the server without naming a user: only
     what kind of trouble it is; what it says is in the device's own log."""
     try:
         task, tensors, facts = unpack_task(content)
-        update = Device(folder()).perform(task, tensors, facts)
+        update = device().perform(task, tensors, facts)
         return pack_update(encode(update, getattr(torch, task.settings.wire.gradients)))
     except TensorsMissing as missing:
         return missing_tensors(str(missing))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client import cohort, evaluation
+from client import cohort, evaluation, privacy
 from client.histories import Histories, histories
 from client.store import PrivateState, Store
 from common import seeds
@@ -38,10 +38,10 @@ class TensorsMissing(Exception):
 
 
 class Device:
-    """One node's people and their private data, below `folder`."""
+    """One node's people and their private data, below `folder`. A `simulated` one hides nothing: its noise can be repeated."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, simulated: bool = False) -> None:
+        self.folder, self.simulated = folder, simulated
 
     def perform(self, task: Task, tensors: Tensors | None, facts: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
@@ -107,9 +107,12 @@ class Device:
         rows = torch.from_numpy(np.flatnonzero((draws < settings.fraction).numpy() & (people.lengths() > 0).numpy()))
         if not len(rows):
             return Update()
-        active = histories(block.take(rows.numpy())).to(sent[VIEWS].device, sent[VIEWS].dtype)
-        rows = rows.to(sent[VIEWS].device)
-        moved, update = cohort.train(state.take(rows), sent, active, settings.local, settings.seed, task.round)
+        active, rows = block.take(rows.numpy()), rows.to(sent[VIEWS].device)
+        if settings.privacy.clip:
+            moved, update = privacy.train(state.take(rows), sent, active, settings, task.round, self.simulated)
+        else:
+            known = histories(active).to(sent[VIEWS].device, sent[VIEWS].dtype)
+            moved, update = cohort.train(state.take(rows), sent, known, settings.local, settings.seed, task.round)
         Store(self.private(task.run)).save(number, task.round, task.durable, state.put(rows, moved))
         return Update() if block.visiting else update  # what guests learn is for themselves alone
 

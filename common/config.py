@@ -151,6 +151,21 @@ class WireSettings(_Settings):
     gradients: Literal["float32", "float16"] = "float32"
 
 
+class PrivacySettings(_Settings):
+    """What each person's upload goes through before it is added to others'. Applies to the gradients of training."""
+
+    clip: Amount = 0.0
+    """Largest Euclidean norm of a person's gradients of a round, all tensors together; 0 does not clip."""
+    noise_multiplier: Amount = 0.0
+    """Standard deviation of the noise that each person adds to each coordinate, as a multiple of `clip`."""
+
+    @model_validator(mode="after")
+    def _noise_of_known_size(self) -> "PrivacySettings":
+        if self.noise_multiplier and not self.clip:
+            raise ValueError("noise_multiplier is a multiple of clip: set clip too")
+        return self
+
+
 class FederationSettings(_Settings):
     """How the work is spread over nodes, and how long the server waits for them."""
 
@@ -177,7 +192,16 @@ class Settings(_Settings):
     server: ServerSettings = ServerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     wire: WireSettings = WireSettings()
+    privacy: PrivacySettings = PrivacySettings()
     federation: FederationSettings = FederationSettings()
+
+    @model_validator(mode="after")
+    def _private_as_said(self) -> "Settings":
+        if self.privacy.clip and self.local.weighting != "users":
+            raise ValueError("privacy.clip bounds everybody alike: set local.weighting to users")
+        if self.privacy.noise_multiplier and self.views.spectral_rounds:
+            raise ValueError("privacy.noise_multiplier does not noise a spectral start: set views.spectral_rounds to 0")
+        return self
 
 
 def load_settings(path: Path, executor: str = "", changes: Sequence[str] = ()) -> Settings:

@@ -1,0 +1,94 @@
+"""Clipping and Gaussian noise on what people upload: nobody's part in a round's sum can be large, and none is exact.
+
+A person's upload is the gradient of everything that was sent, all tensors of a round together as one vector g_u. It becomes
+g_u min(1, clip / |g_u|) + N(0, (noise_multiplier clip)^2 I) (Abadi et al. 2016, with a person in an example's place). What is
+noised are the gradients alone: losses, metrics and counts still leave as exact sums. How much is clipped and noised is the
+run's setting, so a device relies on its server for it.
+"""
+
+import math
+import secrets
+
+import numpy as np
+import torch
+
+from client import cohort
+from client.histories import histories
+from client.store import PrivateState
+from common import seeds
+from common.config import Settings
+from common.interactions import Split
+from common.protocol import VIEWS, Tensors, Update
+
+
+def train(
+    state: PrivateState, sent: Tensors, people: Split, settings: Settings, round: int, simulated: bool
+) -> tuple[PrivateState, Update]:
+    """Do what `cohort.train` does, one person at a time, because a cohort's sum does not show whose gradient is long.
+
+    Where noise is asked for, the people's noises are drawn as their sum, once.
+    """
+    views, moved, total = sent[VIEWS], [], Update()
+    for row in range(len(people.users)):
+        alone = histories(people.take(np.array([row]))).to(views.device, views.dtype)
+        own = state.take(torch.tensor([row], device=views.device))
+        own, update = cohort.train(own, sent, alone, settings.local, settings.seed, round)
+        moved.append(own)
+        total += clipped(update, settings.privacy.clip)
+    if settings.privacy.noise_multiplier:
+        deviation = settings.privacy.noise_multiplier * settings.privacy.clip * math.sqrt(len(moved))
+        salt = seeds.key("noise", settings.seed, round, *people.users)
+        total = noised(total, deviation, salt if simulated else secrets.randbits(63))
+    return _together(moved), total
+
+
+def clipped(update: Update, clip: float) -> Update:
+    """Scale one person's gradients down to a common Euclidean norm of at most `clip`."""
+    norm = math.hypot(*(float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in update.gradients.values()))
+    scale = clip / max(norm, clip)
+    return Update({n: g * scale for n, g in update.gradients.items()}, update.weight, update.sums, update.counts)
+
+
+def noised(update: Update, deviation: float, seed: int) -> Update:
+    """Add independent normal draws to the gradients.
+
+    On a device `seed` must be one that nobody else knows: whoever knows it can take the noise off again. Only a simulation,
+    which hides nothing from anybody, may draw by the run's seed and the people's ids, so that it can be repeated; its noise
+    is then the same for the same people in a block, and another where they are dealt out otherwise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    gradients = {
+        name: gradient + deviation * torch.randn(gradient.shape, generator=generator).to(gradient)
+        for name, gradient in update.gradients.items()
+    }
+    return Update(gradients, update.weight, update.sums, update.counts)
+
+
+def epsilon(noise_multiplier: float, rounds: int, delta: float = 1e-5) -> float:
+    """What `rounds` noised uploads together tell of whether a person took part: the epsilon of differential privacy.
+
+    For who sees one person's uploads `noise_multiplier` is the setting; for who sees only sums over n people, each with their
+    own noise, it is sqrt(n) times that. The uploads are one Gaussian mechanism of mu = sqrt(rounds) / noise_multiplier (Dong,
+    Roth & Su 2022, Cor. 3.3), with delta = Phi(mu/2 - eps/mu) - e^eps Phi(-mu/2 - eps/mu) (Balle & Wang 2018, Theorem 8). A
+    `fraction` below 1 makes it no smaller: the server knows the seed by which people take part.
+    """
+    mu = math.sqrt(rounds) / noise_multiplier
+
+    def log_cdf(value: float) -> float:
+        return float(torch.special.log_ndtr(torch.tensor(value, dtype=torch.float64)))
+
+    low, high = 0.0, mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta))
+    for _ in range(100):
+        middle = (low + high) / 2
+        leaked = math.exp(log_cdf(mu / 2 - middle / mu)) - math.exp(middle + log_cdf(-mu / 2 - middle / mu))
+        low, high = (middle, high) if leaked > delta else (low, middle)
+    return high
+
+
+def _together(people: list[PrivateState]) -> PrivateState:
+    """Stack the states of people who trained alone."""
+    return PrivateState(
+        tuple(user for one in people for user in one.users),
+        {name: torch.cat([one.parameters[name] for one in people]) for name in people[0].parameters},
+        {name: torch.cat([one.optimizer[name] for one in people]) for name in people[0].optimizer},
+    )
