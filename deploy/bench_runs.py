@@ -13,7 +13,7 @@ import torch
 from client.recommend import Personal
 from common.catalogue import load_catalogue, write_table
 from common.config import Settings
-from common.errors import DataError, TesseraError
+from common.errors import ConfigError, DataError, TesseraError
 from common.files import read_json, write_bytes, write_json
 from common.interactions import load_interactions
 from deploy.bench import Bench, Content
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from benchmarks.peers.base import Peer
 
 RESULT = "result.json"
-NOT_FIGURES = ("all/users", "warm/users", "cold/users")
+NOT_FIGURES = ("all/users", "warm/users", "cold/users", "new-users/users", "untrained/users")
 TRAFFIC = ("bytes_down_per_node", "bytes_up_per_node", "bytes_down_per_user", "bytes_up_per_user")
 COLUMNS = {"dataset": pl.String, "method": pl.String, "seed": pl.Int64, "chosen": pl.String, "left_out": pl.String}
 Tell = Callable[[str], None]
@@ -88,7 +88,7 @@ class Session:
     progress: Progress
     rows: list[Content] = field(default_factory=list)
     people: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
-    baselines: dict[str, Content] = field(default_factory=dict)
+    baselines: dict[tuple[str, int], Content] = field(default_factory=dict)
 
     def run(self) -> None:
         """Run every method and peer; the trivial baselines come last."""
@@ -97,7 +97,7 @@ class Session:
         for peer in self.bench.peers:
             self._peer(peer)
         there = {row["method"] for row in self.rows}
-        self.rows += [{"method": name} | scores for name, scores in self.baselines.items() if name not in there]
+        self.rows += [{"method": name} | scores for (name, _), scores in self.baselines.items() if name not in there]
 
     def _method(self, method: str) -> None:
         """Try a method's candidates with the first seed, keep the best NDCG on validation, and run it with all seeds. Test
@@ -112,7 +112,14 @@ class Session:
             result = first if seed == seeds[0] else self._result(method, chosen, seed)
             row = {"method": method, "seed": seed, "chosen": _said(chosen)}
             self._add(row | _figures(result), self._run_dir(method, chosen, seed))
-            self.baselines |= _baselines(result)
+            # A seed draws who and what is cold; otherwise it changes nothing about the baselines.
+            drawn = seed if self._cold else seeds[0]
+            self.baselines |= {(name, drawn): scores for name, scores in _baselines(result).items()}
+
+    @property
+    def _cold(self) -> bool:
+        data = self.bench.shared[self.dataset].data
+        return bool(data.cold_items or data.cold_users)
 
     def _peer(self, peer: str) -> None:
         """Search a peer's grid with the first seed and fit what validation chose with every seed, or read what was found."""
@@ -178,6 +185,8 @@ class Session:
         from benchmarks.peers.selection import compare
 
         settings = self.bench.shared[self.dataset]
+        if self._cold:
+            raise ConfigError("peers are not fitted without cold items or cold users")
         dataset, k = prepared_dataset(settings.data, self.data), max(settings.evaluation.ks)
         catalogue = load_catalogue(dataset)
         split = load_interactions(dataset, len(catalogue)).split(given=settings.data.split == "given")
@@ -215,7 +224,7 @@ def _private_parameters(device: Path) -> int:
 
 
 def _baselines(result: Content) -> dict[str, Content]:
-    """Scores of each trivial baseline, by name; they are the same in every run on one dataset."""
+    """Scores of each trivial baseline, by name; they are the same in every run on one split."""
     found: dict[str, Content] = {}
     for name, value in result.get("baselines", {}).items():
         row, _, metric = name.partition("/")

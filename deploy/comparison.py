@@ -17,6 +17,7 @@ DIFFERENCES = NAMES | {f"{metric}{end}": pl.Float64 for metric in METRICS for en
 """Columns of the differences: method minus another, and the ends of their 95% intervals, in points of %."""
 QUALITY = "Quality on test, in %, ties at their expected value: mean and [smallest, largest] over seeds"
 SERVED = "Who is served: targets that occur in training and those that do not; the catalogue's share in anybody's first"
+GROUPS = ("warm", "cold", "new-users", "new-users-untrained")
 RESAMPLES = 10_000
 CHUNK = 100
 """Resamples drawn at once, which bounds the memory."""
@@ -109,7 +110,7 @@ def _quality(k: int) -> dict[str, str]:
 
 
 def _served(k: int) -> dict[str, str]:
-    pairs = [(group, metric) for group in ("warm", "cold") for metric in METRICS]
+    pairs = [(group, metric) for group in GROUPS for metric in METRICS]
     columns = {f"{group} {metric.upper()}@{k}": f"test/{group}/{metric}@{k}" for group, metric in pairs}
     return columns | {f"coverage@{k}": f"coverage@{k}"}
 

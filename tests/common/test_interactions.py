@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from common.errors import DataError
 from common.interactions import ABSENT, Interactions, Part, Split, assign, from_frame, load_interactions
+from tests.small import tries
 
 N_ITEMS = 9
 Event = tuple[str, int, int]
@@ -75,6 +76,7 @@ EVENTS = st.lists(
 )
 
 
+@tries(100)
 @given(EVENTS, st.data())
 def test_taking_users_and_splitting_commute(events: list[Event], data: st.DataObject) -> None:
     whole = interactions(*events)
@@ -85,6 +87,7 @@ def test_taking_users_and_splitting_commute(events: list[Event], data: st.DataOb
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
+@tries(100)
 @given(EVENTS)
 def test_a_split_loses_and_repeats_no_event(events: list[Event]) -> None:
     whole = interactions(*events)
@@ -97,6 +100,7 @@ def test_a_split_loses_and_repeats_no_event(events: list[Event]) -> None:
         assert set(kept) == {item for other, item, _ in events if other == user}
 
 
+@tries(100)
 @given(EVENTS)
 def test_a_table_of_the_events_gives_the_same_events(events: list[Event]) -> None:
     whole = interactions(*events)
