@@ -72,7 +72,8 @@ def quadratic(given: Given, settings: LocalSettings) -> Tensor:
     views for all users, plus an outer product for each event.
     """
     weights, views, people = given.routed.weights, given.routed.views, given.histories
-    grams = torch.einsum("gnd,hne->ghde", views, views)
+    known = views if people.withheld is None else views[:, ~people.withheld]
+    grams = torch.einsum("gnd,hne->ghde", known, known)
     system = torch.einsum("ug,uh,ghde->ude", weights, weights, grams)
     target = torch.zeros_like(system[:, 0])
     for start in range(0, len(people), 64):  # events of 64 users at a time: an outer product each is what costs memory
