@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from client import optimizers
-from client.backbones import BACKBONES, Given
+from client.backbones import BACKBONES, Given, Scored
 from client.histories import Histories
 from client.losses import LOSSES
 from client.router import Routed, pool, route, router_shapes
@@ -129,7 +129,7 @@ class Step:
             known, asked = self.histories.cuts(cuts, salt)
             private = {name: value.repeat_interleave(cuts, dim=0) for name, value in private.items()}
         everything = routed(private, received, known.hidden(self.settings.history_mask, salt), self.settings)
-        losses = LOSSES[self.settings.loss](self.backbone.scores(everything), asked, self.settings, salt)
+        losses = LOSSES[self.settings.loss](Scored(self.backbone, everything), asked, self.settings, salt)
         losses = losses + self.backbone.penalty(everything, self.settings, self.round)
         return losses.view(-1, cuts).mean(1)
 

@@ -1,44 +1,61 @@
-"""Losses on the device: each maps scores [n_users, n_items] to one value a user, [n_users]."""
+"""Losses on the device: each maps what a backbone scores to one value a user, [n_users]."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from client.histories import Histories
 from common import seeds
 from common.config import LocalSettings
 
 SPARE = 16
-Loss = Callable[[Tensor, Histories, LocalSettings, int], Tensor]
 
 
-def softmax(scores: Tensor, histories: Histories, settings: LocalSettings, salt: int) -> Tensor:
+class Scores(Protocol):
+    """Scores of some users and the catalogue, as far as a loss asks for them."""
+
+    def everything(self) -> Tensor:
+        """All of them, [n_users, n_items]."""
+
+    def pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """Those of users and items side by side, [n_pairs] each."""
+
+
+Loss = Callable[[Scores, Histories, LocalSettings, int], Tensor]
+
+
+def softmax(scored: Scores, histories: Histories, settings: LocalSettings, salt: int) -> Tensor:
     """Full-catalogue softmax: the mean over a user's events of -log softmax(scores)_i."""
-    picked = _pick(scores, histories.owners, histories.items)
+    scores = scored.everything()
+    picked = pick(scores, histories.owners, histories.items)
     total = scores.new_zeros(len(histories)).index_add(0, histories.owners, picked)
     scores = _without(histories, scores, -torch.inf)
     return torch.logsumexp(scores, dim=1) - total / histories.lengths().clamp(min=1)
 
 
-def bce(scores: Tensor, histories: Histories, settings: LocalSettings, salt: int) -> Tensor:
+def bce(scored: Scores, histories: Histories, settings: LocalSettings, salt: int) -> Tensor:
     """Binary cross-entropy over a user's events and `settings.negatives` sampled items for each: the mean of all terms."""
-    negatives = sample_negatives(histories, settings.negatives, salt)
-    owners = histories.owners.repeat_interleave(settings.negatives)
-    positive = softplus(-_pick(scores, histories.owners, histories.items))
-    negative = softplus(_pick(scores, owners, negatives.flatten()))
-    total = scores.new_zeros(len(histories)).index_add(0, histories.owners, positive).index_add(0, owners, negative)
+    negatives = sample_negatives(histories, settings.negatives, salt).flatten()
+    users = torch.cat([histories.owners, histories.owners.repeat_interleave(settings.negatives)])
+    scores = scored.pairs(users, torch.cat([histories.items, negatives]))
+    labels = torch.zeros_like(scores)
+    labels[: len(histories.items)] = 1
+    terms = binary_cross_entropy_with_logits(scores, labels, reduction="none")
+    total = scores.new_zeros(len(histories)).index_add(0, users, terms)
     return total / (histories.lengths().clamp(min=1) * (1 + settings.negatives))
 
 
-def squares(scores: Tensor, histories: Histories, settings: LocalSettings, salt: int) -> Tensor:
+def squares(scored: Scores, histories: Histories, settings: LocalSettings, salt: int) -> Tensor:
     """Confidence-weighted squares over the whole catalogue (Hu, Koren & Volinsky 2008), divided by the number of items.
 
     An event counts 1 + confidence times and should score 1; anything else counts once and should score 0.
     """
+    scores = scored.everything()
     everything = (_without(histories, scores, 0.0) ** 2).sum(1)
-    picked = _pick(scores, histories.owners, histories.items)
+    picked = pick(scores, histories.owners, histories.items)
     events = (1 + settings.confidence) * (1 - picked) ** 2 - picked**2
     return everything.index_add(0, histories.owners, events) / histories.n_items
 
@@ -77,6 +94,6 @@ def _draw(salt: int, *counters: Tensor) -> Tensor:
     return seeds.mix(salt, *counters) & 0x3FFFFFFFFFFFFFFF
 
 
-def _pick(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def pick(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Read scores at (row, column) pairs; one flat gather has a cheaper gradient than two-dimensional indexing."""
     return scores.flatten().index_select(0, rows * scores.shape[1] + columns)

@@ -1,6 +1,6 @@
 """Prediction models by name. A new one is one file here, one line below, and one in `common.backbones`: what it needs."""
 
-from client.backbones.base import Backbone, Given, Parameter
+from client.backbones.base import Backbone, Given, Parameter, Scored
 from client.backbones.fcf import FCF
 from client.backbones.fedavg import FedAvg
 from client.backbones.fedncf import FedNCF
@@ -17,4 +17,4 @@ BACKBONES: dict[str, Backbone] = {
     "history": History(),
 }
 
-__all__ = ["BACKBONES", "Backbone", "Given", "Parameter"]
+__all__ = ["BACKBONES", "Backbone", "Given", "Parameter", "Scored"]

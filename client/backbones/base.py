@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from client.histories import Histories
+from client.losses import pick
 from client.router import Routed
 from common.config import LocalSettings
 from common.protocol import Tensors
@@ -52,6 +53,10 @@ class Backbone(ABC):
     def scores(self, given: Given) -> Tensor:
         """Score the whole catalogue for every user, [n_users, n_items]."""
 
+    def pairs(self, given: Given, users: Tensor, items: Tensor) -> Tensor:
+        """Score users and items side by side, [n_pairs] each; worth a way of its own where a score is dear."""
+        return pick(self.scores(given), users, items)
+
     def penalty(self, given: Given, settings: LocalSettings, round: int) -> Tensor:
         """What is added to each user's loss, [n_users]; nothing by default."""
         return given.routed.weights.new_zeros(len(given.histories))
@@ -63,6 +68,22 @@ class Backbone(ABC):
     def phases(self, names: list[str]) -> list[list[str]]:
         """Groups of the private parameters `names` that step one after the other in each epoch; all at once by default."""
         return [names]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A backbone's scores of what it is given, computed as far as a loss asks for them."""
+
+    backbone: Backbone
+    given: Given
+
+    def everything(self) -> Tensor:
+        """Score the whole catalogue for every user, [n_users, n_items]."""
+        return self.backbone.scores(self.given)
+
+    def pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """Score users and items side by side, [n_pairs] each."""
+        return self.backbone.pairs(self.given, users, items)
 
 
 def quadratic(given: Given, settings: LocalSettings) -> Tensor:

@@ -18,9 +18,24 @@ class FedNCF(Backbone):
 
         The first layer is linear in the personalised item, so the views pass through it once for all users.
         """
+        items, user = self._first(given)
+        return self._rest(given, items + user[:, None])
+
+    def pairs(self, given: Given, users: Tensor, items: Tensor) -> Tensor:
+        """Apply the layers after the first to the pairs alone: a fifth of the catalogue where each event has 4 negatives."""
+        first, user = self._first(given)
+        rows = first.flatten(0, 1).index_select(0, users * first.shape[1] + items)
+        return self._rest(given, rows + user.index_select(0, users))
+
+    def _first(self, given: Given) -> tuple[Tensor, Tensor]:
+        """The first layer's two halves: of the items [n_users, n_items, dim], and of the users [n_users, dim]."""
         sent, routed = given.sent, given.routed
         items = torch.einsum("ug,gnh->unh", routed.weights, routed.views @ sent["ncf_item"].T)
-        user = given.private["user"] @ sent["ncf_user"].T + sent["ncf_bias"]
-        hidden = torch.relu(torch.relu(items + user[:, None]) @ sent["ncf_hidden"].T + sent["ncf_hidden_bias"])
+        return items, given.private["user"] @ sent["ncf_user"].T + sent["ncf_bias"]
+
+    def _rest(self, given: Given, first: Tensor) -> Tensor:
+        """Everything after the first layer's sum, [..., dim] to [...]."""
+        sent = given.sent
+        hidden = torch.relu(torch.relu(first) @ sent["ncf_hidden"].T + sent["ncf_hidden_bias"])
         scores: Tensor = hidden @ sent["ncf_out"]
         return scores

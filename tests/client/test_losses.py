@@ -1,5 +1,7 @@
 """Losses of a cohort: each user's is what torch gives for that user alone; negatives are fair draws of what they have not."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from scipy import stats
@@ -19,13 +21,26 @@ def people() -> Histories:
     return histories(split_of(ITEMS, N_ITEMS))
 
 
+@dataclass
+class Known:
+    """Scores that are there already."""
+
+    table: torch.Tensor
+
+    def everything(self) -> torch.Tensor:
+        return self.table
+
+    def pairs(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        return self.table[users, items]
+
+
 def scores_of(n_users: int, n_items: int = N_ITEMS) -> torch.Tensor:
     return 3 * torch.randn(n_users, n_items, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
 def test_softmax_is_each_users_own_cross_entropy() -> None:
     scores = scores_of(5)
-    found = softmax(scores, people(), settings().local, SALT)
+    found = softmax(Known(scores), people(), settings().local, SALT)
     for user, items in enumerate(ITEMS):
         alone = cross_entropy(scores[user].expand(len(items), -1), torch.tensor(items))
         torch.testing.assert_close(found[user], alone, rtol=1e-12, atol=1e-12)
@@ -34,7 +49,7 @@ def test_softmax_is_each_users_own_cross_entropy() -> None:
 @pytest.mark.parametrize("per_event", [1, 4])
 def test_bce_is_each_users_own_cross_entropy(per_event: int) -> None:
     scores, users = scores_of(5), people()
-    found = bce(scores, users, settings(local={"negatives": per_event}).local, SALT)
+    found = bce(Known(scores), users, settings(local={"negatives": per_event}).local, SALT)
     negatives = sample_negatives(users, per_event, SALT)
     for user, items in enumerate(ITEMS):
         drawn = negatives[users.owners == user].flatten()
@@ -49,7 +64,7 @@ def test_bce_is_each_users_own_cross_entropy(per_event: int) -> None:
 @pytest.mark.parametrize("loss", [softmax, bce])
 def test_a_users_gradient_touches_only_their_own_scores(loss) -> None:  # type: ignore[no-untyped-def]
     scores = scores_of(5).requires_grad_()
-    found = loss(scores, people(), settings().local, SALT)
+    found = loss(Known(scores), people(), settings().local, SALT)
     for user in range(5):
         (gradient,) = torch.autograd.grad(found[user], scores, retain_graph=True)
         assert gradient[user].abs().sum() > 0
@@ -58,7 +73,7 @@ def test_a_users_gradient_touches_only_their_own_scores(loss) -> None:  # type: 
 
 @pytest.mark.parametrize("loss", [softmax, bce])
 def test_large_scores_do_not_overflow(loss) -> None:  # type: ignore[no-untyped-def]
-    found = loss(1e4 * scores_of(5), people(), settings().local, SALT)
+    found = loss(Known(1e4 * scores_of(5)), people(), settings().local, SALT)
     assert torch.isfinite(found).all()
 
 
@@ -111,19 +126,19 @@ def test_a_user_with_almost_the_whole_catalogue_is_served() -> None:
     found = float((drawn == free).double().mean())
     expected = 1 - (1 - 1 / n_items) ** 17
     assert abs(found - expected) < 0.06, "one draw and sixteen spare ones each had the chance"
-    loss = bce(scores_of(1, n_items), users, settings().local, SALT)
+    loss = bce(Known(scores_of(1, n_items)), users, settings().local, SALT)
     assert torch.isfinite(loss).all()
 
 
 def test_a_user_with_the_whole_catalogue_does_not_break_the_cohort() -> None:
     users = histories(split_of([list(range(8)), [3]], 8))
     for loss in (softmax, bce):
-        assert torch.isfinite(loss(scores_of(2, 8), users, settings().local, SALT)).all()
+        assert torch.isfinite(loss(Known(scores_of(2, 8)), users, settings().local, SALT)).all()
     assert 3 not in sample_negatives(users, 30, SALT)[8:]
 
 
 def test_a_user_without_events_costs_nothing() -> None:
     users = histories(split_of([[1, 2], []], 8))
-    found = bce(scores_of(2, 8), users, settings().local, SALT)
+    found = bce(Known(scores_of(2, 8)), users, settings().local, SALT)
     assert float(found[1]) == 0
-    assert torch.isfinite(softmax(scores_of(2, 8), users, settings().local, SALT)).all()
+    assert torch.isfinite(softmax(Known(scores_of(2, 8)), users, settings().local, SALT)).all()
