@@ -8,6 +8,7 @@ methods:
   history-views:
     local: {backbone: history}            laid over the base
     choose: {local.learning_rate: [0.001, 0.01]}     tried with the first seed; the best on validation is kept
+    seeds: [0]                            optional: fewer or more than the others have
 seeds: [0, 1, 2]
 peers: [popularity, ease, pgl]            optional: centralised peers on the same data
 peer_seeds: [0]                           the first of `seeds` by default
@@ -41,7 +42,8 @@ class Bench:
     """What all methods and peers share, by dataset: its data and evaluation count."""
     methods: Mapping[str, Mapping[str, Content]]
     choices: Mapping[str, Mapping[str, list[Any]]]
-    seeds: tuple[int, ...]
+    seeds: Mapping[str, tuple[int, ...]]
+    """Each method's."""
     peers: tuple[str, ...]
     peer_seeds: tuple[int, ...]
     pairs: tuple[tuple[str, str], ...]
@@ -56,8 +58,10 @@ class Bench:
         names = _names(path, content, only)
         methods = {name: dict(own or {}) for name, own in content["methods"].items() if name in names}
         choices = {name: own.pop("choose", {}) for name, own in methods.items()}
+        seeds = {name: tuple(own.pop("seeds", content["seeds"])) for name, own in methods.items()}
         if quick:
             choices = {name: {key: values[:1] for key, values in own.items()} for name, own in choices.items()}
+            seeds = {name: own[:1] for name, own in seeds.items()}
         above = content.get("quick") or {} if quick else {}
         shared, grids = {}, {}
         for dataset, overlay in (content.get("datasets") or {"": {}}).items():
@@ -66,15 +70,15 @@ class Bench:
             grids[dataset] = {
                 name: overlaid(overlaid(base, own), above) | {"name": name} for name, own in methods.items()
             }
-        seeds = content["seeds"][:1] if quick else content["seeds"]
+        peer_seeds = content.get("peer_seeds") or content["seeds"][:1]
         bench = cls(
             name=content["name"] + ("-quick" if quick else ""),
             shared=shared,
             methods=grids,
             choices=choices,
-            seeds=tuple(seeds),
+            seeds=seeds,
             peers=tuple(name for name in content.get("peers") or () if name in names),
-            peer_seeds=tuple(seeds[:1] if quick else content.get("peer_seeds") or seeds[:1]),
+            peer_seeds=tuple(peer_seeds[:1] if quick else peer_seeds),
             pairs=_pairs(content),
             quick=quick,
         )
@@ -95,14 +99,14 @@ class Bench:
 
     def runs(self) -> int:
         """How many runs this is, each fit of a peer's grid counted as one."""
-        methods = sum(len(list(self.candidates(method))) + len(self.seeds) - 1 for method in self.choices)
+        methods = sum(len(list(self.candidates(method))) + len(self.seeds[method]) - 1 for method in self.choices)
         return len(self.methods) * (methods + len(self.peers))
 
     def _validate(self, path: Path) -> None:
         """Refuse what cannot be run, and methods whose results would not be comparable."""
         for dataset, shared in self.shared.items():
             for method in self.methods[dataset]:
-                for chosen, seed in itertools.product(self.candidates(method), self.seeds):
+                for chosen, seed in itertools.product(self.candidates(method), self.seeds[method]):
                     own = self.settings(dataset, method, chosen, seed, str(path))
                     if (own.data, own.evaluation.ks) != (shared.data, shared.evaluation.ks):
                         raise ConfigError(f"{path}: methods.{method} has other data or ks than the base")
@@ -122,6 +126,8 @@ def _read(path: Path) -> Content:
         choices = (own or {}).get("choose", {})
         if not isinstance(choices, dict) or not all(isinstance(values, list) and values for values in choices.values()):
             raise ConfigError(f"{path}: methods.{name}.choose maps settings to lists of values")
+        if "seeds" in (own or {}) and not (isinstance(own["seeds"], list) and own["seeds"]):
+            raise ConfigError(f"{path}: methods.{name}.seeds is no list of seeds")
     for name in (*content["methods"], *(content.get("datasets") or ())):
         if not re.fullmatch(NAME, str(name)):
             raise ConfigError(f"{path}: {name!r} is no name that a folder could have")

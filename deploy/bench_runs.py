@@ -102,7 +102,7 @@ class Session:
     def _method(self, method: str) -> None:
         """Try a method's candidates with the first seed, keep the best NDCG on validation, and run it with all seeds. Test
         is not looked at."""
-        seeds = self.bench.seeds
+        seeds = self.bench.seeds[method]
         tried = [(one, self._result(method, one, seeds[0])) for one in self.bench.candidates(method)]
         chosen, first = max(tried, key=lambda pair: _validation(pair[1]))
         shown = [{**one, "validation": _validation(result)} for one, result in tried if "scores" in result]
