@@ -1,1 +1,1 @@
-"""Encoders a device adapts to its people, and the adapters (FedMosaic). Needs the extra `clip`; no command imports it."""
+"""Encoders that a device adapts to its people, and the adapters (FedMosaic). Needs the extra `clip`; no command imports it."""
