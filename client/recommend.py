@@ -1,5 +1,6 @@
 """Recommendations from the device's own files: nothing is asked of a server."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,22 +69,35 @@ class Personal:
             found |= dict(zip(split.users, weights.tolist(), strict=True))
         return found
 
+    def reliance(self) -> dict[str, list[float]]:
+        """How far each person goes by each view, shares that sum to 1: by user, in the order of `task.views`.
+
+        A view's share is the standard deviation over the catalogue of its part in the person's scores, over the sum of
+        those of all views: the router's weight alone does not say how far apart the view sets the items for this person.
+        """
+        found: dict[str, list[float]] = {}
+        for split, private in self.people():
+            shares = _shares(self._parts(private, histories(split)))
+            found |= dict(zip(split.users, shares.tolist(), strict=True))
+        return found
+
     def recommend(self, user: str, k: int) -> tuple[list[Recommendation], dict[str, float]]:
-        """The k best items a person has not had, and the person's weights by view. Raises `DataError` for a stranger."""
+        """The k best items a person has not had, and the person's reliance by view. Raises `DataError` for a stranger."""
         split, private = self._person(user)
         settings = self.task.settings.local
         known = histories(split, split.validation)
         known = histories(_with(split, known), split.test)
-        scores, weights = cohort.scores(private, self.sent, known, settings)
+        scores = cohort.scores(private, self.sent, known, settings)[0]
+        parts = list(self._parts(private, known))
         best = scores[0].masked_fill(known.mask()[0], -torch.inf).topk(min(k, known.n_items - len(known.items))).indices
-        views, like = self._reasons(private, known, weights, best)
+        views, like = self._reasons(parts, known, best)
         catalogue = self.device.catalogue()
         titles = [title or item for title, item in zip(catalogue.titles, catalogue.items, strict=True)]
         found = [
             Recommendation(catalogue.items[i], titles[i], float(scores[0, i]), self.task.views[j], titles[h])
             for i, j, h in zip(best.tolist(), views.tolist(), like.tolist(), strict=True)
         ]
-        return found, dict(zip(self.task.views, weights[0].tolist(), strict=True))
+        return found, dict(zip(self.task.views, _shares(parts)[0].tolist(), strict=True))
 
     def _person(self, user: str) -> tuple[Split, dict[str, Tensor]]:
         for split, private in self.people():
@@ -93,20 +107,31 @@ class Personal:
                 return split.take(rows.numpy()), {name: value[rows] for name, value in private.items()}
         raise DataError(f"user {user!r} is not on this device ({self.device.folder})")
 
-    def _reasons(
-        self, private: dict[str, Tensor], known: Histories, weights: Tensor, items: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _parts(self, private: dict[str, Tensor], known: Histories) -> Iterator[Tensor]:
+        """Each view's part in the scores, [n_users, n_items]: what it adds alone to no view at all, its mean taken off."""
+        everything = cohort.routed(private, self.sent, known, self.task.settings.local)
+        views, weights = everything.routed.views, everything.routed.weights
+        backbone = BACKBONES[self.task.settings.local.backbone]
+        nothing = backbone.scores(replace(everything, routed=Routed(views, 0 * weights)))
+        for one in torch.eye(len(views)):
+            part = backbone.scores(replace(everything, routed=Routed(views, weights * one))) - nothing
+            yield part - part.mean(1, keepdim=True)
+
+    def _reasons(self, parts: list[Tensor], known: Histories, items: Tensor) -> tuple[Tensor, Tensor]:
         """For each of `items`: the view whose part of the score stands out most in the catalogue, and the nearest of the
         person's items in that view. Only single modalities can speak, where they are views: nobody knows what a gate is."""
-        views, backbone = self.sent[VIEWS], BACKBONES[self.task.settings.local.backbone]
+        views = self.sent[VIEWS]
         first = len(self.task.settings.views.operators) if self.task.settings.views.single else 0
-        everything = cohort.routed(private, self.sent, known, self.task.settings.local)
-        alone = [replace(everything, routed=Routed(views, weights * one)) for one in torch.eye(len(views))[first:]]
-        parts = torch.stack([backbone.scores(one)[0] for one in alone])
-        speaking = first + (parts - parts.mean(1, keepdim=True))[:, items].argmax(0)
+        speaking = first + torch.cat(parts[first:])[:, items].argmax(0)
         unit = torch.nn.functional.normalize(views - views.mean(1, keepdim=True), dim=2)
         nearest = (unit[speaking, items][:, None] * unit[speaking][:, known.items]).sum(2).argmax(1)
         return speaking, known.items[nearest]
+
+
+def _shares(parts: Iterable[Tensor]) -> Tensor:
+    """Each view's share of the spread of a person's scores, [n_users, n_views]; equal where no view tells items apart."""
+    spreads = torch.stack([part.std(1) for part in parts], dim=1) + torch.finfo(torch.float32).tiny
+    return spreads / spreads.sum(1, keepdim=True)
 
 
 def _with(split: Split, known: Histories) -> Split:

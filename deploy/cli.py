@@ -66,16 +66,16 @@ def demo(
 ) -> None:
     """Train on the generated shop, show ten recommendations with reasons, and how well the users were understood."""
     from client.recommend import Personal
-    from deploy.reliance import reliance_correlation
+    from deploy.reliance import correlations, reliances
 
     settings = load_settings(config, "inline", [f"federation.nodes={nodes}"] if nodes else [])
     job, figures = _train(settings, "inline", None, runs, resume=False, overwrite=True, end=False)
     personal = Personal.open(job.devices[0])
     user = personal.people()[0][0].users[0]
     show_recommendations(personal, user, 10)
-    found = reliance_correlation(job.catalogue, job.devices)
+    found = correlations(reliances(job.catalogue, job.devices))
     parts = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
-    console.print(f"\nSpearman correlation of users' true reliance with their routers' weights: {parts}")
+    console.print(f"\nSpearman correlation of users' true reliance with what their devices learnt of it: {parts}")
     print(json.dumps(figures | {"reliance_spearman": {name: round(value, 3) for name, value in found.items()}}))
 
 
@@ -116,8 +116,8 @@ def bench(
 
 
 def show_recommendations(personal: Any, user: str, k: int) -> None:
-    """Print a person's recommendations, each with the view that speaks for it, and how their router weighs the views."""
-    items, weights = personal.recommend(user, k)
+    """Print a person's recommendations, each with the view that speaks for it, and how far they go by each view."""
+    items, reliance = personal.recommend(user, k)
     table = Table(
         "",
         "item",
@@ -133,10 +133,9 @@ def show_recommendations(personal: Any, user: str, k: int) -> None:
         )
     console.print()
     console.print(table)
-    order = sorted(weights.items(), key=lambda pair: -pair[1])
-    console.print(
-        "this person's router: " + ", ".join(f"{name} {100 * weight:.0f}%" for name, weight in order), markup=False
-    )
+    order = sorted(reliance.items(), key=lambda pair: -pair[1])
+    shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in order)
+    console.print(f"this person goes by: {shares}", markup=False)
 
 
 def _train(

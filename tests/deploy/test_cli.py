@@ -227,7 +227,7 @@ def test_recommendations_are_titles_the_person_has_not_had(
     assert len(set(titles)) == 7
     assert sorted(map(float, scores), reverse=True) == list(map(float, scores))
     assert set(like) <= had, "the reason is something the person has"
-    assert re.search(r"this person's router: .*\d%", done.stdout)
+    assert re.search(r"this person goes by: .*\d%", done.stdout)
 
 
 def test_titles_are_shown_as_they_are(copied: Path) -> None:
