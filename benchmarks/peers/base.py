@@ -54,8 +54,10 @@ class Peer(ABC):
 
 
 def interaction_matrix(histories: Histories, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Who has what: R [n_users, n_items], dense, of zeros and ones."""
-    return histories.mask().to(dtype)
+    """Who has what, as it counts: R [n_users, n_items], dense, of zeros and ones where nothing is aged."""
+    matrix = torch.zeros(len(histories), histories.n_items, dtype=dtype)
+    matrix[histories.owners, histories.items] = histories.shown.to(dtype)
+    return matrix
 
 
 def validation_ndcg(scores: Tensor, histories: Histories, split: Split, k: int = 50) -> float:

@@ -16,6 +16,7 @@ from benchmarks.peers.itemknn import ItemKNN
 from benchmarks.peers.mgcn import Mgcn
 from benchmarks.peers.pgl import Pgl
 from benchmarks.peers.popularity import Popularity
+from benchmarks.peers.recent import RecentEase, RecentSpectral
 from benchmarks.peers.spectral import Spectral
 from benchmarks.peers.vbpr import Vbpr
 from client.evaluation import evaluate
@@ -31,6 +32,8 @@ PEERS: dict[str, type[Peer]] = {
     "itemknn": ItemKNN,
     "ease": Ease,
     "spectral": Spectral,
+    "recent-ease": RecentEase,
+    "recent-spectral": RecentSpectral,
     "vbpr": Vbpr,
     "bm3": Bm3,
     "mgcn": Mgcn,
