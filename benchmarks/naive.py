@@ -26,17 +26,17 @@ class NaiveClient(nn.Module):
         self.theta = nn.Parameter(torch.zeros(dim, dtype=dtype))
         self.offset = nn.Parameter(torch.zeros(1, dtype=dtype))
 
-    def forward(self, views: Tensor, history_view: Tensor | None, shown: list[int]) -> Tensor:
-        """Eq. 3-5: weights from the shown history, personalised items, scores of all items."""
-        size = max(len(shown), 1)
-        pooled = views[:, shown].sum(1) / size
+    def forward(self, views: Tensor, history_view: Tensor | None, items: list[int], counts: Tensor) -> Tensor:
+        """Eq. 3-5: weights from the history, each item as it counts, personalised items, scores of all items."""
+        pooled = (counts[:, None] * views[:, items]).sum(1) / counts.sum().clamp(min=1)
         normal = nn.functional.layer_norm(pooled, (views.shape[-1],))
         weights = torch.softmax((self.scale * normal).sum(1) / views.shape[-1] ** 0.5 + self.bias, dim=0)
         personal = torch.einsum("g,gnd->nd", weights, views)
         if self.backbone == "fedavg":
             return personal @ self.theta + self.offset
         assert history_view is not None
-        return personal @ (history_view[shown].sum(0) / size**0.5 + self.theta)
+        summed = (counts[:, None] * history_view[items]).sum(0)
+        return personal @ (summed / counts.norm().clamp(min=1) + self.theta)
 
 
 def naive_loss(scores: Tensor, history: Histories, settings: LocalSettings, salt: int) -> Tensor:
@@ -47,6 +47,32 @@ def naive_loss(scores: Tensor, history: Histories, settings: LocalSettings, salt
     negatives = sample_negatives(history, settings.negatives, salt).flatten()
     labels = torch.cat([torch.ones(len(items)), torch.zeros(len(negatives))]).to(scores.dtype)
     return nn.functional.binary_cross_entropy_with_logits(scores[torch.cat([items, negatives])], labels)
+
+
+def naive_counts(shown: Tensor, recency: float) -> Tensor:
+    """What each event of one history counts: nothing if hidden, and less with the number of events after it."""
+    last = len(shown) - 1
+    return (
+        torch.stack([seen * (1 + last - place) ** -recency for place, seen in enumerate(shown)]) if last >= 0 else shown
+    )
+
+
+def naive_next(
+    client: NaiveClient,
+    sent: dict[str, Tensor],
+    items: list[int],
+    history: Histories,
+    settings: LocalSettings,
+    salt: int,
+) -> Tensor:
+    """The next event from those before it, at each cut of one history, one after the other."""
+    before, asked = history.cuts(settings.cuts, salt)
+    losses = []
+    for cut, target in zip(before.lengths().tolist(), asked.items, strict=True):
+        counts = naive_counts(torch.ones(cut, dtype=client.scale.dtype), settings.recency)
+        scores = client(sent["views"], sent.get("history"), items[:cut], counts)
+        losses.append(nn.functional.cross_entropy(scores, target))
+    return torch.stack(losses).mean()
 
 
 def naive_optimizer(parameters: list[nn.Parameter], settings: LocalSettings) -> torch.optim.Optimizer:
@@ -74,11 +100,13 @@ def personalized_refinement(
     generator.zero_grad()
     for epoch in range(settings.local_epochs):
         salt = seeds.key("epoch", seed, round, epoch)
-        draws = history.hidden(settings.history_mask, salt).shown
-        shown = [item for item, keep in zip(items, draws.tolist(), strict=True) if keep]
         sent = generator()
         optimizer.zero_grad()
-        loss = naive_loss(client(sent["views"], sent.get("history"), shown), history, settings, salt)
+        if settings.loss == "next":
+            loss = naive_next(client, sent, items, history, settings, salt)
+        else:
+            counts = naive_counts(history.hidden(settings.history_mask, salt).shown, settings.recency)
+            loss = naive_loss(client(sent["views"], sent.get("history"), items, counts), history, settings, salt)
         loss.backward()  # adds to the gradients of D and gamma_j; theta_u and phi_u start from zero each epoch
         optimizer.step()
     return float(loss.detach()), {name: p.grad for name, p in generator.named_parameters() if p.grad is not None}

@@ -1,5 +1,7 @@
 """Ragged histories against dense loops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,46 @@ def test_what_is_hidden_of_a_user_depends_on_no_other() -> None:
     for user, row in enumerate(items):
         alone = single(row, N_ITEMS, f"u{user}").hidden(0.5, SALT)
         assert alone.shown.tolist() == together.shown[together.owners == user].tolist()
+
+
+def test_an_event_counts_less_the_more_came_after_it() -> None:
+    people = build([[4, 2, 7], [], [5]])
+    assert people.aged(0.0) is people
+    aged = people.aged(1.0)
+    assert aged.shown.tolist() == pytest.approx([1 / 3, 1 / 2, 1, 1])
+    torch.testing.assert_close(aged.total(TABLE)[0], TABLE[4] / 3 + TABLE[2] / 2 + TABLE[7])
+    assert aged.sizes().tolist() == pytest.approx([1 + 1 / 2 + 1 / 3, 1, 1]), "1 where there is nothing"
+    assert aged.norms().tolist() == pytest.approx([(1 + 1 / 4 + 1 / 9) ** 0.5, 1, 1])
+    assert build([[4, 2, 7]], 0.5).aged(1.0).shown.tolist() == (build([[4, 2, 7]], 0.5).shown * aged.shown[:3]).tolist()
+
+
+@tries(30)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 4), st.integers(0, 1000))
+def test_a_cut_shows_what_came_before_and_asks_for_what_followed(lengths: list[int], per_user: int, seed: int) -> None:
+    items = ragged(seed, lengths, N_ITEMS)
+    before, asked = build(items).cuts(per_user, seed)
+    assert len(before) == len(asked) == per_user * len(items)
+    assert asked.lengths().tolist() == [1] * len(asked)
+    for row in range(len(before)):
+        whole, shown = items[row // per_user], before.items[before.owners == row].tolist()
+        assert shown == whole[: len(shown)]
+        assert asked.items[row] == whole[len(shown)]
+        assert bool(shown) == (len(whole) > 1), "only a first event has nothing before it"
+
+
+def test_cuts_fall_everywhere_and_are_a_users_own() -> None:
+    items = ragged(4, [9, 2, 7], N_ITEMS)
+    places = {len(row) for salt in range(50) for row in _cut(items[:1], 8, salt)}
+    assert places == set(range(1, 9))
+    assert _cut(items, 4, SALT)[8:] == _cut(items[2:], 4, SALT, first=2)
+    assert _cut(items, 4, SALT) != _cut(items, 4, SALT + 1)
+
+
+def _cut(items: list[list[int]], per_user: int, salt: int, first: int = 0) -> list[list[int]]:
+    split = split_of(items, N_ITEMS)
+    named = replace(split, users=tuple(f"u{first + row}" for row in range(len(items))))
+    before, _ = histories(named).cuts(per_user, salt)
+    return [before.items[before.owners == row].tolist() for row in range(len(before))]
 
 
 def test_an_extra_item_comes_last_where_there_is_one() -> None:

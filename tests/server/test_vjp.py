@@ -23,6 +23,15 @@ VARIANTS = {
         "history_mask": 0.3,
     },
     "history-softmax-adam": {"backbone": "history", "loss": "softmax", "optimizer": "adam", "local_epochs": 3},
+    "history-softmax-aged": {"backbone": "history", "loss": "softmax", "recency": 0.7, "local_epochs": 2},
+    "history-next": {
+        "backbone": "history",
+        "loss": "next",
+        "cuts": 3,
+        "recency": 1.0,
+        "history_mask": 0.0,
+        "local_epochs": 2,
+    },
 }
 
 
