@@ -59,18 +59,19 @@ class ViewGenerator(nn.Module):
         """Let the ID view and the history view be V diag(s / s_1)^(1/4) each, so that their product scores as Spectral does.
 
         `vectors` V is [n_items, rank], `values` s [rank]; rank is at most id_dim and dim. The ID projection becomes the
-        identity on the rank's columns, each modality's projection predicts the ID view by ridge regression, and operators
-        start from what they are given rather than from noise.
+        identity on the rank's columns, each modality's projection predicts V by ridge regression, and operators start from
+        what they are given rather than from noise. An ID embedding that is to be noise stays noise.
         """
         rank = len(values)
         table = settings.spectral_scale * vectors * (values / values[0]) ** 0.25
-        self.embedding[:, :rank] = table.to(self.embedding)
+        if self.embedding.requires_grad:
+            self.embedding[:, :rank] = table.to(self.embedding)
         projection = cast(nn.Linear, self.projections[-1])
         projection.weight.copy_(torch.eye(*projection.weight.shape))
         projection.bias.zero_()
         if self.history is not None:
             self.history[:, :rank] = table.to(self.history)
-        wanted = self.projections[-1](self.embedding)
+        wanted = nn.functional.pad(table, (0, settings.dim - rank))
         for name, content in zip(self.contents, self.projections, strict=False):
             _regress(cast(nn.Linear, content), self.get_buffer(f"features_{name}"), wanted)
         for operator in self.operators.values():
