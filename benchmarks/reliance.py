@@ -115,8 +115,8 @@ def plot(people: pl.DataFrame, lost: dict[str, Quartiles]) -> None:
         axis.set_aspect("equal")
     axes[0].set_ylabel("reliance learnt on the device")
     for number, (name, table) in enumerate(lost.items()):
-        places = np.arange(4) + 0.4 * number - 0.2
-        axes[3].bar(places, table[:, 0], 0.38, yerr=table[:, 1], color=colours[name], label=f"without {SPOKEN[name]}")
+        places = np.arange(4) + 0.28 * (number - 1)
+        axes[3].bar(places, table[:, 0], 0.26, yerr=table[:, 1], color=colours[name], label=f"without {SPOKEN[name]}")
     axes[3].axhline(0, color="black", linewidth=0.8)
     axes[3].set_xticks(range(4), ["least", "2nd", "3rd", "most"])
     axes[3].set(xlabel="quartile of true reliance on it", ylabel=f"NDCG@{K} lost, in %", title="a modality removed")
