@@ -78,6 +78,9 @@ class ViewSettings(_Settings):
     """Power iterations before round 1 that start both embeddings from singular vectors of the interactions; 0: none."""
     spectral_scale: Step = 10.0
     """Size of the spectral start: how sharply the first scores tell items apart."""
+    unseen_scale: Amount = 1.0
+    """With a spectral start, the size of items that nobody has yet, as their contents predict them, beside the others': more
+    puts new items in front; 0 leaves them out."""
 
     @model_validator(mode="after")
     def _some_view(self) -> "ViewSettings":

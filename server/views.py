@@ -60,22 +60,33 @@ class ViewGenerator(nn.Module):
 
         `vectors` V is [n_items, rank], `values` s [rank]; rank is at most id_dim and dim. The ID projection becomes the
         identity on the rank's columns, each modality's projection predicts V by ridge regression, and operators start from
-        what they are given rather than from noise. An ID embedding that is to be noise stays noise.
+        what they are given rather than from noise. Items that nobody has, where V is zero, start from what all their contents
+        predict together, `unseen_scale` times as long as others are. An ID embedding that is to be noise stays noise.
         """
-        rank = len(values)
-        table = settings.spectral_scale * vectors * (values / values[0]) ** 0.25
+        rank, seen = len(values), vectors.any(1)
+        table = vectors.new_zeros(len(vectors), settings.dim)
+        table[:, :rank] = settings.spectral_scale * vectors * (values / values[0]) ** 0.25
+        for name, projection in zip(self.contents, self.projections, strict=False):
+            _regress(cast(nn.Linear, projection), self.get_buffer(f"features_{name}"), table, seen)
+        if self.contents:
+            table[~seen] = settings.unseen_scale * self._guessed(table, seen)
         if self.embedding.requires_grad:
-            self.embedding[:, :rank] = table.to(self.embedding)
-        projection = cast(nn.Linear, self.projections[-1])
-        projection.weight.copy_(torch.eye(*projection.weight.shape))
-        projection.bias.zero_()
+            self.embedding[:, :rank] = table[:, :rank].to(self.embedding)
+        own = cast(nn.Linear, self.projections[-1])
+        own.weight.copy_(torch.eye(*own.weight.shape))
+        own.bias.zero_()
         if self.history is not None:
-            self.history[:, :rank] = table.to(self.history)
-        wanted = nn.functional.pad(table, (0, settings.dim - rank))
-        for name, content in zip(self.contents, self.projections, strict=False):
-            _regress(cast(nn.Linear, content), self.get_buffer(f"features_{name}"), wanted)
+            self.history[:, :rank] = table[:, :rank].to(self.history)
         for operator in self.operators.values():
             cast(Operator, operator).pass_through()
+
+    def _guessed(self, table: Tensor, seen: Tensor) -> Tensor:
+        """What the contents of items that are not `seen` predict of `table` [n_items, dim], as long as its mean row."""
+        features = torch.cat([self.get_buffer(f"features_{name}") for name in self.contents], dim=1)
+        joint = nn.Linear(features.shape[1], table.shape[1])
+        _regress(joint, features, table, seen)
+        directions: Tensor = nn.functional.normalize(joint(features[~seen]), dim=1)
+        return table[seen].norm(dim=1).mean() * directions
 
     def forward(self) -> dict[str, Tensor]:
         """Build what is broadcast: "views" [n_views, n_items, dim], "history" [n_items, dim] and the shared head by name."""
@@ -88,12 +99,13 @@ class ViewGenerator(nn.Module):
         return {VIEWS: views, **({} if self.history is None else {HISTORY: self.history}), **self.head}
 
 
-def _regress(projection: nn.Linear, features: Tensor, wanted: Tensor) -> None:
-    """Let a projection of standardised `features` [n_items, width] predict `wanted` [n_items, dim] by ridge regression."""
+def _regress(projection: nn.Linear, features: Tensor, wanted: Tensor, seen: Tensor) -> None:
+    """Let a projection of standardised `features` [n_items, width] predict `wanted` [n_items, dim] by ridge regression on
+    the `seen` items [n_items]."""
+    features, mean = features[seen], wanted[seen].mean(0)
     gram = features.T @ features
     gram.diagonal().add_(RIDGE * len(features))
-    mean = wanted.mean(0)
-    projection.weight.copy_(torch.linalg.solve(gram, features.T @ (wanted - mean)).T)
+    projection.weight.copy_(torch.linalg.solve(gram, features.T @ (wanted[seen] - mean)).T)
     projection.bias.copy_(mean)
 
 

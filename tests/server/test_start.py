@@ -74,3 +74,17 @@ def test_a_maps_rate_is_divided_by_its_inputs_if_asked(by_fan_in: bool) -> None:
     assert moved("projections.0.weight") == pytest.approx(0.01 / (12 if by_fan_in else 1), rel=1e-2)
     assert moved("projections.1.weight") == pytest.approx(0.01 / (7 if by_fan_in else 1), rel=1e-2)
     assert moved("projections.1.bias") == pytest.approx(0.01, rel=1e-2)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
+def test_items_that_nobody_has_start_from_their_contents(scale: float) -> None:
+    made = strategy(views={"unseen_scale": scale})
+    vectors = torch.linalg.qr(torch.randn(N_ITEMS, RANK, generator=torch.Generator().manual_seed(1))).Q
+    vectors[30:] = 0
+    made.start_from(vectors, torch.ones(RANK))
+    ids = made.generator()["views"][-1].detach()[:, :RANK]
+    usual = ids[:30].norm(dim=1).mean()
+    torch.testing.assert_close(ids[30:].norm(dim=1), (scale * usual).expand(10), rtol=1e-4, atol=1e-5)
+    assert made.generator.history is not None
+    torch.testing.assert_close(made.generator.history[:, :RANK].detach(), ids)
+    torch.testing.assert_close(ids[:30], 2.0 * vectors[:30])
