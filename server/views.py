@@ -85,8 +85,9 @@ class ViewGenerator(nn.Module):
         features = torch.cat([self.get_buffer(f"features_{name}") for name in self.contents], dim=1)
         joint = nn.Linear(features.shape[1], table.shape[1])
         _regress(joint, features, table, seen)
-        directions: Tensor = nn.functional.normalize(joint(features[~seen]), dim=1)
-        return table[seen].norm(dim=1).mean() * directions
+        usual = table[seen].norm(dim=1).mean()
+        guessed: Tensor = usual * nn.functional.normalize(joint(features[~seen]), dim=1)
+        return guessed
 
     def forward(self) -> dict[str, Tensor]:
         """Build what is broadcast: "views" [n_views, n_items, dim], "history" [n_items, dim] and the shared head by name."""
