@@ -21,7 +21,7 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Step = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 EXECUTORS = ("inline", "ray", "grpc")
-Operator = Literal["sum", "mlp", "gate", "attention"]
+Operator = Literal["sum", "mlp", "gate", "attention", "concat"]
 
 
 class _Settings(BaseModel):
@@ -86,8 +86,6 @@ class ViewSettings(_Settings):
     def _some_view(self) -> "ViewSettings":
         if not self.operators and not self.single:
             raise ValueError("operators and single leave no view at all")
-        if "id" in self.noise and self.spectral_rounds:
-            raise ValueError("a spectral start would replace the noise of id")
         return self
 
 

@@ -10,6 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from common.errors import ConfigError
+
 
 class Operator(nn.Module):
     """From [n_items, n_modalities, dim] to [n_items, dim]."""
@@ -85,9 +87,25 @@ class Attention(Operator):
         return mixed
 
 
+class Concat(Operator):
+    """Each modality has dimensions of its own, so that a user's head weighs them apart, as in VBPR (He & McAuley 2016)."""
+
+    def __init__(self, n_modalities: int, dim: int) -> None:
+        super().__init__()
+        if dim < n_modalities:
+            raise ConfigError(f"views.dim is {dim}: concat needs a dimension for each of {n_modalities} modalities")
+        self.register_buffer("owners", torch.arange(dim) * n_modalities // dim, persistent=False)
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Take each dimension from the modality that owns it."""
+        owners = self.get_buffer("owners")
+        return items[:, owners, torch.arange(len(owners), device=items.device)]
+
+
 OPERATORS: dict[str, Callable[[int, int], Operator]] = {
     "sum": Sum,
     "mlp": MLP,
     "gate": Gate,
     "attention": Attention,
+    "concat": Concat,
 }

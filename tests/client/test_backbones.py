@@ -31,6 +31,7 @@ LOCAL = {
 MODES = {
     "id": {"operators": [], "single": True, "modalities": []},
     "mlp": {"operators": ["mlp"], "single": False},
+    "vbpr": {"operators": ["concat"], "single": False},
     "views": {},
 }
 every_backbone = pytest.mark.parametrize("backbone", BACKBONES)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from common.config import Settings
+from common.errors import ConfigError
 from common.protocol import Update
 from server.strategies.fedvlr import FedVLR
 from server.views import RIDGE
@@ -51,6 +52,14 @@ def test_operators_start_in_the_space_of_what_they_fuse() -> None:
     assert not views["mlp"].any()
     low, high = parts.amin(0), parts.amax(0)
     assert ((views["attention"] >= low - 1e-5) & (views["attention"] <= high + 1e-5)).all(), "a mean of the parts"
+
+
+def test_concat_gives_each_modality_dimensions_of_its_own() -> None:
+    views, _ = started(views={"operators": ["concat"]})
+    expected = torch.cat([views["image"][:, :3], views["text"][:, 3:6], views["id"][:, 6:]], dim=1)
+    torch.testing.assert_close(views["concat"], expected)
+    with pytest.raises(ConfigError, match="a dimension for each of 3"):
+        strategy(views={"operators": ["concat"], "dim": 2})
 
 
 def test_item_ids_that_are_to_be_noise_stay_noise() -> None:
