@@ -169,7 +169,7 @@ def router(run: Path) -> Figure:
             parts["boxes"][0].set_label(f"up to {most} events ({len(members)} people)")
         axes.axhline(1 / len(views), color="#8c8c8c", linewidth=0.8, linestyle=":")
         axes.set(ylabel=label, xticks=range(len(views)), xticklabels=views)
-    panels[0].legend(ncols=2, fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     panels[0].set_title(run.name)
     return figure
 

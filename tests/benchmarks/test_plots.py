@@ -102,7 +102,7 @@ def test_losses_start_at_one(runs: Path) -> None:
 def test_router_boxes_hold_everybody_once_and_show_nobody(runs: Path) -> None:
     figure = plots.router(runs / "whole")
     people = sum(len(Personal.open(folder).weights()) for folder in (runs / "whole/devices").glob("node-*"))
-    counted = [int(text.get_text().split("(")[1].split()[0]) for text in figure.axes[0].get_legend().get_texts()]
+    counted = [int(text.get_text().split("(")[1].split()[0]) for text in figure.legends[0].get_texts()]
     assert len(counted) == 4
     assert sum(counted) == people
     assert not any(
