@@ -8,9 +8,12 @@ run's setting, so a device relies on its server for it.
 
 import math
 import secrets
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from client import cohort
 from client.histories import histories
@@ -37,8 +40,8 @@ def train(
         total += clipped(update, settings.privacy.clip)
     if settings.privacy.noise_multiplier:
         deviation = settings.privacy.noise_multiplier * settings.privacy.clip * math.sqrt(len(moved))
-        salt = seeds.key("noise", settings.seed, round, *people.users)
-        total = noised(total, deviation, salt if simulated else secrets.randbits(63))
+        repeatable = torch.Generator().manual_seed(seeds.key("noise", settings.seed, round, *people.users))
+        total = noised(total, deviation, partial(torch.randn, generator=repeatable) if simulated else secret_normal)
     return _together(moved), total
 
 
@@ -49,19 +52,27 @@ def clipped(update: Update, clip: float) -> Update:
     return Update({n: g * scale for n, g in update.gradients.items()}, update.weight, update.sums, update.counts)
 
 
-def noised(update: Update, deviation: float, seed: int) -> Update:
+def noised(update: Update, deviation: float, draw: Callable[[torch.Size], Tensor]) -> Update:
     """Add independent normal draws to the gradients.
 
-    On a device `seed` must be one that nobody else knows: whoever knows it can take the noise off again. Only a simulation,
+    On a device `draw` must be `secret_normal`: whoever can repeat a draw can take the noise off again. Only a simulation,
     which hides nothing from anybody, may draw by the run's seed and the people's ids, so that it can be repeated; its noise
     is then the same for the same people in a block, and another where they are dealt out otherwise.
     """
-    generator = torch.Generator().manual_seed(seed)
     gradients = {
-        name: gradient + deviation * torch.randn(gradient.shape, generator=generator).to(gradient)
-        for name, gradient in update.gradients.items()
+        name: gradient + deviation * draw(gradient.shape).to(gradient) for name, gradient in update.gradients.items()
     }
     return Update(gradients, update.weight, update.sums, update.counts)
+
+
+def secret_normal(shape: torch.Size) -> Tensor:
+    """Standard normal draws from the operating system's randomness (Box-Muller).
+
+    Not from torch's generator: that takes 32 bits of its seed, few enough to try them all.
+    """
+    words = torch.frombuffer(bytearray(secrets.token_bytes(16 * shape.numel())), dtype=torch.int64).view(2, *shape)
+    radius, angle = (words & ((1 << 53) - 1)).double() * 2.0**-53  # uniform in [0, 1)
+    return torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)
 
 
 def epsilon(noise_multiplier: float, rounds: int, delta: float = 1e-5) -> float:
