@@ -168,7 +168,7 @@ def _census(split: Split) -> Update:
     """How many people and events there are, and how often each item occurs; one person's counts would be their history,
     so a device with one person withholds them."""
     held_out = {"validation": float((split.validation >= 0).sum()), "test": float((split.test >= 0).sum())}
-    withheld = len(split.users) < 2
+    withheld = len(split.users) == 1
     sums = {"users": float(len(split.users)), "events": float(len(split.train_items)), "withheld": float(withheld)}
     counts = {} if withheld else {COUNTS: torch.from_numpy(split.counts()).float()}
     return Update(sums=Sums(sums | held_out), counts=counts)

@@ -126,6 +126,16 @@ def test_guests_leave_nothing_in_what_a_device_returns(tmp_path: Path) -> None:
     assert apart["test/new-users/users"] == apart["test/new-users-untrained/users"] == tested
 
 
+def test_a_device_of_guests_alone_withholds_nothing_from_the_census(tmp_path: Path) -> None:
+    """One person's counts would be their history, and are missed by everybody; nobody's counts are zeros."""
+    job = small_job(tmp_path, nodes=14, data=COLD_USERS)
+    sent = views(40)
+    for folder in job.devices:
+        device = Device(folder)
+        answer = device.perform(asked("census", job, sent), None, {})
+        assert (COUNTS in answer.counts) != bool(device.split(job.settings).members().users)
+
+
 def test_guests_learn_on_their_own_device_and_are_evaluated_apart(tmp_path: Path) -> None:
     """Trained, their parameters are other than those of the start; the same on any number of devices."""
     found = []
