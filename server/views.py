@@ -63,6 +63,7 @@ class ViewGenerator(nn.Module):
         what they are given rather than from noise. Items that nobody has, where V is zero, start from what all their contents
         predict together, `unseen_scale` times as long as others are. An ID embedding that is to be noise stays noise.
         """
+        vectors, values = vectors.to(self.embedding), values.to(self.embedding)
         rank, seen = len(values), vectors.any(1)
         table = vectors.new_zeros(len(vectors), settings.dim)
         table[:, :rank] = settings.spectral_scale * vectors * (values / values[0]) ** 0.25
@@ -71,19 +72,19 @@ class ViewGenerator(nn.Module):
         if self.contents:
             table[~seen] = settings.unseen_scale * self._guessed(table, seen)
         if self.embedding.requires_grad:
-            self.embedding[:, :rank] = table[:, :rank].to(self.embedding)
+            self.embedding[:, :rank] = table[:, :rank]
         own = cast(nn.Linear, self.projections[-1])
         own.weight.copy_(torch.eye(*own.weight.shape))
         own.bias.zero_()
         if self.history is not None:
-            self.history[:, :rank] = table[:, :rank].to(self.history)
+            self.history[:, :rank] = table[:, :rank]
         for operator in self.operators.values():
             cast(Operator, operator).pass_through()
 
     def _guessed(self, table: Tensor, seen: Tensor) -> Tensor:
         """What the contents of items that are not `seen` predict of `table` [n_items, dim], as long as its mean row."""
         features = torch.cat([self.get_buffer(f"features_{name}") for name in self.contents], dim=1)
-        joint = nn.Linear(features.shape[1], table.shape[1])
+        joint = nn.Linear(features.shape[1], table.shape[1]).to(features)
         _regress(joint, features, table, seen)
         usual = table[seen].norm(dim=1).mean()
         guessed: Tensor = usual * nn.functional.normalize(joint(features[~seen]), dim=1)
@@ -117,9 +118,13 @@ def _started(shape: tuple[int, ...]) -> nn.Parameter:
 
 
 def _choose(catalogue: Catalogue, settings: ViewSettings) -> tuple[str, ...]:
-    """Name the modalities to use. Raises `DataError` when the catalogue lacks one that the settings name."""
+    """Name the modalities to use. Raises `DataError` when the catalogue lacks one, or noise would take no view's place."""
     available = tuple(catalogue.features)
-    for name in (*(settings.modalities or ()), *(name for name in settings.noise if name != ID)):
+    chosen = available if settings.modalities is None else settings.modalities
+    for name in (*chosen, *(name for name in settings.noise if name != ID)):
         if name not in available:
             raise DataError(f"the catalogue has no modality {name!r}; it has {', '.join(available) or 'none'}")
-    return available if settings.modalities is None else settings.modalities
+    for name in settings.noise:
+        if name not in (*chosen, *((ID,) if settings.item_ids else ())):
+            raise DataError(f"views.noise names {name!r}, which these views do not show")
+    return chosen

@@ -67,6 +67,8 @@ def test_without_item_ids_no_item_has_anything_of_its_own(single: bool) -> None:
 def test_mistakes_are_named() -> None:
     for changes, message in (
         ({"noise": ("sound",)}, "no modality 'sound'"),
+        ({"noise": ("text",), "modalities": ("image",)}, "'text', which these views do not show"),
+        ({"noise": ("id",), "item_ids": False}, "'id', which these views do not show"),
         ({"modalities": ("id",)}, "no modality 'id'"),
         ({"modalities": (), "item_ids": False}, "nothing to show"),
     ):
