@@ -65,8 +65,8 @@ class Personal:
         """How each person weighs the views, by user: the router's output for their history, in the order of `task.views`."""
         found: dict[str, list[float]] = {}
         for split, private in self.people():
-            weights = cohort.scores(private, self.sent, histories(split), self.task.settings.local)[1]
-            found |= dict(zip(split.users, weights.tolist(), strict=True))
+            given = cohort.routed(private, self.sent, histories(split), self.task.settings.local)
+            found |= dict(zip(split.users, given.routed.weights.tolist(), strict=True))
         return found
 
     def reliance(self) -> dict[str, list[float]]:
@@ -136,4 +136,4 @@ def _shares(parts: Iterable[Tensor]) -> Tensor:
 
 def _with(split: Split, known: Histories) -> Split:
     """The same split with `known` as its training items."""
-    return Split(split.users, known.offsets.numpy(), known.items.numpy(), split.validation, split.test, split.n_items)
+    return replace(split, offsets=known.offsets.numpy(), train_items=known.items.numpy())
