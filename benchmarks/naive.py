@@ -67,10 +67,11 @@ def naive_next(
 ) -> Tensor:
     """The next event from those before it, at each cut of one history, one after the other."""
     before, asked = history.cuts(settings.cuts, salt)
+    shown = before.hidden(settings.history_mask, salt).shown.split(before.lengths().tolist())
     losses = []
-    for cut, target in zip(before.lengths().tolist(), asked.items, strict=True):
-        counts = naive_counts(torch.ones(cut, dtype=client.scale.dtype), settings.recency)
-        scores = client(sent["views"], sent.get("history"), items[:cut], counts)
+    for seen, target in zip(shown, asked.items, strict=True):
+        counts = naive_counts(seen, settings.recency)
+        scores = client(sent["views"], sent.get("history"), items[: len(seen)], counts)
         losses.append(nn.functional.cross_entropy(scores, target))
     return torch.stack(losses).mean()
 

@@ -29,7 +29,7 @@ VARIANTS = {
         "loss": "next",
         "cuts": 3,
         "recency": 1.0,
-        "history_mask": 0.0,
+        "history_mask": 0.3,
         "local_epochs": 2,
     },
 }
