@@ -55,6 +55,14 @@ class DataSettings(_Settings):
     encode: Literal["builtin"] | None = None
     """Compute the features of a raw dataset from its titles, texts and pictures; those it comes with are used otherwise."""
 
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> "DataSettings":
+        if self.encode and self.kind == "converted":
+            raise ValueError("encode is for raw data: name their kind, or leave encode out")
+        if self.cold_items and self.split == "given":
+            raise ValueError("cold_items replaces the split: leave split out")
+        return self
+
 
 class ViewSettings(_Settings):
     """What the server makes of the catalogue."""
@@ -121,6 +129,13 @@ class LocalSettings(_Settings):
     """Whether a user's gradient counts once or once for each training event."""
     block: Positive = 512
     """Users trained at once. Bounds the memory of a node; changes no result."""
+
+    @model_validator(mode="after")
+    def _next_after_something(self) -> "LocalSettings":
+        if self.loss == "next" and not BACKBONES[self.backbone].history:
+            able = ", ".join(name for name, needs in BACKBONES.items() if needs.history)
+            raise ValueError(f"loss next needs a backbone with a history view: {able}, not {self.backbone}")
+        return self
 
 
 class ServerSettings(_Settings):

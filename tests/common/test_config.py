@@ -97,6 +97,19 @@ def test_a_bad_value_names_its_key(path: str, value: Any) -> None:
         parse_settings(changed(tuple(path.split(".")), value), "my.yaml")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"local": {"loss": "next", "backbone": "pfedrec"}}, "local: .*needs a backbone with a history view: history"),
+        ({"data": {"folder": "x", "encode": "builtin"}}, "data: .*encode is for raw data"),
+        ({"data": {"folder": "x", "split": "given", "cold_items": 0.1}}, "data: .*cold_items replaces the split"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_settings(LEAST | changes, "my.yaml")
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     content = LEAST | {"rounds": 0, "seeds": 3, "local": {"learning_rate": "fast"}}
     with pytest.raises(ConfigError, match=r"rounds: .*; .*local\.learning_rate: .*; .*unknown setting 'seeds'"):
