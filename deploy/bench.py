@@ -110,6 +110,9 @@ class Bench:
                     own = self.settings(dataset, method, chosen, seed, str(path))
                     if (own.data, own.evaluation.ks) != (shared.data, shared.evaluation.ks):
                         raise ConfigError(f"{path}: methods.{method} has other data or ks than the base")
+            drawn = shared.data.cold_items or shared.data.cold_users
+            if drawn and len(set(self.seeds.values())) > 1:
+                raise ConfigError(f"{path}: a seed draws what is cold: all methods must have the same seeds")
 
 
 def _read(path: Path) -> Content:

@@ -29,12 +29,15 @@ def paired_differences(
     """Mean difference of each pair of methods in HR and NDCG, in points of %, with its 95% interval over people.
 
     `people` holds a table a seed; a person's results are averaged over seeds first, so the interval is about
-    other people, not other seeds. Pairs of which one is missing are left out.
+    other people, not other seeds. Pairs of which one is missing are left out, and so are people whom not every method that
+    is compared has: where seeds draw who is evaluated, and one of them failed.
     """
-    means = {method: _over_seeds(tables) for method, tables in people.items() if tables}
-    pairs = [pair for pair in pairs if pair[0] in means and pair[1] in means]
+    pairs = [pair for pair in pairs if people.get(pair[0]) and people.get(pair[1])]
     if not pairs:
         return []
+    frames = {method: pl.concat(people[method]) for pair in pairs for method in pair}
+    everybody = set.intersection(*(set(frame["user"]) for frame in frames.values()))
+    means = {method: _over_seeds(frame.filter(pl.col("user").is_in(everybody))) for method, frame in frames.items()}
     values = np.concatenate([means[left] - means[right] for left, right in pairs], axis=1)
     low, high = np.quantile(bootstrap(values), [0.025, 0.975], axis=0)
     rows = []
@@ -57,9 +60,9 @@ def bootstrap(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([counts @ values / n for counts in draws])
 
 
-def _over_seeds(tables: Sequence[pl.DataFrame]) -> NDArray[np.float64]:
+def _over_seeds(people: pl.DataFrame) -> NDArray[np.float64]:
     """Each person's HR and NDCG, averaged over seeds, in the order of their names: [n_people, 2]."""
-    means = pl.concat(tables).group_by("user").agg(pl.col(METRICS).mean()).sort("user")
+    means = people.group_by("user").agg(pl.col(METRICS).mean()).sort("user")
     return means.select(METRICS).to_numpy()
 
 

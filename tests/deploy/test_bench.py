@@ -149,7 +149,9 @@ def test_differences_pair_people_by_name_and_average_seeds() -> None:
         frame = pl.DataFrame({"user": users, "hr": base + shift, "ndcg": base})
         return frame.sample(fraction=1.0, shuffle=True, seed=int(10 * shift))
 
-    found = paired_differences({"a": [table(1.0), table(2.0)], "b": [table(0.0)]}, [("a", "b"), ("a", "lost")])
+    alone = pl.DataFrame({"user": ["only a's"], "hr": [100.0], "ndcg": [100.0]})
+    tables = {"a": [table(1.0), table(2.0), alone], "b": [table(0.0)], "lost": []}
+    found = paired_differences(tables, [("a", "b"), ("a", "lost"), ("a", "unknown")])
     assert [(row["method"], row["minus"]) for row in found] == [("a", "b")]
     row = found[0]
     assert [row["hr"], row["hr_low"], row["hr_high"]] == pytest.approx([1.5, 1.5, 1.5])
@@ -223,6 +225,10 @@ def test_quick_settings_are_laid_over(tmp_path: Path) -> None:
         ({"methods": {"x": {"choose": {"local.learning_rate": [0.1, -1]}}}}, r"methods\.x: local\.learning_rate"),
         ({"methods": {"x": {"choose": {"local.learning_rate": 0.1}}}}, r"methods\.x\.choose maps settings to lists"),
         ({"methods": {"x": {"data": {"folder": "other"}}}}, r"methods\.x has other data"),
+        (
+            {"base": {"data": {"folder": "small", "cold_items": 0.1}}, "methods": {"x": {}, "y": {"seeds": [0]}}},
+            "all methods must have the same seeds",
+        ),
         ({"methods": {"../x": {}}}, "'../x' is no name"),
         ({"peers": ["popularty"]}, "there is no 'popularty', only"),
         ({"methods": {"ease": {}}, "peers": ["ease"]}, "'ease' is a peer"),
