@@ -88,7 +88,7 @@ class ViewSettings(_Settings):
     """Size of the spectral start: how sharply the first scores tell items apart."""
     unseen_scale: Amount = 1.0
     """With a spectral start, the size of items that nobody has yet, as their contents predict them, beside the others': more
-    puts new items in front; 0 leaves them out."""
+    puts new items in front; 0 starts them at zero."""
 
     @model_validator(mode="after")
     def _some_view(self) -> "ViewSettings":
@@ -106,7 +106,7 @@ class LocalSettings(_Settings):
     cuts: Positive = 8
     """How many events of each user are asked for in a local step (next)."""
     recency: Amount = 0.0
-    """An event counts (1 + number of later events)^-recency in the router's and the backbone's input; 0: all alike."""
+    """An event counts (1 + number of later events)^-recency in the router's input and the history view; 0: all alike."""
     negatives: Positive = 4
     """Sampled negatives for each event (bce)."""
     confidence: Amount = 10.0

@@ -51,7 +51,7 @@ def gains(devices: tuple[Path, ...], k: int) -> pl.DataFrame:
         for split, private in personal.people():
             known = histories(split)
             scores = cohort.scores(private, personal.sent, known, personal.task.settings.local)[0]
-            seen = known.mask() | histories(split, split.validation).mask()
+            seen = histories(split, split.validation).mask()
             parts = [_gain(scores, split.validation, ~known.mask(), k), _gain(scores, split.test, ~seen, k)]
             rows += zip(split.users, torch.stack(parts).nanmean(0).tolist(), strict=True)
     return pl.DataFrame(rows, schema={"user": pl.String, "gain": pl.Float64}, orient="row")
