@@ -112,9 +112,10 @@ class Session:
             result = first if seed == seeds[0] else self._result(method, chosen, seed)
             row = {"method": method, "seed": seed, "chosen": _said(chosen)}
             self._add(row | _figures(result), self._run_dir(method, chosen, seed))
-            # A seed draws who and what is cold; otherwise it changes nothing about the baselines.
-            drawn = seed if self._cold else seeds[0]
-            self.baselines |= {(name, drawn): scores for name, scores in _baselines(result).items()}
+            # A seed draws who and what is cold; otherwise it changes nothing about the baselines. The first method's stay:
+            # one that is told the validation item would show contents more of a history.
+            for name, scores in _baselines(result).items():
+                self.baselines.setdefault((name, seed if self._cold else 0), scores)
 
     @property
     def _cold(self) -> bool:
