@@ -46,7 +46,7 @@ class DataSettings(_Settings):
     min_item_events: Natural = 5
     min_rating: Amount = 0.0
     split: Literal["leave-one-out", "given"] = "leave-one-out"
-    cold_items: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    cold_items: Annotated[float, Field(ge=0, le=0.25)] = 0.0
     """Share of the items that nobody's training knows, drawn by seed, on which people are tested; validation has another such
     share, so that no round is chosen on the items of the test. It replaces `split`."""
     cold_users: Rate = 0.0

@@ -21,16 +21,18 @@ def leading_vectors(
 ) -> tuple[Tensor, Tensor]:
     """Find right singular vectors V [n_items, rank] and singular values [rank], largest first, of X from B -> X^T X B.
 
-    `product` is asked `rounds` times. `rank` may not exceed n_items.
+    `product` is asked `rounds` times. `rank` may not exceed n_items. Items that nobody has get rows of exact zeros.
     """
     width = min(rank + EXTRA, n_items)
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(n_items, width, generator=generator)).Q
     for _ in range(rounds - 1):
         basis = torch.linalg.qr(product(basis)).Q
-    values, rotation = torch.linalg.eigh(basis.T @ product(basis))
+    image = product(basis)
+    values, rotation = torch.linalg.eigh(basis.T @ image)
     order = values.argsort(descending=True)[:rank]
     vectors, singular = basis @ rotation[:, order], values[order].clamp(min=0).sqrt()
     # A vector's sign is anybody's: the largest entry is made positive, so that the order of a sum decides nothing.
     vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-    return vectors * (singular > NOTHING * singular[0]), singular
+    # Who asks which items nobody has looks for rows of zeros, where QR leaves rounding errors.
+    return vectors * (singular > NOTHING * singular[0]) * image.any(1, keepdim=True), singular

@@ -30,6 +30,9 @@ class FedRAP(Backbone):
     def penalty(self, given: Given, settings: LocalSettings, round: int) -> Tensor:
         """sparsity * mean |Fbar_u| - difference * mean (x^2 / (1 + x^2)) with x = D_u - Fbar_u, [n_users]."""
         common = torch.einsum("ug,gnd->und", given.routed.weights, given.routed.views)
-        squared = (given.private["items"] - common) ** 2
+        own = given.private["items"]
+        if given.histories.withheld is not None:  # no training may touch these
+            common, own = common[:, ~given.histories.withheld], own[:, ~given.histories.withheld]
+        squared = (own - common) ** 2
         apart = (squared / (1 + squared)).mean((1, 2))
         return math.tanh(round / 10) * (settings.sparsity * common.abs().mean((1, 2)) - settings.difference * apart)

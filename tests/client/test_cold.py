@@ -20,7 +20,7 @@ from tests.worlds import small_interactions, small_job, small_settings
 
 SHARE = 0.2
 COLD_ITEMS, COLD_USERS = {"folder": "small", "cold_items": SHARE}, {"folder": "small", "cold_users": 0.3}
-BACKBONES = {"history": "softmax", "fedavg": "bce", "fcf": "squares"}
+BACKBONES = {"history": "softmax", "fedavg": "bce", "fcf": "squares", "fedrap": "bce"}
 
 
 def asked(kind: str, job: Job, tensors: dict[str, torch.Tensor], round: int = 1) -> Task:
