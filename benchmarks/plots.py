@@ -102,7 +102,9 @@ def rates(folder: Path) -> Figure:
         )
         cells = tried.pivot("server.weight_decay", index="server.learning_rate", values="validation")
         values = cells.drop("server.learning_rate").to_numpy()
-        axes.imshow(values, cmap="Blues", aspect="auto", vmin=2 * np.nanmin(values) - np.nanmax(values))
+        axes.imshow(
+            values, cmap="Blues", aspect="auto", vmax=2 * np.nanmax(values) - np.nanmin(values)
+        )  # light enough for black
         for (row, column), value in np.ndenumerate(values):
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", size=8)
         axes.set(title=method, xlabel="weight decay", xticks=range(values.shape[1]), xticklabels=cells.columns[1:])
@@ -118,7 +120,12 @@ def noise(folder: Path) -> Figure:
     rows = spreads(folder)
     figure, axes = plt.subplots(figsize=(5.4, 3.4))
     _line(axes, list(range(len(rows))), rows, "")
-    axes.set(ylabel=LABEL, ylim=(0, None), title=folder.name, xlabel="each person's noise, as a multiple of the clip")
+    axes.set(
+        ylabel=LABEL,
+        ylim=(0, None),
+        title=folder.name,
+        xlabel="each person's noise as a multiple of the clip; \N{GREEK SMALL LETTER EPSILON} of the sums",
+    )
     axes.set_xticks(range(len(rows)), [_protection(folder / method / "seed0") for method in rows["method"]])
     return figure
 
@@ -130,20 +137,25 @@ def _protection(run: Path) -> str:
     if not multiplier:
         return "clip only" if settings["privacy"]["clip"] else "none"
     people = next(line["users"] for line in read_metrics(run) if line["kind"] == "census")
-    return f"{multiplier:g}\n\N{GREEK SMALL LETTER EPSILON} {epsilon(multiplier * people**0.5, settings['rounds']):.0f}"
+    return (
+        f"{multiplier:g}\n\N{GREEK SMALL LETTER EPSILON} {epsilon(multiplier * people**0.5, settings['rounds']):,.0f}"
+    )
 
 
 def bars(folder: Path) -> Figure:
     """Each variant's mean, with its spread over seeds, a panel a backbone (Tables 5 to 7)."""
     groups = list(spreads(folder).group_by("backbone", maintain_order=True))
-    figure, panels = plt.subplots(1, len(groups), figsize=(2.4 * len(groups), 2.8), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(groups), figsize=(2.4 * len(groups), 2.8), sharex=True, sharey=True, squeeze=False
+    )
     for axes, ((backbone,), rows) in zip(panels[0], groups, strict=True):
         names = rows["variant"].to_list()
         axes.barh(names, rows["mean"], xerr=_whiskers(rows), color=COLOURS[0], ecolor="#222222", capsize=2)
-        axes.set(title=backbone, xlabel=LABEL)
+        axes.set(title=backbone)
         axes.grid(visible=False, axis="y")
     panels[0, 0].invert_yaxis()  # shared by all panels: the grid's first variant on top
     figure.suptitle(folder.name, size=10)
+    figure.supxlabel(LABEL, size=9)
     return figure
 
 
