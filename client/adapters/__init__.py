@@ -1,1 +1,1 @@
-"""Encoders that a device adapts to its people, and the adapters (FedMosaic). Needs the extra `clip`; no command imports it."""
+"""The adapters that a device puts on its tower (FedMosaic)."""

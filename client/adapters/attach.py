@@ -17,45 +17,9 @@ from common import seeds
 from common.errors import ConfigError, DataError
 from common.files import PRIVATE, read_json, read_tensors, write_json, write_tensors
 from common.projections import Projections
+from common.towers.places import placement
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-
-
-def block_ends(n_layers: int, n_blocks: int) -> list[int]:
-    """The last layer of each block, counted from 1: where PQ-LoRA sits (FedMosaic Eq. 6).
-
-    Depths that blocks do not divide leave the rest to the last block: 7 layers in 4 blocks end at 1, 2, 3, 7. Raises
-    `ConfigError` when there are fewer layers than blocks, where Eq. 6 would name layer 0.
-    """
-    if not 1 <= n_blocks <= n_layers:
-        raise ConfigError(f"{n_layers} layers cannot be cut into {n_blocks} blocks: take at most as many as layers")
-    return [block * (n_layers // n_blocks) for block in range(1, n_blocks)] + [n_layers]
-
-
-def placement(model: nn.Module, stacks: Mapping[str, str], n_blocks: int) -> tuple[list[str], dict[str, str]]:
-    """All linear layers in the stacks, and of these the ones that carry PQ-LoRA with the places they share.
-
-    `stacks` maps what a stack encodes to the name of its list of layers, such as {"image": "visual.transformer.resblocks"}.
-    A place is stack, block and the name within the layer, such as "image.2.attn.q_proj": the same in a tower of any size.
-    Raises `ConfigError` when a stack is missing, empty of linear layers or too shallow.
-    """
-    targets: list[str] = []
-    places: dict[str, str] = {}
-    for stack, path in stacks.items():
-        try:
-            layers = dict(model.get_submodule(path).named_children())
-        except AttributeError:
-            raise ConfigError(f"the model has no layers {path!r} to adapt as {stack!r}") from None
-        ends = block_ends(len(layers), n_blocks)
-        for number, (index, layer) in enumerate(layers.items(), start=1):
-            inside = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
-            targets += [f"{path}.{index}.{name}" for name in inside]
-            if number in ends:
-                block = ends.index(number)
-                places |= {f"{path}.{index}.{name}": f"{stack}.{block}.{name}" for name in inside}
-    if not places:
-        raise ConfigError(f"there are no linear layers in {sorted(stacks.values())}: nothing can be adapted")
-    return targets, places
 
 
 def attach(
@@ -68,7 +32,7 @@ def attach(
 ) -> PeftModel:
     """Freeze `model` and give it local and global branches; its output stays what it was.
 
-    `probe` runs the model on an example. Raises `ConfigError` when a layer is too small for `rank`, or gets no gradient,
+    With 0 blocks all layers get plain LoRA. `probe` runs the model on an example. Raises `ConfigError` when a layer is too small for `rank`, or gets no gradient,
     so that its adapter would stay without effect.
     """
     targets, places = placement(model, stacks, n_blocks)
@@ -82,10 +46,12 @@ def attach(
     return adapted
 
 
-def activate(model: PeftModel, branches: Sequence[str] = (LOCAL, GLOBAL)) -> None:
-    """Choose the branches that count. The global one is never trained on the device, unlike what PEFT would do."""
+def activate(model: PeftModel, branches: Sequence[str] = (LOCAL, GLOBAL), trained: Sequence[str] = (LOCAL,)) -> None:
+    """Choose the branches that count, and which are trained: not the global one, where a method does not say so."""
     model.base_model.set_adapter(list(branches))
-    model.set_requires_grad(GLOBAL, requires_grad=False)
+    for branch in (LOCAL, GLOBAL):
+        if branch in model.peft_config:
+            model.set_requires_grad(branch, requires_grad=branch in trained)
 
 
 def pq_tensors(model: PeftModel, branch: str = LOCAL) -> dict[str, Tensor]:

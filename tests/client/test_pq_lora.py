@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.adapters.towers import SIZES, ImageTower
 from common.errors import ConfigError, DataError
 from common.projections import random_projections
+from common.towers.towers import SIZES, ImageTower
 
 pytest.importorskip("peft", reason="the extra `test` or `clip` installs PEFT")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.adapters.towers import OUTPUT_DIM, TextTower, TowerSize
 from common.projections import Projections
+from common.towers.towers import OUTPUT_DIM, TextTower, TowerSize
 
 pytest.importorskip("peft", reason="the extra `test` or `clip` installs PEFT")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from client.adapters.towers import LENGTH, OUTPUT_DIM, SIZES, ImageTower, TextTower, words
+from common.towers.towers import LENGTH, OUTPUT_DIM, SIZES, ImageTower, TextTower, words
 
 
 @pytest.mark.parametrize("name", SIZES)

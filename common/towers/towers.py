@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from client.adapters.attention import SplitAttention
 from common import seeds
+from common.towers.attention import SplitAttention
 
 SIDE = 64
 """Pictures are [3, SIDE, SIDE]."""

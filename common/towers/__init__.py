@@ -1,0 +1,1 @@
+"""Towers: encoders of different size that a server aligns and devices adapt."""

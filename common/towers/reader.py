@@ -1,0 +1,46 @@
+"""The tower that answers questions: words of an instruction, then pictures and texts of items, in; a vector out.
+
+The instruction is one position, the sum of its words. Pictures and texts enter as the catalogue's frozen features, a position each, projected to the tower's width: the towers of
+all device classes look through the same eyes and differ in what they make of it, as LLaVA's language models do.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from common.towers.towers import VOCABULARY, Tower, TowerSize, words
+
+READ = 12
+"""Words of an instruction that are read."""
+PIECES = 5
+"""Pictures and texts of a question, at most."""
+SPREAD = 0.5
+"""Standard deviation of positions and words at the start, that of a projected feature: smaller ones go unheard."""
+
+
+class Reader(Tower):
+    """Questions to vectors [n, OUTPUT_DIM]."""
+
+    def __init__(self, size: TowerSize, image_dim: int, text_dim: int) -> None:
+        super().__init__(size, 1 + PIECES)
+        nn.init.normal_(self.positions, std=SPREAD)
+        self.embedding = nn.EmbeddingBag(VOCABULARY, size.width, mode="sum", padding_idx=0)
+        nn.init.normal_(self.embedding.weight, std=SPREAD)
+        self.eyes = nn.ModuleList([nn.Linear(image_dim, size.width), nn.Linear(text_dim, size.width)])
+
+    def look(self, image: Tensor, text: Tensor) -> Tensor:
+        """How items are seen, [3, n_items, width], from standardised features [n_items, image_dim] and [n_items, text_dim]."""
+        seen = [eye(part) for eye, part in zip(self.eyes, (image, text), strict=True)]
+        return torch.stack([torch.zeros_like(seen[0]), *seen])
+
+    def forward(self, read: Tensor, pieces: Tensor, sight: Tensor) -> Tensor:
+        """Answer from words `read` [n, READ] and `pieces` [n, n_pieces, 2] as (kind, item), looked up in `sight`."""
+        kinds, items = pieces.unbind(-1)
+        embedded = torch.cat([self.embedding(read)[:, None], sight[kinds, items]], dim=1)
+        return self.encode(embedded, torch.cat([torch.ones_like(kinds[:, :1], dtype=torch.bool), kinds != 0], dim=1))
+
+
+def instructions(texts: Sequence[str]) -> Tensor:
+    """The words of instructions, [n, READ]."""
+    return words(texts)[:, :READ]
