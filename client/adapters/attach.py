@@ -32,8 +32,8 @@ def attach(
 ) -> PeftModel:
     """Freeze `model` and give it local and global branches; its output stays what it was.
 
-    With 0 blocks all layers get plain LoRA. `probe` runs the model on an example. Raises `ConfigError` when a layer is too small for `rank`, or gets no gradient,
-    so that its adapter would stay without effect.
+    With 0 blocks all layers get plain LoRA. `probe` runs the model on an example. Raises `ConfigError` when a layer is too
+    small for `rank`, or gets no gradient, so that its adapter would stay without effect.
     """
     targets, places = placement(model, stacks, n_blocks)
     for name in targets:

@@ -1,7 +1,8 @@
 """The tower that answers questions: words of an instruction, then pictures and texts of items, in; a vector out.
 
-The instruction is one position, the sum of its words. Pictures and texts enter as the catalogue's frozen features, a position each, projected to the tower's width: the towers of
-all device classes look through the same eyes and differ in what they make of it, as LLaVA's language models do.
+The instruction is one position, the sum of its words. Pictures and texts enter as the catalogue's frozen features, a
+position each, projected to the tower's width: the towers of all device classes look through the same eyes and differ in
+what they make of it, as LLaVA's language models do.
 """
 
 from collections.abc import Sequence
