@@ -1,0 +1,58 @@
+"""Questions as a device answers them: an answer is a vector, and the choice that it points at most is taken."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from common.metrics import standing
+from common.questions import NOTHING, Codebook, Questions
+from common.towers.reader import instructions
+
+TEMPERATURE = 0.1
+"""Of the softmax over choices: cosines alone are too alike to learn from."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Questions with what a reader of one class needs to be asked them.
+
+    `read` [n, READ] are the words of each question's instruction, `offered` [n, n_choices, dim] the vectors of its choices,
+    `sight` [3, n_items, width] the items as `Reader.look` shows them.
+    """
+
+    questions: Questions
+    read: Tensor
+    offered: Tensor
+    sight: Tensor
+
+    @classmethod
+    def of(cls, questions: Questions, codebook: Codebook, sight: Tensor) -> "Bank":
+        """Look words and choices up once for all rounds."""
+        read = instructions(questions.instructions)[questions.tasks]
+        return cls(questions, read, codebook.vectors(questions.choices), sight)
+
+    def __len__(self) -> int:
+        """Return the number of questions."""
+        return len(self.questions)
+
+    def vectors(self, reader: nn.Module, rows: Tensor) -> Tensor:
+        """What `reader` says to the questions `rows` [n], [n, dim]."""
+        answered: Tensor = reader(self.read[rows], self.questions.pieces[rows], self.sight)
+        return answered
+
+    def logits(self, reader: nn.Module, rows: Tensor) -> Tensor:
+        """Cosines of the answers with their choices over the temperature, [n, n_choices]; -inf where nothing is offered."""
+        answered = normalize(self.vectors(reader, rows), dim=1)
+        cosines = torch.einsum("nd,ncd->nc", answered, self.offered[rows])
+        return (cosines / TEMPERATURE).masked_fill(self.questions.choices[rows, :, 0] == NOTHING, -torch.inf)
+
+    def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Mean cross-entropy of the right choices."""
+        return cross_entropy(logits, self.questions.answers[rows])
+
+    def correct(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Chance of each question to be answered rightly, [n]: 1 or 0, or its share where the best choices are tied."""
+        above, ties = standing(logits, self.questions.answers[rows], logits.isfinite())
+        return (above == 0) / ties

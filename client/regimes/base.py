@@ -1,0 +1,128 @@
+"""What a regime is: how a device trains its two branches in a round, which of them travels, and how it answers.
+
+A step is one batch forward and backward, and all regimes take the same number of them: one that trains its branches by
+separate losses gives each half, as FedMosaic's comparison does (A.6).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from client.adapters.attach import activate
+from client.adapters.pq_lora import GLOBAL, LOCAL
+from client.answers import Bank
+from common import seeds
+
+BOTH = (LOCAL, GLOBAL)
+ALONE: Mapping[str, tuple[str, ...]] = {"local": (LOCAL,), "global": (GLOBAL,)}
+"""What can be evaluated beside the device's own way to answer: one branch in full and the other not at all."""
+ASKED_AT_ONCE = 256
+"""Questions of a forward pass that is not trained on."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A round's local training: `steps` batches of `batch` questions, AdamW at constant rates without decay.
+
+    `rate_lora` is for A and B, `rate_pq` for P, Q and the gate; `prox` is how strongly DITTO pulls to the average.
+    """
+
+    steps: int
+    batch: int
+    rate_lora: float
+    rate_pq: float
+    prox: float = 0.1
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One round of one device: its adapted reader, the questions it learns from, and a `key` of its own for the draws."""
+
+    model: PeftModel
+    bank: Bank
+    training: Training
+    key: int
+
+    def rows(self, step: int) -> Tensor:
+        """Which questions are in the batch of a step, [batch], drawn with replacement."""
+        places = torch.arange(self.training.batch)
+        draws = seeds.uniform(self.key, torch.tensor(step), places).double()
+        return (draws * len(self.bank)).long()
+
+    def fit(
+        self,
+        branches: Sequence[str],
+        trained: Sequence[str],
+        steps: range | None = None,
+        penalty: Callable[[], Tensor] | None = None,
+    ) -> float:
+        """Train `trained` while `branches` are active, in all or some of the round's steps, and return the mean loss.
+
+        The optimiser starts afresh. What `penalty` gives is added to the loss that is stepped on, not to what is returned.
+        """
+        activate(self.model, branches, trained)
+        reader, optimizer = self.model.get_base_model(), self._optimizer()
+        steps = range(self.training.steps) if steps is None else steps
+        total = 0.0
+        for step in steps:
+            rows = self.rows(step)
+            loss = self.bank.loss(self.bank.logits(reader, rows), rows)
+            total += float(loss.detach())
+            optimizer.zero_grad()
+            (loss if penalty is None else loss + penalty()).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        self.model.zero_grad()
+        return total / max(1, len(steps))
+
+    def halves(self) -> tuple[range, range]:
+        """The steps of a round, for two branches with a loss each."""
+        half = self.training.steps // 2
+        return range(half), range(half, self.training.steps)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over what requires a gradient now."""
+        groups: dict[float, list[Tensor]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                plain = ".lora_A." in name or ".lora_B." in name
+                rate = self.training.rate_lora if plain else self.training.rate_pq
+                groups.setdefault(rate, []).append(parameter)
+        return torch.optim.AdamW(
+            [{"params": parameters, "lr": rate} for rate, parameters in groups.items()], weight_decay=0.0, fused=True
+        )
+
+
+class Method(ABC):
+    """One regime on the device. Stateless: all that is learnt is in the model's branches.
+
+    `uploads` is the branch that is sent, None where nothing is; `receives` the one that what the server made of all of them
+    is put into; `answers_with` the branches that are active when the device answers.
+    """
+
+    uploads: str | None = GLOBAL
+    receives: str = GLOBAL
+    answers_with: tuple[str, ...] = (LOCAL,)
+
+    def prepare(self, model: PeftModel) -> None:
+        """Set the model up as this regime needs it, once after it is made or restored."""
+        activate(model, self.answers_with)
+
+    @abstractmethod
+    def train(self, lesson: Lesson) -> float:
+        """Train for a round, and return the mean loss."""
+
+    def logits(self, model: PeftModel, own: Bank, asked: Bank) -> Tensor:
+        """Answer all of `asked`, [n, n_choices]. A regime may look at the questions that the device learnt from, `own`."""
+        return answer(model, asked, self.answers_with)
+
+
+@torch.no_grad()
+def answer(model: PeftModel, asked: Bank, branches: Sequence[str]) -> Tensor:
+    """Logits of all questions with the given branches active, [n, n_choices]."""
+    activate(model, branches)
+    parts = torch.split(torch.arange(len(asked)), ASKED_AT_ONCE)
+    return torch.cat([asked.logits(model.get_base_model(), rows) for rows in parts])
