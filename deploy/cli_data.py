@@ -19,7 +19,11 @@ from deploy.job import deal
 app = typer.Typer(no_args_is_help=True, help="Convert raw data into datasets, describe them, generate the demo shop.")
 console = Console()
 
-UNFILTERED = {"fedvlr": "its authors' own split has to stay whole", "shop": "it is generated"}
+UNFILTERED = {
+    "fedvlr": "its authors' own split has to stay whole",
+    "shop": "it is generated",
+    "questions": "every movie counts",
+}
 SHOP_EPILOG = "Example: tessera data shop data/shop --items 1600 --users 500 --seed 0"
 DESCRIBE_EPILOG = "Example: tessera data describe data/ml"
 CONVERT_EPILOG = (
@@ -58,7 +62,8 @@ def convert_command(
     2018 or 2023 release, .json or .jsonl, gzipped or not, and optionally images/ASIN.jpg. ninerec: one with NAME_pair.csv,
     NAME_item.csv and NAME_cover/. fedvlr: one with inter.csv, its split included. sequences: a text file, one line a
     user. table: events.csv or .parquet of your own, and optionally items.csv and MODALITY_features.npy with
-    MODALITY_ids.npy. shop: nothing, the demo shop is generated; SOURCE is -.
+    MODALITY_ids.npy. shop: nothing, the demo shop is generated; SOURCE is -. questions: a MovieLens folder with overviews
+    and posters, of which a benchmark of many tasks is made.
 
     The counts of a dataset that the FedVLR paper uses are printed beside the paper's.
     """
@@ -137,10 +142,12 @@ def _show(folder: Path) -> None:
 
 def _facts(about: dict[str, Any]) -> Table:
     """Counts, sparsity, events of a user, split."""
-    split, counts = about["split"], about["counts"]
     table = Table("what", "how much", title=f"{about['name']} ({about['kind']}, from {about['source']})")
-    for name, count in counts.items():
+    for name, count in about["counts"].items():
         table.add_row(name, f"{count:,}")
+    if "split" not in about:
+        return table
+    split = about["split"]
     table.add_row("sparsity", f"{about['sparsity']:.2%}")
     table.add_row("events of a user: least, quartiles, most", " / ".join(f"{n:g}" for n in about["events_per_user"]))
     for reason, count in about.get("dropped", {}).items():

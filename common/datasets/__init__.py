@@ -11,6 +11,7 @@ from common.datasets.folder import describe, replacing, write_description
 from common.datasets.movielens import read_movielens
 from common.datasets.ninerec import read_ninerec
 from common.datasets.prepare import prepare
+from common.datasets.questions import write_questions
 from common.datasets.raw import Columns, Options, Raw
 from common.datasets.sequences import read_sequences
 from common.datasets.shop import N_ITEMS, N_USERS, write_shop
@@ -20,7 +21,7 @@ from common.features import Encoder
 
 __all__ = ["KINDS", "Columns", "Options", "convert", "convert_shop", "describe"]
 
-SHOP = "shop"
+SHOP, QUESTIONS = "shop", "questions"
 
 
 READERS: Mapping[str, Callable[[Path, Options], Raw]] = {
@@ -31,7 +32,7 @@ READERS: Mapping[str, Callable[[Path, Options], Raw]] = {
     "sequences": lambda source, _: read_sequences(source),
     "table": lambda source, options: read_tables(source, options.columns),
 }
-KINDS = (*READERS, SHOP)
+KINDS = (*READERS, SHOP, QUESTIONS)
 
 
 def convert(
@@ -44,8 +45,9 @@ def convert(
 ) -> dict[str, Any]:
     """Convert raw data of `kind` at `source` into a dataset at `destination`, and return its dataset.json.
 
-    The filters and the shop's seed are those of `settings`; the generated shop has no source and no filter. Raises
-    `DataError` for anything malformed, naming file, row and item, and leaves `destination` as it was.
+    The filters and the shop's seed are those of `settings`; no filter applies to questions, nor to the generated shop,
+    which has no source. Raises `DataError` for anything malformed, naming file, row and item, and leaves `destination`
+    as it was.
     """
     if kind not in KINDS:
         raise DataError(f"there is no kind of data {kind!r}; known are {', '.join(KINDS)}")
@@ -54,7 +56,10 @@ def convert(
     if not source.exists():
         raise DataError(f"{source} does not exist: name the folder with the raw {kind} data")
     with replacing(destination, overwrite) as folder:
-        about = prepare(READERS[kind](source, options), folder, settings, options)
+        if kind == QUESTIONS:
+            about = write_questions(source, folder, options)
+        else:
+            about = prepare(READERS[kind](source, options), folder, settings, options)
         return write_description(folder, {"name": destination.resolve().name, "kind": kind, **about})
 
 

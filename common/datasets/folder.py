@@ -15,6 +15,8 @@ from common.files import read_json, write_json
 from common.interactions import ABSENT, Interactions, Split, load_interactions
 
 FORMAT = 1
+WITHOUT_PEOPLE = frozenset({"questions"})
+"""Kinds of data that hold no interactions."""
 
 
 @contextmanager
@@ -67,8 +69,10 @@ def _writing(destination: Path) -> Iterator[None]:
 def write_description(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """Write dataset.json: `about`, and the counts and features that lie below `folder`."""
     catalogue = load_catalogue(folder)
-    interactions = load_interactions(folder, len(catalogue))
-    counts = {"users": len(interactions.users), "items": len(catalogue), "interactions": len(interactions)}
+    counts = {"users": 0, "items": len(catalogue), "interactions": 0}
+    if about["kind"] not in WITHOUT_PEOPLE:
+        interactions = load_interactions(folder, len(catalogue))
+        counts |= {"users": len(interactions.users), "interactions": len(interactions)}
     features = {name: _summary(features) for name, features in catalogue.features.items()}
     description = {"format": FORMAT, **about, "counts": counts, "features": features}
     write_json(folder / DATASET, description)
@@ -88,16 +92,20 @@ def _summary(features: Features) -> dict[str, Any]:
 def describe(folder: Path) -> dict[str, Any]:
     """What dataset.json says, with sparsity, quartiles of the users' events, and the sizes of the split's parts.
 
+    Data without people have only what dataset.json says.
+
     Raises `DataError` when the folder is no dataset, or its files are not the ones that dataset.json describes.
     """
     description = read_json(folder / DATASET)
     if description.get("format") != FORMAT:
         raise DataError(f"{folder / DATASET} has format {description.get('format')}, not {FORMAT}: convert it again")
     catalogue = load_catalogue(folder)
-    interactions = load_interactions(folder, len(catalogue))
     for name, features in catalogue.features.items():
         if description["features"].get(name, {}).get("sha256") != features.sha256:
             raise DataError(f"the features {name!r} in {folder} are not those of {DATASET}: convert the data again")
+    if description["kind"] in WITHOUT_PEOPLE:
+        return description
+    interactions = load_interactions(folder, len(catalogue))
     cells = len(interactions.users) * len(catalogue)
     lengths = np.diff(interactions.offsets)
     return {

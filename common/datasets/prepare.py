@@ -33,10 +33,10 @@ def prepare(raw: Raw, folder: Path, settings: DataSettings, options: Options) ->
     events, dropped = _selected(raw, settings)
     if settings.min_item_events and not raw.has_parts:
         items = items.join(events.select("item").unique(), on="item", how="semi")
-    items = _ordered(items)
+    items = ordered(items)
     rows = pl.DataFrame({"item": items["item"], "row": np.arange(len(items))})
     indexed = events.join(rows, on="item", maintain_order="left").drop("item").rename({"row": "item"})
-    _catalogue(raw, items, folder, options).save(folder)
+    build_catalogue(raw, items, folder, options).save(folder)
     from_frame(indexed, len(items)).save(folder)
     filters = settings.model_dump(include={"min_rating", "min_user_events", "min_item_events"})
     return {
@@ -122,7 +122,7 @@ def _known_items(raw: Raw) -> pl.DataFrame:
     return items
 
 
-def _ordered(items: pl.DataFrame) -> pl.DataFrame:
+def ordered(items: pl.DataFrame) -> pl.DataFrame:
     """Items by number where all ids are whole numbers, as text otherwise."""
     number = items["item"].cast(pl.Int64, strict=False)
     if number.null_count():
@@ -130,7 +130,7 @@ def _ordered(items: pl.DataFrame) -> pl.DataFrame:
     return items.with_columns(number.alias("number")).sort("number", "item").drop("number")
 
 
-def _catalogue(raw: Raw, items: pl.DataFrame, folder: Path, options: Options) -> Catalogue:
+def build_catalogue(raw: Raw, items: pl.DataFrame, folder: Path, options: Options) -> Catalogue:
     """The items with their features; copies the pictures when asked to."""
     ids, titles, texts, pictures = (tuple(items[name].to_list()) for name in NO_ITEMS.columns)
     features = {name: _aligned(modality, ids) for name, modality in raw.features.items()}
