@@ -41,6 +41,10 @@ class Reader(Tower):
         embedded = torch.cat([self.embedding(read)[:, None], sight[kinds, items]], dim=1)
         return self.encode(embedded, torch.cat([torch.ones_like(kinds[:, :1], dtype=torch.bool), kinds != 0], dim=1))
 
+    def pool(self, x: Tensor, present: Tensor) -> Tensor:
+        """The position of the instruction, [n, width]: its attention can weigh pieces against each other, a mean cannot."""
+        return x[:, 0]
+
 
 def instructions(texts: Sequence[str]) -> Tensor:
     """The words of instructions, [n, READ]."""

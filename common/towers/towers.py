@@ -35,7 +35,7 @@ class TowerSize:
     depth: int
 
 
-SIZES = {"tiny": TowerSize(64, 4), "small": TowerSize(96, 8), "base": TowerSize(128, 12)}
+SIZES = {"tiny": TowerSize(64, 4), "small": TowerSize(96, 8), "base": TowerSize(128, 8)}
 
 
 class Layer(nn.Module):
@@ -57,7 +57,7 @@ class Layer(nn.Module):
 
 
 class Tower(nn.Module):
-    """Layers on embedded positions, their mean, and a projection to what all towers share, [n, OUTPUT_DIM]."""
+    """Layers on embedded positions, their pooling, and a projection to what all towers share, [n, OUTPUT_DIM]."""
 
     def __init__(self, size: TowerSize, n_positions: int) -> None:
         super().__init__()
@@ -73,9 +73,12 @@ class Tower(nn.Module):
         hidden = None if bool(present.all()) else self._hidden(present)
         for layer in self.layers:
             x = layer(x, hidden)
+        return self.head(self.pool(self.norm(x), present))  # type: ignore[no-any-return]
+
+    def pool(self, x: Tensor, present: Tensor) -> Tensor:
+        """The mean of the positions `x` [n, length, width] that are `present`, [n, width]."""
         counted = present[..., None].to(x.dtype)
-        pooled = (self.norm(x) * counted).sum(1) / counted.sum(1).clamp(min=1)
-        return self.head(pooled)  # type: ignore[no-any-return]
+        return (x * counted).sum(1) / counted.sum(1).clamp(min=1)
 
     def _hidden(self, present: Tensor) -> Tensor:
         # A row that hides every position would be all NaN: an absent position sees all, and counts nowhere.
