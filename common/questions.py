@@ -70,7 +70,7 @@ class Questions:
         }
         for what, bad in wrong.items():
             if bad.any():
-                raise DataError(f"question {int(bad.int().argmax())} has a {what} that there is not")
+                raise DataError(f"question {int(bad.int().argmax())}: there is no such {what}")
 
     def __len__(self) -> int:
         """Return the number of questions."""
