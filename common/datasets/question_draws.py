@@ -152,7 +152,7 @@ class Deal:
         return (labels + 1 + self.balanced(purpose, len(labels), len(self.pools) - 1)) % len(self.pools)
 
     def movies(self, purpose: str, labels: Rows, *without: Rows) -> Rows:
-        """A movie for each of `labels` [n], none again before all were dealt, and never the one of `without`, [n]."""
+        """A movie for each of `labels` [n], all about equally often, never the one of `without`, [n]."""
         dealt = np.empty(len(labels), dtype=np.int64)
         for label, pool in enumerate(self.pools):
             rows = np.flatnonzero(labels == label)
