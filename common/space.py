@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from common import seeds
 from common.errors import ConfigError
+from common.projections import orthonormal
 
 SPACE_DIM = 64
 COMPONENTS = 256
 """Principal components of a modality that are looked at: the rest is noise to a catalogue of a few thousand items."""
 RIDGE = 3.0
 """Added to the covariances, as a multiple of their mean eigenvalue."""
+
+SIGNS = ("first", "second", "third", "fourth", "yes", "no", "odd")
+"""Words that mean a place or a verdict, not what an item is about."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,21 @@ def shared_space(image: Tensor, text: Tensor, rows: Tensor) -> Space:
     return Space(normalize(left, dim=1).float(), normalize(right, dim=1).float())
 
 
+def signs() -> Tensor:
+    """Where the signs lie in every shared space: fixed orthonormal directions, [n_signs, SPACE_DIM]."""
+    return orthonormal(seeds.key("questions", "words"), len(SIGNS), SPACE_DIM)
+
+
 def _components(features: Tensor, rows: Tensor) -> Tensor:
     """Principal components of all items, [n_items, n_components], found on `rows`."""
     centred = features - features[rows].mean(0)
     vectors = torch.linalg.eigh(centred[rows].T @ centred[rows]).eigenvectors
-    return centred @ vectors[:, -COMPONENTS:]
+    components: Tensor = centred @ vectors[:, -COMPONENTS:]
+    return components
 
 
 def _shrink(part: Tensor) -> Tensor:
     """C^-1/2 of the covariance with a ridge."""
     values, vectors = torch.linalg.eigh(part.T @ part / len(part))
-    return vectors * (values.clamp(min=0) + RIDGE * values.mean()).rsqrt() @ vectors.T
+    root: Tensor = vectors * (values.clamp(min=0) + RIDGE * values.mean()).rsqrt() @ vectors.T
+    return root

@@ -1,0 +1,164 @@
+"""Fitting readers of all sizes on a catalogue, before any device has been asked anything.
+
+The largest learns pretext questions (`server.pretext`); smaller ones are *derived* from it: the same questions, and what
+it answers and holds at the ends of its blocks (FitNets, Romero et al. 2015). Towers that see alike at corresponding depths
+are what an alignment of P and Q needs.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, cross_entropy, layer_norm, normalize
+
+from common.questions import NOTHING, Questions
+from common.towers.places import block_ends
+from common.towers.reader import Reader, instructions
+from common.towers.towers import TowerSize
+from server.pretext import INSTRUCTIONS, Pretext
+
+STEPS, BATCH, RATE = 1500, 96, 1e-3
+TEMPERATURE = 0.1
+"""Of the softmax over choices, as on devices."""
+TOWARDS = 0.5
+"""Weight of the cosine distance to the right choice: without it only differences between choices are learnt."""
+HIDDEN = 0.25
+"""Weight of the squared distance to what the larger reader holds at the ends of its blocks."""
+N_BLOCKS = 4
+DRAWN_AT_ONCE = 24
+"""Batches whose questions are drawn together: drawing a few costs as much as drawing many."""
+ASKED = 4000
+"""Questions by which an accuracy is measured."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Questions with what it takes to ask them: words `read` [n, READ], the choices' vectors `offered` [n, n_choices, dim]."""
+
+    questions: Questions
+    read: Tensor
+    offered: Tensor
+
+    @staticmethod
+    def of(world: Pretext, n: int, salt: int) -> "Lesson":
+        """Draw `n` pretext questions."""
+        questions = world.questions(n, salt)
+        read = instructions(INSTRUCTIONS)[questions.tasks]
+        return Lesson(questions, read, world.codebook.vectors(questions.choices))
+
+    def take(self, rows: Tensor) -> "Lesson":
+        """Some of the questions."""
+        return Lesson(self.questions.take(rows), self.read[rows], self.offered[rows])
+
+    @property
+    def right(self) -> Tensor:
+        """The right choices' vectors, [n, dim]."""
+        return self.offered[torch.arange(len(self.read)), self.questions.answers]
+
+    def logits(self, answered: Tensor) -> Tensor:
+        """Cosines of answers [n, dim] with their choices over the temperature, [n, n_choices]."""
+        cosines = torch.einsum("nd,ncd->nc", normalize(answered, dim=1), self.offered)
+        return (cosines / TEMPERATURE).masked_fill(self.questions.choices[..., 0] == NOTHING, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """What readers look at: standardised features `image` and `text`, [n_items, n_features] each."""
+
+    image: Tensor
+    text: Tensor
+
+    def answer(self, reader: Reader, lesson: Lesson) -> Tensor:
+        """What a reader says to the questions, [n, dim]; it looks only at the items that they show."""
+        kinds, items = lesson.questions.pieces.unbind(-1)
+        shown, places = torch.unique(items, return_inverse=True)
+        sight = reader.look(self.image[shown], self.text[shown])
+        answered: Tensor = reader(lesson.read, torch.stack([kinds, places], -1), sight)
+        return answered
+
+
+def fit(
+    size: TowerSize, world: Pretext, eyes: Eyes, teacher: Reader | None, steps: int, advance: Callable[[], None]
+) -> Reader:
+    """Fit a reader in `steps` batches, derived from the `teacher` if there is one; `advance` is called after each.
+
+    The same arguments give the same reader.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(size.width)
+        reader = Reader(size, eyes.image.shape[1], eyes.text.shape[1])
+        derivation = None if teacher is None else _Derivation(reader, teacher)
+    parameters = [*reader.parameters(), *(derivation.maps.parameters() if derivation else ())]
+    optimizer = torch.optim.AdamW(parameters, RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
+    for lesson in _lessons(world, steps):
+        optimizer.zero_grad()
+        loss = derivation.loss(eyes, lesson) if derivation else _loss(lesson, eyes.answer(reader, lesson))
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        advance()
+    return reader.eval().requires_grad_(requires_grad=False)
+
+
+@torch.no_grad()
+def accuracy(reader: Reader, world: Pretext, eyes: Eyes) -> dict[str, float]:
+    """Share of new pretext questions that are answered rightly, by instruction, and "all" of them."""
+    lesson = Lesson.of(world, ASKED, salt=-1)
+    right = (lesson.logits(eyes.answer(reader, lesson)).argmax(1) == lesson.questions.answers).float()
+    by_task = {
+        INSTRUCTIONS[task]: float(right[lesson.questions.tasks == task].mean())
+        for task in torch.unique(lesson.questions.tasks)
+    }
+    return by_task | {"all": float(right.mean())}
+
+
+def _lessons(world: Pretext, steps: int) -> Iterator[Lesson]:
+    for start in range(0, steps, DRAWN_AT_ONCE):
+        drawn = Lesson.of(world, BATCH * DRAWN_AT_ONCE, salt=start)
+        for rows in torch.split(torch.arange(len(drawn.read)), BATCH)[: steps - start]:
+            yield drawn.take(rows)
+
+
+def _loss(lesson: Lesson, answered: Tensor) -> Tensor:
+    away = 1 - cosine_similarity(answered, lesson.right)
+    return cross_entropy(lesson.logits(answered), lesson.questions.answers) + TOWARDS * away.mean()
+
+
+class _Derivation:
+    """What a smaller reader learns from a larger one besides the questions; the `maps` between their widths are thrown away."""
+
+    def __init__(self, reader: Reader, teacher: Reader) -> None:
+        self.reader, self.teacher = reader, teacher
+        widths = reader.positions.shape[1], teacher.positions.shape[1]
+        self.maps = nn.ModuleList(nn.Linear(*widths) for _ in range(N_BLOCKS))
+
+    def loss(self, eyes: Eyes, lesson: Lesson) -> Tensor:
+        """The loss of a batch."""
+        with _held(self.reader) as own:
+            answered = eyes.answer(self.reader, lesson)
+        with torch.no_grad(), _held(self.teacher) as theirs:
+            told = eyes.answer(self.teacher, lesson)
+        present = lesson.questions.pieces[..., 0] != NOTHING
+        present = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
+        loss = _loss(lesson, answered) + (1 - cosine_similarity(answered, told)).mean()
+        for mapped, mine, other in zip(self.maps, own, theirs, strict=True):
+            wanted = layer_norm(other, other.shape[-1:])[present]
+            loss = loss + HIDDEN * (mapped(mine[present]) - wanted).square().mean()
+        return loss
+
+
+@contextmanager
+def _held(reader: Reader) -> Iterator[list[Tensor]]:
+    """Collect what a reader holds at the ends of its blocks, [n, length, width] each, while it answers."""
+    held: list[Tensor] = []
+    ends = [reader.layers[layer - 1] for layer in block_ends(len(reader.layers), N_BLOCKS)]
+    hooks = [end.register_forward_hook(lambda _, __, output: held.append(output)) for end in ends]
+    try:
+        yield held
+    finally:
+        for hook in hooks:
+            hook.remove()
