@@ -43,23 +43,23 @@ def public_rows(dataset: Path, catalogue: Catalogue) -> Tensor:
 
 
 def shared_start(
-    dataset: Path, classes: Sequence[str], rank: int, n_blocks: int, alignment: str, seed: int
+    dataset: Path, classes: Sequence[str], rank: int, n_blocks: int, alignment: str
 ) -> dict[str, dict[str, Projections]]:
     """The frozen matrices of every place by device class, from the fitted readers of `dataset`.
 
-    Deterministic. Raises `DataError` when a reader was not fitted, `ConfigError` when `rank` or `n_blocks` do not fit.
+    The same files give the same start. Raises `DataError` when a reader was not fitted, `ConfigError` when `rank` or `n_blocks` do not fit.
     """
     catalogue = load_catalogue(dataset)
     eyes = eyes_of(catalogue)
     world = Pretext.of(eyes.image, eyes.text, public_rows(dataset, catalogue))
-    lesson = Lesson.of(world, ASKED, seeds.key("alignment", seed))
+    lesson = Lesson.of(world, ASKED, seeds.key("alignment"))
     seen = []
     for name in classes:
         reader = load_reader(tower_path(dataset, name))
         seen.append(activations(reader, placement(reader, STACKS, n_blocks)[1], eyes, lesson))
     start: dict[str, dict[str, Projections]] = {name: {} for name in classes}
     for place in seen[0]:
-        aligned = ALIGNMENTS[alignment]([tower[place] for tower in seen], rank, seeds.key("start", seed, place))
+        aligned = ALIGNMENTS[alignment]([tower[place] for tower in seen], rank, seeds.key("start", place))
         for name, own in zip(classes, aligned, strict=True):
             start[name][place] = own
     return start
