@@ -19,6 +19,7 @@ from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from client.adapters.fused import Branch, fits, fused
 from common import seeds
 from common.errors import ConfigError, DataError
 from common.projections import Projections, random_projections
@@ -73,6 +74,10 @@ class GatedLora(LoraVariant):  # type: ignore[misc]
         """What this branch adds before the gate, [..., d_out]."""
         inner: Tensor = module.lora_A[adapter](x)
         return module.lora_B[adapter](inner) * module.scaling[adapter]  # type: ignore[no-any-return]
+
+    def parts(self, module: "GatedLinear", adapter: str) -> Branch:
+        """What `forward` computes with."""
+        return Branch(module.lora_A[adapter].weight, module.lora_B[adapter].weight, module.scaled_share(adapter))
 
     def change(self, module: "GatedLinear", adapter: str) -> tuple[Tensor, Tensor | None]:
         """The same as a change of the weight, [d_out, d_in], and of the bias, [d_out]."""
@@ -149,6 +154,11 @@ class GatedPQLora(GatedLora):
         inner: Tensor = module.lora_PQ[adapter](module.lora_A[adapter](x) + module.lora_offset[adapter])
         return module.lora_B[adapter](inner) * module.scaling[adapter]  # type: ignore[no-any-return]
 
+    def parts(self, module: "GatedLinear", adapter: str) -> Branch:
+        """What `forward` computes with."""
+        a, b, pq = module.lora_A[adapter].matrix, module.lora_B[adapter].weight, module.lora_PQ[adapter]
+        return Branch(a, b, module.scaled_share(adapter), module.lora_offset[adapter], pq.weight, pq.bias)  # type: ignore[arg-type]
+
     def change(self, module: "GatedLinear", adapter: str) -> tuple[Tensor, Tensor | None]:
         """The same as a change of the weight, [d_out, d_in], and of the bias, [d_out]."""
         a, b, pq = module.lora_A[adapter].matrix, module.lora_B[adapter].weight, module.lora_PQ[adapter]
@@ -178,6 +188,15 @@ class GatedLinear(Linear):  # type: ignore[misc]
         self.place = config.places.get(kwargs["target_name"])
         super().update_layer(adapter_name, r, lora_alpha, config, **kwargs)
 
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer with its active branches, [..., d_out] of [..., d_in]: PEFT's way, or in one operation."""
+        if not (self.disable_adapters or self.merged or kwargs):
+            branches = [self.lora_variant[adapter].parts(self, adapter) for adapter in self.active_adapters]
+            if fits(self.base_layer, x, branches[0]):
+                return fused(self.base_layer, x, branches)
+        plain: Tensor = super().forward(x, *args, **kwargs)
+        return plain
+
     def resolve_lora_variant(self, *, config: PQLoraConfig, **_: Any) -> LoraVariant:
         """PQ-LoRA where this layer has a place, otherwise LoRA."""
         return GatedLora() if self.place is None else GatedPQLora()
@@ -198,6 +217,11 @@ class GatedLinear(Linear):  # type: ignore[misc]
             return torch.ones((), device=self.weight.device)
         beta = self.lora_gate[LOCAL]
         return torch.sigmoid(beta if adapter == GLOBAL else -beta)
+
+    def scaled_share(self, adapter: str) -> Tensor:
+        """The share and the scaling s in one."""
+        share, scaling = self.share(adapter), self.scaling[adapter]
+        return share if scaling == 1 else share * scaling
 
     @torch.no_grad()
     def set_projections(self, adapter: str, given: Projections) -> None:
