@@ -2,13 +2,16 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.device import Device, TensorsMissing
+from client.device import Device
+from client.node import Node, TensorsMissing
+from common.config import Settings
 from common.errors import DataError, TesseraError
 from common.protocol import Update, missing_tensors, pack_update, refusal, unpack_task
 
@@ -21,20 +24,20 @@ def device_app(devices: Path | None = None) -> ClientApp:
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
-        device = lambda: Device(_folder(context, devices), simulated=devices is not None)  # noqa: E731
-        return Message(answer(message.content, device), reply_to=message)
+        made = lambda settings: _kind(settings)(_folder(context, devices), simulated=devices is not None)  # noqa: E731
+        return Message(answer(message.content, made), reply_to=message)
 
     for kind in (app.train, app.evaluate, app.query):
         kind()(handle)
     return app
 
 
-def answer(content: RecordDict, device: Callable[[], Device]) -> RecordDict:
+def answer(content: RecordDict, device: Callable[[Settings], Node]) -> RecordDict:
     """Carry out a message's task on a device. What goes wrong is told to the server without naming a user: only
     what kind of trouble it is; what it says is in the device's own log."""
     try:
         task, tensors, facts = unpack_task(content)
-        update = device().perform(task, tensors, facts)
+        update = device(task.settings).perform(task, tensors, facts)
         return pack_update(encode(update, getattr(torch, task.settings.wire.gradients)))
     except TensorsMissing as missing:
         return missing_tensors(str(missing))
@@ -46,10 +49,19 @@ def answer(content: RecordDict, device: Callable[[], Device]) -> RecordDict:
         return refusal(f"{type(error).__name__} on the device; its own log says more")
 
 
+def _kind(settings: Settings) -> type[Node]:
+    """Which kind of device a run needs. PEFT is read only where adapters are trained: a device should start fast."""
+    if not settings.asks_questions:
+        return Device
+    from client.pupil import Pupil
+
+    return Pupil
+
+
 def encode(update: Update, dtype: torch.dtype) -> Update:
     """Round the gradients to the format they travel in."""
     gradients = {name: value.to(dtype) for name, value in update.gradients.items()}
-    return Update(gradients, update.weight, update.sums, update.counts)
+    return replace(update, gradients=gradients)
 
 
 def _folder(context: Context, devices: Path | None) -> Path:

@@ -1,8 +1,6 @@
 """A device: its folder, its people's data, and what it does when the server asks.
 
 interactions.parquet, items.parquet     its people's events; the public titles
-views/HASH.safetensors                  the tensors last received
-private/RUN/run.json                    the run's settings, and which tensors belong to the last state
 private/RUN/block-*/round-*.safetensors the private states
 """
 
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from client import cohort, evaluation, privacy
 from client.histories import Histories, histories
+from client.node import Node
 from client.store import PrivateState, Store
 from common import seeds
 from common.catalogue import Catalogue, load_catalogue
@@ -23,25 +22,16 @@ from common.cold import split_as
 from common.compute import resolve_device
 from common.config import Settings
 from common.errors import DataError
-from common.files import read_json, read_tensors, write_json, write_tensors
 from common.interactions import Interactions, Split, load_interactions
 from common.metrics import Sums
-from common.protocol import BASIS, COUNTS, VIEWS, Task, Tensors, Update, content_hash
+from common.protocol import BASIS, COUNTS, VIEWS, Task, Tensors, Update
 
-NOTE = "run.json"
 GUESTS, UNTRAINED = "new-users", "new-users-untrained"
 """Groups of the metrics: guests with the private parameters their own device learnt, and with those of the start."""
 
 
-class TensorsMissing(Exception):
-    """The device does not hold the tensors its task names: the server has to send them again."""
-
-
-class Device:
-    """One node's people and their private data, below `folder`. A `simulated` one hides nothing: its noise can be repeated."""
-
-    def __init__(self, folder: Path, simulated: bool = False) -> None:
-        self.folder, self.simulated = folder, simulated
+class Device(Node):
+    """One node's people and their private data."""
 
     def perform(self, task: Task, tensors: Tensors | None, facts: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
@@ -59,14 +49,13 @@ class Device:
         if task.kind == "baselines":
             baselines = [(block, evaluation.baselines(block, settings.evaluation, facts, target)) for block in people]
             return Update(sums=sum((_reported(block, sums) for block, sums in baselines), Sums()))
-        held = self._hold(task, tensors)
+        held = self.hold(task, tensors)
         sent = {name: value.to(target, torch.float32) for name, value in held.items()}
         work = self._train if task.kind == "train" else self._evaluate
         total = Update()
         for number, block in enumerate(people):
             total += work(task, sent, facts, block, number)
-        write_json(self.private(task.run) / NOTE, _run_note(task))
-        self._tidy()
+        self.conclude(task)
         return total
 
     def split(self, settings: Settings) -> Split:
@@ -77,15 +66,6 @@ class Device:
     def catalogue(self) -> Catalogue:
         """Read what the device can show of the items."""
         return _load(self.folder, _changed(self.folder))[0]
-
-    @property
-    def views(self) -> Path:
-        """Folder of the tensors received."""
-        return self.folder / "views"
-
-    def private(self, run: str) -> Path:
-        """Folder of the private states of a run."""
-        return self.folder / "private" / run
 
     def state(self, task: Task, users: tuple[str, ...], block: int, views: Tensor) -> PrivateState:
         """Private state of a block's users before `task`, on the views' device; users without one start afresh."""
@@ -131,26 +111,6 @@ class Device:
             total += evaluation.as_group(sums(fresh.to(target)), UNTRAINED)
         return Update(sums=total)
 
-    def _hold(self, task: Task, tensors: Tensors | None) -> Tensors:
-        """Keep the tensors that came along, if they are what their name says, or find those the task names."""
-        path = self.views / f"{task.tensors}.safetensors"
-        if tensors is None:
-            try:
-                return read_tensors(path)[0]
-            except DataError:
-                raise TensorsMissing(task.tensors) from None
-        if content_hash(tensors) != task.tensors:
-            raise DataError("the tensors that came are not those the task names")
-        write_tensors(path, tensors)
-        return tensors
-
-    def _tidy(self) -> None:
-        """Drop tensors that the last state of no run belongs to."""
-        needed = {read_json(note)["tensors"] for note in (self.folder / "private").glob(f"*/{NOTE}")}
-        for path in self.views.glob("*.safetensors"):
-            if path.stem not in needed:
-                path.unlink(missing_ok=True)
-
 
 def blocks(split: Split, size: int) -> Iterator[Split]:
     """Cut a device's people into blocks of `size`, trained and stored one after the other; guests are in the last ones."""
@@ -184,11 +144,6 @@ def _power(block: Split, basis: Tensor) -> Update:
 def _shapes(state: PrivateState) -> dict[str, torch.Size]:
     """Shape of one user's part of each tensor."""
     return {name: value.shape[1:] for name, value in (state.parameters | state.optimizer).items()}
-
-
-def _run_note(task: Task) -> dict[str, object]:
-    settings = task.settings.model_dump(mode="json")
-    return {"run": task.run, "round": task.round, "tensors": task.tensors, "views": task.views, "settings": settings}
 
 
 def _changed(folder: Path) -> float:

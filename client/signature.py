@@ -17,8 +17,6 @@ LIMIT = 1.0
 """Largest Euclidean norm of what is noised."""
 NOISE = 1e-4
 """Standard deviation of the noise of each coordinate."""
-KEPT = 0.4
-"""Share of the coordinates that are sent."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,3 @@ def last_layer_gradient(loss: Tensor, last_layer: nn.Module) -> Tensor:
     """Gradient of a batch's loss by the frozen model's last layer, flat [size] (Eq. 1). Nothing is stepped or accumulated."""
     gradients = torch.autograd.grad(loss, list(last_layer.parameters()))
     return torch.cat([gradient.flatten() for gradient in gradients])
-
-
-def kept_coordinates(size: int, seed: int) -> Tensor:
-    """Indices of the coordinates that all clients of a run send, [n_kept], increasing: the same for all, or cosines fail."""
-    draws = seeds.uniform(seeds.key("signature-mask", seed), torch.arange(size))
-    return draws.argsort(stable=True)[: max(1, round(KEPT * size))].sort().values

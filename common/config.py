@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from common.backbones import BACKBONES
 from common.errors import ConfigError
+from common.regimes import REGIMES
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names of runs, and of folders made for them."""
@@ -21,6 +22,7 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Step = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 EXECUTORS = ("inline", "ray", "grpc")
+DeviceClass = Literal["tiny", "small", "base"]
 Operator = Literal["sum", "mlp", "gate", "attention", "concat"]
 
 
@@ -36,12 +38,20 @@ def _known_backbone(name: str) -> str:
     return name
 
 
+def _known_regime(name: str) -> str:
+    if name not in REGIMES:
+        raise ValueError(f"there is no regime {name!r}; known are {', '.join(REGIMES)}")
+    return name
+
+
 class DataSettings(_Settings):
     """Which dataset, and what a raw one goes through when it is converted."""
 
     folder: str
     """Below `--data` or TESSERA_DATA: a converted dataset, or a raw one of `kind`."""
-    kind: Literal["converted", "movielens", "amazon", "ninerec", "fedvlr", "sequences", "shop"] = "converted"
+    kind: Literal["converted", "movielens", "amazon", "ninerec", "fedvlr", "sequences", "shop", "questions"] = (
+        "converted"
+    )
     min_user_events: Natural = 5
     min_item_events: Natural = 5
     min_rating: Amount = 0.0
@@ -182,6 +192,36 @@ class PrivacySettings(_Settings):
         return self
 
 
+class MosaicSettings(_Settings):
+    """How devices of different classes adapt their towers and learn from one another (FedMosaic)."""
+
+    classes: Annotated[tuple[DeviceClass, ...], Field(min_length=1)] = ("tiny", "small", "base")
+    """The nodes' device classes, given out in turn."""
+    regime: Annotated[str, AfterValidator(_known_regime)] = "fedmosaic"
+    """How a device trains its branches, and what becomes of what it sends."""
+    rank: Positive = 16
+    blocks: Positive = 4
+    """Layers of a tower that carry PQ-LoRA; the others carry plain LoRA."""
+    alignment: Literal["whitened", "paper", "random"] = "whitened"
+    """How A and B of towers of different size are given a common start."""
+    temperature: Step = 0.5
+    include_self: bool = False
+    """Whether a client's own module counts in what it gets back."""
+    largest: Step = 1000.0
+    """A tensor with a larger Euclidean norm is refused."""
+    stream: Literal["static", "dynamic"] = "static"
+    """Whether a device's tasks come mixed, or one after the other over the rounds; what was seen stays in memory."""
+    steps: Positive = 40
+    """Batches of a round that a device learns from."""
+    batch: Positive = 16
+    learning_rate: Step = 0.001
+    """Of A and B of plain LoRA."""
+    pq_learning_rate: Step = 0.004
+    """Of P, Q and the gate."""
+    proximity: Amount = 0.1
+    """How strongly a personal branch is held to the common one (DITTO, PerAda)."""
+
+
 class FederationSettings(_Settings):
     """How the work is spread over nodes, and how long the server waits for them."""
 
@@ -200,6 +240,8 @@ class Settings(_Settings):
     data: DataSettings
     seed: Natural = 0
     rounds: Positive = 100
+    strategy: Literal["fedvlr", "fedmosaic", "both"] = "fedvlr"
+    """Whether devices send gradients of the server's views, adapters of their own towers, or both."""
     fraction: Fraction = 1.0
     """Chance of each user to take part in a round, drawn on the device."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -209,7 +251,21 @@ class Settings(_Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings = PrivacySettings()
+    mosaic: MosaicSettings = MosaicSettings()
     federation: FederationSettings = FederationSettings()
+
+    @property
+    def asks_questions(self) -> bool:
+        """Whether devices answer questions about items; otherwise they recommend items to people."""
+        return self.data.kind == "questions"
+
+    @model_validator(mode="after")
+    def _questions_for_towers(self) -> "Settings":
+        if self.asks_questions and self.strategy != "fedmosaic":
+            raise ValueError("questions are answered by adapted towers: set strategy to fedmosaic")
+        if self.strategy == "fedmosaic" and self.views.spectral_rounds:
+            raise ValueError("fedmosaic has no item embeddings to start: set views.spectral_rounds to 0")
+        return self
 
     @model_validator(mode="after")
     def _private_as_said(self) -> "Settings":

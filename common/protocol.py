@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from common.config import NAME, Settings
+from common.contributions import MODULE, Contribution, flat, unflat
 from common.errors import DataError, RunError
 from common.metrics import Sums
 
@@ -28,6 +30,18 @@ VIEWS, HISTORY = "views", "history"
 COUNTS, CONTENT, BASIS = "counts", "content/", "basis"
 """Names of facts about items: training events of each [n_items], CONTENT + modality for unit features [n_items, width], and
 the basis of a power iteration [n_items, width]."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Tensors for one or more devices, called by their content."""
+
+    tensors: Tensors
+
+    @cached_property
+    def name(self) -> str:
+        """Content hash of the tensors; "" when there are none."""
+        return content_hash(self.tensors) if self.tensors else ""
 
 
 @dataclass(frozen=True)
@@ -55,13 +69,16 @@ class Update:
     """What devices return. Additive: (a + b) is what one device hosting the users of both would have returned.
 
     `gradients` are sums over users of weight times dL/d(what was sent), `weight` the sum of those weights, `sums` named
-    metric sums, `counts` named sums of vectors.
+    metric sums, `counts` named sums of vectors. `modules` are the adapters of clients and `towers` the clients' device
+    classes, both by client: adding puts them side by side.
     """
 
     gradients: Tensors = field(default_factory=dict)
     weight: float = 0.0
     sums: Sums = field(default_factory=Sums)
     counts: Tensors = field(default_factory=dict)
+    modules: Mapping[str, Contribution] = field(default_factory=dict)
+    towers: Mapping[str, str] = field(default_factory=dict)
 
     def __add__(self, other: "Update") -> "Update":
         """Add field by field, name by name."""
@@ -70,6 +87,8 @@ class Update:
             self.weight + other.weight,
             self.sums + other.sums,
             add(self.counts, other.counts),
+            {**self.modules, **other.modules},
+            {**self.towers, **other.towers},
         )
 
 
@@ -85,13 +104,12 @@ def add(left: Tensors, right: Tensors) -> dict[str, Tensor]:
 
 
 def check_gradients(update: Update, sent: Tensors) -> None:
-    """Raise `RunError` unless an update holds a finite gradient of the right shape for everything that was sent.
-
-    One whose users all sat the round out holds none, and no weight.
+    """Raise `RunError` unless an update holds a finite gradient of the right shape for everything that was sent, modules
+    aside. One whose users all sat the round out holds none, and no weight.
     """
     if not update.gradients and not update.weight:
         return
-    for name, tensor in sent.items():
+    for name, tensor in ((name, tensor) for name, tensor in sent.items() if not name.startswith(MODULE)):
         gradient = update.gradients.get(name)
         if gradient is None or gradient.shape != tensor.shape:
             found = "no gradient" if gradient is None else f"a gradient of shape {tuple(gradient.shape)}"
@@ -158,6 +176,8 @@ def pack_update(update: Update) -> RecordDict:
             "gradients": _arrays(update.gradients),
             "counts": _arrays(update.counts),
             "sums": MetricRecord({"weight": update.weight, **update.sums.values}),
+            "modules": _arrays(flat(update.modules)),
+            "towers": ConfigRecord(dict(update.towers)),
         }
     )
 
@@ -165,6 +185,7 @@ def pack_update(update: Update) -> RecordDict:
 def unpack_update(content: RecordDict) -> Update:
     """Read what `pack_update` built; half gradients become float32, so that sums neither overflow nor lose small ones."""
     sums = {name: float(value) for name, value in content.metric_records["sums"].items()}  # type: ignore[arg-type]
+    towers = {client: str(tower) for client, tower in content.config_records["towers"].items()}
     return Update(
         {
             n: v.float() if v.dtype == torch.float16 else v
@@ -173,6 +194,8 @@ def unpack_update(content: RecordDict) -> Update:
         sums.pop("weight"),
         Sums(sums),
         _tensors(content.array_records["counts"]),
+        unflat(_tensors(content.array_records["modules"]), towers),
+        towers,
     )
 
 

@@ -30,8 +30,16 @@ def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, ove
         folders = tuple(device_folders(run_dir / DEVICES, n_nodes))
     else:
         shutil.rmtree(run_dir / DEVICES, ignore_errors=True)  # of a run that never began
-        folders = deal(dataset, run_dir / DEVICES, n_nodes)
+        folders = _deal(dataset, run_dir / DEVICES, settings)
     return Job(settings, dataset.absolute(), tuple(folder.absolute() for folder in folders), run_dir.absolute(), resume)
+
+
+def _deal(dataset: Path, out: Path, settings: Settings) -> tuple[Path, ...]:
+    if not settings.asks_questions:
+        return deal(dataset, out, settings.federation.nodes)
+    from deploy.pupils import deal_questions  # reads PEFT, which recommending does without
+
+    return deal_questions(dataset, out, settings)
 
 
 def train(job: Job, executor: str, report: Report) -> dict[str, Any]:

@@ -5,12 +5,15 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.catalogue import load_catalogue
+from common.catalogue import Catalogue, load_catalogue
 from common.compute import resolve_device
 from common.config import Settings
 from server.checkpoint import Report, RunFolder
 from server.nodes import Nodes
 from server.rounds import run_rounds
+from server.strategies.base import Strategy
+from server.strategies.both import Both
+from server.strategies.fedmosaic import FedMosaic, expected
 from server.strategies.fedvlr import FedVLR
 
 
@@ -25,8 +28,7 @@ def serve(
     folder.listener = report
     try:
         items = load_catalogue(catalogue)
-        strategy = FedVLR(settings, items, resolve_device(settings.device))
-        run_rounds(Nodes(grid, settings.federation), strategy, settings, items, folder)
+        run_rounds(Nodes(grid, settings.federation), make_strategy(settings, items, catalogue), settings, items, folder)
     except Exception as error:
         folder.status("failed", str(error) or type(error).__name__)
         raise
@@ -34,6 +36,16 @@ def serve(
         folder.status("failed", "stopped from outside; go on with --resume")
         raise
     folder.status("completed")
+
+
+def make_strategy(settings: Settings, items: Catalogue, dataset: Path) -> Strategy:
+    """The strategy that the settings name, for the items and towers of the dataset folder."""
+    if settings.strategy == "fedvlr":
+        return FedVLR(settings, items, resolve_device(settings.device))
+    fedmosaic = FedMosaic(settings, items.sha256, expected(dataset, settings))
+    if settings.strategy == "fedmosaic":
+        return fedmosaic
+    return Both(FedVLR(settings, items, resolve_device(settings.device)), fedmosaic)
 
 
 app = ServerApp()

@@ -1,48 +1,36 @@
 """What each client gets back: G = W L, over what clients last sent. FedAvg, groups and RELA differ in W only."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from common.contributions import Contribution
 from common.errors import DataError
 
 Tensors = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
-class Contribution:
-    """What one client sends in a round it takes part in.
-
-    `pq` is P and Q by place, alike for all clients; `lora` the plain LoRA layers, alike for all with the same `tower`;
-    `signature` [size] says what it learnt from.
-    """
-
-    tower: str
-    pq: Tensors
-    lora: Tensors
-    signature: Tensor
-
-    def parts(self) -> dict[str, Tensor]:
-        """Every tensor, by a name for messages."""
-        named = {f"pq {name}": value for name, value in self.pq.items()}
-        return {**named, **{f"lora {name}": value for name, value in self.lora.items()}, "signature": self.signature}
-
-
 class Contributions:
     """The last contribution of every client: one that is absent in a round keeps what it sent before.
 
-    `expected` says for each tower what `Contribution.parts` must hold: the server's word, not the first client's.
+    `expected` says for each tower what `Contribution.parts` must hold: the server's word, not the first client's. None may
+    have a Euclidean norm above `largest`.
     """
 
-    def __init__(self, expected: Mapping[str, Shapes]) -> None:
-        self.expected = expected
+    def __init__(self, expected: Mapping[str, Shapes], largest: float = math.inf) -> None:
+        self.expected, self.largest = expected, largest
         self.by_client: dict[str, Contribution] = {}
 
     def take(self, client: str, sent: Contribution) -> None:
         """Replace a client's contribution. Raises `DataError`, and keeps the old, when the new one cannot be merged."""
+        self.check(client, sent)
+        self.by_client[client] = sent
+
+    def check(self, client: str, sent: Contribution) -> None:
+        """Raise `DataError`, which names the client, when a contribution cannot be merged."""
         if sent.tower not in self.expected:
             raise DataError(f"client {client!r} has a tower {sent.tower!r}, not one of {sorted(self.expected)}")
         wanted, parts = self.expected[sent.tower], sent.parts()
@@ -53,7 +41,12 @@ class Contributions:
         for name, value in parts.items():
             if not value.is_floating_point() or not bool(value.isfinite().all()):
                 raise DataError(f"client {client!r} sent {name} that is not finite")
-        self.by_client[client] = sent
+            if float(value.double().norm()) > self.largest:
+                raise DataError(f"client {client!r} sent {name} of a norm above {self.largest:g}")
+
+    def signatures(self) -> Tensor:
+        """The clients' last signatures [n_clients, size], ordered by name."""
+        return torch.stack([self.by_client[client].signature for client in sorted(self.by_client)])
 
     def merged(self, weigh: Callable[[Tensor, Sequence[str] | None], Tensor]) -> dict[str, Tensors]:
         """G_i of every client, ordered by name: P and Q of all clients, plain LoRA of the clients with the same tower.
@@ -62,7 +55,7 @@ class Contributions:
         """
         clients = sorted(self.by_client)
         last = [self.by_client[client] for client in clients]
-        signatures = torch.stack([sent.signature for sent in last])
+        signatures = self.signatures()
         merged = dict(zip(clients, merge(weigh(signatures, None), [sent.pq for sent in last]), strict=True))
         within = weigh(signatures, [sent.tower for sent in last])
         for tower in sorted({sent.tower for sent in last}):

@@ -2,14 +2,15 @@
 
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.config import FederationSettings
 from common.errors import RoundAbandoned, RunError, TesseraError
-from common.protocol import Task, Tensors, Update, array_bytes, check_gradients, pack_task, unpack_update
+from common.protocol import Parcel, Task, Tensors, Update, array_bytes, check_gradients, pack_task, unpack_update
 
 log = logging.getLogger("tessera.server")
 POLL = 0.1
@@ -26,12 +27,41 @@ class Answer:
     troubles: list[str] = field(default_factory=list)
 
 
+For = Callable[[str | None], Parcel]
+"""What goes to a client, or to a node of which no client is known yet."""
+Check = Callable[[Update], None]
+"""Raises a `TesseraError` for an update that cannot be taken."""
+
+
+def nothing(client: str | None) -> Parcel:
+    """No tensors."""
+    return Parcel({})
+
+
+@dataclass(frozen=True)
+class Question:
+    """A task as it goes to several nodes: what each is to hold for it, and what must be true of their answers."""
+
+    task: Task
+    parcels: Mapping[int, Parcel]
+    facts: Tensors | None
+    check: Check
+
+    def alike(self, holds: Callable[[int], bool]) -> list[list[int]]:
+        """The nodes in groups that get the very same message."""
+        groups: dict[tuple[str, bool], list[int]] = {}
+        for node, parcel in self.parcels.items():
+            groups.setdefault((parcel.name, holds(node)), []).append(node)
+        return list(groups.values())
+
+
 class Nodes:
     """All nodes of a federation, over Flower's Grid."""
 
     def __init__(self, grid: Grid, settings: FederationSettings) -> None:
         self.grid, self.settings = grid, settings
         self._held: dict[int, str] = {}
+        self._clients: dict[int, str | None] = {}
 
     def wait(self) -> None:
         """Wait until as many nodes as the settings say are online. Raises `RunError` when they are not in time."""
@@ -43,30 +73,31 @@ class Nodes:
                 )
             time.sleep(POLL)
 
-    def ask(self, task: Task, tensors: Tensors | None = None, facts: Tensors | None = None) -> Answer:
+    def ask(
+        self, task: Task, parcel: For = nothing, facts: Tensors | None = None, check: Check = lambda update: None
+    ) -> Answer:
         """Give every node `task` and add up their updates as they arrive, so memory does not grow with the nodes.
 
-        `tensors` go only to nodes that lack them by their content hash; `facts` always. What is malformed is left out and
-        its node named. Raises `RoundAbandoned` when too few answered to train on, and `RunError` when too few did to
-        anything else before the timeout: `min_nodes`, and all nodes where the answer stands for the whole run.
+        A client's parcel goes only to nodes that lack its tensors by their content hash; `facts` always. What is malformed, or
+        does not pass `check`, is left out and its node named. Raises `RoundAbandoned` when too few answered to train on, and
+        `RunError` when too few did to anything else before the timeout: `min_nodes`, and all nodes where the answer stands for
+        the whole run.
         """
         answer, online = Answer(), list(self.grid.get_node_ids())
         if 0 < len(online) < self.settings.nodes:
             answer.troubles.append(f"only {len(online)} of {self.settings.nodes} nodes are online")
-        holding = [node for node in online if tensors is not None and self._held.get(node) == task.tensors]
-        lacking = [node for node in online if node not in holding]
-        full = pack_task(task, tensors, facts)
-        waiting = self._send(lacking, full, task, answer)
-        if holding:
-            waiting |= self._send(holding, pack_task(task, None, facts), task, answer)
+        question = Question(task, {node: parcel(self._clients.get(node)) for node in online}, facts, check)
+        waiting: dict[str, int] = {}
+        for nodes in question.alike(lambda node: self._held.get(node) == question.parcels[node].name):
+            waiting |= self._send(nodes, question, answer)
         deadline, resent = time.monotonic() + self.settings.timeout, set[int]()
         while waiting:
             replies = list(self.grid.pull_messages(waiting.keys()))
             for reply in replies:
                 node = waiting.pop(reply.metadata.reply_to_message_id)
-                if self._take(reply, node, task, tensors or {}, answer) and node not in resent:
+                if self._take(reply, node, question, answer) and node not in resent:
                     resent.add(node)
-                    waiting |= self._send([node], full, task, answer)
+                    waiting |= self._send([node], question, answer)
             if not replies:
                 if time.monotonic() > deadline:  # only now: the inline nodes answer one after the other, when asked
                     break
@@ -75,13 +106,17 @@ class Nodes:
         self._require(answer, task)
         return answer
 
-    def _send(self, nodes: list[int], content: RecordDict, task: Task, answer: Answer) -> dict[str, int]:
+    def _send(self, nodes: list[int], question: "Question", answer: Answer) -> dict[str, int]:
+        """Send nodes that are to get the same parcel their messages; return the nodes by message."""
+        task, parcel = question.task, question.parcels[nodes[0]]
+        tensors = None if self._held.get(nodes[0]) == parcel.name or not parcel.tensors else parcel.tensors
+        content = pack_task(replace(task, tensors=parcel.name), tensors, question.facts)
         kind = task.kind if task.kind in ("train", "evaluate") else "query"
         messages = [Message(content, node, kind, group_id=str(task.round)) for node in nodes]
         answer.bytes_down += array_bytes(content) * len(nodes)
         return dict(zip(self.grid.push_messages(messages), nodes, strict=True))
 
-    def _take(self, reply: Message, node: int, task: Task, tensors: Tensors, answer: Answer) -> bool:
+    def _take(self, reply: Message, node: int, question: "Question", answer: Answer) -> bool:
         """Add one reply to the answer; true when the node needs the tensors sent again."""
         if reply.has_error():
             answer.troubles.append(f"node {node} failed: {reply.error.reason}")
@@ -95,16 +130,25 @@ class Nodes:
             return False
         try:
             update = unpack_update(reply.content)
-            if task.kind == "train":
-                check_gradients(update, tensors)
+            self._know(node, update)
+            if question.task.kind == "train":
+                check_gradients(update, question.parcels[node].tensors)
+                question.check(update)
             answer.update += update
         except (KeyError, ValueError, TesseraError) as error:
             answer.troubles.append(f"node {node} returned something malformed: {error}")
             return False
         answer.nodes += 1
         answer.bytes_up += array_bytes(reply.content)
-        self._held[node] = task.tensors or self._held.get(node, "")
+        self._held[node] = question.parcels[node].name or self._held.get(node, "")
         return False
+
+    def _know(self, node: int, update: Update) -> None:
+        """Keep a node's client. Raises `RunError` when it sends for another than before, or for several."""
+        known = self._clients.get(node)
+        if len(update.towers) > 1 or (known and known not in update.towers):
+            raise RunError("it speaks for another client than its own")
+        self._clients[node] = next(iter(update.towers), None)
 
     def _require(self, answer: Answer, task: Task) -> None:
         for trouble in answer.troubles:

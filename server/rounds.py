@@ -1,6 +1,7 @@
 """The round loop: broadcast, gather, step, evaluate, checkpoint."""
 
 import time
+from statistics import mean
 from typing import Any
 
 import torch
@@ -10,18 +11,19 @@ from common.catalogue import Catalogue
 from common.config import Settings
 from common.errors import RoundAbandoned, RunError
 from common.metrics import Sums, ranking_means
-from common.protocol import BASIS, CONTENT, COUNTS, Kind, Task, Tensors, Update, content_hash
-from server.checkpoint import RunFolder
-from server.nodes import Answer, Nodes
+from common.protocol import BASIS, CONTENT, COUNTS, Kind, Task, Tensors, Update
+from server.checkpoint import RunFolder, read_metrics
+from server.nodes import Answer, Nodes, nothing
 from server.spectral import leading_vectors
-from server.strategies.fedvlr import FedVLR
+from server.strategies.base import Strategy
 
+ACCURACY = "/accuracy"
 ABANDONED = 3
 """Rounds that may come to nothing one after the other before the run gives up."""
 
 
 def run_rounds(
-    nodes: Nodes, strategy: FedVLR, settings: Settings, catalogue: Catalogue, folder: RunFolder
+    nodes: Nodes, strategy: Strategy, settings: Settings, catalogue: Catalogue, folder: RunFolder
 ) -> dict[str, Any]:
     """Train from the last checkpoint, or from the start, to the end, and return the run's result."""
     run = Run(nodes, strategy, settings, folder)
@@ -55,7 +57,7 @@ def run_rounds(
 class Run:
     """What the round loop carries from round to round, all of it in every checkpoint."""
 
-    def __init__(self, nodes: Nodes, strategy: FedVLR, settings: Settings, folder: RunFolder) -> None:
+    def __init__(self, nodes: Nodes, strategy: Strategy, settings: Settings, folder: RunFolder) -> None:
         self.nodes, self.strategy, self.settings, self.folder = nodes, strategy, settings, folder
         self.round = self.abandoned = 0
         self.best: dict[str, Any] = {}
@@ -63,7 +65,6 @@ class Run:
         self.seconds = 0.0
         self.traffic: dict[str, float] = {}
         self.people = 0.0
-        self._named: tuple[Tensors, str] = ({}, "")
         self._since = time.monotonic()
 
     def restore(self) -> None:
@@ -76,14 +77,11 @@ class Run:
         self._since = time.monotonic()
 
     def ask(self, kind: Kind, facts: Tensors | None = None) -> Answer:
-        """Give all nodes a task of this round on the current views."""
-        tensors = self.strategy.broadcast() if kind in ("train", "evaluate") else None
-        if tensors is not None and tensors is not self._named[0]:
-            self._named = (tensors, content_hash(tensors))
-        name = "" if tensors is None else self._named[1]
+        """Give all nodes a task of this round, and with it what the strategy has for each."""
+        parcel = self.strategy.parcel if kind in ("train", "evaluate") else nothing
         views, items = self.strategy.views, self.strategy.catalogue
-        task = Task(kind, self.folder.run, self.round, self.folder.durable(), views, items, self.settings, name)
-        return self.nodes.ask(task, tensors, facts)
+        task = Task(kind, self.folder.run, self.round, self.folder.durable(), views, items, self.settings)
+        return self.nodes.ask(task, parcel, facts, self.strategy.check)
 
     def census(self, catalogue: Catalogue) -> Tensors:
         """Ask how often each item occurs in training, and evaluate the baselines once; return the counts.
@@ -94,7 +92,8 @@ class Run:
         answer = self.ask("census")
         counts = {} if answer.update.sums["withheld"] else {COUNTS: answer.update.counts[COUNTS]}
         if self.settings.evaluation.baselines and not self.baselines:
-            self.baselines = _means(self.ask("baselines", counts | _content(catalogue)).update.sums)
+            facts = {} if self.settings.asks_questions else counts | _content(catalogue)
+            self.baselines = _means(self.ask("baselines", facts).update.sums)
         if not self.round:
             line = {"kind": "census", "round": 0, **dict(answer.update.sums.values), "nodes": answer.nodes}
             self.folder.report(line | {"baselines": self.baselines, "seconds": time.monotonic() - started})
@@ -141,9 +140,15 @@ class Run:
                 )
         scores = _means(Sums({name: value for name, value in sums.values.items() if "/" in name}))
         everybody = sums["evaluated"] >= self.people  # scores of fewer people are not comparable
-        if (everybody or not self.best) and scores.get(self._criterion, 0.0) > self.best.get("criterion", -1.0):
-            self.best = {"round": self.round, "criterion": scores.get(self._criterion, 0.0), "scores": scores}
+        worth = self._worth(scores)
+        if (everybody or not self.best) and worth > self.best.get("criterion", -1.0):
+            self.best = {"round": self.round, "criterion": worth, "scores": scores}
         return answer, scores
+
+    def _worth(self, scores: dict[str, float]) -> float:
+        """What a round is selected by: NDCG on validation. Of questions there is no validation: the last round counts."""
+        ndcg = f"validation/all/ndcg@{max(self.settings.evaluation.ks)}"
+        return float(self.round) if self.settings.asks_questions else scores.get(ndcg, 0.0)
 
     @property
     def stale(self) -> bool:
@@ -182,6 +187,18 @@ class Run:
             progress = {name: getattr(self, name) for name in ("best", "baselines", "seconds", "traffic")}
             self.folder.save(self.round, self.strategy.state(), progress)
 
+    def _areas(self) -> dict[str, float]:
+        """Mean of each accuracy over the evaluations of the run (A_AUC, Koh et al. 2022)."""
+        evaluated = [
+            line["scores"] for line in read_metrics(self.folder.path) if line["kind"] == "round" and "scores" in line
+        ]
+        groups = sorted(
+            {name.removesuffix(ACCURACY) for scores in evaluated for name in scores if name.endswith(ACCURACY)}
+        )
+        return {
+            f"{group}/auc": mean(s[group + ACCURACY] for s in evaluated if group + ACCURACY in s) for group in groups
+        }
+
     def result(self) -> dict[str, Any]:
         """The run's figures: scores of the round that was best on validation, never chosen on test."""
         line = {
@@ -190,17 +207,14 @@ class Run:
             "seed": self.settings.seed,
             "rounds": self.round,
             "selected_round": self.best.get("round"),
-            "scores": self.best.get("scores", {}),
+            "scores": self.best.get("scores", {}) | self._areas(),
             "baselines": self.baselines,
             "seconds": self.seconds,
             **self.traffic,
+            **self.strategy.facts(),
         }
         self.folder.report(line)
         return line
-
-    @property
-    def _criterion(self) -> str:
-        return f"validation/all/ndcg@{max(self.settings.evaluation.ks)}"
 
 
 def _content(catalogue: Catalogue) -> dict[str, Tensor]:

@@ -73,9 +73,20 @@ def lora_tensors(model: PeftModel, branch: str = LOCAL) -> dict[str, Tensor]:
     return tensors
 
 
+def branch_tensors(model: PeftModel, branch: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What may leave the device of a branch: P and Q by place, and plain LoRA by layer. The tensors are the model's own."""
+    return pq_tensors(model, branch), lora_tensors(model, branch)
+
+
+def gates(model: PeftModel) -> dict[str, Tensor]:
+    """Every layer's beta, by name: private. The tensors are the model's own."""
+    return {f"gate/{name}": layer.get_parameter(f"lora_gate.{LOCAL}").data for name, layer in _layers(model)}
+
+
 def receive(model: PeftModel, sent: Mapping[str, Tensor], branch: str = GLOBAL) -> None:
     """Put merged P, Q and plain LoRA into a branch: all or nothing. Raises `DataError` unless names and shapes fit."""
-    own = pq_tensors(model, branch) | lora_tensors(model, branch)
+    pq, lora = branch_tensors(model, branch)
+    own = pq | lora
     if any(layer.merged for _, layer in _layers(model)):
         raise DataError("adapters cannot change while they are merged into the model: unmerge them first")
     if own.keys() != sent.keys():

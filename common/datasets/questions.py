@@ -17,13 +17,12 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from common import seeds
 from common.catalogue import Catalogue
 from common.datasets.movielens import read_movielens
 from common.datasets.prepare import build_catalogue, ordered
-from common.datasets.question_draws import PLACES, RECEPTION, YES_NO, Domain, Movies, by_reception
+from common.datasets.question_draws import PLACES, RECEPTION, YES_NO, Domain, Movies
 from common.datasets.question_tasks import CLIENTS, UNSEEN
 from common.datasets.raw import NAME, NUMBER, Options, Raw, read_rows
 from common.errors import DataError
@@ -124,25 +123,22 @@ def _domains() -> list[Domain]:
 
 
 def fit_codebook(catalogue: Catalogue, movies: Movies, public: Tensor) -> Codebook:
-    """Every item's vectors in the shared space, and those of the words: what the public items of an attribute have in common.
+    """Every item's vectors in the shared space, fitted on the `public` [n] items, and a direction of its own for each word.
 
-    A word is the mean over the `public` [n] items that have it, less the mean over all of them, as a unit vector.
+    A word's vector knows nothing of what the word means: with the mean of the items that have an attribute, its label
+    would reach every device without a question, and the frozen towers answer as well as trained ones.
     """
     image, text = (torch.from_numpy(catalogue.features[name].standardised()) for name in ("image", "text"))
     space = shared_space(image, text, public)
-    both = (space.image + space.text)[public]
-    having = _attributes(movies, public.numpy())
-    means = [both[torch.from_numpy(mask)].mean(0) - both.mean(0) for mask in having.values()]
-    fixed = orthonormal(seeds.key("questions", "words"), len(FIXED), SPACE_DIM)
-    words = torch.cat([normalize(torch.stack(means), dim=1), fixed])
-    return Codebook(words, space.image, space.text, (*having, *FIXED))
+    names = (*_attributes(movies, public.numpy()), *FIXED)
+    return Codebook(orthonormal(seeds.key("questions", "words"), len(names), SPACE_DIM), space.image, space.text, names)
 
 
-def _attributes(movies: Movies, public: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
-    """Which of the `public` [n] items have which genre, decade and reception; those that none has are left out."""
-    having = {genre: mask[public] for genre, mask in movies.genres.items()}
-    decades = movies.years[public] // 10
-    having |= {f"{decade}0s": decades == decade for decade in sorted(set(decades.tolist()) - {0})}
-    reception, _ = by_reception(movies, Domain("all"))
-    having |= {name: reception[public] == label for label, name in enumerate(RECEPTION)}
-    return {name: mask for name, mask in having.items() if mask.any()}
+def _attributes(movies: Movies, public: NDArray[np.int64]) -> list[str]:
+    """The genres and decades that the `public` [n] items have, and how a movie was received."""
+    decades = sorted(set((movies.years[public] // 10).tolist()) - {0})
+    return [
+        *(name for name, mask in movies.genres.items() if mask[public].any()),
+        *(f"{d}0s" for d in decades),
+        *RECEPTION,
+    ]

@@ -13,7 +13,7 @@ from common.backbones import BACKBONES
 from common.catalogue import Catalogue
 from common.config import ServerSettings, Settings
 from common.errors import RoundAbandoned
-from common.protocol import Tensors, Update, check_gradients
+from common.protocol import Parcel, Tensors, Update, check_gradients
 from server.views import ViewGenerator
 
 
@@ -34,6 +34,7 @@ class FedVLR:
         )
         self._outputs: dict[str, Tensor] = {}
         self._sent: dict[str, Tensor] = {}
+        self._parcel = Parcel({})
 
     def start_from(self, vectors: Tensor, values: Tensor) -> None:
         """Start the ID embedding and the history view from singular vectors [n_items, rank] and values [rank]."""
@@ -56,6 +57,16 @@ class FedVLR:
             self._sent = {name: value.detach().to(self.wire_dtype) for name, value in self._outputs.items()}
         return self._sent
 
+    def parcel(self, client: str | None) -> Parcel:
+        """What any client gets: the broadcast."""
+        sent = self.broadcast()
+        if self._parcel.tensors is not sent:
+            self._parcel = Parcel(sent)
+        return self._parcel
+
+    def check(self, update: Update) -> None:
+        """Accept everything: `check_gradients` has seen it."""
+
     def absorb(self, update: Update) -> None:
         """Step on the devices' sum, normalised by the weight that answered (Alg. 1, lines 8-9).
 
@@ -71,6 +82,10 @@ class FedVLR:
         torch.autograd.backward(list(self._outputs.values()), gradients)
         self.optimizer.step()
         self._outputs, self._sent = {}, {}
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing besides the scores."""
+        return {}
 
     def state(self) -> dict[str, Tensor]:
         """Everything learnt so far, by name: parameters and the optimiser's moments."""

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from common.contributions import Contribution
 from common.errors import DataError
-from server.merging import Contribution, Contributions, merge
+from server.merging import Contributions, merge
 from server.relevance import relevance, similarity, uniform
 
 PLACE = "image.0.attn.q_proj"

@@ -1,0 +1,82 @@
+"""A device's folder as every kind of work finds it: the tensors it holds, its private states, and its name in a run.
+
+views/HASH.safetensors      the tensors last received
+private/RUN/run.json        the run's settings, and which tensors belong to the last state
+secret                      a number that nobody else knows, drawn on first use
+"""
+
+import secrets
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from common import seeds
+from common.errors import DataError
+from common.files import PRIVATE, digest, read_json, read_tensors, write_bytes, write_json, write_tensors
+from common.protocol import Task, Tensors, Update, content_hash
+
+NOTE = "run.json"
+
+
+class TensorsMissing(Exception):
+    """The device does not hold the tensors its task names: the server has to send them again."""
+
+
+class Node(ABC):
+    """What is below `folder`. A `simulated` device hides nothing: its noise and its name can be repeated."""
+
+    def __init__(self, folder: Path, simulated: bool = False) -> None:
+        self.folder, self.simulated = folder, simulated
+
+    @abstractmethod
+    def perform(self, task: Task, tensors: Tensors | None, facts: Tensors) -> Update:
+        """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
+
+    @property
+    def views(self) -> Path:
+        """Folder of the tensors received."""
+        return self.folder / "views"
+
+    def private(self, run: str) -> Path:
+        """Folder of the private states of a run."""
+        return self.folder / "private" / run
+
+    def secret(self) -> int:
+        """A number that only this device knows."""
+        if self.simulated:
+            return seeds.key("secret", self.folder.name)
+        path = self.folder / "secret"
+        if not path.exists():
+            write_bytes(path, secrets.token_hex(8).encode(), PRIVATE)
+        return int(path.read_text(), 16)
+
+    def client(self, run: str) -> str:
+        """This device's name in a run, which tells nothing and links no two runs."""
+        return digest(f"{run if not self.simulated else ''} {self.secret()}".encode())[:16]
+
+    def hold(self, task: Task, tensors: Tensors | None) -> Tensors:
+        """Keep the tensors that came along, if they are what their name says, or find those the task names."""
+        if not task.tensors:
+            return {}
+        path = self.views / f"{task.tensors}.safetensors"
+        if tensors is None:
+            try:
+                return read_tensors(path)[0]
+            except DataError:
+                raise TensorsMissing(task.tensors) from None
+        if content_hash(tensors) != task.tensors:
+            raise DataError("the tensors that came are not those the task names")
+        write_tensors(path, tensors)
+        return tensors
+
+    def conclude(self, task: Task) -> None:
+        """Note which tensors belong to the state that `task` left, and drop those that no run's last state needs."""
+        write_json(self.private(task.run) / NOTE, _run_note(task))
+        needed = {read_json(note)["tensors"] for note in (self.folder / "private").glob(f"*/{NOTE}")}
+        for path in self.views.glob("*.safetensors"):
+            if path.stem not in needed:
+                path.unlink(missing_ok=True)
+
+
+def _run_note(task: Task) -> dict[str, object]:
+    settings = task.settings.model_dump(mode="json")
+    return {"run": task.run, "round": task.round, "tensors": task.tensors, "views": task.views, "settings": settings}

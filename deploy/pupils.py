@@ -1,0 +1,66 @@
+"""Towers for the devices of a run, and the folders of those that answer questions."""
+
+import shutil
+from pathlib import Path
+
+from client.adapted import CLASS, SIGNER, TOWER
+from client.pupil import QUESTIONS
+from common.catalogue import load_catalogue, save_items
+from common.config import Settings
+from common.errors import DataError
+from common.files import write_json
+from common.towers.starts import READER, TOWERS, n_blocks, save_start, smallest, start_path
+from server.start import shared_start
+
+
+def class_of(node: int, settings: Settings) -> str:
+    """The device class of a node: the settings' classes are given out in turn."""
+    return settings.mosaic.classes[node % len(settings.mosaic.classes)]
+
+
+def align(dataset: Path, settings: Settings) -> None:
+    """Give the towers of a dataset the start that a run asks for, unless they have it. Raises `DataError` without towers."""
+    classes, mosaic = sorted(set(settings.mosaic.classes)), settings.mosaic
+    for name in classes:
+        if not (dataset / TOWERS / name / READER).is_file():
+            raise DataError(f"{dataset} has no tower {name!r}: make it by `tessera towers fit {dataset} --classes {name}`")
+    paths = {name: start_path(dataset / TOWERS / name, mosaic) for name in classes}
+    if n_blocks(mosaic) and not all(path.is_file() for path in paths.values()):
+        made = shared_start(dataset, classes, mosaic.rank, mosaic.blocks, mosaic.alignment)
+        for name, start in made.items():
+            save_start(paths[name], start)
+
+
+def deal_questions(dataset: Path, out: Path, settings: Settings) -> tuple[Path, ...]:
+    """Give each client of the benchmark a device folder: its own questions, everybody's tests, the items' features and the
+    tower of its class. Raises `DataError` when there are fewer clients than nodes."""
+    clients = sorted((dataset / QUESTIONS).glob("client-*"))
+    if len(clients) < settings.federation.nodes:
+        raise DataError(f"{dataset} has questions for {len(clients)} devices, not {settings.federation.nodes}")
+    align(dataset, settings)
+    folders = []
+    for node, client in enumerate(clients[: settings.federation.nodes]):
+        folder = out / f"node-{node}"
+        save_items(load_catalogue(dataset, modalities=False), folder)
+        shutil.copytree(dataset / "features", folder / "features")
+        asked = folder / QUESTIONS
+        shutil.copytree(client, asked)
+        shutil.copy(dataset / QUESTIONS / "codebook.safetensors", asked)
+        (asked / "others").mkdir()
+        for other in clients:
+            if other != client:
+                shutil.copy(other / "test.safetensors", asked / "others" / f"{other.name}.safetensors")
+        deal_tower(dataset, folder, class_of(node, settings), settings)
+        folders.append(folder)
+    return tuple(folders)
+
+
+def deal_tower(dataset: Path, folder: Path, device_class: str, settings: Settings) -> None:
+    """Put the tower of a class, its start and the tower that signs into a device's folder."""
+    source, tower = dataset / TOWERS / device_class, folder / TOWER
+    tower.mkdir(parents=True)
+    shutil.copy(source / READER, tower)
+    shutil.copy(dataset / TOWERS / smallest(settings.mosaic.classes) / READER, tower / SIGNER)
+    if n_blocks(settings.mosaic):
+        shutil.copy(start_path(source, settings.mosaic), tower)
+    write_json(tower / CLASS, {"class": device_class})

@@ -1,0 +1,109 @@
+"""FedMosaic: every device gets its own mix of all devices' adapters, G_i = sum_j w_ij L_j, by who learns what it learns.
+
+Its peers that merge adapters differ in the weights only (`common.regimes`).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from common.config import Settings
+from common.contributions import MODULE, Contribution
+from common.errors import RoundAbandoned, RunError
+from common.protocol import Parcel, Tensors, Update
+from common.regimes import REGIMES
+from common.towers.files import load_reader, tower_path
+from common.towers.starts import last_layer, mark, shapes, size_of, smallest
+from server.merging import Contributions, Shapes
+from server.relevance import relevance, similarity, uniform
+
+
+def expected(dataset: Path, settings: Settings) -> dict[str, Shapes]:
+    """What a contribution must hold, by the mark of each device class that the settings name. Raises `DataError`."""
+    classes, mosaic = settings.mosaic.classes, settings.mosaic
+    signer = load_reader(tower_path(dataset, smallest(classes)))
+    size = size_of(last_layer(signer))
+    found: dict[str, Shapes] = {}
+    for name in sorted(set(classes)):
+        path = tower_path(dataset, name)
+        found[mark(path.parent, name, mosaic)] = shapes(load_reader(path), mosaic, size)
+    return found
+
+
+class FedMosaic:
+    """The server's half: the last contribution of every client, absent ones included, and what each gets back.
+
+    `expected` are the parts of a contribution by tower.
+    """
+
+    views: tuple[str, ...] = ()
+
+    def __init__(self, settings: Settings, catalogue: str, expected: Mapping[str, Shapes]) -> None:
+        self.mosaic, self.catalogue = settings.mosaic, catalogue
+        self.shares = REGIMES[settings.mosaic.regime].shares
+        self.contributions = Contributions(expected, settings.mosaic.largest)
+        self._parcels: dict[str, Parcel] = {}
+
+    def parcel(self, client: str | None) -> Parcel:
+        """What a client gets: its merged module. Nothing before it has sent one, or where nothing is shared."""
+        if self.contributions.by_client and not self._parcels and self.shares != "nothing":
+            merged = self.contributions.merged(self._weigh)
+            self._parcels = {
+                name: Parcel({f"{MODULE}{part}": value for part, value in own.items()}) for name, own in merged.items()
+            }
+        return self._parcels.get(client or "", Parcel({}))
+
+    def check(self, update: Update) -> None:
+        """Raise `DataError` unless every contribution can be merged."""
+        for client, sent in update.modules.items():
+            self.contributions.check(client, sent)
+
+    def absorb(self, update: Update) -> None:
+        """Take up what clients sent. Raises `RoundAbandoned` when nobody sent anything."""
+        if not update.towers:
+            raise RoundAbandoned("no client took part")
+        for client, sent in update.modules.items():
+            self.contributions.take(client, sent)
+        self._parcels = {}
+
+    def start_from(self, vectors: Tensor, values: Tensor) -> None:
+        """Adapters have no embedding that could start from interactions. Raises `RunError`."""
+        raise RunError("fedmosaic has no item embeddings: leave views.spectral_rounds out")
+
+    def facts(self) -> dict[str, Any]:
+        """Cosines of the clients' signatures, and who weighs how much for whom; rows and columns in the order of `clients`."""
+        clients = sorted(self.contributions.by_client)
+        if not clients or self.shares != "relevant":
+            return {}
+        signatures = self.contributions.signatures()
+        weights = self._weigh(signatures, None)
+        found = {"clients": clients, "similarity": similarity(signatures).tolist(), "weights": weights.tolist()}
+        return {"relevance": found}
+
+    def state(self) -> dict[str, Tensor]:
+        """The clients' last contributions, by client, tower and part."""
+        return {
+            f"client/{client}/{sent.tower}/{name}": part
+            for client, sent in self.contributions.by_client.items()
+            for name, part in sent.parts().items()
+        }
+
+    def restore(self, tensors: Tensors) -> None:
+        """Take up what `state` gave."""
+        found: dict[tuple[str, str], dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind == "client":
+                client, tower, part = rest.split("/", 2)
+                found.setdefault((client, tower), {})[part] = value
+        self.contributions.by_client.clear()
+        for (client, tower), parts in found.items():
+            self.contributions.take(client, Contribution.of_parts(tower, parts))
+        self._parcels = {}
+
+    def _weigh(self, signatures: Tensor, groups: Sequence[str] | None) -> Tensor:
+        if self.shares == "relevant":
+            return relevance(signatures, self.mosaic.temperature, self.mosaic.include_self, groups)
+        return uniform(len(signatures), groups)
