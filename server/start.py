@@ -47,7 +47,8 @@ def shared_start(
 ) -> dict[str, dict[str, Projections]]:
     """The frozen matrices of every place by device class, from the fitted readers of `dataset`.
 
-    The same files give the same start. Raises `DataError` when a reader was not fitted, `ConfigError` when `rank` or `n_blocks` do not fit.
+    The same files give the same start. Raises `DataError` when a reader was not fitted, `ConfigError` when `rank` or
+    `n_blocks` do not fit.
     """
     catalogue = load_catalogue(dataset)
     eyes = eyes_of(catalogue)
