@@ -8,8 +8,9 @@ from client.pupil import QUESTIONS
 from common.catalogue import load_catalogue, save_items
 from common.config import Settings
 from common.errors import DataError
-from common.files import write_json
-from common.towers.starts import READER, TOWERS, n_blocks, save_start, smallest, start_path
+from common.files import digest, write_json
+from common.towers.files import tower_path
+from common.towers.starts import READER, made_from, n_blocks, save_start, smallest, start_path
 from server.start import shared_start
 
 
@@ -20,15 +21,19 @@ def class_of(node: int, settings: Settings) -> str:
 
 def align(dataset: Path, settings: Settings) -> None:
     """Give the towers of a dataset the start that a run asks for, unless they have it. Raises `DataError` without towers."""
-    classes, mosaic = sorted(set(settings.mosaic.classes)), settings.mosaic
-    for name in classes:
-        if not (dataset / TOWERS / name / READER).is_file():
-            raise DataError(f"{dataset} has no tower {name!r}: make it by `tessera towers fit {dataset} --classes {name}`")
-    paths = {name: start_path(dataset / TOWERS / name, mosaic) for name in classes}
-    if n_blocks(mosaic) and not all(path.is_file() for path in paths.values()):
+    classes: list[str] = sorted(set(settings.mosaic.classes))
+    mosaic, readers = settings.mosaic, [tower_path(dataset, name) for name in classes]
+    for name, reader in zip(classes, readers, strict=True):
+        if not reader.is_file():
+            raise DataError(
+                f"{dataset} has no tower {name!r}: make it by `tessera towers fit {dataset} --classes {name}`"
+            )
+    paths = {name: start_path(reader.parent, mosaic) for name, reader in zip(classes, readers, strict=True)}
+    key = digest(b"".join(reader.read_bytes() for reader in readers))
+    if n_blocks(mosaic) and not all(made_from(path) == key for path in paths.values()):
         made = shared_start(dataset, classes, mosaic.rank, mosaic.blocks, mosaic.alignment)
         for name, start in made.items():
-            save_start(paths[name], start)
+            save_start(paths[name], start, key)
 
 
 def deal_questions(dataset: Path, out: Path, settings: Settings) -> tuple[Path, ...]:
@@ -57,10 +62,10 @@ def deal_questions(dataset: Path, out: Path, settings: Settings) -> tuple[Path, 
 
 def deal_tower(dataset: Path, folder: Path, device_class: str, settings: Settings) -> None:
     """Put the tower of a class, its start and the tower that signs into a device's folder."""
-    source, tower = dataset / TOWERS / device_class, folder / TOWER
+    source, tower = tower_path(dataset, device_class).parent, folder / TOWER
     tower.mkdir(parents=True)
     shutil.copy(source / READER, tower)
-    shutil.copy(dataset / TOWERS / smallest(settings.mosaic.classes) / READER, tower / SIGNER)
+    shutil.copy(tower_path(dataset, smallest(settings.mosaic.classes)), tower / SIGNER)
     if n_blocks(settings.mosaic):
         shutil.copy(start_path(source, settings.mosaic), tower)
     write_json(tower / CLASS, {"class": device_class})

@@ -19,7 +19,6 @@ from common.signatures import n_kept
 from common.towers.places import placement
 from common.towers.towers import SIZES
 
-TOWERS = "towers"
 READER = "reader.safetensors"
 STACKS = {"reader": "layers"}
 """What of a reader is adapted."""
@@ -35,10 +34,18 @@ def start_path(folder: Path, mosaic: MosaicSettings) -> Path:
     return folder / f"start-{mosaic.alignment}-r{mosaic.rank}-b{mosaic.blocks}.safetensors"
 
 
-def save_start(path: Path, start: Mapping[str, Projections]) -> None:
-    """Write A [rank, d_in], B [d_out, rank] and the offset [rank] of each place."""
+def save_start(path: Path, start: Mapping[str, Projections], readers: str) -> None:
+    """Write A [rank, d_in], B [d_out, rank] and the offset [rank] of each place, and which `readers` they were aligned for."""
     tensors = {f"{place}/{part}": getattr(own, part) for place, own in start.items() for part in ("a", "b", "offset")}
-    write_tensors(path, tensors)
+    write_tensors(path, tensors, {"readers": readers})
+
+
+def made_from(path: Path) -> str | None:
+    """The readers that a start was aligned for; None where there is no whole one."""
+    try:
+        return read_tensors(path)[1].get("readers")
+    except DataError:
+        return None
 
 
 def load_start(path: Path) -> dict[str, Projections]:
