@@ -29,9 +29,9 @@ class Bank:
 
     @classmethod
     def of(cls, questions: Questions, codebook: Codebook, sight: Tensor) -> "Bank":
-        """Look words and choices up once for all rounds."""
+        """Look words and choices up once for all rounds, on the device that `sight` is on."""
         read = instructions(questions.instructions)[questions.tasks]
-        return cls(questions, read, codebook.vectors(questions.choices), sight)
+        return cls(questions, read.to(sight.device), codebook.vectors(questions.choices).to(sight.device), sight)
 
     def __len__(self) -> int:
         """Return the number of questions."""
@@ -39,20 +39,21 @@ class Bank:
 
     def vectors(self, reader: nn.Module, rows: Tensor) -> Tensor:
         """What `reader` says to the questions `rows` [n], [n, dim]."""
-        answered: Tensor = reader(self.read[rows], self.questions.pieces[rows], self.sight)
+        answered: Tensor = reader(self.read[rows], self.questions.pieces[rows].to(self.sight.device), self.sight)
         return answered
 
     def logits(self, reader: nn.Module, rows: Tensor) -> Tensor:
         """Cosines of the answers with their choices over the temperature, [n, n_choices]; -inf where nothing is offered."""
         answered = normalize(self.vectors(reader, rows), dim=1)
         cosines = torch.einsum("nd,ncd->nc", answered, self.offered[rows])
-        return (cosines / TEMPERATURE).masked_fill(self.questions.choices[rows, :, 0] == NOTHING, -torch.inf)
+        absent = self.questions.choices[rows, :, 0] == NOTHING
+        return (cosines / TEMPERATURE).masked_fill(absent.to(cosines.device), -torch.inf)
 
     def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Mean cross-entropy of the right choices."""
-        return cross_entropy(logits, self.questions.answers[rows])
+        return cross_entropy(logits, self.questions.answers[rows].to(logits.device))
 
     def correct(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Chance of each question to be answered rightly, [n]: 1 or 0, or its share where the best choices are tied."""
-        above, ties = standing(logits, self.questions.answers[rows], logits.isfinite())
+        above, ties = standing(logits, self.questions.answers[rows].to(logits.device), logits.isfinite())
         return (above == 0) / ties

@@ -17,7 +17,7 @@ class Branch(NamedTuple):
     """share * B (P (A x + offset) + Q), or share * B A x where the last three are None.
 
     `a` [rank, d_in], `b` [d_out, rank], `offset` [rank], `p` [rank, rank], `q` [rank]; `share` is a scalar that has the
-    scaling in it, or a column [n, 1] for the rows of x. The offset gets no gradient, nor does a column.
+    scaling in it, or has a place for each input, [n, 1, 1]. The offset gets no gradient, nor does a share of the latter kind.
     """
 
     a: Tensor
@@ -42,9 +42,16 @@ def fits(base: nn.Module, x: Tensor, branch: Branch) -> bool:
 
 def fused(base: nn.Linear, x: Tensor, branches: Sequence[Branch]) -> Tensor:
     """W x + bias + the sum of the branches, [..., d_out], for x [..., d_in]."""
-    parts = [part for branch in branches for part in branch]
+    parts = [part for branch in branches for part in _by_row(branch, x)]
     out: Tensor = _Fused.apply(x.flatten(0, -2), base.weight, base.bias, *parts)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], -1)
+
+
+def _by_row(branch: Branch, x: Tensor) -> Branch:
+    """With a share for each row of the flattened `x` where there is one for each input."""
+    if not branch.share.ndim:
+        return branch
+    return branch._replace(share=branch.share.expand(*x.shape[:-1], 1).reshape(-1, 1))
 
 
 class _Fused(Function):

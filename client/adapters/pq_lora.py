@@ -9,6 +9,7 @@ so the start is the base model exactly, and B is not zero, so P and Q have gradi
 learnt, and counts only while both branches are active. PEFT's hooks used here are private: its version is pinned.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,6 +172,8 @@ class GatedLinear(Linear):  # type: ignore[misc]
 
     adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_PQ", "lora_offset", "lora_gate")
     place: str | None
+    given_shares: Mapping[str, Tensor] | None = None
+    """How much each branch counts where a method does not learn it; see `weigh`."""
     lora_PQ: nn.ModuleDict
     lora_offset: nn.ParameterDict
     lora_gate: nn.ParameterDict
@@ -212,9 +215,11 @@ class GatedLinear(Linear):  # type: ignore[misc]
             self.lora_gate[LOCAL] = nn.Parameter(torch.zeros((), device=self.weight.device))
 
     def share(self, adapter: str) -> Tensor:
-        """How much a branch counts, a scalar (Eq. 7); one alone counts in full."""
+        """How much a branch counts, a scalar (Eq. 7) unless given otherwise; one alone counts in full."""
         if not {LOCAL, GLOBAL} <= set(self.active_adapters):
             return torch.ones((), device=self.weight.device)
+        if self.given_shares is not None:
+            return self.given_shares[adapter]
         beta = self.lora_gate[LOCAL]
         return torch.sigmoid(beta if adapter == GLOBAL else -beta)
 
@@ -253,6 +258,16 @@ class GatedLinear(Linear):  # type: ignore[misc]
         """Leave the base without a bias again once nothing is merged into it."""
         if self.bias_is_made and not self.merged_adapters:
             self.get_base_layer().bias, self.bias_is_made = None, False
+
+
+def weigh(model: nn.Module, shares: Mapping[str, Tensor] | None) -> None:
+    """Let both branches count as given, not as the gates say: scalars, or [n, 1, 1] for inputs [n, length, d_in].
+
+    None brings the gates back. With a share for each input, branches cannot be merged into the weights.
+    """
+    for module in model.modules():
+        if isinstance(module, GatedLinear):
+            module.given_shares = shares
 
 
 # With this module imported, PEFT's loaders find the right config by themselves.

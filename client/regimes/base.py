@@ -113,11 +113,20 @@ class Method(ABC):
 
     @abstractmethod
     def train(self, lesson: Lesson) -> float:
-        """Train for a round, and return the mean loss."""
+        """Train for a round, and return the mean loss, as the device would answer."""
 
     def logits(self, model: PeftModel, own: Bank, asked: Bank) -> Tensor:
         """Answer all of `asked`, [n, n_choices]. A regime may look at the questions that the device learnt from, `own`."""
         return answer(model, asked, self.answers_with)
+
+
+def learnt(model: PeftModel, branch: str) -> list[Tensor]:
+    """The parameters of a branch, the model's own, in the same order for both; the gates belong to neither."""
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if f".{branch}" in name.partition(".lora_")[2] and ".lora_gate." not in name
+    ]
 
 
 @torch.no_grad()
