@@ -1,7 +1,7 @@
 """A device that answers questions about items: one client of the many-task benchmark.
 
 questions/train.safetensors     what it learns from: its own, and private
-questions/test.safetensors      its tests; questions/others/*.safetensors those of other clients, public benchmark material
+questions/test.safetensors      its tests ("self"); questions/others/*.safetensors those of other clients ("others")
 questions/codebook.safetensors  what choices stand for; features/ what readers see; tower/ see `client.adapted`
 """
 
@@ -40,6 +40,8 @@ EVERY = 10
 """Steps between two batches whose gradient goes into the signature."""
 SHARE_OF_OTHERS = 0.25
 """How many of another client's tests are asked: all of them would cost nine times as much as one's own."""
+HELD_OUT = 0.1
+"""Share of a device's own training questions that it never learns from: what settings are chosen on."""
 DECAYED = "signature"
 CACHED = 16
 
@@ -156,8 +158,10 @@ def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device
     tests = {"self": Questions.load(asked / "test.safetensors")}
     if others:
         tests["others"] = concatenate([_some(test) for test in others])
+    own = Questions.load(asked / "train.safetensors")
+    held_out = seeds.uniform(seeds.key("validation", *own.names), torch.arange(len(own))) < HELD_OUT
+    train, tests["validation"] = own.take(~held_out), own.take(held_out)
     banks = {name: Bank.of(test, codebook, adapted.sight) for name, test in tests.items()}
-    train = Questions.load(asked / "train.safetensors")
     return Equipment(adapted, signer, signer_sight, codebook, train, banks, catalogue.sha256)
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 NOT_FIGURES = ("all/users", "warm/users", "cold/users", "new-users/users", "untrained/users")
+ASKED = "before/validation/accuracy"
+"""What settings of devices that answer questions are chosen on."""
 TRAFFIC = ("bytes_down_per_node", "bytes_up_per_node", "bytes_down_per_user", "bytes_up_per_user")
 COLUMNS = {"dataset": pl.String, "method": pl.String, "seed": pl.Int64, "chosen": pl.String, "left_out": pl.String}
 Tell = Callable[[str], None]
@@ -136,7 +138,7 @@ class Session:
     def _add(self, row: Content, run_dir: Path) -> None:
         """Add a row, and the results of its people, who lie beside it."""
         self.rows.append(row)
-        if "left_out" not in row:
+        if "left_out" not in row and not self.bench.shared[self.dataset].asks_questions:
             self.people.setdefault(row["method"], []).append(load_people(run_dir / _people_file(row["seed"])))
 
     def _run_dir(self, method: str, chosen: Content, seed: int) -> Path:
@@ -167,7 +169,12 @@ class Session:
 
     def _train(self, settings: Settings, run_dir: Path) -> Content:
         """Train, and rank for everybody with the state of the round that validation selected."""
-        job = make_job(settings, prepared_dataset(settings.data, self.data), run_dir, resume=False, overwrite=True)
+        dataset = prepared_dataset(settings.data, self.data)
+        if settings.asks_questions:
+            from deploy.bench_questions import train_questions  # reads PEFT, which recommending does without
+
+            return train_questions(settings, dataset, run_dir, self.progress.tell)
+        job = make_job(settings, dataset, run_dir, resume=False, overwrite=True)
         k = max(settings.evaluation.ks)
         best = BestState(run_dir / DEVICES, k)
         try:
@@ -238,12 +245,15 @@ def _figures(result: Content) -> Content:
     if "left_out" in result:
         return {"left_out": result["left_out"]}
     scores = {name: value for name, value in result["scores"].items() if not name.endswith(NOT_FIGURES)}
-    rest = {name: result[name] for name in ("selected_round", "rounds", "seconds", "private_parameters", *TRAFFIC)}
+    kept = ("selected_round", "rounds", "seconds", "private_parameters", *TRAFFIC)
+    rest = {name: result[name] for name in kept if name in result}
     return {**scores, **rest, "seconds_per_round": result["seconds"] / result["rounds"]}
 
 
 def _validation(result: Content) -> float:
-    """NDCG on validation at the largest K; below anything where the run failed."""
+    """NDCG on validation at the largest K, or accuracy; below anything where the run failed."""
+    if ASKED in result.get("scores", {}):
+        return float(result["scores"][ASKED])
     prefix = "validation/all/ndcg@"
     scores = {
         int(name.removeprefix(prefix)): value

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from common import seeds
 from deploy.people import METRICS, QUARTILES
+from deploy.question_tables import answered
 
 NAMES = dict.fromkeys(("dataset", "method", "minus"), pl.String)
 DIFFERENCES = NAMES | {f"{metric}{end}": pl.Float64 for metric in METRICS for end in ("", "_low", "_high")}
@@ -83,7 +84,8 @@ class Outcome:
         """Means over seeds of what the tables show at the largest K, by "method" or, with several, "dataset/method"; what is
         not there is left out, and what failed says why."""
         found, several = {}, self.table["dataset"].n_unique() > 1
-        shown = [*_quality(self.k).values(), *_served(self.k).values(), *_cost().values()]
+        questions = [name for _, columns, _ in answered(self.table) for name in columns.values()]
+        shown = questions or [*_quality(self.k).values(), *_served(self.k).values(), *_cost().values()]
         for (dataset, method), rows in self.table.group_by("dataset", "method", maintain_order=True):
             means = {name: _mean(rows[name]) for name in shown if name in rows.columns and rows[name].count()}
             reasons = {"left_out": rows["left_out"].drop_nulls().to_list()}
@@ -98,6 +100,10 @@ class Outcome:
             rows = self.table.filter(pl.col("dataset") == dataset)
             pairs = self.differences.filter(pl.col("dataset") == dataset)
             parts += [f"# {dataset}\n"] if len(datasets) > 1 else []
+            if questions := answered(rows):
+                in_kb = rows.with_columns(pl.col("^bytes_.*$") / 1000)
+                parts += [_table(title, in_kb, columns, about) for title, columns, about in questions]
+                continue
             parts.append(_table(QUALITY, rows, _quality(self.k), ("seeds", "chosen")))
             parts.append(_table(f"{SERVED} {self.k}", rows, _served(self.k)))
             parts.append(_by_activity(rows, self.k))

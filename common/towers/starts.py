@@ -84,6 +84,13 @@ def shapes(reader: nn.Module, mosaic: MosaicSettings, signer_size: int) -> dict[
     return found
 
 
+def bytes_at_places(reader: nn.Module, mosaic: MosaicSettings) -> tuple[int, int]:
+    """Bytes that P and Q of all places take, r^2 + r numbers each, and LoRA on the same layers, r (d_in + d_out) each."""
+    _, places = placement(reader, STACKS, mosaic.blocks)
+    rank, shapes = mosaic.rank, [reader.get_parameter(f"{name}.weight").shape for name in places]
+    return 4 * len(shapes) * (rank**2 + rank), 4 * rank * sum(d_out + d_in for d_out, d_in in shapes)
+
+
 def smallest(classes: tuple[str, ...]) -> str:
     """The class whose reader, frozen, signs for all devices: FedMosaic's W_s."""
     return min(classes, key=lambda name: (SIZES[name].width, SIZES[name].depth))

@@ -1,0 +1,58 @@
+"""Benches of devices that answer questions: one run, and the tables of Self and Others."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from client.pupil import QUESTIONS, Pupil
+from common.config import Settings
+from common.questions import Questions
+from common.towers.files import load_reader, tower_path
+from common.towers.starts import bytes_at_places
+from deploy.towers import fit_towers
+from deploy.train import DEVICES, make_job, train
+from server.distillation import STEPS
+
+Content = dict[str, Any]
+Tell = Callable[[str], None]
+
+
+def train_questions(settings: Settings, dataset: Path, run_dir: Path, tell: Tell) -> Content:
+    """Train, and return the result with the devices' families in the order of its relevance matrix."""
+    fit_towers(dataset, settings.mosaic.classes, STEPS, lambda name, steps: _say(tell, name, steps))
+    job = make_job(settings, dataset, run_dir, resume=False, overwrite=True)
+    try:
+        result = train(job, "inline", lambda line: None)
+        # Beside the other rows: as devices stand before any merge.
+        result["baselines"] = {"{}/before/{}".format(*name.split("/", 1)): v for name, v in result["baselines"].items()}
+        result["uploads"] = uploads(settings, dataset)
+        if "relevance" in result:
+            result["relevance"]["families"] = _families(job.devices, result["relevance"].pop("clients"))
+    finally:
+        for folder in (DEVICES, "checkpoints"):
+            shutil.rmtree(run_dir / folder, ignore_errors=True)
+    return result
+
+
+def _say(tell: Tell, name: str, steps: int) -> Callable[[], None]:
+    tell(f"fitting the tower {name!r}, {steps} steps: once for this dataset")
+    return lambda: None
+
+
+def _families(devices: tuple[Path, ...], clients: list[str]) -> list[str]:
+    """The family of each client's tasks; of simulated devices, whose names can be told."""
+    family = {}
+    for folder in devices:
+        asked = Questions.load(folder / QUESTIONS / "test.safetensors")
+        family[Pupil(folder, simulated=True).client("")] = asked.names[0].partition("/")[0]
+    return [family[client] for client in clients]
+
+
+def uploads(settings: Settings, dataset: Path) -> Content:
+    """Bytes up per client and round of the layers with P and Q, by device class, beside LoRA of the same layers."""
+    found = {}
+    for name in dict.fromkeys(settings.mosaic.classes):
+        pq, lora = bytes_at_places(load_reader(tower_path(dataset, name)), settings.mosaic)
+        found[name] = {"pq": pq, "lora": lora}
+    return found
