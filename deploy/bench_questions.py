@@ -51,7 +51,7 @@ def _families(devices: tuple[Path, ...], clients: list[str]) -> list[str]:
 
 def uploads(settings: Settings, dataset: Path) -> Content:
     """Bytes up per client and round of the layers with P and Q, by device class, beside LoRA of the same layers."""
-    found = {}
+    found: Content = {}
     for name in dict.fromkeys(settings.mosaic.classes):
         pq, lora = bytes_at_places(load_reader(tower_path(dataset, name)), settings.mosaic)
         found[name] = {"pq": pq, "lora": lora}

@@ -33,7 +33,7 @@ def answered(table: pl.DataFrame) -> list[Columns]:
 
 
 def _quality() -> dict[str, str]:
-    columns = {}
+    columns: dict[str, str] = {}
     for shown, name in SETS.items():
         columns |= {f"{shown} A_last": f"before/{name}/{LAST}", f"{shown} A_AUC": f"before/{name}/{AREA}"}
     return columns | {"Self on validation": f"before/validation/{LAST}"}
