@@ -68,6 +68,11 @@ class Adapted:
                 value.copy_(tensors[name])
         return {name: value for name, value in tensors.items() if name not in own}
 
+    def restart(self) -> None:
+        """Put in the start."""
+        for name, value in private_tensors(self.model).items():
+            value.copy_(self.begins[name])
+
     def keep(self, private: Path, task: Task, owner: str, more: Mapping[str, Tensor]) -> None:
         """Write the private state that the task's round leaves, with `more` that belongs to it."""
         tensors = {**private_tensors(self.model), **more}

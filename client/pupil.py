@@ -204,7 +204,7 @@ def _score(variant: str, name: str, logits: Tensor, asked: Bank, tower: str) -> 
 def _baselines(own: Equipment) -> Sums:
     """Accuracy by chance, and of the frozen tower before any training."""
     sums = Sums()
-    own.adapted.take_up(Path(), 0, "")
+    own.adapted.restart()
     for name, asked in own.tests.items():
         even = torch.zeros_like(asked.offered[..., 0]).masked_fill(asked.questions.choices[..., 0] == 0, -torch.inf)
         sums += _score("chance", name, even, asked, own.adapted.mark)

@@ -10,6 +10,8 @@ from common.config import Settings
 from common.questions import Questions
 from common.towers.files import load_reader, tower_path
 from common.towers.starts import bytes_at_places
+from deploy.adaptation import adapt
+from deploy.pupils import class_of
 from deploy.towers import fit_towers
 from deploy.train import DEVICES, make_job, train
 from server.distillation import STEPS
@@ -26,6 +28,9 @@ def train_questions(settings: Settings, dataset: Path, run_dir: Path, tell: Tell
         result = train(job, "inline", lambda line: None)
         # Beside the other rows: as devices stand before any merge.
         result["baselines"] = {"{}/before/{}".format(*name.split("/", 1)): v for name, v in result["baselines"].items()}
+        checkpoint = sorted((run_dir / "checkpoints").glob("*.safetensors"))[-1]
+        devices = {class_of(node, settings): folder for node, folder in enumerate(job.devices)}
+        result["scores"] |= adapt(settings, dataset, devices, checkpoint)
         result["uploads"] = uploads(settings, dataset)
         if "relevance" in result:
             result["relevance"]["families"] = _families(job.devices, result["relevance"].pop("clients"))

@@ -15,6 +15,7 @@ QUALITY = (
 )
 MERGE = "Around the last merge: before and after what others learnt comes in, and either branch alone"
 GROUPS = "Self by device class and by family of tasks"
+UNSEEN = "Unseen tasks: right answers after so many steps from the average of what all devices sent"
 COST = "Cost, means over seeds"
 Columns = tuple[str, Mapping[str, str], Sequence[str]]
 
@@ -28,6 +29,7 @@ def answered(table: pl.DataFrame) -> list[Columns]:
         (QUALITY, _quality(), ("seeds", "chosen")),
         (MERGE, _around_the_merge(), ()),
         (GROUPS, _by_group(table), ()),
+        (UNSEEN, _adaptation(table), ()),
         (COST, costs | {"seconds in all": "seconds"}, ()),
     ]
 
@@ -52,3 +54,8 @@ def _by_group(table: pl.DataFrame) -> dict[str, str]:
     found = [name.removeprefix(start).removesuffix(end) for name in table.columns if name.startswith(start)]
     groups = sorted({name for name in found if "/" not in name}, key=lambda name: (name not in SIZES, name))
     return {name: f"{start}{name}{end}" for name in groups}
+
+
+def _adaptation(table: pl.DataFrame) -> dict[str, str]:
+    names = [name for name in table.columns if name.startswith("unseen/")]
+    return {name.split("/")[1].replace("after-", "") + " steps": name for name in names}
