@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, layer_norm, normalize
 
+from common import seeds
 from common.questions import NOTHING, Questions
 from common.towers.places import block_ends
 from common.towers.reader import Reader, instructions
-from common.towers.towers import TowerSize
+from common.towers.towers import VOCABULARY, TowerSize
 from server.pretext import INSTRUCTIONS, Pretext
 
 STEPS, BATCH, RATE = 1500, 96, 1e-3
@@ -26,6 +27,9 @@ TOWARDS = 0.5
 """Weight of the cosine distance to the right choice: without it only differences between choices are learnt."""
 HIDDEN = 0.25
 """Weight of the squared distance to what the larger reader holds at the ends of its blocks."""
+LOST = 0.15
+"""Share of an instruction's words that are replaced: a reader should not be sure of what it was not told, and smaller readers
+have to learn how the larger one takes words that no pretext has."""
 N_BLOCKS = 4
 DRAWN_AT_ONCE = 24
 """Batches whose questions are drawn together: drawing a few costs as much as drawing many."""
@@ -42,10 +46,13 @@ class Lesson:
     offered: Tensor
 
     @staticmethod
-    def of(world: Pretext, n: int, salt: int) -> "Lesson":
-        """Draw `n` pretext questions."""
+    def of(world: Pretext, n: int, salt: int, lost: float = 0.0) -> "Lesson":
+        """Draw `n` pretext questions, of whose instructions a share of words is `lost`: any others stand there instead."""
         questions = world.questions(n, salt)
         read = instructions(INSTRUCTIONS)[questions.tasks]
+        draws = seeds.uniform(seeds.key("lost", salt), torch.arange(read.numel())).view_as(read)
+        other = 1 + seeds.mix(seeds.key("words", salt), torch.arange(read.numel())).view_as(read) % (VOCABULARY - 1)
+        read = torch.where((draws < lost) & (read != 0), other, read)
         return Lesson(questions, read, world.codebook.vectors(questions.choices))
 
     def take(self, rows: Tensor) -> "Lesson":
@@ -118,7 +125,7 @@ def accuracy(reader: Reader, world: Pretext, eyes: Eyes) -> dict[str, float]:
 
 def _lessons(world: Pretext, steps: int) -> Iterator[Lesson]:
     for start in range(0, steps, DRAWN_AT_ONCE):
-        drawn = Lesson.of(world, BATCH * DRAWN_AT_ONCE, salt=start)
+        drawn = Lesson.of(world, BATCH * DRAWN_AT_ONCE, salt=start, lost=LOST)
         for rows in torch.split(torch.arange(len(drawn.read)), BATCH)[: steps - start]:
             yield drawn.take(rows)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from common import seeds
 from common.towers.towers import VOCABULARY, Tower, TowerSize, words
 
 READ = 12
@@ -18,6 +19,8 @@ PIECES = 5
 """Pictures and texts of a question, at most."""
 SPREAD = 0.5
 """Standard deviation of positions and words at the start, that of a projected feature: smaller ones go unheard."""
+CODE = 128
+"""Size of a word's code."""
 
 
 class Reader(Tower):
@@ -26,8 +29,10 @@ class Reader(Tower):
     def __init__(self, size: TowerSize, image_dim: int, text_dim: int) -> None:
         super().__init__(size, 1 + PIECES)
         nn.init.normal_(self.positions, std=SPREAD)
-        self.embedding = nn.EmbeddingBag(VOCABULARY, size.width, mode="sum", padding_idx=0)
-        nn.init.normal_(self.embedding.weight, std=SPREAD)
+        self.codes: Tensor
+        self.register_buffer("codes", word_codes(), persistent=False)
+        self.words = nn.Linear(CODE, size.width)
+        nn.init.normal_(self.words.weight, std=SPREAD / CODE**0.5)
         self.eyes = nn.ModuleList([nn.Linear(image_dim, size.width), nn.Linear(text_dim, size.width)])
 
     def look(self, image: Tensor, text: Tensor) -> Tensor:
@@ -38,12 +43,24 @@ class Reader(Tower):
     def forward(self, read: Tensor, pieces: Tensor, sight: Tensor) -> Tensor:
         """Answer from words `read` [n, READ] and `pieces` [n, n_pieces, 2] as (kind, item), looked up in `sight`."""
         kinds, items = pieces.unbind(-1)
-        embedded = torch.cat([self.embedding(read)[:, None], sight[kinds, items]], dim=1)
+        embedded = torch.cat([self.words(self.codes[read].sum(1, keepdim=True)), sight[kinds, items]], dim=1)
         return self.encode(embedded, torch.cat([torch.ones_like(kinds[:, :1], dtype=torch.bool), kinds != 0], dim=1))
 
     def pool(self, x: Tensor, present: Tensor) -> Tensor:
         """The position of the instruction, [n, width]: its attention can weigh pieces against each other, a mean cannot."""
         return x[:, 0]
+
+
+def word_codes() -> Tensor:
+    """A fixed random code for every word, the same in all towers, [VOCABULARY, CODE]; zero where there is none.
+
+    Learnt embeddings would leave words that no fit has shown as different in any two towers as their random starts, and what
+    a device learns about such a word could not be carried over.
+    """
+    counters = torch.arange(VOCABULARY * CODE, dtype=torch.int64)
+    codes = seeds.normal(seeds.key("word codes"), counters).view(VOCABULARY, CODE)
+    codes[0] = 0
+    return codes
 
 
 def instructions(texts: Sequence[str]) -> Tensor:
