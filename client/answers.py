@@ -1,9 +1,10 @@
 """Questions as a device answers them: an answer is a vector, and the choice that it points at most is taken."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from common.metrics import standing
@@ -37,12 +38,11 @@ class Bank:
         """Return the number of questions."""
         return len(self.questions)
 
-    def vectors(self, reader: nn.Module, rows: Tensor) -> Tensor:
+    def vectors(self, reader: Callable[..., Tensor], rows: Tensor) -> Tensor:
         """What `reader` says to the questions `rows` [n], [n, dim]."""
-        answered: Tensor = reader(self.read[rows], self.questions.pieces[rows].to(self.sight.device), self.sight)
-        return answered
+        return reader(self.read[rows], self.questions.pieces[rows].to(self.sight.device), self.sight)
 
-    def logits(self, reader: nn.Module, rows: Tensor) -> Tensor:
+    def logits(self, reader: Callable[..., Tensor], rows: Tensor) -> Tensor:
         """Cosines of the answers with their choices over the temperature, [n, n_choices]; -inf where nothing is offered."""
         answered = normalize(self.vectors(reader, rows), dim=1)
         cosines = torch.einsum("nd,ncd->nc", answered, self.offered[rows])

@@ -28,6 +28,7 @@ REGIMES: Mapping[str, Regime] = {
     "ditto": Regime(pq=False, shares="tower"),
     "fedsim": Regime(pq=False, shares="tower"),
     "feddpa": Regime(pq=False, shares="tower"),
+    "feddat": Regime(pq=False, shares="tower"),
     "pq": Regime(pq=True, shares="all"),
     "fedmosaic": Regime(pq=True, shares="relevant"),
 }

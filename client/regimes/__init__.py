@@ -1,7 +1,8 @@
 """Regimes by name. A new one is one file here, one line below, and one in `common.regimes`: what the server does with it."""
 
-from client.regimes.base import ALONE, Lesson, Method, Training, answer
+from client.regimes.base import Lesson, Method, Training, answer
 from client.regimes.ditto import Ditto
+from client.regimes.feddat import FedDAT
 from client.regimes.feddpa import FedDPA
 from client.regimes.fedit import FedIT
 from client.regimes.fedmosaic import FedMosaic
@@ -14,8 +15,9 @@ METHODS: dict[str, Method] = {
     "ditto": Ditto(),
     "fedsim": FedSim(),
     "feddpa": FedDPA(),
+    "feddat": FedDAT(),
     "pq": FedMosaic(),
     "fedmosaic": FedMosaic(),
 }
 
-__all__ = ["ALONE", "METHODS", "Lesson", "Method", "Training", "answer"]
+__all__ = ["METHODS", "Lesson", "Method", "Training", "answer"]

@@ -5,7 +5,7 @@ separate losses gives each half, as FedMosaic's comparison does (A.6).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,6 @@ from client.answers import Bank
 from common import seeds
 
 BOTH = (LOCAL, GLOBAL)
-ALONE: Mapping[str, tuple[str, ...]] = {"local": (LOCAL,), "global": (GLOBAL,)}
-"""What can be evaluated beside the device's own way to answer: one branch in full and the other not at all."""
 ASKED_AT_ONCE = 256
 """Questions of a forward pass that is not trained on."""
 
@@ -53,28 +51,32 @@ class Lesson:
         draws = seeds.uniform(self.key, torch.tensor(step), places).double()
         return (draws * len(self.bank)).long()
 
+    def loss(self, rows: Tensor) -> Tensor:
+        """Cross-entropy of a batch, as the model's branches are set."""
+        return self.bank.loss(self.bank.logits(self.model.get_base_model(), rows), rows)
+
     def fit(
         self,
         branches: Sequence[str],
         trained: Sequence[str],
         steps: range | None = None,
-        penalty: Callable[[], Tensor] | None = None,
+        losses: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> float:
         """Train `trained` while `branches` are active, in all or some of the round's steps, and return the mean loss.
 
-        The optimiser starts afresh. What `penalty` gives is added to the loss that is stepped on, not to what is returned.
+        `losses` gives for a batch's rows the loss that is returned and what is minimised beside it; by default the
+        cross-entropy and nothing. The optimiser starts afresh.
         """
         activate(self.model, branches, trained)
-        reader, optimizer = self.model.get_base_model(), self._optimizer()
-        steps = range(self.training.steps) if steps is None else steps
+        optimizer, steps = self._optimizer(), range(self.training.steps) if steps is None else steps
         total = 0.0
         for step in steps:
             rows = self.rows(step)
-            loss = self.bank.loss(self.bank.logits(reader, rows), rows)
-            total += float(loss.detach())
+            loss, more = (self.loss(rows), None) if losses is None else losses(rows)
             optimizer.zero_grad()
-            (loss if penalty is None else loss + penalty()).backward()  # type: ignore[no-untyped-call]
+            (loss if more is None else loss + more).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            total += float(loss.detach())
         self.model.zero_grad()
         return total / max(1, len(steps))
 

@@ -20,9 +20,11 @@ class Ditto(Method):
         average = _flat(learnt(lesson.model, GLOBAL)).detach()
         lesson.fit([GLOBAL], [GLOBAL], first)
         own = learnt(lesson.model, LOCAL)
-        return lesson.fit(
-            [LOCAL], [LOCAL], second, lambda: lesson.training.prox / 2 * (_flat(own) - average).square().sum()
-        )
+
+        def held(rows: Tensor) -> tuple[Tensor, Tensor]:
+            return lesson.loss(rows), lesson.training.prox / 2 * (_flat(own) - average).square().sum()
+
+        return lesson.fit([LOCAL], [LOCAL], second, held)
 
 
 def _flat(parameters: list[Tensor]) -> Tensor:
