@@ -35,8 +35,11 @@ class Space:
 def shared_space(image: Tensor, text: Tensor, rows: Tensor) -> Space:
     """Map features `image` [n_items, d_image] and `text` [n_items, d_text] to one space, fitted on the items `rows` [n].
 
-    Raises `ConfigError` when there are fewer items than dimensions.
+    Raises `ConfigError` when there are fewer items, or features, than dimensions.
     """
+    narrowest = min(image.shape[1], text.shape[1])
+    if narrowest < SPACE_DIM:
+        raise ConfigError(f"{narrowest} features of a modality are too few for a shared space of {SPACE_DIM}")
     if len(rows) <= SPACE_DIM:
         raise ConfigError(f"{len(rows)} items with picture and text are too few for a shared space of {SPACE_DIM}")
     seen = [_components(part.double(), rows) for part in (image, text)]

@@ -1,33 +1,61 @@
-"""What the layers that carry P and Q get and give while a reader answers public questions."""
+"""What the layers that carry P and Q get and give while a reader answers public questions, and what that is worth."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from common import seeds
 from common.questions import NOTHING
 from common.towers.reader import Reader
 from server.alignment import Activations
 from server.distillation import Eyes, Lesson
 
+DIRECTIONS = 2
+"""Random directions in which answers are pulled, beside that from the wrong choices to the right one."""
+
 
 def activations(reader: Reader, places: Mapping[str, str], eyes: Eyes, lesson: Lesson) -> dict[str, Activations]:
-    """What the modules of `places` see, by place: a row a position that is present, in the same order for all readers."""
-    seen: dict[str, Activations] = {}
-    present = lesson.questions.pieces[..., 0] != NOTHING
-    present = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
+    """What the modules of `places` see, by place: a row a position that is present, in the same order for all readers.
+
+    The pulls are on the answer as a unit vector, in directions that are the same for all readers too.
+    """
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def watch(module: nn.Module, place: str) -> torch.utils.hooks.RemovableHandle:
-        def keep(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[place] = Activations(given[0][present], output[present])
+        def keep(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            inputs[place] = given[0].detach()
+            outputs[place] = output if output.requires_grad else output.requires_grad_()
+            return outputs[place]
 
         return module.register_forward_hook(keep)
 
     hooks = [watch(reader.get_submodule(module), place) for module, place in places.items()]
     try:
-        with torch.no_grad():
-            eyes.answer(reader, lesson)
+        with torch.enable_grad():
+            answered = normalize(eyes.answer(reader, lesson), dim=1)
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    pulls = [torch.autograd.grad(answered, list(outputs.values()), way, retain_graph=True) for way in _ways(lesson)]
+    present = lesson.questions.pieces[..., 0] != NOTHING
+    present = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
+    return {
+        place: Activations(
+            inputs[place][present],
+            outputs[place].detach()[present],
+            torch.cat([pull[number][present] for pull in pulls]),
+        )
+        for number, place in enumerate(outputs)
+    }
+
+
+def _ways(lesson: Lesson) -> list[Tensor]:
+    """Directions of the answers, [n, dim] each: from the wrong choices to the right one, and random ones."""
+    wrong = (lesson.questions.choices[..., 0] != NOTHING).sum(1, keepdim=True) - 1
+    right = lesson.right - (lesson.offered.sum(1) - lesson.right) / wrong
+    counters = torch.arange(right.numel(), dtype=torch.int64)
+    drawn = [seeds.normal(seeds.key("way", number), counters).view_as(right) for number in range(DIRECTIONS)]
+    return [right, *(normalize(way, dim=1) for way in drawn)]

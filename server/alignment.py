@@ -15,15 +15,22 @@ from common.errors import ConfigError
 from common.projections import Projections, polar, random_projections
 
 STEPS, RATE, ORTHOGONALITY = 300, 0.02, 0.5
-RIDGE = 0.01
+RIDGE, PULL_RIDGE = 0.01, 0.1
+STRENGTH = 3.0
+"""Norm of a column of B by `effects`, in the mean: directions that all towers share move answers less than random ones."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """What a base layer gets, `inputs` [n_examples, d_in], and gives, `outputs` [n_examples, d_out]."""
+    """What a base layer gets, `inputs` [n_examples, d_in], gives, `outputs` [n_examples, d_out], and is worth.
+
+    `pulls` [n_pulls, d_out] are gradients of the tower's answers by the outputs, a row an example and a direction of the
+    answer.
+    """
 
     inputs: Tensor
     outputs: Tensor
+    pulls: Tensor | None = None
 
 
 def random(towers: Sequence[Activations], rank: int, salt: int) -> list[Projections]:
@@ -61,8 +68,8 @@ def whitened(towers: Sequence[Activations], rank: int, salt: int = 0) -> list[Pr
     cross-covariance, and B_j is the polar factor of the CCA map of a B_i in the shared subspace.
     """
     _check(towers, rank)
-    sources = _shared_directions([tower.inputs for tower in towers], rank)
-    sinks = _shared_directions([tower.outputs for tower in towers], rank)
+    sources = _shared_directions([tower.inputs - tower.inputs.mean(0) for tower in towers], rank)
+    sinks = _shared_directions([tower.outputs - tower.outputs.mean(0) for tower in towers], rank)
     aligned = []
     for tower, (source, shrink, _), (sink, _, stretch) in zip(towers, sources, sinks, strict=True):
         dtype = tower.inputs.dtype
@@ -71,8 +78,27 @@ def whitened(towers: Sequence[Activations], rank: int, salt: int = 0) -> list[Pr
     return aligned
 
 
+def effects(towers: Sequence[Activations], rank: int, salt: int = 0) -> list[Projections]:
+    """A as `whitened`; B such that what it writes moves the answers of all towers alike, whatever outputs mean inside.
+
+    The pulls are G; B is C^-1/2 V of theirs, uncentred, so that G_i B_i = G_j B_j as nearly as can be. Where also
+    A_i x = A_j x, any P and Q change all towers' answers alike, to first order. All B of a place have one scale, which keeps
+    that so. Raises `ConfigError` when a tower comes without pulls.
+    """
+    readings = whitened(towers, rank, salt)
+    pulls = [tower.pulls for tower in towers if tower.pulls is not None]
+    if len(pulls) < len(towers):
+        raise ConfigError("towers are aligned by their effects only where the pulls on their answers are known")
+    sinks = [shrink @ sink for sink, shrink, _ in _shared_directions(pulls, rank, PULL_RIDGE)]
+    scale = STRENGTH * rank**0.5 * len(sinks) / sum(float(sink.norm()) for sink in sinks)
+    return [
+        Projections(own.a, (scale * sink).to(own.b.dtype), own.offset)
+        for own, sink in zip(readings, sinks, strict=True)
+    ]
+
+
 Alignment = Callable[[Sequence[Activations], int, int], list[Projections]]
-ALIGNMENTS: dict[str, Alignment] = {"paper": paper, "whitened": whitened, "random": random}
+ALIGNMENTS: dict[str, Alignment] = {"paper": paper, "whitened": whitened, "effects": effects, "random": random}
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -118,22 +144,22 @@ def _svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return u[:, :rank], s[:rank].clamp(min=1e-9), vt[:rank].T
 
 
-def _shared_directions(seen: Sequence[Tensor], rank: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _shared_directions(seen: Sequence[Tensor], rank: int, ridge: float = RIDGE) -> list[tuple[Tensor, Tensor, Tensor]]:
     """For each tower V [d, rank], C^-1/2 and C^1/2 [d, d], in double precision (MAXVAR's generalised CCA)."""
-    centred = [(part - part.mean(0)).double() for part in seen]
-    roots = [_roots(part) for part in centred]
-    white = torch.cat([part @ shrink for part, (shrink, _) in zip(centred, roots, strict=True)], dim=1)
+    parts = [part.double() for part in seen]
+    roots = [_roots(part, ridge) for part in parts]
+    white = torch.cat([part @ shrink for part, (shrink, _) in zip(parts, roots, strict=True)], dim=1)
     agreement = white.T @ white / len(white)
     widths = [part.shape[1] for part in seen]
     for block, width in zip(torch.tensor(widths).cumsum(0).tolist(), widths, strict=True):
         agreement[block - width : block, block - width : block] = torch.eye(width)
     leading = torch.linalg.eigh(agreement).eigenvectors[:, -rank:].flip(1)
-    parts = (leading * len(seen) ** 0.5).split(widths)
-    return [(part, shrink, stretch) for part, (shrink, stretch) in zip(parts, roots, strict=True)]
+    shared = (leading * len(seen) ** 0.5).split(widths)
+    return [(part, shrink, stretch) for part, (shrink, stretch) in zip(shared, roots, strict=True)]
 
 
-def _roots(centred: Tensor) -> tuple[Tensor, Tensor]:
-    """C^-1/2 and C^1/2 of the covariance, with a ridge of a share of its mean eigenvalue."""
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-    values = values.clamp(min=0) + RIDGE * values.mean()
+def _roots(rows: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """C^-1/2 and C^1/2 of the second moments of `rows` [n, d], with a ridge of a share of their mean eigenvalue."""
+    values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+    values = values.clamp(min=0) + ridge * values.mean()
     return vectors * values.rsqrt() @ vectors.T, vectors * values.sqrt() @ vectors.T

@@ -17,7 +17,8 @@ SEEN = 1000
 def world(seed: int, widths: Sequence[tuple[int, int]] = WIDTHS) -> tuple[list[Activations], list[Tensor]]:
     """Towers that show the same 16 hidden things, each in its own basis with its own mean and noise.
 
-    Also what a task adds to each tower's outputs: the same change of the hidden things.
+    Answers are the hidden things that outputs show, so pulls are known. Also what a task adds to each tower's outputs: the
+    same change of the hidden things.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -26,20 +27,27 @@ def world(seed: int, widths: Sequence[tuple[int, int]] = WIDTHS) -> tuple[list[A
 
     hidden = draw(2 * SEEN, 16)
     change = hidden @ (0.3 * draw(16, 16)) + 0.3 * draw(16)
+    ways = torch.randn(len(hidden), 16, generator=torch.Generator().manual_seed(seed))
     towers, wanted = [], []
     for d_in, d_out in widths:
         reads, writes = draw(16, d_in) / 4, draw(16, d_out) / 4
         inputs = hidden @ reads + 0.1 * draw(len(hidden), d_in) + draw(d_in)
-        towers.append(Activations(inputs, hidden @ writes + 0.1 * draw(len(hidden), d_out) + draw(d_out)))
+        outputs = hidden @ writes + 0.1 * draw(len(hidden), d_out) + draw(d_out)
+        towers.append(Activations(inputs, outputs, ways @ torch.linalg.pinv(writes).T))
         wanted.append(change @ writes)
     return towers, wanted
 
 
 def halves(towers: list[Activations]) -> tuple[list[Activations], list[Activations]]:
-    return (
-        [Activations(tower.inputs[:SEEN], tower.outputs[:SEEN]) for tower in towers],
-        [Activations(tower.inputs[SEEN:], tower.outputs[SEEN:]) for tower in towers],
+    parts = slice(SEEN), slice(SEEN, None)
+    seen, unseen = (
+        [
+            Activations(*(seen[part] for seen in (tower.inputs, tower.outputs, tower.pulls) if seen is not None))
+            for tower in towers
+        ]
+        for part in parts
     )
+    return seen, unseen
 
 
 def read(tower: Activations, given: Projections) -> Tensor:
@@ -77,7 +85,7 @@ def gains(name: str, seed: int) -> list[float]:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_alignment_brings_two_towers_readings_together_and_whitening_most(seed: int) -> None:
     distances = {name: held_out_difference(name, seed) for name in ALIGNMENTS}
-    assert distances["whitened"] < distances["paper"] < distances["random"]
+    assert distances["whitened"] == distances["effects"] < distances["paper"] < distances["random"]
     assert distances["whitened"] < 0.3
 
 
@@ -88,6 +96,18 @@ def test_what_one_tower_learnt_helps_another_only_if_they_are_aligned(seed: int)
     assert transferred > 0.7
     assert gains("random", seed)[1] < 0
     assert gains("paper", seed)[1] < transferred  # its B stays as random as it was drawn
+
+
+def test_by_their_effects_what_p_and_q_write_moves_all_answers_alike() -> None:
+    seen, unseen = halves(world(0)[0])
+    aligned = ALIGNMENTS["effects"](seen, 16, 0)
+    moved = [tower.pulls @ own.b for tower, own in zip(unseen, aligned, strict=True) if tower.pulls is not None]
+    assert difference(*moved) < 0.1
+    own, transferred = gains("effects", 0)
+    assert own > 0.9
+    assert transferred > 0.7
+    with pytest.raises(ConfigError, match="pulls"):
+        ALIGNMENTS["effects"]([Activations(tower.inputs, tower.outputs) for tower in seen], 8, 0)
 
 
 def test_rows_and_columns_are_orthonormal() -> None:

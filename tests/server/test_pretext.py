@@ -90,6 +90,9 @@ def test_places_are_those_of_the_questions_that_devices_are_asked() -> None:
     assert compared.choices[0].tolist()[:2] == [[WORD, 0], [WORD, 1]]
 
 
-def test_too_few_items_are_refused() -> None:
+def test_too_few_items_or_features_are_refused() -> None:
+    image, text = features()
+    with pytest.raises(ConfigError, match="63 features"):
+        Pretext.of(image[:, :63], text, torch.arange(N_PUBLIC))
     with pytest.raises(ConfigError, match="too few"):
         Pretext.of(*features(), torch.arange(20))
