@@ -174,7 +174,8 @@ def main() -> None:
 
 def _add_groups() -> None:
     """Attach the groups of commands; each is a file of its own."""
-    from deploy import cli_data, cli_federate
+    from deploy import cli_data, cli_federate, cli_towers
 
     app.add_typer(cli_data.app, name="data")
     app.add_typer(cli_federate.app, name="federate")
+    app.add_typer(cli_towers.app, name="towers")

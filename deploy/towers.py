@@ -1,0 +1,73 @@
+"""Fit the towers of a dataset: from the largest class to the smaller ones that are derived from it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.catalogue import Catalogue, load_catalogue
+from common.errors import ConfigError, DataError
+from common.files import digest
+from common.towers.files import load_reader, read_about, save_reader, tower_path
+from common.towers.reader import Reader
+from common.towers.towers import SIZES
+from server import distillation
+from server.pretext import INSTRUCTIONS, Pretext
+from server.start import eyes_of, public_rows
+
+TEACHER = "base"
+
+
+def fit_towers(
+    dataset: Path, classes: Sequence[str], steps: int, begin: Callable[[str, int], Callable[[], None]]
+) -> dict[str, dict[str, Any]]:
+    """Fit the readers of `classes` and return what is told about each.
+
+    `begin` is called with a class and its steps before a fit, and what it returns after each step. A fit that lies there
+    from the same content and settings is not repeated. Raises `ConfigError` for an unknown class, `DataError` for a dataset
+    without pictures or texts.
+    """
+    unknown = sorted(set(classes) - set(SIZES))
+    if unknown:
+        raise ConfigError(f"there is no device class {unknown[0]!r}; known are {', '.join(SIZES)}")
+    catalogue = load_catalogue(dataset)
+    eyes, rows = eyes_of(catalogue), public_rows(dataset, catalogue)
+    world = Pretext.of(eyes.image, eyes.text, rows)
+    asked = world.about(_held_out(catalogue, rows))
+    told: dict[str, dict[str, Any]] = {}
+    teacher: Reader | None = None
+    content = _content(catalogue, rows, steps)
+    for name in (TEACHER, *(name for name in SIZES if name in classes and name != TEACHER)):
+        path, key = tower_path(dataset, name), digest(f"{content} {name} {SIZES[name]}".encode())
+        if not _fitted(path, key):
+            reader = distillation.fit(SIZES[name], world, eyes, teacher, steps, begin(name, steps))
+            about = {"class": name, "key": key, "accuracy": distillation.accuracy(reader, asked, eyes)}
+            save_reader(reader, path, about)
+        told[name] = read_about(path)
+        teacher = load_reader(path) if name == TEACHER else teacher
+    return {name: told[name] for name in classes}
+
+
+def _fitted(path: Path, key: str) -> bool:
+    """Whether the reader at `path` is the one that a fit would give."""
+    try:
+        return bool(read_about(path)["key"] == key)
+    except (DataError, KeyError):
+        return False
+
+
+def _content(catalogue: Catalogue, rows: Tensor, steps: int) -> str:
+    """Hash of all that a fit depends on, but for the class."""
+    constants = {name: getattr(distillation, name) for name in ("BATCH", "RATE", "TOWARDS", "HIDDEN", "N_BLOCKS")}
+    features = [catalogue.features[name].sha256 for name in ("image", "text")]
+    return digest(repr((features, rows.tolist(), steps, constants, INSTRUCTIONS)).encode())
+
+
+def _held_out(catalogue: Catalogue, rows: Tensor) -> Tensor:
+    """The items that a fit never sees, [n]; where there are none, those it sees."""
+    both = catalogue.features["image"].present & catalogue.features["text"].present
+    both[rows.numpy()] = False
+    return torch.from_numpy(np.flatnonzero(both)) if both.any() else rows
