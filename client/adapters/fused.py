@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 
 class Branch(NamedTuple):
@@ -69,6 +70,7 @@ class _Fused(Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         d_out = outputs[0]
         x, weight, *saved = ctx.saved_tensors

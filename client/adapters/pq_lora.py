@@ -195,7 +195,7 @@ class GatedLinear(Linear):  # type: ignore[misc]
         """The base layer with its active branches, [..., d_out] of [..., d_in]: PEFT's way, or in one operation."""
         if not (self.disable_adapters or self.merged or kwargs):
             branches = [self.lora_variant[adapter].parts(self, adapter) for adapter in self.active_adapters]
-            if fits(self.base_layer, x, branches[0]):
+            if branches and fits(self.base_layer, x, branches[0]):
                 return fused(self.base_layer, x, branches)
         plain: Tensor = super().forward(x, *args, **kwargs)
         return plain

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from client.adapters.attach import activate
-from client.adapters.pq_lora import GLOBAL, LOCAL
+from client.adapters.pq_lora import GLOBAL, LOCAL, weigh
 from client.answers import Bank
 from common import seeds
 
@@ -110,8 +110,9 @@ class Method(ABC):
     answers_with: tuple[str, ...] = (LOCAL,)
 
     def prepare(self, model: PeftModel) -> None:
-        """Set the model up as this regime needs it, once after it is made or restored."""
+        """Set the model up as this regime needs it, after it is made or restored."""
         activate(model, self.answers_with)
+        weigh(model, None)
 
     @abstractmethod
     def train(self, lesson: Lesson) -> float:
