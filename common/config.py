@@ -22,6 +22,10 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Step = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 EXECUTORS = ("inline", "ray", "grpc")
+TOWER_DIM = 64
+"""What all towers answer in, whatever their size."""
+ADAPTING = ("sft", "pq", "fedmosaic")
+"""Regimes that train one branch by one loss: what a view's gradient can be taken to, one step a round."""
 DeviceClass = Literal["tiny", "small", "base"]
 Operator = Literal["sum", "mlp", "gate", "attention", "concat"]
 
@@ -202,7 +206,7 @@ class MosaicSettings(_Settings):
     rank: Positive = 16
     blocks: Positive = 4
     """Layers of a tower that carry PQ-LoRA; the others carry plain LoRA."""
-    alignment: Literal["whitened", "paper", "random"] = "whitened"
+    alignment: Literal["effects", "whitened", "paper", "random"] = "effects"
     """How A and B of towers of different size are given a common start."""
     temperature: Step = 0.5
     include_self: bool = False
@@ -265,6 +269,18 @@ class Settings(_Settings):
             raise ValueError("questions are answered by adapted towers: set strategy to fedmosaic")
         if self.strategy == "fedmosaic" and self.views.spectral_rounds:
             raise ValueError("fedmosaic has no item embeddings to start: set views.spectral_rounds to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _towers_beside_views(self) -> "Settings":
+        if self.strategy == "fedvlr" or self.asks_questions:
+            return self
+        if self.strategy == "fedmosaic":
+            raise ValueError("fedmosaic alone leaves people without the server's views: set strategy to both")
+        if self.views.dim != TOWER_DIM:
+            raise ValueError(f"a device's tower is a view of {TOWER_DIM} dimensions: set views.dim to {TOWER_DIM}")
+        if self.mosaic.regime not in ADAPTING:
+            raise ValueError(f"both adapts towers by {', '.join(ADAPTING)}: set mosaic.regime to one of them")
         return self
 
     @model_validator(mode="after")
