@@ -53,6 +53,8 @@ class RunDisplay:
         if line["kind"] == "census":
             people, events, self.nodes = int(line["users"]), int(line["events"]), int(line["nodes"])
             told = f"{people} users on {line['nodes']} nodes, {events} training events; only sums over a node's people are sent"
+            if self.settings.asks_questions:
+                told = f"{line['nodes']} devices with {events} questions of their own; only adapters and signatures are sent"
             self.console.print(told, highlight=False)
         if line["kind"] == "abandoned":
             self.console.print(f"round {line['round']} was abandoned: {line['reason']}", markup=False)
@@ -62,10 +64,12 @@ class RunDisplay:
             told = f"round {line['round']}: {line['nodes']} nodes answered, not {self.nodes}; {line['users']} users took part"
             self.console.print(told, markup=False, highlight=False)
             self.nodes = line["nodes"]
+        metric = "right on validation" if self.settings.asks_questions else f"ndcg@{self.k}"
         if scores := line.get("scores"):
-            self.score = f"{scores.get(f'validation/all/ndcg@{self.k}', 0):.2f}"
+            name = "before/validation/accuracy" if self.settings.asks_questions else f"validation/all/ndcg@{self.k}"
+            self.score = f"{scores.get(name, 0):.2f}"
         down, up = _bytes(line["bytes_down_per_user"]), _bytes(line["bytes_up_per_user"])
-        facts = f"loss {line['loss']:.3f}  ndcg@{self.k} {self.score}%  per user {down} down {up} up"
+        facts = f"loss {line['loss']:.3f}  {metric} {self.score}%  per user {down} down {up} up"
         self.bar.update(self.task, completed=line["round"], facts=facts)
         if not self.console.is_terminal and scores:
             print(f"round {line['round']}/{self.settings.rounds}  {facts}  {line['seconds']:.2f} s", flush=True)
@@ -81,7 +85,8 @@ def _bytes(count: float) -> str:
 
 def show_result(console: Console, result: Line, settings: Settings, run_dir: Path) -> None:
     """Print what a run ended with: the table, and where its folder is."""
-    console.print(result_table(result, settings.evaluation.ks))
+    table = answers_table(result) if settings.asks_questions else result_table(result, settings.evaluation.ks)
+    console.print(table)
     console.print(f"run folder: {run_dir}", markup=False, soft_wrap=True)
 
 
@@ -107,6 +112,22 @@ def result_table(result: Line, ks: tuple[int, ...]) -> Table:
     return table
 
 
+def answers_table(result: Line) -> Table:
+    """What devices answer rightly, on their own tests and on others', as they stand at the end of the run, and before it."""
+    table = Table(title="right answers in %, means over devices", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("as the device stands")
+    names = {"self": "own tests", "others": "others' tests", "validation": "own validation"}
+    for column in names.values():
+        table.add_column(column, justify="right")
+    rows = {"by chance": "chance", "tower before training": "frozen", "before the last merge": "before"}
+    rows |= {"after the last merge": "after", "own branch alone": "local", "federation's branch alone": "global"}
+    scores = result["baselines"] | result["scores"]
+    for shown, variant in rows.items():
+        values = (scores.get(f"{variant}/{name}/accuracy") for name in names)
+        table.add_row(shown, *("-" if value is None else f"{value:.1f}" for value in values))
+    return table
+
+
 def summary(result: Line) -> Line:
     """The run's figures as one flat-enough JSON object: scores in %, bytes of the last round."""
     nested: dict[str, dict[str, float]] = {}
@@ -115,9 +136,9 @@ def summary(result: Line) -> Line:
         nested.setdefault(part if group == "all" else f"{part}_{group}", {})[metric] = round(value, 3)
     baselines: dict[str, dict[str, float]] = {}
     for name, value in result["baselines"].items():
-        row, part, group, metric = name.split("/")
-        if (part, group) == ("test", "all") and metric != "users":
-            baselines.setdefault(row, {})[metric] = round(value, 3)
+        row, part, *group, metric = name.split("/")
+        if (part, *group) in (("test", "all"), ("self",), ("others",)) and metric != "users":
+            baselines.setdefault(row, {})[metric if group else f"{part}/{metric}"] = round(value, 3)
     figures = {name: result[name] for name in ("name", "seed", "rounds", "selected_round")}
     traffic = {name: value for name, value in result.items() if name.startswith("bytes_")}
     seconds = {
