@@ -2,11 +2,14 @@
 
 interactions.parquet, items.parquet     its people's events; the public titles
 private/RUN/block-*/round-*.safetensors the private states
+features/, tower/                       in runs with towers: what the device's own one looks at, and see `client.adapted`
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +29,9 @@ from common.interactions import Interactions, Split, load_interactions
 from common.metrics import Sums
 from common.protocol import BASIS, COUNTS, VIEWS, Task, Tensors, Update
 
+if TYPE_CHECKING:
+    from client.tower_view import TowerView
+
 GUESTS, UNTRAINED = "new-users", "new-users-untrained"
 """Groups of the metrics: guests with the private parameters their own device learnt, and with those of the start."""
 
@@ -35,6 +41,11 @@ class Device(Node):
 
     def perform(self, task: Task, tensors: Tensors | None, facts: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
+        tower = self.tower(task)
+        update = self._perform(task, tensors, facts, tower)
+        return replace(update, towers=tower.towers) if tower else update
+
+    def _perform(self, task: Task, tensors: Tensors | None, facts: Tensors, tower: "TowerView | None") -> Update:
         settings = task.settings
         if self.catalogue().sha256 != task.catalogue:
             raise DataError(f"{self.folder} has other items than the server's catalogue; use one dataset")
@@ -51,12 +62,23 @@ class Device(Node):
             return Update(sums=sum((_reported(block, sums) for block, sums in baselines), Sums()))
         held = self.hold(task, tensors)
         sent = {name: value.to(target, torch.float32) for name, value in held.items()}
+        sent = tower.beside(sent) if tower else sent
         work = self._train if task.kind == "train" else self._evaluate
         total = Update()
         for number, block in enumerate(people):
             total += work(task, sent, facts, block, number)
+        if tower and task.kind == "train":
+            total = tower.learn(total, sent)
         self.conclude(task)
         return total
+
+    def tower(self, task: Task) -> "TowerView | None":
+        """The device's own view, in runs with one. PEFT is read only there: a device should start fast."""
+        if task.settings.strategy == "fedvlr":
+            return None
+        from client.tower_view import TowerView
+
+        return TowerView.of(self, task)
 
     def split(self, settings: Settings) -> Split:
         """Read this device's people's events, split as the run's settings say."""

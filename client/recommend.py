@@ -32,7 +32,8 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Personal:
-    """What a device last learnt in one run: the views it holds, and each block of people with their private parameters."""
+    """What a device last learnt in one run: the views it holds, its own among them, and each block of people with their
+    private parameters. `task.views` names all of them."""
 
     device: Device
     task: Task
@@ -50,7 +51,10 @@ class Personal:
         items = device.catalogue().sha256
         task = Task("evaluate", note["run"], note["round"], (), views, items, settings, note["tensors"])
         tensors, _ = read_tensors(device.views / f"{task.tensors}.safetensors")
-        return cls(device, task, {name: value.float() for name, value in tensors.items()})
+        sent = {name: value.float() for name, value in tensors.items()}
+        if tower := device.tower(task):
+            return cls(device, replace(task, views=(*views, tower.name)), tower.beside(sent))
+        return cls(device, task, sent)
 
     def people(self) -> list[tuple[Split, dict[str, Tensor]]]:
         """The people of this device, block by block, with their private parameters [n_users, ...]."""

@@ -8,16 +8,20 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from common.config import DataSettings
+from common.clip import ClipEncoder
+from common.config import DataSettings, load_settings
 from common.datasets import Columns, Options, convert, convert_shop, describe
 from common.datasets.paper import in_the_paper, verdict
 from common.datasets.shop import N_ITEMS, N_USERS
 from common.errors import ConfigError, DataError
-from common.features import BuiltinEncoder, ClipEncoder, Encoder
+from common.features import BuiltinEncoder, Encoder
+from deploy.cli_encode import EPILOG, encode_command
 from deploy.job import deal
+from deploy.train import deal_for
 
 app = typer.Typer(no_args_is_help=True, help="Convert raw data into datasets, describe them, generate the demo shop.")
 console = Console()
+app.command("encode", epilog=EPILOG)(encode_command)
 
 UNFILTERED = {
     "fedvlr": "its authors' own split has to stay whole",
@@ -100,15 +104,20 @@ def shop_command(
 
 @app.command("deal", epilog="Example: tessera data deal data/shop devices --nodes 3")
 def deal_command(
-    dataset: Path, out: Path, nodes: Annotated[int, typer.Option(min=1, help="Number of device folders.")] = 2
+    dataset: Path,
+    out: Path,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of device folders.")] = 2,
+    config: Annotated[Path | None, typer.Option(help="Settings of a run with towers: deal what it needs too.")] = None,
 ) -> None:
     """Deal the people of DATASET out to device folders below OUT: their own events and the items' titles, no features.
 
-    It is for trying a federation on separate machines with data that lie in one place.
+    With the settings of a run whose devices adapt towers, each folder also gets features and the tower of its class. It is
+    for trying a federation on separate machines with data that lie in one place.
     """
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} exists and is not empty: choose another folder")
-    for folder in deal(dataset, out, nodes):
+    settings = load_settings(config, "grpc", [f"federation.nodes={nodes}"]) if config else None
+    for folder in deal_for(dataset, out, settings) if settings else deal(dataset, out, nodes):
         console.print(str(folder), soft_wrap=True, highlight=False)
 
 

@@ -1,11 +1,12 @@
 """Towers for the devices of a run, and the folders of those that answer questions."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from client.adapted import CLASS, SIGNER, TOWER
 from client.pupil import QUESTIONS
-from common.catalogue import load_catalogue, save_items
+from common.catalogue import FEATURES, load_catalogue, save_items
 from common.config import Settings
 from common.errors import DataError
 from common.files import digest, write_json
@@ -36,18 +37,18 @@ def align(dataset: Path, settings: Settings) -> None:
             save_start(paths[name], start, key)
 
 
-def deal_questions(dataset: Path, out: Path, settings: Settings) -> tuple[Path, ...]:
-    """Give each client of the benchmark a device folder: its own questions, everybody's tests, the items' features and the
-    tower of its class. Raises `DataError` when there are fewer clients than nodes."""
+def deal_questions(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, ...]:
+    """Give each client of the benchmark a device folder: its own questions, and everybody's tests.
+
+    Raises `DataError` when there are fewer clients than nodes.
+    """
     clients = sorted((dataset / QUESTIONS).glob("client-*"))
-    if len(clients) < settings.federation.nodes:
-        raise DataError(f"{dataset} has questions for {len(clients)} devices, not {settings.federation.nodes}")
-    align(dataset, settings)
+    if len(clients) < n_nodes:
+        raise DataError(f"{dataset} has questions for {len(clients)} devices, not {n_nodes}")
     folders = []
-    for node, client in enumerate(clients[: settings.federation.nodes]):
+    for node, client in enumerate(clients[:n_nodes]):
         folder = out / f"node-{node}"
         save_items(load_catalogue(dataset, modalities=False), folder)
-        shutil.copytree(dataset / "features", folder / "features")
         asked = folder / QUESTIONS
         shutil.copytree(client, asked)
         shutil.copy(dataset / QUESTIONS / "codebook.safetensors", asked)
@@ -55,9 +56,15 @@ def deal_questions(dataset: Path, out: Path, settings: Settings) -> tuple[Path, 
         for other in clients:
             if other != client:
                 shutil.copy(other / "test.safetensors", asked / "others" / f"{other.name}.safetensors")
-        deal_tower(dataset, folder, class_of(node, settings), settings)
         folders.append(folder)
     return tuple(folders)
+
+
+def deal_towers(dataset: Path, folders: Sequence[Path], settings: Settings) -> None:
+    """Give each node's folder what towers look at and the tower of its class, which `align` has seen to."""
+    for node, folder in enumerate(folders):
+        shutil.copytree(dataset / FEATURES, folder / FEATURES)
+        deal_tower(dataset, folder, class_of(node, settings), settings)
 
 
 def deal_tower(dataset: Path, folder: Path, device_class: str, settings: Settings) -> None:

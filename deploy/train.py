@@ -2,6 +2,7 @@
 
 import shutil
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,16 +31,26 @@ def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, ove
         folders = tuple(device_folders(run_dir / DEVICES, n_nodes))
     else:
         shutil.rmtree(run_dir / DEVICES, ignore_errors=True)  # of a run that never began
-        folders = _deal(dataset, run_dir / DEVICES, settings)
+        folders = deal_for(dataset, run_dir / DEVICES, settings)
     return Job(settings, dataset.absolute(), tuple(folder.absolute() for folder in folders), run_dir.absolute(), resume)
 
 
-def _deal(dataset: Path, out: Path, settings: Settings) -> tuple[Path, ...]:
-    if not settings.asks_questions:
-        return deal(dataset, out, settings.federation.nodes)
-    from deploy.pupils import deal_questions  # reads PEFT, which recommending does without
+def deal_for(dataset: Path, out: Path, settings: Settings) -> tuple[Path, ...]:
+    """Deal a dataset out to one device folder a node below `out`, with all that the settings' strategy needs there.
 
-    return deal_questions(dataset, out, settings)
+    Raises `DataError`, before anything is written, when the dataset has no towers for a strategy that needs them.
+    """
+    if settings.strategy == "fedvlr":
+        return deal(dataset, out, settings.federation.nodes)
+    from deploy.pupils import align, deal_questions, deal_towers  # read PEFT, which recommending does without
+
+    align(dataset, settings)
+    if settings.asks_questions:
+        folders = deal_questions(dataset, out, settings.federation.nodes)
+    else:
+        folders = deal(dataset, out, settings.federation.nodes)
+    deal_towers(dataset, folders, settings)
+    return folders
 
 
 def train(job: Job, executor: str, report: Report) -> dict[str, Any]:

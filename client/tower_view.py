@@ -1,0 +1,224 @@
+"""A device's adapted tower as one more view of the items, which the routers of its people weigh beside the server's.
+
+Nobody else ever has this view. Training a cohort gives dL/dF for all views alike; the part of this one stays here, and one
+vector-Jacobian product a round takes it to the adapter, as the server's takes the rest to what makes its views. What leaves
+is the branch that the regime shares, and a signature. Where people's gradients are clipped and noised, so is this part of
+them: adapter and signature are computed from what is noised.
+
+private/RUN/tower/      the adapter after each round, its optimiser's moments, and the signature so far
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from client import optimizers
+from client.adapted import SIGNER, TOWER, Adapted
+from client.adapters.attach import activate, receive
+from client.adapters.pq_lora import LOCAL
+from client.node import Node
+from client.regimes import METHODS
+from client.signature import Signature, last_layer_gradient
+from common.catalogue import load_catalogue
+from common.compute import resolve_device
+from common.config import LocalSettings, MosaicSettings
+from common.contributions import MODULE, Contribution
+from common.errors import DataError
+from common.protocol import VIEWS, Task, Tensors, Update
+from common.questions import PICTURE, TEXT
+from common.regimes import REGIMES
+from common.signatures import kept_coordinates
+from common.towers.files import load_reader
+from common.towers.reader import Reader, instructions
+from common.towers.starts import last_layer
+
+INSTRUCTION = "describe the picture and the text"
+"""Words that readers know from their fit, whose task of that kind is to say what is shown, as a vector."""
+OWNER = "device"
+"""The adapter is of no single person."""
+SIGNATURE = "signature"
+SHOWN_AT_ONCE = 1024
+CACHED = 64
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a reader is asked to describe: all items, as it sees them.
+
+    `read` [1, READ] are the words of the instruction, `pieces` [n_items, 2, 2] the picture and the text of each item, where
+    it has them, and `sight` [3, n_items, width] how this reader sees them.
+    """
+
+    read: Tensor
+    pieces: Tensor
+    sight: Tensor
+
+    def answers(self, reader: nn.Module, rows: Tensor) -> Tensor:
+        """What `reader` says of the items `rows` [n], [n, dim]."""
+        answered: Tensor = reader(self.read.expand(len(rows), -1), self.pieces[rows], self.sight)
+        return answered
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """Rows of all items, as many at once as fit into a device's memory."""
+        return torch.split(torch.arange(len(self.pieces), device=self.pieces.device), SHOWN_AT_ONCE)
+
+    @torch.no_grad()
+    def told(self, reader: nn.Module) -> Tensor:
+        """What `reader` says of all items, [n_items, dim]."""
+        return torch.cat([self.answers(reader, rows) for rows in self.parts()])
+
+    def pull(self, reader: nn.Module, by_answer: Tensor) -> None:
+        """Add the gradient of <`by_answer` [n_items, dim], answers> to what is trained of `reader`."""
+        for rows in self.parts():
+            torch.autograd.backward(self.answers(reader, rows), by_answer[rows])
+
+
+def sized(answers: Tensor, size: Tensor) -> Tensor:
+    """Answers [n_items, dim] as a view: their directions, less what all have in common, in the size of the server's views.
+
+    Readers answer by direction only. The size is no part of the gradient.
+    """
+    units = normalize(answers, dim=1)
+    apart = units - units.mean(0)
+    return apart * (size / typical_size(apart.detach()))
+
+
+def typical_size(views: Tensor) -> Tensor:
+    """Root mean square by which items stand apart in `views` [..., n_items, dim]."""
+    return (views - views.mean(-2, keepdim=True)).square().mean().sqrt()
+
+
+@dataclass(frozen=True)
+class Gear:
+    """What a device needs in every round, read and made once: its adapted tower, what it is asked, and the last `layer` of the
+    small frozen tower that signs, with what it is given of each item, `given` [n_items, width]."""
+
+    adapted: Adapted
+    asking: Asking
+    layer: nn.Module
+    given: Tensor
+
+
+@dataclass
+class TowerView:
+    """The own view of the device `node` for one `task`."""
+
+    name = "tower"
+    node: Node
+    task: Task
+    gear: Gear
+    _kept: Mapping[str, Tensor] = field(default_factory=dict)
+    _told: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @classmethod
+    def of(cls, node: Node, task: Task) -> "TowerView":
+        """Find the tower in a device's folder. Raises `DataError` when it was not dealt one."""
+        settings = task.settings
+        return cls(node, task, _equip(node.folder, settings.mosaic, settings.seed, resolve_device(settings.device)))
+
+    @property
+    def towers(self) -> dict[str, str]:
+        """This device's name in the run, and the mark of its tower."""
+        return {self.node.client(self.task.run): self.gear.adapted.mark}
+
+    def beside(self, sent: Tensors) -> dict[str, Tensor]:
+        """What this device's people see: the server's views [n_views, n_items, dim] and, as the last one, the own view.
+
+        The adapter is as its last round left it, with what the server merged for it.
+        """
+        model, method = self.gear.adapted.model, METHODS[self.task.settings.mosaic.regime]
+        self._kept = self.gear.adapted.take_up(self._folder, self.task.round + (self.task.kind != "train"), OWNER)
+        activate(model, method.answers_with, [LOCAL])
+        modules = {name.removeprefix(MODULE): value for name, value in sent.items() if name.startswith(MODULE)}
+        if modules:
+            receive(model, modules, method.receives)
+        rest = {name: value for name, value in sent.items() if not name.startswith(MODULE)}
+        self._told = self.gear.asking.told(model.get_base_model())
+        own = sized(self._told, typical_size(rest[VIEWS]))
+        return {**rest, VIEWS: torch.cat([rest[VIEWS], own[None].to(rest[VIEWS])])}
+
+    def learn(self, update: Update, seen: Tensors) -> Update:
+        """Step on what the people's sum says of the own view, keep the adapter, and return what leaves the device.
+
+        `seen` is what `beside` gave. Where nobody took part, nothing changes and nothing leaves.
+        """
+        if not update.weight:
+            return update
+        mosaic, client, by_view = self.task.settings.mosaic, self.node.client(self.task.run), update.gradients[VIEWS]
+        size, mean = typical_size(seen[VIEWS][:-1]), by_view[-1] / update.weight
+        signature, more = torch.zeros(0), dict[str, Tensor]()
+        if REGIMES[mosaic.regime].shares == "relevant":
+            signature, more = self._sign(mean, size)
+        told = self._told.requires_grad_()
+        (by_answer,) = torch.autograd.grad(sized(told, size), told, mean)
+        self.gear.asking.pull(self.gear.adapted.model.get_base_model(), by_answer)
+        self.gear.adapted.keep(self._folder, self.task, OWNER, more | self._step())
+        branch = METHODS[mosaic.regime].uploads
+        modules = {client: self.gear.adapted.contribution(branch, signature)} if branch else dict[str, Contribution]()
+        return replace(update, gradients={**update.gradients, VIEWS: by_view[:-1]}, modules=modules)
+
+    @property
+    def _folder(self) -> Path:
+        return self.node.private(self.task.run) / TOWER
+
+    def _step(self) -> dict[str, Tensor]:
+        """One step of Adam on the gradients that lie with the adapter's parameters; return the moments."""
+        model, mosaic = self.gear.adapted.model, self.task.settings.mosaic
+        moved = {name: one for name, one in model.named_parameters() if one.requires_grad and one.grad is not None}
+        values = {name: one.detach()[None] for name, one in moved.items()}
+        gradients = {name: one.grad[None] for name, one in moved.items() if one.grad is not None}
+        settings = LocalSettings(optimizer="adam")
+        moments = optimizers.start(settings, values)
+        moments |= {name: value.to(moments[name]) for name, value in self._kept.items() if name in moments}
+        plain = {name for name in moved if ".lora_A." in name or ".lora_B." in name}
+        for names, rate in ((plain, mosaic.learning_rate), (moved.keys() - plain, mosaic.pq_learning_rate)):
+            at_rate = settings.model_copy(update={"learning_rate": rate})
+            values, moments = optimizers.step(at_rate, values, gradients, moments, sorted(names))
+        with torch.no_grad():
+            for name, one in moved.items():
+                one.copy_(values[name][0])
+        model.zero_grad()
+        return moments
+
+    def _sign(self, gradient: Tensor, size: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The signature that leaves, and what of it is kept: the same gradient, had it met the small tower's view."""
+        layer = self.gear.layer
+        asked = last_layer_gradient((gradient * sized(layer(self.gear.given), size)).sum(), layer)
+        decayed = Signature(self._kept.get(SIGNATURE)).after(asked[None])
+        mask = kept_coordinates(len(asked), self.task.settings.seed)
+        kept = {} if decayed.decayed is None else {SIGNATURE: decayed.decayed}
+        return decayed.sanitised(mask, self.node.secret(), self.task.round), kept
+
+
+@lru_cache(maxsize=CACHED)
+def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device) -> Gear:
+    """Read and make all that does not change over a run, once for each process."""
+    features = load_catalogue(folder).features
+    if missing := {"image", "text"} - features.keys():
+        raise DataError(
+            f"{folder} has no features {min(missing)!r} to see items by: deal it a tower, with its features"
+        )
+    parts = [features[name] for name in ("image", "text")]
+    image, text = (torch.from_numpy(part.standardised()).to(device) for part in parts)
+    adapted = Adapted.make(folder, mosaic, seed, image, text)
+    kinds = [torch.from_numpy(part.present) * kind for part, kind in zip(parts, (PICTURE, TEXT), strict=True)]
+    items = torch.arange(len(image)).expand(2, -1).T
+    pieces = torch.stack([torch.stack(kinds, 1), items], -1).to(device)
+    asking = Asking(instructions([INSTRUCTION]).to(device), pieces, adapted.sight)
+    return Gear(adapted, asking, *_signer(load_reader(folder / TOWER / SIGNER).to(device), asking, image, text))
+
+
+@torch.no_grad()
+def _signer(reader: Reader, asking: Asking, image: Tensor, text: Tensor) -> tuple[nn.Module, Tensor]:
+    """The last layer of the tower that signs, and what it is given of each item, [n_items, width]."""
+    given: list[Tensor] = []
+    layer = last_layer(reader).requires_grad_()
+    hook = layer.register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
+    replace(asking, sight=reader.look(image, text)).told(reader)
+    hook.remove()
+    return layer, torch.cat(given)
