@@ -1,14 +1,14 @@
 """Encoders: pictures and texts in, feature vectors out.
 
 The one built in needs no download and no GPU. It sees colours, edges and words, not meaning: enough for the demo shop
-and for trying out a catalogue of one's own. For real content use open_clip, see `ClipEncoder`.
+and for trying out a catalogue of one's own. For real content use open_clip, see `common.clip`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from common.catalogue import Features
 from common.errors import DataError
 
 Vectors = NDArray[np.float32]
+Content = TypeVar("Content")
+"""A picture's path or a text."""
 
 SIDE = 64
 """Pictures are scaled to this many pixels a side before the histograms are taken."""
@@ -33,6 +35,8 @@ class Encoder(Protocol):
 
     image_name: str
     text_name: str
+    weights: Mapping[str, str]
+    """SHA-256 of the file of weights behind each modality; empty where nothing is learnt."""
 
     def encode_images(self, paths: Sequence[Path]) -> Vectors:
         """Features of pictures, [n, n_features]. Raises `DataError` that names an unreadable file."""
@@ -48,11 +52,11 @@ class BuiltinEncoder:
 
     image_name = "colour-and-gradient-histograms-v1"
     text_name = "hashed-ngrams-v1"
+    weights: Mapping[str, str] = {}
 
     def encode_images(self, paths: Sequence[Path]) -> Vectors:
         """Histograms of hues, greys and edge directions, each over the whole picture and over a grid, [n, 216]."""
-        chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-        encoded = [_histograms(np.stack([_pixels(path) for path in chunk])) for chunk in chunks]
+        encoded = [_histograms(np.stack([_pixels(path) for path in chunk])) for chunk in chunks(paths)]
         return np.concatenate([np.zeros((0, IMAGE_DIM), dtype=np.float32), *encoded])
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
@@ -71,55 +75,6 @@ class BuiltinEncoder:
         return vectors
 
 
-class ClipEncoder:
-    """An open_clip model with pretrained weights, on the CPU or the first GPU."""
-
-    def __init__(self, model: str, pretrained: str | None) -> None:
-        """Load `model` with `pretrained`, a local checkpoint or a name that open_clip knows. Raises `DataError`."""
-        try:
-            import open_clip
-        except ImportError:
-            raise DataError(
-                f"encoding with {model} needs open_clip: pip install --editable '.[clip]' in the project's folder"
-            ) from None
-        if not pretrained:
-            raise DataError(
-                f"{model} has no weights: pass --pretrained with a checkpoint file or a name open_clip knows"
-            )
-        import torch
-
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            loaded = open_clip.create_model_and_transforms(model, pretrained=pretrained, device=self._device)
-        except Exception as error:  # open_clip raises whatever the file or its downloader raised
-            raise DataError(f"{model} cannot be loaded with --pretrained {pretrained}: {error}") from None
-        self._model, _, self._transform = loaded
-        self._model.eval()
-        self._tokenise = open_clip.get_tokenizer(model)
-        self.image_name = self.text_name = f"open_clip:{model}:{Path(pretrained).name}"
-
-    def encode_images(self, paths: Sequence[Path]) -> Vectors:
-        """Unit image embeddings, [n, n_features]."""
-        import torch
-
-        batches = (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
-        stacked = (torch.stack([self._transform(_open(path)) for path in batch]) for batch in batches)
-        return self._encode(self._model.encode_image, stacked)
-
-    def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        """Unit text embeddings, [n, n_features]; a text longer than the model reads is cut."""
-        batches = (texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK))
-        return self._encode(self._model.encode_text, (self._tokenise(list(batch)) for batch in batches))
-
-    def _encode(self, encode: Any, batches: Iterator[Any]) -> Vectors:
-        import torch
-
-        with torch.inference_mode():
-            encoded = [encode(batch.to(self._device), normalize=True).float().cpu() for batch in batches]
-        vectors: Vectors = torch.cat(encoded).numpy()
-        return vectors
-
-
 def encode_images(encoder: Encoder, images: Sequence[str], folder: Path) -> Features:
     """The modality "image" of items whose pictures lie at `images` below `folder`; "" where an item has none."""
     present = np.array([bool(image) for image in images], dtype=bool)
@@ -128,12 +83,15 @@ def encode_images(encoder: Encoder, images: Sequence[str], folder: Path) -> Feat
 
 
 def encode_texts(encoder: Encoder, titles: Sequence[str], texts: Sequence[str]) -> Features:
-    """The modality "text" of items: "title. text", or what there is of the two."""
-    joined = [". ".join(part for part in pair if part) for pair in zip(titles, texts, strict=True)]
-    present = np.array([bool(text) for text in joined], dtype=bool)
-    return Features(
-        _spread(encoder.encode_texts([text for text in joined if text]), present), present, encoder.text_name
-    )
+    """The modality "text" of items, see `sentences`."""
+    told = sentences(titles, texts)
+    present = np.array([bool(text) for text in told], dtype=bool)
+    return Features(_spread(encoder.encode_texts([text for text in told if text]), present), present, encoder.text_name)
+
+
+def sentences(titles: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """What is encoded of each item's words: "title. text", or what there is of the two."""
+    return [". ".join(part for part in pair if part) for pair in zip(titles, texts, strict=True)]
 
 
 def _spread(encoded: Vectors, present: NDArray[np.bool_]) -> Vectors:
@@ -143,7 +101,13 @@ def _spread(encoded: Vectors, present: NDArray[np.bool_]) -> Vectors:
     return values
 
 
-def _open(path: Path) -> Image.Image:
+def chunks(contents: Sequence[Content]) -> Iterator[Sequence[Content]]:
+    """As many of `contents` at a time as fit into memory."""
+    return (contents[start : start + CHUNK] for start in range(0, len(contents), CHUNK))
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture in RGB. Raises `DataError` that names the file."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -155,7 +119,7 @@ def _open(path: Path) -> Image.Image:
 
 def _pixels(path: Path) -> NDArray[np.uint8]:
     """A picture as hue, saturation, value, [SIDE, SIDE, 3]."""
-    image = _open(path)
+    image = open_picture(path)
     if image.size != (SIDE, SIDE):
         image = image.resize((SIDE, SIDE), Image.Resampling.BOX)
     return np.asarray(image.convert("HSV"))

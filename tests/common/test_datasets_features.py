@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from common.catalogue import load_catalogue
+from common.clip import ClipEncoder
 from common.config import DataSettings
 from common.datasets import Options, convert
 from common.datasets.shop_pictures import COLOURS, LAYOUTS, PATTERNS, SHAPES, Look, render
 from common.errors import DataError
-from common.features import GREYS, HUES, BuiltinEncoder, ClipEncoder
+from common.features import GREYS, HUES, BuiltinEncoder
 
 ENCODER = BuiltinEncoder()
 

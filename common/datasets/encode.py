@@ -1,0 +1,196 @@
+"""Encode a dataset's own pictures and texts batch by batch, so that what was killed goes on where it was.
+
+A batch's vectors lie in features/.partial-MODEL/CONTENT.safetensors, named by hashes: a picture that is put right in between
+costs its own batch only. The old features stay until every batch of every modality is there.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.catalogue import DATASET, FEATURES, Catalogue, Features, load_catalogue
+from common.datasets.folder import WITHOUT_PEOPLE, write_description
+from common.errors import DataError
+from common.features import Encoder, Vectors, open_picture, sentences
+from common.files import digest, file_digest, read_json, read_tensors, write_tensors
+
+BATCH = 64
+"""Pictures or texts that are encoded, and lost when the process is killed, at once."""
+PARTIAL = ".partial-"
+ENCODED = "encoded"
+"""Where dataset.json keeps what the features were made from, by modality."""
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+
+Begin = Callable[[str, int, int], Callable[[int], None]]
+"""Told a modality, how much there is to encode and how much of it is there; what it returns is told each step."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One modality to encode: for each item a picture's path or a text, None where it has none."""
+
+    modality: str
+    items: tuple[str, ...]
+    contents: tuple[Path | str | None, ...]
+    encode: Callable[[Sequence[Any]], Vectors]
+    encoder: str
+    weights: str | None
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """The items that have something to encode."""
+        return tuple(row for row, content in enumerate(self.contents) if content is not None)
+
+    @cached_property
+    def hashes(self) -> tuple[str | None, ...]:
+        """SHA-256 of each item's content."""
+        return tuple(_content_hash(content) for content in self.contents)
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What decides the features: another encoder, other weights or other contents give others."""
+        contents = _hash(self.items, self.hashes)
+        return {"encoder": self.encoder, "weights_sha256": self.weights, "content_sha256": contents}
+
+    @cached_property
+    def parts(self) -> list[tuple[Path, tuple[int, ...]]]:
+        """Files of the batches, below the dataset's features, and the items of each."""
+        folder = Path(f"{PARTIAL}{_hash(self.modality, self.encoder, self.weights)[:16]}")
+        batches = [self.rows[start : start + BATCH] for start in range(0, len(self.rows), BATCH)]
+        hashes = [_hash(rows, [self.hashes[row] for row in rows])[:32] for rows in batches]
+        return [(folder / f"{name}.safetensors", rows) for name, rows in zip(hashes, batches, strict=True)]
+
+
+def encode_dataset(
+    folder: Path, encoder: Encoder, begin: Begin, pictures: Path | None = None, skip_unreadable: bool = False
+) -> tuple[str, ...]:
+    """Replace the features in `folder` by what `encoder` makes of its pictures and texts; return the modalities made anew.
+
+    `pictures` is a folder of pictures named after the items' ids, for a dataset without pictures of its own. The same
+    contents, encoder and weights are not encoded again. Raises `DataError` that names the item and file of a picture
+    that cannot be read, unless those count as missing.
+    """
+    about = read_json(folder / DATASET)
+    if about.get("kind") in WITHOUT_PEOPLE:
+        raise DataError(
+            f"the codebook of the questions in {folder} was made from its features: convert them again, with --encode"
+        )
+    catalogue = load_catalogue(folder)
+    jobs = _jobs(folder, catalogue, encoder, pictures)
+    fresh = [job for job in jobs if not _is_encoded(job, about, catalogue)]
+    features = {job.modality: _encoded(job, folder / FEATURES, begin, skip_unreadable) for job in fresh}
+    if fresh:
+        replace(catalogue, features={**catalogue.features, **features}).save(folder)
+        kept = {name: told for name, told in about.items() if name not in ("format", "counts", "features")}
+        made = {**about.get(ENCODED, {}), **{job.modality: job.about for job in fresh}}
+        write_description(folder, kept | {ENCODED: made})
+    for parts in (folder / FEATURES).glob(f"{PARTIAL}*"):
+        shutil.rmtree(parts)
+    return tuple(features)
+
+
+def _jobs(folder: Path, catalogue: Catalogue, encoder: Encoder, pictures: Path | None) -> list[Job]:
+    """What there is to encode. Raises `DataError` when there is nothing."""
+    paths = _paths(folder, catalogue) if pictures is None else _named_after_items(pictures, catalogue)
+    texts = tuple(text or None for text in sentences(catalogue.titles, catalogue.texts))
+    weights = encoder.weights
+    jobs = (
+        Job("image", catalogue.items, paths, encoder.encode_images, encoder.image_name, weights.get("image")),
+        Job("text", catalogue.items, texts, encoder.encode_texts, encoder.text_name, weights.get("text")),
+    )
+    if not any(job.rows for job in jobs):
+        raise DataError(
+            f"the items of {folder} have neither pictures nor texts: pass --images with a folder of pictures"
+        )
+    return [job for job in jobs if job.rows]
+
+
+def _paths(folder: Path, catalogue: Catalogue) -> tuple[Path | None, ...]:
+    """The dataset's own pictures."""
+    return tuple(folder / image if image else None for image in catalogue.images)
+
+
+def _named_after_items(pictures: Path, catalogue: Catalogue) -> tuple[Path | None, ...]:
+    """Pictures of the items in a folder, such as ITEM.jpg."""
+    found = {path.stem: path for path in sorted(pictures.glob("*")) if path.suffix.lower() in PICTURES}
+    paths = tuple(found.get(item) for item in catalogue.items)
+    if not any(paths):
+        example = f"{catalogue.items[0]}.jpg" if catalogue.items else "ITEM.jpg"
+        raise DataError(f"no picture in {pictures} is named after an item, such as {example}")
+    return paths
+
+
+def _hash(*told: Any) -> str:
+    return digest(json.dumps(told).encode())
+
+
+def _content_hash(content: Path | str | None) -> str | None:
+    """SHA-256 of a picture's file or of a text; empty for a file that cannot be opened, which is an error later."""
+    if content is None:
+        return None
+    try:
+        return file_digest(content) if isinstance(content, Path) else digest(content.encode())
+    except OSError:
+        return ""
+
+
+def _is_encoded(job: Job, about: Mapping[str, Any], catalogue: Catalogue) -> bool:
+    """Whether the features are there already, made from the same, and as they were made."""
+    features = catalogue.features.get(job.modality)
+    described = about.get("features", {}).get(job.modality, {}).get("sha256")
+    return (
+        about.get(ENCODED, {}).get(job.modality) == job.about and features is not None and features.sha256 == described
+    )
+
+
+def _encoded(job: Job, folder: Path, begin: Begin, skip_unreadable: bool) -> Features:
+    """Encode the batches that are not there yet, and put all together."""
+    missing = [(path, rows) for path, rows in job.parts if not (folder / path).is_file()]
+    step = begin(job.modality, len(job.rows), len(job.rows) - sum(len(rows) for _, rows in missing))
+    for path, rows in missing:
+        read, found = _batch(job, rows, skip_unreadable)
+        write_tensors(folder / path, {"rows": torch.tensor(read), "features": torch.from_numpy(found)})
+        step(len(rows))
+    parts = [read_tensors(folder / path)[0] for path, _ in job.parts]
+    filled = [(part["rows"].numpy(), part["features"].numpy()) for part in parts if len(part["rows"])]
+    if not filled:
+        raise DataError(f"none of the {len(job.rows)} pictures can be read")
+    values = np.zeros((len(job.items), filled[0][1].shape[1]), dtype=np.float32)
+    present = np.zeros(len(job.items), dtype=bool)
+    for encoded, vectors in filled:
+        values[encoded], present[encoded] = vectors, True
+    return Features(values, present, job.encoder)
+
+
+def _batch(job: Job, rows: tuple[int, ...], skip_unreadable: bool) -> tuple[list[int], Vectors]:
+    """The items of a batch that can be read, and their vectors, [n_read, n_features]."""
+    try:
+        return list(rows), job.encode([job.contents[row] for row in rows])
+    except DataError:
+        errors = {row: error for row in rows if (error := _why_unreadable(job.contents[row]))}
+        if not errors:
+            raise
+        if not skip_unreadable:
+            row, error = next(iter(errors.items()))
+            raise DataError(f"item {job.items[row]!r}: {error}; with --skip-unreadable it counts as missing") from None
+    readable = [row for row in rows if row not in errors]
+    if not readable:
+        return [], np.zeros((0, 0), dtype=np.float32)
+    return readable, job.encode([job.contents[row] for row in readable])
+
+
+def _why_unreadable(content: Path | str | None) -> str:
+    """Say what is wrong with a picture; nothing where it can be read."""
+    try:
+        if isinstance(content, Path):
+            open_picture(content)
+    except DataError as error:
+        return str(error)
+    return ""
