@@ -144,11 +144,12 @@ class Nodes:
         return False
 
     def _know(self, node: int, update: Update) -> None:
-        """Keep a node's client. Raises `RunError` when it sends for another than before, or for several."""
-        known = self._clients.get(node)
-        if len(update.towers) > 1 or (known and known not in update.towers):
+        """Keep a node's client. Raises `RunError` when it sends for another than before, for another node's, or for several."""
+        known, said = self._clients.get(node), next(iter(update.towers), None)
+        others = {client for other, client in self._clients.items() if other != node and client}
+        if len(update.towers) > 1 or (known and said != known) or said in others:
             raise RunError("it speaks for another client than its own")
-        self._clients[node] = next(iter(update.towers), None)
+        self._clients[node] = said
 
     def _require(self, answer: Answer, task: Task) -> None:
         for trouble in answer.troubles:
