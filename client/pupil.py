@@ -175,7 +175,7 @@ def _seen(train: Questions, mosaic: MosaicSettings, round: int, rounds: int) -> 
     """Rows of the questions seen by `round`: all of them or, in a dynamic stream, those of the tasks that have begun."""
     if mosaic.stream == "static":
         return torch.arange(len(train))
-    begun = 1 + (round - 1) * len(train.names) // rounds
+    begun = -(-round * len(train.names) // rounds)
     return (train.tasks < begun).nonzero()[:, 0]
 
 
