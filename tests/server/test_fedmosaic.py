@@ -1,0 +1,124 @@
+"""FedMosaic and its peers on the server: G = W L by naive loops, whatever W; nothing lost in a checkpoint."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from common.config import Settings
+from common.contributions import MODULE, Contribution
+from common.errors import DataError, RoundAbandoned, RunError
+from common.protocol import Update
+from server.strategies.fedmosaic import FedMosaic
+from tests.pupils import naive_mix
+from tests.small import settings
+
+CLIENTS = [f"{number:016x}" for number in range(5)]
+TOWERS = ["tiny-a", "tiny-a", "small-b", "tiny-a", "base-c"]
+"""Small and base are alone."""
+WIDTHS = {"tiny-a": 3, "small-b": 5, "base-c": 7}
+
+
+def contribution(number: int, seed: int = 0) -> Contribution:
+    draws = torch.Generator().manual_seed(100 * seed + number)
+    tower = TOWERS[number]
+    pq = {
+        f"reader.{block}.mlp.c_fc.{part}": torch.randn(shape, generator=draws)
+        for block in (0, 1)
+        for part, shape in (("P", (2, 2)), ("Q", (2,)))
+    }
+    lora = {f"layers.{n}.A": torch.randn(2, WIDTHS[tower], generator=draws) for n in range(WIDTHS[tower] - 2)}
+    return Contribution(tower, pq, lora, torch.randn(12, generator=draws))
+
+
+def sent(numbers: list[int], seed: int = 0) -> Update:
+    modules = {CLIENTS[number]: contribution(number, seed) for number in numbers}
+    return Update(modules=modules, towers={client: module.tower for client, module in modules.items()})
+
+
+def strategy(regime: str = "fedmosaic", **mosaic: object) -> FedMosaic:
+    chosen: Settings = settings(
+        data={"folder": "x", "kind": "questions"}, strategy="fedmosaic", mosaic={"regime": regime, **mosaic}
+    )
+    known = {TOWERS[number]: contribution(number) for number in range(5)}
+    shapes = {tower: {name: tuple(v.shape) for name, v in one.parts().items()} for tower, one in known.items()}
+    return FedMosaic(chosen, "items", shapes)
+
+
+def module(strategy: FedMosaic, client: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(MODULE): value for name, value in strategy.parcel(client).tensors.items()}
+
+
+@pytest.mark.parametrize(("regime", "relevant"), [("fedmosaic", True), ("pq", False), ("fedit", False)])
+def test_what_each_gets_is_the_naive_mix_of_what_all_sent_last(regime: str, relevant: bool) -> None:
+    server = strategy(regime)
+    server.absorb(sent([0, 1, 2, 3, 4]))
+    server.absorb(sent([1, 2, 4], seed=1))  # the others are absent
+    last = {**sent([0, 1, 2, 3, 4]).modules, **sent([1, 2, 4], seed=1).modules}
+    for client in CLIENTS:
+        got, wanted = module(server, client), naive_mix(last, client, relevant)
+        assert got.keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6)
+    for alone in (2, 4):
+        own = last[CLIENTS[alone]].lora
+        assert all(torch.equal(module(server, CLIENTS[alone])[name], value) for name, value in own.items())
+
+
+def test_oneself_counts_where_that_is_asked_for() -> None:
+    without, included = strategy(), strategy(include_self=True)
+    for server in (without, included):
+        server.absorb(sent([0, 1, 2, 3, 4]))
+    for number, (apart, with_self) in enumerate(
+        zip(without.facts()["relevance"]["weights"], included.facts()["relevance"]["weights"], strict=True)
+    ):
+        own = with_self[number]
+        assert apart[number] == 0 < own
+        assert [weight * (1 - own) for weight in apart] == pytest.approx(
+            [0 if other == number else weight for other, weight in enumerate(with_self)]
+        )
+
+
+def test_nothing_goes_down_before_the_first_round_or_where_nothing_is_shared() -> None:
+    for regime in ("fedmosaic", "sft"):
+        server = strategy(regime)
+        assert not server.parcel(None).tensors
+        assert not server.parcel(CLIENTS[0]).tensors
+        server.absorb(sent([0, 1]) if regime == "fedmosaic" else Update(towers={CLIENTS[0]: "tiny-a"}))
+        assert not server.parcel(None).tensors
+        assert not server.parcel(CLIENTS[2]).tensors, "it has sent nothing yet"
+        assert bool(server.parcel(CLIENTS[0]).tensors) == (regime == "fedmosaic")
+    with pytest.raises(RoundAbandoned):
+        server.absorb(Update())
+    with pytest.raises(RunError, match="spectral_rounds"):
+        server.start_from(torch.ones(1, 1), torch.ones(1))
+
+
+def test_a_module_is_made_anew_when_somebody_sent_something() -> None:
+    server = strategy()
+    server.absorb(sent([0, 1, 2]))
+    before = server.parcel(CLIENTS[0])
+    assert server.parcel(CLIENTS[0]) is before, "merged once a round"
+    server.absorb(sent([1], seed=1))
+    assert server.parcel(CLIENTS[0]).name != before.name
+
+
+def test_a_checkpoint_holds_all_that_was_sent() -> None:
+    server, again = strategy(), strategy()
+    server.absorb(sent([0, 1, 2, 3, 4]))
+    again.absorb(sent([0, 4], seed=2))  # forgotten with the restore
+    again.restore(server.state())
+    assert again.facts() == server.facts()
+    for client in CLIENTS:
+        assert again.parcel(client).name == server.parcel(client).name
+    with pytest.raises(DataError, match="tower"):
+        strategy().restore({f"client/{CLIENTS[0]}/huge-0/signature": torch.zeros(12)})
+
+
+def test_a_norm_is_too_large_only_above_the_limit() -> None:
+    server, update = strategy(largest=10.0), sent([0])
+    (client, own), ones = *update.modules.items(), torch.full((2, 2), 5.0)
+    name = "reader.0.mlp.c_fc.P"
+    server.check(replace(update, modules={client: replace(own, pq={**own.pq, name: ones})}))
+    with pytest.raises(DataError, match=rf"client '{client}' sent pq {name} of a norm above 10"):
+        server.check(replace(update, modules={client: replace(own, pq={**own.pq, name: 1.01 * ones})}))
