@@ -24,7 +24,7 @@ Classes = Annotated[str, typer.Option(help="Device classes, separated by commas.
 def fit_command(
     dataset: Path,
     classes: Classes = ",".join(SIZES),
-    steps: Annotated[int, typer.Option(min=10, help="Batches to learn from.")] = 1500,
+    steps: Annotated[int, typer.Option(min=20, help="Batches to learn from.")] = 1500,
 ) -> None:
     """Fit a reader of each class on the pictures and texts of DATASET: no label, nobody's events and no test item is used.
 
@@ -56,7 +56,7 @@ def transfer_command(
     dataset: Path,
     classes: Classes = ",".join(SIZES),
     task: Annotated[str, typer.Option(help="Only tasks with this in their names.")] = "",
-    alignments: Annotated[str, typer.Option(help="Alignments, separated by commas.")] = "whitened,paper,random",
+    alignments: Annotated[str, typer.Option(help="Alignments, separated by commas.")] = "effects,whitened,paper,random",
     rank: Annotated[int, typer.Option(min=1, help="Size of P.")] = 16,
 ) -> None:
     """Train P and Q on tasks in one tower, plug them into another, and score both: does anything carry over?
