@@ -31,8 +31,7 @@ class Contributions:
 
     def check(self, client: str, sent: Contribution) -> None:
         """Raise `DataError`, which names the client, when a contribution cannot be merged."""
-        if sent.tower not in self.expected:
-            raise DataError(f"client {client!r} has a tower {sent.tower!r}, not one of {sorted(self.expected)}")
+        self.check_tower(client, sent.tower)
         wanted, parts = self.expected[sent.tower], sent.parts()
         shapes = {name: tuple(value.shape) for name, value in parts.items()}
         for name in sorted(wanted.keys() | shapes.keys()):
@@ -43,6 +42,11 @@ class Contributions:
                 raise DataError(f"client {client!r} sent {name} that is not finite")
             if float(value.double().norm()) > self.largest:
                 raise DataError(f"client {client!r} sent {name} of a norm above {self.largest:g}")
+
+    def check_tower(self, client: str, tower: str) -> None:
+        """Raise `DataError`, which names the client, when nobody's contribution could come from such a tower."""
+        if tower not in self.expected:
+            raise DataError(f"client {client!r} has a tower {tower!r}, not one of {sorted(self.expected)}")
 
     def signatures(self) -> Tensor:
         """The clients' last signatures [n_clients, size], ordered by name."""

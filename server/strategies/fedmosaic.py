@@ -56,7 +56,9 @@ class FedMosaic:
         return self._parcels.get(client or "", Parcel({}))
 
     def check(self, update: Update) -> None:
-        """Raise `DataError` unless every contribution can be merged."""
+        """Raise `DataError` unless all towers are those of the run, and every contribution can be merged."""
+        for client, tower in update.towers.items():
+            self.contributions.check_tower(client, tower)
         for client, sent in update.modules.items():
             self.contributions.check(client, sent)
 

@@ -115,6 +115,13 @@ def test_a_checkpoint_holds_all_that_was_sent() -> None:
         strategy().restore({f"client/{CLIENTS[0]}/huge-0/signature": torch.zeros(12)})
 
 
+def test_a_device_with_another_tower_is_named_whatever_it_returns() -> None:
+    """Its scores would otherwise count among those of a run that it cannot take part in."""
+    strategy("sft").check(Update(towers={CLIENTS[0]: "tiny-a"}))
+    with pytest.raises(DataError, match=rf"client '{CLIENTS[0]}' has a tower 'tiny-b', not one of \['base-c'"):
+        strategy("sft").check(Update(towers={CLIENTS[0]: "tiny-b"}))
+
+
 def test_a_norm_is_too_large_only_above_the_limit() -> None:
     server, update = strategy(largest=10.0), sent([0])
     (client, own), ones = *update.modules.items(), torch.full((2, 2), 5.0)
