@@ -1,0 +1,373 @@
+"""FedMosaic over the wire: what travels, who is left out, and the same run over any executor and after any interruption."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from client.app import app
+from client.pupil import QUESTIONS, Pupil
+from client.regimes import METHODS, Lesson
+from client.signature import LIMIT, NOISE
+from client.store import Store
+from common.contributions import MODULE, SIGNATURE, Contribution
+from common.errors import DataError, RunError
+from common.protocol import Task, Update, array_bytes
+from common.questions import Questions
+from common.regimes import REGIMES
+from common.signatures import kept_coordinates, n_kept
+from common.towers.files import save_reader
+from common.towers.towers import OUTPUT_DIM
+from deploy import inline, simulate
+from deploy.inline import InlineGrid
+from deploy.job import Job
+from deploy.train import train
+from server.checkpoint import read_metrics
+from tests.deploy.test_executors import assert_bitwise, assert_same_run, kill_after, silent
+from tests.pupils import (
+    BLOCKS,
+    RANK,
+    READERS,
+    TASKS,
+    Exchange,
+    Spoil,
+    naive_mix,
+    pupils_dataset,
+    pupils_job,
+    reader,
+    tapped,
+)
+
+SIGNER = READERS["tiny"].width
+N_KEPT = n_kept(SIGNER * OUTPUT_DIM + OUTPUT_DIM)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pupils_dataset(tmp_path_factory.mktemp("pupils") / "data")
+
+
+def overheard(job: Job, spoil: Spoil = lambda node, task, update: update) -> list[Exchange]:
+    """Run a job and listen in."""
+    exchanges: list[Exchange] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inline, "InlineGrid", tapped(exchanges, spoil))
+        inline.execute(job, silent)
+    return exchanges
+
+
+def sent_in(exchanges: list[Exchange], round: int) -> dict[str, Contribution]:
+    """What clients sent in the training of a round."""
+    found: dict[str, Contribution] = {}
+    for exchange in exchanges:
+        if (exchange.task.kind, exchange.task.round) == ("train", round):
+            found |= exchange.update.modules
+    return found
+
+
+def came_down(exchanges: list[Exchange], kind: str, round: int) -> dict[str, dict[str, Tensor]]:
+    """The module that each client was sent."""
+    asked = [e for e in exchanges if (e.task.kind, e.task.round) == (kind, round)]
+    return {
+        next(iter(e.update.towers)): {name.removeprefix(MODULE): value for name, value in e.down.items()} for e in asked
+    }
+
+
+def assert_close(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], rtol=1e-5, atol=1e-7)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A run of two rounds with two devices of each of two classes."""
+
+    job: Job
+    exchanges: list[Exchange]
+    regime: str
+
+
+@pytest.fixture(scope="module", params=REGIMES)
+def heard(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Heard:
+    job = pupils_job(
+        dataset, tmp_path_factory.mktemp(request.param) / "run", 4, rounds=2, mosaic={"regime": request.param}
+    )
+    return Heard(job, overheard(job), request.param)
+
+
+def test_only_what_is_merged_goes_up_and_each_gets_its_own_mix(heard: Heard) -> None:
+    regime, uploads = REGIMES[heard.regime], METHODS[heard.regime].uploads
+    assert len(heard.exchanges) == 4 * (1 + 2 + 2)
+    for exchange in heard.exchanges:
+        update, (client,) = exchange.update, exchange.update.towers
+        assert not update.gradients
+        assert not update.counts
+        assert set(update.modules) == ({client} if exchange.task.kind == "train" and uploads else set())
+        assert all(name.startswith(MODULE) for name in exchange.down)
+    for round in (1, 2):
+        sent, got = sent_in(heard.exchanges, round), came_down(heard.exchanges, "evaluate", round)
+        assert len(got) == 4
+        for client, module in got.items():
+            assert_close(module, naive_mix(sent, client, regime.shares == "relevant") if uploads else {})
+        if regime.shares == "relevant":
+            assert len({float(next(iter(module.values())).sum()) for module in got.values()}) == 4
+    assert not any(e.down for e in heard.exchanges if e.task.kind == "train"), "they hold what the evaluation brought"
+
+
+def test_bytes_are_those_of_p_q_lora_and_the_signature(heard: Heard) -> None:
+    regime, r = REGIMES[heard.regime], RANK
+    for name in ("tiny", "small"):
+        width, depth = READERS[name].width, READERS[name].depth
+        placed = BLOCKS if regime.pq else 0
+        in_and_out = 4 * 2 * width + 2 * 5 * width  # q, k, v, out; and the two of the MLP
+        module = placed * 6 * 4 * (r * r + r) + (depth - placed) * 4 * r * in_and_out
+        module = module if METHODS[heard.regime].uploads else 0
+        signature = 4 * N_KEPT if regime.shares == "relevant" else 0
+        of_class = [e for e in heard.exchanges if next(iter(e.update.towers.values())).startswith(name)]
+        assert len(of_class) == 2 * 5
+        for exchange in of_class:
+            up = module + signature if exchange.task.kind == "train" else 0
+            down = module if exchange.task.kind == "evaluate" else 0
+            n_arrays = 2 * 6 * depth + 1
+            assert up <= array_bytes(exchange.reply) <= up + 256 * n_arrays * bool(up)
+            assert down <= array_bytes(exchange.question) <= down + 256 * n_arrays * bool(down)
+
+
+def test_nothing_private_is_in_any_message(heard: Heard) -> None:
+    said = b"".join(exchange.raw for exchange in heard.exchanges)
+    assert b"pupils" in said, "the tap works"
+    assert b"gate/" not in said
+    secrets = [(name, secret) for folder in heard.job.devices for name, secret in private(heard, folder)]
+    assert len(secrets) > 100
+    for name, secret in secrets:
+        assert secret not in said, name
+
+
+def private(heard: Heard, folder: Path) -> Iterator[tuple[str, bytes]]:
+    """What must not leave a device: gates, the branch that is not sent, the signature as it was, and its questions."""
+    kept = Store(next((folder / "private").iterdir())).load(0, before=10**6)
+    assert kept is not None
+    tensors = {name: value[0] for name, value in kept.parameters.items()}
+    hidden = {name: value for name, value in tensors.items() if name.startswith("local/")}
+    if METHODS[heard.regime].uploads == "local":
+        hidden = {}
+    hidden["gates"] = torch.stack([value for name, value in tensors.items() if name.startswith("gate/")])
+    if "signature" in tensors:
+        mask = kept_coordinates(len(tensors["signature"]), heard.job.settings.seed)
+        hidden |= {f"signature {at}": part for at, part in enumerate(tensors["signature"].split(16))}
+        hidden["the noise-free signature"] = tensors["signature"][mask]
+    for name, value in hidden.items():
+        for dtype in (torch.float32, torch.float16, torch.float64):
+            secret = value.flatten()[:8].to(dtype).numpy().tobytes()
+            if len(set(secret)) >= 6:  # zeros would be found anywhere
+                yield f"{name} of {folder.name}", secret
+    train = Questions.load(folder / QUESTIONS / "train.safetensors")
+    for dtype in (torch.int64, torch.int32, torch.float32):
+        yield f"answers of {folder.name}", train.answers.to(dtype).numpy().tobytes()
+        for row in range(0, len(train), 10):
+            yield f"question {row} of {folder.name}", train.pieces[row].to(dtype).numpy().tobytes()
+    yield from ((f"task {name}", name.encode()) for name in (*train.names, *train.instructions))
+
+
+def test_a_signature_is_noised_before_it_leaves(heard: Heard) -> None:
+    if REGIMES[heard.regime].shares != "relevant":
+        pytest.skip("no signatures")
+    for exchange in heard.exchanges:
+        if (exchange.task.kind, exchange.task.round) == ("train", 2):
+            (client, sent), folder = *exchange.update.modules.items(), heard.job.devices[exchange.node - 1]
+            kept = Store(folder / "private" / exchange.task.run).load(0, before=3)
+            assert kept is not None
+            assert kept.users == (client,)
+            own = kept.parameters[SIGNATURE][0]
+            own = own * (LIMIT / own.norm().clamp(min=LIMIT))
+            noise = sent.signature - own[kept_coordinates(len(own), 0)]
+            assert (noise != 0).float().mean() > 0.99
+            assert 0.9 * NOISE < float(noise.std()) < 1.1 * NOISE
+
+
+def broken(node: int, client: str, update: Update) -> Update:
+    """What one hostile or faulty node after the other sends."""
+    own = update.modules[client]
+    name, p = next(iter(own.pq.items()))
+    other = "0123456789abcdef"
+    bad = {
+        2: torch.zeros(RANK + 1, RANK),
+        3: torch.full_like(p, torch.nan),
+        4: torch.full_like(p, 1e6),
+    }
+    if node in bad:
+        return replace(update, modules={client: replace(own, pq={**own.pq, name: bad[node]})})
+    kept = {} if node == 5 else {client: own}
+    towers = {name: own.tower for name in (*kept, other)}
+    return replace(update, modules={**kept, other: own}, towers=towers)
+
+
+def test_whoever_sends_what_cannot_be_merged_is_named_and_left_out(
+    tmp_path: Path, dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoil(node: int, task: Task, update: Update) -> Update:
+        if node > 1 and (task.kind, task.round) == ("train", 2) and update.towers:
+            return broken(node, next(iter(update.towers)), update)
+        return update
+
+    job = pupils_job(dataset, tmp_path / "run", 6, rounds=2)
+    exchanges = overheard(job, spoil)
+    for node, why in enumerate(
+        ["P of shape (5, 4), not (4, 4)", "P that is not finite", "P of a norm above 1000", *2 * ["another client"]], 2
+    ):
+        line = next(line for line in caplog.messages if f"round 2, train: node {node} " in line)
+        assert "returned something malformed" in line
+        assert why in line
+    assert [line["nodes"] for line in rounds(job)] == [6, 1]
+    first, second = sent_in(exchanges, 1), sent_in(exchanges, 2)
+    honest = next(iter(exchanges[0].update.towers))
+    got = came_down(exchanges, "evaluate", 2)
+    assert len(got) == 6
+    for client, module in got.items():  # of all but the honest one, what they sent before
+        assert_close(module, naive_mix({**first, honest: second[honest]}, client, relevant=True))
+
+
+def rounds(job: Job) -> list[dict]:
+    return [line for line in read_metrics(job.run_dir) if line["kind"] == "round"]
+
+
+def test_no_node_can_speak_for_another_from_the_beginning(tmp_path: Path, dataset: Path) -> None:
+    names: list[str] = []
+
+    def spoil(node: int, task: Task, update: Update) -> Update:
+        names.extend(update.towers)
+        return replace(update, towers={names[0]: "tiny-0"}) if node == 3 and names else update
+
+    with pytest.raises(RunError, match="node 3 returned something malformed: it speaks for another client"):
+        overheard(pupils_job(dataset, tmp_path / "run", 3), spoil)
+
+
+def test_an_absent_node_keeps_its_say_and_gets_its_mix_later(tmp_path: Path, dataset: Path) -> None:
+    job = pupils_job(dataset, tmp_path / "run", 3)
+    exchanges = overheard(job, lambda node, task, update: None if (node, task.round) == (2, 2) else update)
+    assert [line["nodes"] for line in rounds(job)] == [3, 2, 3]
+    first, second = sent_in(exchanges, 1), sent_in(exchanges, 2)
+    (absent,) = first.keys() - second.keys()
+    last = {**second, absent: first[absent]}
+    others, later = came_down(exchanges, "evaluate", 2), came_down(exchanges, "train", 3)
+    assert others.keys() == second.keys()
+    for client, module in others.items():
+        assert_close(module, naive_mix(last, client, relevant=True))
+    assert_close(later[absent], naive_mix(last, absent, relevant=True))
+    assert_close(came_down(exchanges, "evaluate", 3)[absent], naive_mix(sent_in(exchanges, 3), absent, relevant=True))
+
+
+@pytest.mark.parametrize("file", ["reader.safetensors", "start-random-r4-b2.safetensors"])
+def test_a_device_with_another_tower_or_start_is_named_before_the_first_round(
+    tmp_path: Path, dataset: Path, file: str
+) -> None:
+    job = pupils_job(dataset, tmp_path / "run", 3, mosaic={"alignment": "random"})
+    path = job.devices[1] / "tower" / file
+    if file == "reader.safetensors":
+        save_reader(reader("small", seed=1), path, {})
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(RunError, match=r"2 nodes answered to census, 3 must: node 2 returned .* has a tower 'small-"):
+        inline.execute(job, silent)
+
+
+def test_private_state_of_another_rank_is_refused(tmp_path: Path, dataset: Path) -> None:
+    job = pupils_job(dataset, tmp_path / "run", 1, rounds=1, mosaic={"regime": "fedit"})
+    exchanges = overheard(job)
+    task = next(exchange.task for exchange in exchanges if exchange.task.kind == "train")
+    mosaic = task.settings.mosaic.model_copy(update={"rank": 2})
+    other = replace(task, settings=task.settings.model_copy(update={"mosaic": mosaic}), round=2)
+    with pytest.raises(DataError, match="the adapter kept there is of another tower or rank; start a new run"):
+        Pupil(job.devices[0], simulated=True).perform(other, None, {})
+    run_note = (job.devices[0] / "private" / task.run / "run.json").read_text()
+    assert '"round": 1' in run_note, "nothing was changed"
+
+
+RESUMED = {"rounds": 5, "evaluation": {"every": 5}, "mosaic": {"stream": "dynamic"}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    job = pupils_job(dataset, tmp_path_factory.mktemp("undisturbed") / "run", **RESUMED)
+    inline.execute(job, silent)
+    return job.run_dir
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path, dataset: Path, undisturbed: Path) -> None:
+    def interrupt(line: dict) -> None:
+        if line["kind"] == "round" and line["round"] == 2:  # reported, and not yet in a checkpoint
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inline.execute(pupils_job(dataset, tmp_path / "run", **RESUMED), interrupt)
+    inline.execute(pupils_job(dataset, tmp_path / "run", resume=True, **RESUMED), silent)
+    assert_bitwise(undisturbed, tmp_path / "run")
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, dataset: Path, undisturbed: Path) -> None:
+    done = kill_after(pupils_job(dataset, tmp_path / "run", **RESUMED), n_rounds=3)
+    assert 3 <= done < 5
+    inline.execute(pupils_job(dataset, tmp_path / "run", resume=True, **RESUMED), silent)
+    assert_bitwise(undisturbed, tmp_path / "run")
+
+
+def test_ray_equals_inline(tmp_path: Path, dataset: Path) -> None:
+    three = {"mosaic": {"classes": ["tiny", "small", "base"]}, "rounds": 2, "evaluation": {"every": 2}}
+    inline.execute(pupils_job(dataset, tmp_path / "inline", **three), silent)
+    simulate.execute(pupils_job(dataset, tmp_path / "ray", **three), silent)
+    assert_same_run(tmp_path / "inline", tmp_path / "ray", 1e-5)
+
+
+@pytest.mark.slow
+def test_grpc_equals_inline_where_devices_keep_their_secrets(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real device's name, draws and noise hang on its secret and on the run's name: the inline run is given both."""
+    changes = {"mosaic": {"classes": ["tiny", "small", "base"]}, "rounds": 5, "evaluation": {"every": 5}}
+    grpc = pupils_job(dataset, tmp_path / "grpc", **changes)
+    figures = train(grpc, "grpc", silent)
+    assert figures["rounds"] == 5
+    assert [line["nodes"] for line in rounds(grpc)] == [3] * 5
+
+    again = pupils_job(dataset, tmp_path / "inline", **changes)
+    for device, same in zip(grpc.devices, again.devices, strict=True):
+        shutil.copy(device / "secret", same / "secret")
+    run = next((grpc.devices[0] / "private").iterdir()).name
+
+    class OnDevices(InlineGrid):
+        def __init__(self, _, n_nodes: int) -> None:
+            super().__init__(app, n_nodes)
+            self.nodes = {node + 1: {"data-dir": str(folder)} for node, folder in enumerate(again.devices)}
+
+    monkeypatch.setattr(inline, "InlineGrid", OnDevices)
+    monkeypatch.setattr("server.checkpoint.uuid4", lambda: type("Same", (), {"hex": run.rpartition("-")[2]}))
+    inline.execute(again, silent)
+    assert_same_run(tmp_path / "inline", tmp_path / "grpc", 1e-5)
+
+
+@pytest.mark.parametrize("n_rounds", [3, 8])
+def test_no_question_of_a_task_is_drawn_before_it_begins(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, n_rounds: int
+) -> None:
+    drawn: list[set[int]] = []
+
+    def spy(lesson: Lesson, step: int) -> Tensor:
+        rows = plain(lesson, step)
+        drawn[-1] |= set(lesson.bank.questions.tasks[rows].tolist())
+        return rows
+
+    plain = Lesson.rows
+    monkeypatch.setattr(Lesson, "rows", spy)
+    job = pupils_job(
+        dataset, tmp_path / "run", 1, rounds=n_rounds, mosaic={"stream": "dynamic"}, evaluation={"every": 8}
+    )
+    overheard(job, lambda node, task, update: drawn.append(set()) or update)
+    seen = [tasks for tasks in drawn if tasks]
+    assert [max(tasks) + 1 for tasks in seen] == [-(-round * TASKS // n_rounds) for round in range(1, n_rounds + 1)]
+    assert seen[-1] == set(range(TASKS)), "what was seen stays in memory"
