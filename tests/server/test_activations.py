@@ -1,0 +1,58 @@
+"""What towers are aligned by: rows that fit each other, and pulls that are the gradients they are said to be."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from common.towers.places import placement
+from common.towers.reader import Reader
+from common.towers.towers import TowerSize
+from server.activations import DIRECTIONS, _ways, activations
+from server.distillation import Eyes, Lesson
+from server.pretext import Pretext
+from server.start import STACKS
+
+N, WIDTHS, PLACE = 40, (32, 64), "reader.1.mlp.c_fc"
+
+
+def world() -> tuple[Eyes, Lesson]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(120, 10, generator=generator)
+    image, text = (hidden @ torch.randn(10, n, generator=generator) / 3 for n in (70, 66))
+    return Eyes(image, text), Lesson.of(Pretext.of(image, text, torch.arange(100)), N, salt=0)
+
+
+def reader(width: int) -> Reader:
+    torch.manual_seed(width)
+    return Reader(TowerSize(width, 4), 70, 66).eval().requires_grad_(requires_grad=False)
+
+
+def answers(one: Reader, eyes: Eyes, lesson: Lesson) -> Tensor:
+    return normalize(eyes.answer(one, lesson), dim=1)
+
+
+def test_rows_are_the_same_positions_in_all_towers() -> None:
+    eyes, lesson = world()
+    seen = [activations(one, placement(one, STACKS, 2)[1], eyes, lesson) for one in map(reader, WIDTHS)]
+    assert seen[0].keys() == seen[1].keys()
+    n_rows = N + int((lesson.questions.pieces[..., 0] != 0).sum())  # the instruction, and what is shown
+    for width, tower in zip(WIDTHS, seen, strict=True):
+        own = tower[PLACE]
+        assert own.pulls is not None
+        assert own.inputs.shape == (n_rows, width)
+        assert own.outputs.shape == (n_rows, 4 * width)
+        assert own.pulls.shape == ((1 + DIRECTIONS) * n_rows, 4 * width)
+
+
+def test_pulls_tell_how_answers_move_with_the_outputs() -> None:
+    eyes, lesson = world()
+    one = reader(32)
+    pulls = activations(one, placement(one, STACKS, 2)[1], eyes, lesson)[PLACE].pulls
+    assert pulls is not None
+    pulled = pulls.view(1 + DIRECTIONS, -1, pulls.shape[1]).sum(1)
+    push = torch.randn(pulls.shape[1], generator=torch.Generator().manual_seed(1))
+    before, bias = answers(one, eyes, lesson), one.get_parameter("layers.3.mlp.c_fc.bias")
+    bias += 1e-3 * push
+    moved = (answers(one, eyes, lesson) - before) / 1e-3
+    told = torch.stack([(way * moved).sum() for way in _ways(lesson)])
+    torch.testing.assert_close(pulled @ push, told, rtol=0.05, atol=0.01)
