@@ -15,7 +15,7 @@ from common.towers.files import load_reader, read_about, save_reader, tower_path
 from common.towers.reader import Reader
 from common.towers.towers import SIZES
 from server import distillation
-from server.pretext import INSTRUCTIONS, Pretext
+from server.pretext import TASKS, Pretext
 from server.start import eyes_of, public_rows
 
 TEACHER = "base"
@@ -61,9 +61,11 @@ def _fitted(path: Path, key: str) -> bool:
 
 def _content(catalogue: Catalogue, rows: Tensor, steps: int) -> str:
     """Hash of all that a fit depends on, but for the class."""
-    constants = {name: getattr(distillation, name) for name in ("BATCH", "RATE", "TOWARDS", "HIDDEN", "N_BLOCKS")}
+    names = ("BATCH", "RATE", "TOWARDS", "HIDDEN", "LOST", "N_BLOCKS")
+    constants = {name: getattr(distillation, name) for name in names}
     features = [catalogue.features[name].sha256 for name in ("image", "text")]
-    return digest(repr((features, rows.tolist(), steps, constants, INSTRUCTIONS)).encode())
+    asked = [(instruction, weight) for instruction, _, weight in TASKS]
+    return digest(repr((features, rows.tolist(), steps, constants, asked)).encode())
 
 
 def _held_out(catalogue: Catalogue, rows: Tensor) -> Tensor:
