@@ -43,7 +43,7 @@ OWNER = "device"
 """The adapter is of no single person."""
 SIGNATURE = "signature"
 SHOWN_AT_ONCE = 1024
-CACHED = 64
+CACHED = 16
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,12 @@ def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, ove
 def deal_for(dataset: Path, out: Path, settings: Settings) -> tuple[Path, ...]:
     """Deal a dataset out to one device folder a node below `out`, with all that the settings' strategy needs there.
 
-    Raises `DataError`, before anything is written, when the dataset has no towers for a strategy that needs them.
+    Raises, before anything is written, `RunError` without PEFT and `DataError` without towers where the strategy needs them.
     """
     if settings.strategy == "fedvlr":
         return deal(dataset, out, settings.federation.nodes)
+    if find_spec("peft") is None:
+        raise RunError("towers are adapted by PEFT, which is not installed: pip install --editable '.[mosaic]'")
     from deploy.pupils import align, deal_questions, deal_towers  # read PEFT, which recommending does without
 
     align(dataset, settings)

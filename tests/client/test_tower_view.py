@@ -143,6 +143,22 @@ def test_where_nobody_takes_part_nothing_changes_and_nothing_leaves(dataset: Pat
     assert not (node.private("run") / "tower").exists()
 
 
+def test_clipping_bounds_a_persons_part_of_the_own_view_too(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, task = device(dataset, tmp_path, privacy={"clip": 1e-3})
+    learnt: list[Update] = []
+    learn = TowerView.learn
+    monkeypatch.setattr(
+        TowerView, "learn", lambda tower, update, seen: learnt.append(update) or learn(tower, update, seen)
+    )
+    trained(node, task, broadcast(dataset))
+    (everything,) = learnt
+    assert everything.gradients[VIEWS][-1].any()
+    norm = torch.cat([gradient.flatten() for gradient in everything.gradients.values()]).norm()
+    assert 0 < norm <= 1e-3 * everything.weight
+
+
 def test_guests_see_the_tower_and_do_not_move_it(dataset: Path, tmp_path: Path) -> None:
     everybody, task = device(dataset, tmp_path / "all")
     some, other = device(dataset, tmp_path / "some", data={"folder": "people", "cold_users": 0.5})
