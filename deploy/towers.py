@@ -61,7 +61,7 @@ def _fitted(path: Path, key: str) -> bool:
 
 def _content(catalogue: Catalogue, rows: Tensor, steps: int) -> str:
     """Hash of all that a fit depends on, but for the class."""
-    names = ("BATCH", "RATE", "TOWARDS", "HIDDEN", "LOST", "N_BLOCKS")
+    names = ("BATCH", "RATE", "TOWARDS", "HIDDEN", "LOST", "LOST_DERIVED", "N_BLOCKS")
     constants = {name: getattr(distillation, name) for name in names}
     features = [catalogue.features[name].sha256 for name in ("image", "text")]
     asked = [(instruction, weight) for instruction, _, weight in TASKS]

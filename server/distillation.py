@@ -27,9 +27,9 @@ TOWARDS = 0.5
 """Weight of the cosine distance to the right choice: without it only differences between choices are learnt."""
 HIDDEN = 0.25
 """Weight of the squared distance to what the larger reader holds at the ends of its blocks."""
-LOST = 0.15
-"""Share of an instruction's words that are replaced: a reader should not be sure of what it was not told, and smaller readers
-have to learn how the larger one takes words that no pretext has."""
+LOST, LOST_DERIVED = 0.15, 0.3
+"""Share of an instruction's words that are replaced: a reader should not be sure of what it was not told. More of them where a
+reader is derived: it has to learn how the larger one takes words that no pretext has, which devices' questions are full of."""
 N_BLOCKS = 4
 DRAWN_AT_ONCE = 24
 """Batches whose questions are drawn together: drawing a few costs as much as drawing many."""
@@ -100,7 +100,7 @@ def fit(
     parameters = [*reader.parameters(), *(derivation.maps.parameters() if derivation else ())]
     optimizer = torch.optim.AdamW(parameters, RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
-    for lesson in _lessons(world, steps):
+    for lesson in _lessons(world, steps, LOST if teacher is None else LOST_DERIVED):
         optimizer.zero_grad()
         loss = derivation.loss(eyes, lesson) if derivation else _loss(lesson, eyes.answer(reader, lesson))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -123,9 +123,9 @@ def accuracy(reader: Reader, world: Pretext, eyes: Eyes) -> dict[str, float]:
     return by_task | {"all": float(right.mean())}
 
 
-def _lessons(world: Pretext, steps: int) -> Iterator[Lesson]:
+def _lessons(world: Pretext, steps: int, lost: float) -> Iterator[Lesson]:
     for start in range(0, steps, DRAWN_AT_ONCE):
-        drawn = Lesson.of(world, BATCH * DRAWN_AT_ONCE, salt=start, lost=LOST)
+        drawn = Lesson.of(world, BATCH * DRAWN_AT_ONCE, salt=start, lost=lost)
         for rows in torch.split(torch.arange(len(drawn.read)), BATCH)[: steps - start]:
             yield drawn.take(rows)
 
