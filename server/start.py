@@ -20,8 +20,9 @@ from server.distillation import Eyes, Lesson
 from server.pretext import Pretext
 
 STACKS = {"reader": "layers"}
-ASKED = 600
-"""Pretext questions that towers are aligned on: some 2,000 positions."""
+ASKED, LOST = 600, 0.4
+"""Pretext questions that towers are aligned on, some 2,000 positions, and the share of their words that are replaced: what
+devices will be asked is in words that no pretext has."""
 
 
 def eyes_of(catalogue: Catalogue) -> Eyes:
@@ -53,7 +54,7 @@ def shared_start(
     catalogue = load_catalogue(dataset)
     eyes = eyes_of(catalogue)
     world = Pretext.of(eyes.image, eyes.text, public_rows(dataset, catalogue))
-    lesson = Lesson.of(world, ASKED, seeds.key("alignment"))
+    lesson = Lesson.of(world, ASKED, seeds.key("alignment"), LOST)
     seen = []
     for name in classes:
         reader = load_reader(tower_path(dataset, name))
