@@ -130,7 +130,7 @@ class Exchange:
 
     @property
     def raw(self) -> bytes:
-        """Both as Flower's gRPC connections carry them."""
+        """Both contents as Flower's gRPC connections carry them."""
         parts = (get_all_nested_objects(content).values() for content in (self.question, self.reply))
         return b"".join(part.deflate() for message in parts for part in message)
 
@@ -150,10 +150,12 @@ def tapped(exchanges: list[Exchange], spoil: Spoil = lambda node, task, update: 
             reply = super()._handle(message)
             if "sums" not in reply.content.metric_records:  # tensors are missing, or the node refused
                 return reply
-            update = spoil(node, task, unpack_update(reply.content))
-            assert update is not None
-            exchanges.append(Exchange(node, message.content, pack_update(update)))
-            return Message(exchanges[-1].reply, reply_to=message)
+            update = unpack_update(reply.content)
+            spoilt = spoil(node, task, update)
+            if spoilt is not None and spoilt is not update:
+                reply = Message(pack_update(spoilt), reply_to=message)
+            exchanges.append(Exchange(node, message.content, reply.content))
+            return reply
 
     return Tap
 

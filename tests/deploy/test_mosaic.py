@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from client.app import app
-from client.pupil import QUESTIONS, Pupil
+from client.pupil import DECAYED, QUESTIONS, Pupil
 from client.regimes import METHODS, Lesson
 from client.signature import LIMIT, NOISE
 from client.store import Store
-from common.contributions import MODULE, SIGNATURE, Contribution
+from common.contributions import MODULE, Contribution
 from common.errors import DataError, RunError
 from common.protocol import Task, Update, array_bytes
 from common.questions import Questions
@@ -75,6 +75,10 @@ def came_down(exchanges: list[Exchange], kind: str, round: int) -> dict[str, dic
     return {
         next(iter(e.update.towers)): {name.removeprefix(MODULE): value for name, value in e.down.items()} for e in asked
     }
+
+
+def rounds(job: Job) -> list[dict]:
+    return [line for line in read_metrics(job.run_dir) if line["kind"] == "round"]
 
 
 def assert_close(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
@@ -157,10 +161,9 @@ def private(heard: Heard, folder: Path) -> Iterator[tuple[str, bytes]]:
     if METHODS[heard.regime].uploads == "local":
         hidden = {}
     hidden["gates"] = torch.stack([value for name, value in tensors.items() if name.startswith("gate/")])
-    if "signature" in tensors:
-        mask = kept_coordinates(len(tensors["signature"]), heard.job.settings.seed)
-        hidden |= {f"signature {at}": part for at, part in enumerate(tensors["signature"].split(16))}
-        hidden["the noise-free signature"] = tensors["signature"][mask]
+    if DECAYED in tensors:
+        hidden |= {f"gradient {at}": part for at, part in enumerate(tensors[DECAYED].split(16))}
+        hidden["the noise-free signature"] = noise_free(tensors[DECAYED])
     for name, value in hidden.items():
         for dtype in (torch.float32, torch.float16, torch.float64):
             secret = value.flatten()[:8].to(dtype).numpy().tobytes()
@@ -174,6 +177,12 @@ def private(heard: Heard, folder: Path) -> Iterator[tuple[str, bytes]]:
     yield from ((f"task {name}", name.encode()) for name in (*train.names, *train.instructions))
 
 
+def noise_free(decayed: Tensor) -> Tensor:
+    """What would be sent of a device's gradient without noise."""
+    clipped = decayed * (LIMIT / decayed.norm().clamp(min=LIMIT))
+    return clipped[kept_coordinates(len(decayed), seed=0)]
+
+
 def test_a_signature_is_noised_before_it_leaves(heard: Heard) -> None:
     if REGIMES[heard.regime].shares != "relevant":
         pytest.skip("no signatures")
@@ -183,28 +192,20 @@ def test_a_signature_is_noised_before_it_leaves(heard: Heard) -> None:
             kept = Store(folder / "private" / exchange.task.run).load(0, before=3)
             assert kept is not None
             assert kept.users == (client,)
-            own = kept.parameters[SIGNATURE][0]
-            own = own * (LIMIT / own.norm().clamp(min=LIMIT))
-            noise = sent.signature - own[kept_coordinates(len(own), 0)]
+            noise = sent.signature - noise_free(kept.parameters[DECAYED][0])
             assert (noise != 0).float().mean() > 0.99
             assert 0.9 * NOISE < float(noise.std()) < 1.1 * NOISE
 
 
 def broken(node: int, client: str, update: Update) -> Update:
-    """What one hostile or faulty node after the other sends."""
+    """What hostile or faulty nodes send: a P that is no P, another client's name (5), or two clients (6)."""
     own = update.modules[client]
     name, p = next(iter(own.pq.items()))
-    other = "0123456789abcdef"
-    bad = {
-        2: torch.zeros(RANK + 1, RANK),
-        3: torch.full_like(p, torch.nan),
-        4: torch.full_like(p, 1e6),
-    }
+    bad = {2: torch.zeros(RANK + 1, RANK), 3: torch.full_like(p, torch.nan), 4: torch.full_like(p, 1e6)}
     if node in bad:
         return replace(update, modules={client: replace(own, pq={**own.pq, name: bad[node]})})
-    kept = {} if node == 5 else {client: own}
-    towers = {name: own.tower for name in (*kept, other)}
-    return replace(update, modules={**kept, other: own}, towers=towers)
+    modules = {"0123456789abcdef": own} | ({} if node == 5 else {client: own})
+    return replace(update, modules=modules, towers=dict.fromkeys(modules, own.tower))
 
 
 def test_whoever_sends_what_cannot_be_merged_is_named_and_left_out(
@@ -217,9 +218,13 @@ def test_whoever_sends_what_cannot_be_merged_is_named_and_left_out(
 
     job = pupils_job(dataset, tmp_path / "run", 6, rounds=2)
     exchanges = overheard(job, spoil)
-    for node, why in enumerate(
-        ["P of shape (5, 4), not (4, 4)", "P that is not finite", "P of a norm above 1000", *2 * ["another client"]], 2
-    ):
+    reasons = [
+        "P of shape (5, 4), not (4, 4)",
+        "P that is not finite",
+        "P of a norm above 1000",
+        *2 * ["another client"],
+    ]
+    for node, why in enumerate(reasons, 2):
         line = next(line for line in caplog.messages if f"round 2, train: node {node} " in line)
         assert "returned something malformed" in line
         assert why in line
@@ -230,10 +235,6 @@ def test_whoever_sends_what_cannot_be_merged_is_named_and_left_out(
     assert len(got) == 6
     for client, module in got.items():  # of all but the honest one, what they sent before
         assert_close(module, naive_mix({**first, honest: second[honest]}, client, relevant=True))
-
-
-def rounds(job: Job) -> list[dict]:
-    return [line for line in read_metrics(job.run_dir) if line["kind"] == "round"]
 
 
 def test_no_node_can_speak_for_another_from_the_beginning(tmp_path: Path, dataset: Path) -> None:
