@@ -129,7 +129,8 @@ def test_bytes_are_those_of_p_q_lora_and_the_signature(heard: Heard) -> None:
         width, depth = READERS[name].width, READERS[name].depth
         placed = BLOCKS if regime.pq else 0
         in_and_out = 4 * 2 * width + 2 * 5 * width  # q, k, v, out; and the two of the MLP
-        module = placed * 6 * 4 * (r * r + r) + (depth - placed) * 4 * r * in_and_out
+        q_and_k = 2 * 2 * width  # which have no place
+        module = placed * (4 * 4 * (r * r + r) + 4 * r * q_and_k) + (depth - placed) * 4 * r * in_and_out
         module = module if METHODS[heard.regime].uploads else 0
         signature = 4 * N_KEPT if regime.shares == "relevant" else 0
         of_class = [e for e in heard.exchanges if next(iter(e.update.towers.values())).startswith(name)]
