@@ -6,7 +6,6 @@ from torch import nn
 
 from common.errors import ConfigError
 
-
 ALONE = ("q_proj", "k_proj")
 """Layers that share nothing: what queries and keys write means something inside their own attention only. Measured between
 towers derived from one, gradients of the answer by these outputs agree to .15 to .25, by all others to .6 to .98."""
