@@ -28,7 +28,7 @@ from common.files import digest, read_tensors, write_bytes, write_tensors
 DATASET = "dataset.json"
 ITEMS = "items.parquet"
 FEATURES = "features"
-RESERVED = frozenset({"id", "sum", "mlp", "gate", "attention"})
+RESERVED = frozenset({"id", "sum", "mlp", "gate", "attention", "concat", "tower"})
 """Names of views that are not a modality's own."""
 ITEM_COLUMNS = ("item", "title", "text", "image")
 
