@@ -12,9 +12,8 @@ from common.towers.files import load_reader, tower_path
 from common.towers.starts import bytes_at_places
 from deploy.adaptation import adapt
 from deploy.pupils import class_of
-from deploy.towers import fit_towers
+from deploy.towers import ensure_towers
 from deploy.train import DEVICES, make_job, train
-from server.distillation import STEPS
 
 Content = dict[str, Any]
 Tell = Callable[[str], None]
@@ -22,7 +21,7 @@ Tell = Callable[[str], None]
 
 def train_questions(settings: Settings, dataset: Path, run_dir: Path, tell: Tell) -> Content:
     """Train, and return the result with the devices' families in the order of its relevance matrix."""
-    fit_towers(dataset, settings.mosaic.classes, STEPS, lambda name, steps: _say(tell, name, steps))
+    ensure_towers(dataset, settings, tell)
     job = make_job(settings, dataset, run_dir, resume=False, overwrite=True)
     try:
         result = train(job, "inline", lambda line: None)
@@ -38,11 +37,6 @@ def train_questions(settings: Settings, dataset: Path, run_dir: Path, tell: Tell
         for folder in (DEVICES, "checkpoints"):
             shutil.rmtree(run_dir / folder, ignore_errors=True)
     return result
-
-
-def _say(tell: Tell, name: str, steps: int) -> Callable[[], None]:
-    tell(f"fitting the tower {name!r}, {steps} steps: once for this dataset")
-    return lambda: None
 
 
 def _families(devices: tuple[Path, ...], clients: list[str]) -> list[str]:

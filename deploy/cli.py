@@ -147,6 +147,10 @@ def _train(
     from deploy.train import make_job, train
 
     dataset = prepared_dataset(settings.data, data)
+    if settings.strategy != "fedvlr" and not resume:
+        from deploy.towers import ensure_towers
+
+        ensure_towers(dataset, settings, console.print)
     job = make_job(settings, dataset, runs / settings.name, resume, overwrite)
     with RunDisplay(settings, console) as display:
         try:

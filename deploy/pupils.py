@@ -11,6 +11,7 @@ from common.config import Settings
 from common.errors import DataError
 from common.files import digest, write_json
 from common.towers.files import tower_path
+from common.towers.places import ALONE
 from common.towers.starts import READER, made_from, n_blocks, save_start, smallest, start_path
 from server.start import shared_start
 
@@ -30,7 +31,7 @@ def align(dataset: Path, settings: Settings) -> None:
                 f"{dataset} has no tower {name!r}: make it by `tessera towers fit {dataset} --classes {name}`"
             )
     paths = {name: start_path(reader.parent, mosaic) for name, reader in zip(classes, readers, strict=True)}
-    key = digest(b"".join(reader.read_bytes() for reader in readers))
+    key = digest(b"".join([*(reader.read_bytes() for reader in readers), repr(ALONE).encode()]))
     if n_blocks(mosaic) and not all(made_from(path) == key for path in paths.values()):
         made = shared_start(dataset, classes, mosaic.rank, mosaic.blocks, mosaic.alignment)
         for name, start in made.items():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from common.catalogue import Catalogue, load_catalogue
+from common.config import Settings
 from common.errors import ConfigError, DataError
 from common.files import digest
 from common.towers.files import load_reader, read_about, save_reader, tower_path
@@ -49,6 +50,17 @@ def fit_towers(
         told[name] = read_about(path)
         teacher = load_reader(path) if name == TEACHER else teacher
     return {name: told[name] for name in classes}
+
+
+def ensure_towers(dataset: Path, settings: Settings, tell: Callable[[str], None]) -> None:
+    """Fit the towers that a run needs, unless they are there. `tell` hears of each fit: it takes minutes."""
+
+    def begin(name: str, steps: int) -> Callable[[], None]:
+        tell(f"fitting the tower {name!r} on the catalogue, {steps} steps: minutes, once for this dataset")
+        return lambda: None
+
+    if settings.strategy != "fedvlr":
+        fit_towers(dataset, settings.mosaic.classes, distillation.STEPS, begin)
 
 
 def _fitted(path: Path, key: str) -> bool:

@@ -171,10 +171,15 @@ def summary(found: Sequence[Carried]) -> list[tuple[str, ...]]:
             np.array([100 * (after - before) for before, after in column])
             for column in zip(*((one.own, one.other) for one in ones), strict=True)
         )
-        share = f"{other.mean() / own.mean():.0%}" if own.mean() > 0 else "-"
+        # Of a gain that may be none, no share.
+        share = f"{other.mean() / own.mean():.0%}" if own.mean() > 2 * _error(own) else "-"
         rows.append((*group, str(len({one.task for one in ones})), _gain(own), _gain(other), share))
     return rows
 
 
 def _gain(points: NDArray[np.float64]) -> str:
-    return f"{points.mean():+.1f} ({points.std() / max(1, len(points) - 1) ** 0.5:.1f})"
+    return f"{points.mean():+.1f} ({_error(points):.1f})"
+
+
+def _error(points: NDArray[np.float64]) -> float:
+    return float(points.std() / max(1, len(points) - 1) ** 0.5)
