@@ -22,14 +22,14 @@ from common import seeds
 from common.catalogue import Catalogue
 from common.datasets.movielens import read_movielens
 from common.datasets.prepare import build_catalogue, ordered
-from common.datasets.question_draws import PLACES, RECEPTION, YES_NO, Domain, Movies
+from common.datasets.question_draws import RECEPTION, Domain, Movies
 from common.datasets.question_tasks import CLIENTS, UNSEEN
 from common.datasets.raw import NAME, NUMBER, Options, Raw, read_rows
 from common.errors import DataError
 from common.files import write_tensors
 from common.projections import orthonormal
 from common.questions import Codebook, concatenate
-from common.space import SPACE_DIM, shared_space
+from common.space import SIGNS, SPACE_DIM, shared_space
 
 QUESTIONS = "questions"
 N_TRAIN, N_TEST = 800, 100
@@ -37,8 +37,6 @@ N_TRAIN, N_TEST = 800, 100
 TEST_SHARE = 0.25
 MIN_RATINGS = 5
 """Fewer ratings say little about how a movie was received."""
-FIXED = (*PLACES, *YES_NO, "odd")
-"""Words that no item has: directions that have nothing to do with any."""
 
 
 def write_questions(
@@ -130,7 +128,7 @@ def fit_codebook(catalogue: Catalogue, movies: Movies, public: Tensor) -> Codebo
     """
     image, text = (torch.from_numpy(catalogue.features[name].standardised()) for name in ("image", "text"))
     space = shared_space(image, text, public)
-    names = (*_attributes(movies, public.numpy()), *FIXED)
+    names = (*_attributes(movies, public.numpy()), *SIGNS)
     return Codebook(orthonormal(seeds.key("questions", "words"), len(names), SPACE_DIM), space.image, space.text, names)
 
 
