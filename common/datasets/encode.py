@@ -98,7 +98,7 @@ def encode_dataset(
 
 def _jobs(folder: Path, catalogue: Catalogue, encoder: Encoder, pictures: Path | None) -> list[Job]:
     """What there is to encode. Raises `DataError` when there is nothing."""
-    paths = _paths(folder, catalogue) if pictures is None else _named_after_items(pictures, catalogue)
+    paths = picture_paths(folder, catalogue, pictures)
     texts = tuple(text or None for text in sentences(catalogue.titles, catalogue.texts))
     weights = encoder.weights
     jobs = (
@@ -112,13 +112,10 @@ def _jobs(folder: Path, catalogue: Catalogue, encoder: Encoder, pictures: Path |
     return [job for job in jobs if job.rows]
 
 
-def _paths(folder: Path, catalogue: Catalogue) -> tuple[Path | None, ...]:
-    """The dataset's own pictures."""
-    return tuple(folder / image if image else None for image in catalogue.images)
-
-
-def _named_after_items(pictures: Path, catalogue: Catalogue) -> tuple[Path | None, ...]:
-    """Pictures of the items in a folder, such as ITEM.jpg."""
+def picture_paths(folder: Path, catalogue: Catalogue, pictures: Path | None) -> tuple[Path | None, ...]:
+    """Each item's picture: the dataset's own, or those in a folder, such as ITEM.jpg. Raises `DataError` for none there."""
+    if pictures is None:
+        return tuple(folder / image if image else None for image in catalogue.images)
     found = {path.stem: path for path in sorted(pictures.glob("*")) if path.suffix.lower() in PICTURES}
     paths = tuple(found.get(item) for item in catalogue.items)
     if not any(paths):
