@@ -1,7 +1,8 @@
 """A device class on disk: its reader, and the aligned matrices that its P and Q begin with.
 
 CLASS/reader.safetensors                            the frozen tower
-CLASS/start-whitened-r16-b4.safetensors             A, B and offset of each place, by alignment, rank and blocks
+CLASS/start-whitened-r16-b4-base+tiny.safetensors   A, B and offset of each place, by alignment, rank, blocks and the classes
+                                                    that were aligned with each other
 """
 
 from collections.abc import Mapping
@@ -31,7 +32,8 @@ def n_blocks(mosaic: MosaicSettings) -> int:
 
 def start_path(folder: Path, mosaic: MosaicSettings) -> Path:
     """Where a device class keeps the start that a run's settings ask for."""
-    return folder / f"start-{mosaic.alignment}-r{mosaic.rank}-b{mosaic.blocks}.safetensors"
+    together = "+".join(sorted(set(mosaic.classes)))
+    return folder / f"start-{mosaic.alignment}-r{mosaic.rank}-b{mosaic.blocks}-{together}.safetensors"
 
 
 def save_start(path: Path, start: Mapping[str, Projections], readers: str) -> None:
@@ -67,7 +69,8 @@ def mark(folder: Path, device_class: str, mosaic: MosaicSettings) -> str:
     try:
         return f"{device_class}-{digest(b''.join(path.read_bytes() for path in files))[:12]}"
     except FileNotFoundError as error:
-        raise DataError(f"{error.filename} does not exist: make it by `tessera towers fit`") from None
+        make = "`tessera towers fit`" if Path(error.filename).name == READER else "`tessera data deal --config`"
+        raise DataError(f"{error.filename} does not exist: make it by {make}") from None
 
 
 def shapes(reader: nn.Module, mosaic: MosaicSettings, signer_size: int) -> dict[str, tuple[int, ...]]:

@@ -21,12 +21,15 @@ from common.questions import Questions
 from common.regimes import REGIMES
 from common.signatures import kept_coordinates, n_kept
 from common.towers.files import save_reader
+from common.towers.starts import start_path
 from common.towers.towers import OUTPUT_DIM
 from deploy import inline, simulate
 from deploy.inline import InlineGrid
 from deploy.job import Job
+from deploy.pupils import align
 from deploy.train import train
 from server.checkpoint import read_metrics
+from server.strategies.fedmosaic import expected
 from tests.deploy.test_executors import assert_bitwise, assert_same_run, kill_after, silent
 from tests.pupils import (
     BLOCKS,
@@ -38,6 +41,7 @@ from tests.pupils import (
     naive_mix,
     pupils_dataset,
     pupils_job,
+    pupils_settings,
     reader,
     tapped,
 )
@@ -264,7 +268,7 @@ def test_an_absent_node_keeps_its_say_and_gets_its_mix_later(tmp_path: Path, dat
     assert_close(came_down(exchanges, "evaluate", 3)[absent], naive_mix(sent_in(exchanges, 3), absent, relevant=True))
 
 
-@pytest.mark.parametrize("file", ["reader.safetensors", "start-random-r4-b2.safetensors"])
+@pytest.mark.parametrize("file", ["reader.safetensors", "start-random-r4-b2-small+tiny.safetensors"])
 def test_a_device_with_another_tower_or_start_is_named_before_the_first_round(
     tmp_path: Path, dataset: Path, file: str
 ) -> None:
@@ -277,6 +281,20 @@ def test_a_device_with_another_tower_or_start_is_named_before_the_first_round(
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(RunError, match=r"2 nodes answered to census, 3 must: node 2 returned .* has a tower 'small-"):
         inline.execute(job, silent)
+
+
+def test_a_run_of_other_classes_leaves_the_start_of_this_one_alone(tmp_path: Path, dataset: Path) -> None:
+    """Its devices could otherwise not go on: their towers would be of another start than the server's."""
+    data = Path(shutil.copytree(dataset, tmp_path / "data"))
+    first, other = (pupils_settings(mosaic={"classes": ["tiny", name]}) for name in ("small", "base"))
+    align(data, first)
+    marks = expected(data, first).keys()
+    align(data, other)
+    assert expected(data, first).keys() == marks
+    assert not expected(data, other).keys() & marks
+    start_path(data / "towers" / "tiny", first.mosaic).unlink()
+    with pytest.raises(DataError, match="start-.* does not exist: make it by `tessera data deal --config`"):
+        expected(data, first)
 
 
 def test_private_state_of_another_rank_is_refused(tmp_path: Path, dataset: Path) -> None:
