@@ -1,6 +1,6 @@
 """A device's tower with its adapter: made once, then given the private state of whichever round is asked for.
 
-tower/class.json                this device's class, and the run settings' places of what it was dealt
+tower/class.json                this device's class
 tower/reader.safetensors        the frozen tower; tower/start-*.safetensors its aligned matrices
 tower/signer.safetensors        the frozen small tower that signs
 """
@@ -55,7 +55,10 @@ class Adapted:
         return cls(model, sight, named, {name: value.clone() for name, value in private_tensors(model).items()})
 
     def take_up(self, private: Path, before: int, owner: str) -> Mapping[str, Tensor]:
-        """Put in the state that the newest round below `before` left, or the start; return what else was kept with it."""
+        """Put in the state that the newest round below `before` left, or the start; return what else was kept with it.
+
+        Raises `DataError` when it is of another device, tower or rank.
+        """
         kept = Store(private).load(BLOCK, before)
         if kept is not None and kept.users != (owner,):
             raise DataError(f"{private}: the adapter kept there is another device's; start a new run")
@@ -66,7 +69,7 @@ class Adapted:
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(tensors[name])
-        return {name: value for name, value in tensors.items() if name not in own}
+        return {name: value.to(self.sight.device) for name, value in tensors.items() if name not in own}
 
     def restart(self) -> None:
         """Put in the start."""

@@ -28,7 +28,7 @@ from common.contributions import MODULE, Contribution
 from common.errors import DataError
 from common.metrics import Sums
 from common.protocol import Task, Tensors, Update
-from common.questions import Codebook, Questions, concatenate
+from common.questions import NOTHING, Codebook, Questions, concatenate
 from common.regimes import REGIMES
 from common.signatures import kept_coordinates
 from common.towers.files import load_reader
@@ -206,7 +206,8 @@ def _baselines(own: Equipment) -> Sums:
     sums = Sums()
     own.adapted.restart()
     for name, asked in own.tests.items():
-        even = torch.zeros_like(asked.offered[..., 0]).masked_fill(asked.questions.choices[..., 0] == 0, -torch.inf)
+        offered = (asked.questions.choices[..., 0] != NOTHING).to(asked.offered.device)
+        even = torch.zeros_like(asked.offered[..., 0]).masked_fill(~offered, -torch.inf)
         sums += _score("chance", name, even, asked, own.adapted.mark)
         sums += _score("frozen", name, answer(own.adapted.model, asked, [LOCAL, GLOBAL]), asked, own.adapted.mark)
     return sums
