@@ -223,7 +223,7 @@ class MosaicSettings(_Settings):
     pq_learning_rate: Step = 0.004
     """Of P, Q and the gate."""
     proximity: Amount = 0.1
-    """How strongly a personal branch is held to the common one (DITTO, PerAda)."""
+    """How strongly a personal branch is held to the common one (DITTO)."""
 
 
 class FederationSettings(_Settings):
@@ -269,6 +269,10 @@ class Settings(_Settings):
             raise ValueError("questions are answered by adapted towers: set strategy to fedmosaic")
         if self.strategy == "fedmosaic" and self.views.spectral_rounds:
             raise ValueError("fedmosaic has no item embeddings to start: set views.spectral_rounds to 0")
+        if self.asks_questions and self.privacy.clip:
+            raise ValueError("privacy bounds people's gradients, and devices that answer questions send none: leave it out")
+        if self.asks_questions and self.fraction < 1:
+            raise ValueError("devices that answer questions take part in every round: set fraction to 1")
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from deploy.bench import Bench
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 LEAST: dict[str, Any] = {"name": "run", "data": {"folder": "shop"}}
+QUESTIONS = {"data": {"folder": "x", "kind": "questions"}, "strategy": "fedmosaic"}
 
 
 def keys(model: type[BaseModel], *prefix: str) -> Iterator[tuple[str, ...]]:
@@ -103,6 +104,8 @@ def test_a_bad_value_names_its_key(path: str, value: Any) -> None:
         ({"local": {"loss": "next", "backbone": "pfedrec"}}, "local: .*needs a backbone with a history view: history"),
         ({"data": {"folder": "x", "encode": "builtin"}}, "data: .*encode is for raw data"),
         ({"data": {"folder": "x", "split": "given", "cold_items": 0.1}}, "data: .*cold_items replaces the split"),
+        (QUESTIONS | {"privacy": {"clip": 1}}, "privacy bounds people's gradients, and devices that answer questions send"),
+        (QUESTIONS | {"fraction": 0.5}, "devices that answer questions take part in every round: set fraction to 1"),
     ],
 )
 def test_what_would_be_ignored_is_refused(changes: dict[str, Any], message: str) -> None:
