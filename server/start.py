@@ -14,12 +14,12 @@ from common.files import read_tensors
 from common.projections import Projections
 from common.towers.files import load_reader, tower_path
 from common.towers.places import placement
+from common.towers.starts import STACKS
 from server.activations import activations
 from server.alignment import ALIGNMENTS
 from server.distillation import Eyes, Lesson
 from server.pretext import Pretext
 
-STACKS = {"reader": "layers"}
 ASKED, LOST = 600, 0.4
 """Pretext questions that towers are aligned on, some 2,000 positions, and the share of their words that are replaced: what
 devices will be asked is in words that no pretext has."""

@@ -293,7 +293,7 @@ def test_a_run_of_other_classes_leaves_the_start_of_this_one_alone(tmp_path: Pat
     assert expected(data, first).keys() == marks
     assert not expected(data, other).keys() & marks
     start_path(data / "towers" / "tiny", first.mosaic).unlink()
-    with pytest.raises(DataError, match="start-.* does not exist: make it by `tessera data deal --config`"):
+    with pytest.raises(DataError, match=r"start-.* does not exist: make it by `tessera data deal --config`"):
         expected(data, first)
 
 
