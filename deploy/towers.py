@@ -1,6 +1,6 @@
 """Fit the towers of a dataset: from the largest class to the smaller ones that are derived from it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +21,31 @@ from server.start import eyes_of, public_rows
 
 TEACHER = "base"
 
+Begin = Callable[[str, int], Callable[[], None]]
+"""Told what begins and how many steps it takes; what it returns is called after each."""
 
-def fit_towers(
-    dataset: Path, classes: Sequence[str], steps: int, begin: Callable[[str, int], Callable[[], None]]
-) -> dict[str, dict[str, Any]]:
+
+def fit_towers(dataset: Path, classes: Sequence[str], steps: int, begin: Begin) -> dict[str, dict[str, Any]]:
     """Fit the readers of `classes` and return what is told about each.
 
     `begin` is called with a class and its steps before a fit, and what it returns after each step. A fit that lies there
     from the same content and settings is not repeated. Raises `ConfigError` for an unknown class, `DataError` for a dataset
     without pictures or texts.
     """
-    unknown = sorted(set(classes) - set(SIZES))
-    if unknown:
-        raise ConfigError(f"there is no device class {unknown[0]!r}; known are {', '.join(SIZES)}")
+    refuse_unknown("device class", classes, SIZES)
     catalogue = load_catalogue(dataset)
     eyes, rows = eyes_of(catalogue), public_rows(dataset, catalogue)
     world = Pretext.of(eyes.image, eyes.text, rows)
-    asked = world.about(_held_out(catalogue, rows))
+    asked = world.about(held_out(catalogue, rows))
     told: dict[str, dict[str, Any]] = {}
     teacher: Reader | None = None
-    content = _content(catalogue, rows, steps)
+    names = ("BATCH", "RATE", "TOWARDS", "HIDDEN", "LOST", "LOST_DERIVED", "N_BLOCKS")
+    constants = {name: getattr(distillation, name) for name in names}
+    questions = [(instruction, weight) for instruction, _, weight in TASKS]
+    content = content_hash(catalogue, rows, steps, constants, questions)
     for name in (TEACHER, *(name for name in SIZES if name in classes and name != TEACHER)):
         path, key = tower_path(dataset, name), digest(f"{content} {name} {SIZES[name]}".encode())
-        if not _fitted(path, key):
+        if not is_fitted(path, key):
             reader = distillation.fit(SIZES[name], world, eyes, teacher, steps, begin(name, steps))
             about = {"class": name, "key": key, "accuracy": distillation.accuracy(reader, asked, eyes)}
             save_reader(reader, path, about)
@@ -63,24 +65,28 @@ def ensure_towers(dataset: Path, settings: Settings, tell: Callable[[str], None]
         fit_towers(dataset, settings.mosaic.classes, distillation.STEPS, begin)
 
 
-def _fitted(path: Path, key: str) -> bool:
-    """Whether the reader at `path` is the one that a fit would give."""
+def refuse_unknown(what: str, asked: Sequence[str], known: Collection[str]) -> None:
+    """Raise `ConfigError` that names the first of `asked` that is not among the `known`."""
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise ConfigError(f"there is no {what} {unknown[0]!r}; known are {', '.join(known)}")
+
+
+def is_fitted(path: Path, key: str, kind: str = "reader") -> bool:
+    """Whether what lies at `path` is what a fit would give."""
     try:
-        return bool(read_about(path)["key"] == key)
+        return bool(read_about(path, kind)["key"] == key)
     except (DataError, KeyError):
         return False
 
 
-def _content(catalogue: Catalogue, rows: Tensor, steps: int) -> str:
+def content_hash(catalogue: Catalogue, rows: Tensor, steps: int, *settings: object) -> str:
     """Hash of all that a fit depends on, but for the class."""
-    names = ("BATCH", "RATE", "TOWARDS", "HIDDEN", "LOST", "LOST_DERIVED", "N_BLOCKS")
-    constants = {name: getattr(distillation, name) for name in names}
     features = [catalogue.features[name].sha256 for name in ("image", "text")]
-    asked = [(instruction, weight) for instruction, _, weight in TASKS]
-    return digest(repr((features, rows.tolist(), steps, constants, asked)).encode())
+    return digest(repr((features, rows.tolist(), steps, *settings)).encode())
 
 
-def _held_out(catalogue: Catalogue, rows: Tensor) -> Tensor:
+def held_out(catalogue: Catalogue, rows: Tensor) -> Tensor:
     """The items that a fit never sees, [n]; where there are none, those it sees."""
     both = catalogue.features["image"].present & catalogue.features["text"].present
     both[rows.numpy()] = False

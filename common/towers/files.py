@@ -35,11 +35,11 @@ def load_reader(path: Path) -> Reader:
     return reader.eval().requires_grad_(requires_grad=False)
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """What is told about a reader's fit. Raises `DataError` that names the file."""
+def read_about(path: Path, kind: str = "reader") -> dict[str, Any]:
+    """What is told about the fit of a "reader", or of a "tower" for raw contents. Raises `DataError` that names the file."""
     _, metadata = read_tensors(path)
     try:
-        about: dict[str, Any] = json.loads(metadata["reader"])
+        about: dict[str, Any] = json.loads(metadata[kind])
     except (KeyError, ValueError) as error:
-        raise DataError(f"{path} holds no reader: {error}") from None
+        raise DataError(f"{path} holds no {kind}: {error}") from None
     return about

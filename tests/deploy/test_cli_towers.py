@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from common.catalogue import load_catalogue
+from common.datasets import convert_shop
 from common.errors import ConfigError, DataError
+from common.towers.encoders import encoder_path
 from common.towers.files import load_reader, read_about, tower_path
-from common.towers.towers import SIZES
+from common.towers.towers import OUTPUT_DIM, SIZES
 from deploy import transfer
+from deploy.cli_data import app as data
 from deploy.cli_towers import app
 from deploy.transfer import Carried, summary
-from server import distillation, start
+from server import distillation, sight, start
 from tests.pupils import pupils_dataset
 
 
@@ -67,6 +71,55 @@ def test_what_cannot_be_fitted_is_said(dataset: Path) -> None:
     (dataset / "features" / "text.safetensors").unlink()
     with pytest.raises(DataError, match="modality 'text'"):
         run("fit", dataset)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sight, "BATCH", 8)
+    convert_shop(tmp_path / "shop", 100, 4)
+    return tmp_path / "shop"
+
+
+def test_towers_for_raw_pictures_and_texts_encode_what_they_were_fitted_on(shop: Path) -> None:
+    chosen = ("--classes", "tiny", "--kinds", "image,text", "--steps", 20)
+    printed = run("fit", shop, *chosen)
+    assert [line.split()[1:4:2] for line in printed.splitlines() if "tiny" in line] == [
+        ["tiny", "image"],
+        ["tiny", "text"],
+    ]
+    paths = [encoder_path(shop / "towers", "tiny", kind) for kind in ("image", "text")]
+    written = [path.stat().st_mtime_ns for path in paths]
+    assert run("fit", shop, *chosen) == printed
+    assert [path.stat().st_mtime_ns for path in paths] == written
+    assert not tower_path(shop, "base").exists()  # no reader was asked for
+    encode = CliRunner().invoke(data, ["encode", str(shop), "--model", "tiny", "--device", "cpu"])
+    assert encode.exception is None
+    assert {part.values.shape for part in load_catalogue(shop).features.values()} == {(100, OUTPUT_DIM)}
+    with pytest.raises(DataError, match="made by such a tower"):
+        run("fit", shop, *chosen)
+
+
+def test_a_small_tower_is_fitted_anew_once_there_is_a_large_one_to_derive_it_from(shop: Path) -> None:
+    chosen = ("--kinds", "text", "--steps", 20)
+    tiny = encoder_path(shop / "towers", "tiny", "text")
+    keys = []
+    for classes in ("tiny", "base", "tiny", "tiny,base"):
+        run("fit", shop, "--classes", classes, *chosen)
+        keys.append(read_about(tiny, "tower")["key"])
+    assert keys[0] == keys[1] != keys[2] == keys[3]
+
+
+def test_pictures_that_are_missing_are_said(shop: Path, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no kind of tower 'sound'"):
+        run("fit", shop, "--kinds", "text,sound")
+    with pytest.raises(DataError, match="no pictures: convert it with --images, or pass --images"):
+        run("fit", dataset, "--kinds", "image")
+    few = tmp_path / "few"
+    few.mkdir()
+    for item in load_catalogue(shop).items[:5]:
+        shutil.copy(shop / "images" / f"{item}.png", few)
+    with pytest.raises(DataError, match=r"3 items .* can teach a tower for image, and 2 others test it"):
+        run("fit", shop, "--kinds", "image", "--images", few)
 
 
 def test_a_transfer_is_tried_between_all_towers(dataset: Path) -> None:

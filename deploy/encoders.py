@@ -1,0 +1,113 @@
+"""Fit towers that read raw pictures and texts, for `tessera data encode`: towards where a dataset's features put the items."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common import seeds
+from common.catalogue import Catalogue, load_catalogue
+from common.datasets.encode import picture_paths
+from common.errors import DataError
+from common.features import sentences
+from common.files import digest
+from common.space import shared_space
+from common.towers.encoders import encoder_path, load_encoder, pixels, save_encoder
+from common.towers.files import read_about
+from common.towers.towers import SIDE, SIZES, Tower, words
+from deploy.towers import TEACHER, Begin, content_hash, held_out, is_fitted, refuse_unknown
+from server import sight
+from server.sight import Seen
+from server.start import eyes_of, public_rows
+
+HELD_OUT = 0.1
+"""Share of the items, by hash, that a tower is measured by where a dataset does not say which."""
+CONSTANTS = ("BATCH", "RATE", "DECAY", "TEMPERATURE", "TOWARDS", "LOST", "SHIFT")
+
+Told = dict[tuple[str, str], dict[str, Any]]
+"""What is told about towers, by class and kind."""
+
+
+def fit_encoders(
+    dataset: Path, classes: Sequence[str], kinds: Sequence[str], steps: int, images: Path | None, begin: Begin
+) -> Told:
+    """Fit the towers of `classes` for the `kinds` "image" and "text".
+
+    Pictures are the dataset's own, or those in the folder `images`. Smaller towers are derived from base's where that is
+    fitted too, or lies there. A fit from the same content and settings is not repeated. Raises `ConfigError` for an unknown
+    class, `DataError` where there is too little to learn from.
+    """
+    refuse_unknown("device class", classes, SIZES)
+    catalogue = load_catalogue(dataset)
+    eyes = eyes_of(catalogue)
+    learnt, kept = _parted(catalogue, public_rows(dataset, catalogue))
+    space = shared_space(eyes.image, eyes.text, learnt)
+    told: Told = {}
+    for kind in kinds:
+        if catalogue.features[kind].encoder.startswith("tower:"):
+            raise DataError(f"the {kind} features of {dataset} were made by such a tower: convert the dataset again")
+        raw, there = _pictures(dataset, catalogue, images, begin) if kind == "image" else _texts(catalogue)
+        parts = [rows[there[rows]] for rows in (learnt, kept)]
+        if len(parts[0]) < sight.BATCH or len(parts[1]) < 2:
+            raise DataError(
+                f"{len(parts[0])} items of {dataset} can teach a tower for {kind}, and {len(parts[1])} others test it: "
+                f"at least {sight.BATCH} and 2 are needed"
+            )
+        seen, new = (Seen(raw[rows], getattr(space, kind)[rows]) for rows in parts)
+        constants = {name: getattr(sight, name) for name in CONSTANTS}
+        content = content_hash(catalogue, learnt, steps, constants, digest(raw.numpy().tobytes()))
+        told |= _fit(kind, dataset / "towers", classes, seen, new, steps, content, begin)
+    return told
+
+
+def _fit(
+    kind: str, towers: Path, classes: Sequence[str], seen: Seen, new: Seen, steps: int, content: str, begin: Begin
+) -> Told:
+    """Fit the towers of one kind to what is `seen`, unless they lie there, and measure them by what is `new`."""
+    told: Told = {}
+    teacher: Tower | None = None
+    source = ""
+    for name in (TEACHER, *(name for name in SIZES if name != TEACHER)):
+        path, key = encoder_path(towers, name, kind), digest(f"{content} {kind} {SIZES[name]} {source}".encode())
+        if name in classes and not is_fitted(path, key, "tower"):
+            tower = sight.fit(kind, SIZES[name], seen, teacher, steps, begin(f"{name} {kind}", steps))
+            save_encoder(tower, path, {"class": name, "key": key, **sight.likeness(tower, new)})
+        if name == TEACHER and is_fitted(path, key, "tower"):
+            teacher, source = load_encoder(path, kind), key
+        if name in classes:
+            told[name, kind] = read_about(path, "tower")
+    return told
+
+
+def _pictures(dataset: Path, catalogue: Catalogue, images: Path | None, begin: Begin) -> tuple[Tensor, Tensor]:
+    """Every item's picture as bytes, [n_items, 3, SIDE, SIDE], and which items have one, [n_items]."""
+    paths = picture_paths(dataset, catalogue, images)
+    if not any(paths):
+        raise DataError(
+            f"the items of {dataset} have no pictures: convert it with --images, or pass --images with a folder of them"
+        )
+    step = begin("reading pictures", len(paths))
+    raw = torch.zeros(len(paths), 3, SIDE, SIDE, dtype=torch.uint8)
+    for row, path in enumerate(paths):
+        if path is not None:
+            raw[row] = (pixels(path) * 255).round().to(torch.uint8)
+        step()
+    return raw, torch.tensor([path is not None for path in paths])
+
+
+def _texts(catalogue: Catalogue) -> tuple[Tensor, Tensor]:
+    """The words of every item's title and text, [n_items, LENGTH], and which items have any, [n_items]."""
+    raw = words(sentences(catalogue.titles, catalogue.texts))
+    return raw, (raw != 0).any(1)
+
+
+def _parted(catalogue: Catalogue, public: Tensor) -> tuple[Tensor, Tensor]:
+    """The items that towers learn from, and those they are measured by and never see, [n] each."""
+    kept = held_out(catalogue, public)
+    if not torch.equal(kept, public):
+        return public, kept
+    counters = torch.tensor([seeds.key("item", catalogue.items[row]) for row in public.tolist()], dtype=torch.int64)
+    new = seeds.uniform(seeds.key("sight", "held out"), counters) < HELD_OUT
+    return public[~new], public[new]
