@@ -270,7 +270,7 @@ class Settings(_Settings):
         if self.strategy == "fedmosaic" and self.views.spectral_rounds:
             raise ValueError("fedmosaic has no item embeddings to start: set views.spectral_rounds to 0")
         if self.asks_questions and self.privacy.clip:
-            raise ValueError("privacy bounds people's gradients, and devices that answer questions send none: leave it out")
+            raise ValueError("devices that answer questions send no gradients of people's: leave privacy out")
         if self.asks_questions and self.fraction < 1:
             raise ValueError("devices that answer questions take part in every round: set fraction to 1")
         return self

@@ -104,7 +104,7 @@ def test_a_bad_value_names_its_key(path: str, value: Any) -> None:
         ({"local": {"loss": "next", "backbone": "pfedrec"}}, "local: .*needs a backbone with a history view: history"),
         ({"data": {"folder": "x", "encode": "builtin"}}, "data: .*encode is for raw data"),
         ({"data": {"folder": "x", "split": "given", "cold_items": 0.1}}, "data: .*cold_items replaces the split"),
-        (QUESTIONS | {"privacy": {"clip": 1}}, "privacy bounds people's gradients, and devices that answer questions send"),
+        (QUESTIONS | {"privacy": {"clip": 1}}, "devices that answer questions send no gradients of people's"),
         (QUESTIONS | {"fraction": 0.5}, "devices that answer questions take part in every round: set fraction to 1"),
     ],
 )
