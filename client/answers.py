@@ -3,16 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
 from common.metrics import standing
-from common.questions import NOTHING, Codebook, Questions
+from common.questions import Codebook, Questions, choice_logits
 from common.towers.reader import instructions
-
-TEMPERATURE = 0.1
-"""Of the softmax over choices: cosines alone are too alike to learn from."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +39,8 @@ class Bank:
         return reader(self.read[rows], self.questions.pieces[rows].to(self.sight.device), self.sight)
 
     def logits(self, reader: Callable[..., Tensor], rows: Tensor) -> Tensor:
-        """Cosines of the answers with their choices over the temperature, [n, n_choices]; -inf where nothing is offered."""
-        answered = normalize(self.vectors(reader, rows), dim=1)
-        cosines = torch.einsum("nd,ncd->nc", answered, self.offered[rows])
-        absent = self.questions.choices[rows, :, 0] == NOTHING
-        return (cosines / TEMPERATURE).masked_fill(absent.to(cosines.device), -torch.inf)
+        """What the answers say of their choices, [n, n_choices], as `choice_logits`."""
+        return choice_logits(self.vectors(reader, rows), self.offered[rows], self.questions.choices[rows])
 
     def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Mean cross-entropy of the right choices."""

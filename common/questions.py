@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
 from common.errors import DataError
 from common.files import read_tensors, write_tensors
@@ -21,6 +22,8 @@ NOTHING, PICTURE, TEXT, WORD = range(4)
 """Kinds of a piece or choice: nothing there, an item's picture, an item's text, a row of the codebook's words."""
 N_PIECES, N_CHOICES = 5, 4
 """The most that a question shows, and offers."""
+TEMPERATURE = 0.1
+"""Of the softmax over choices: cosines alone are too alike to learn from."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def concatenate(parts: Sequence[Questions]) -> Questions:
 
 def _widened(pairs: Tensor, width: int) -> Tensor:
     """Fill `pairs` [n, any, 2] up with nothing, [n, width, 2]."""
-    return torch.nn.functional.pad(pairs, (0, 0, 0, width - pairs.shape[1]))
+    return pad(pairs, (0, 0, 0, width - pairs.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -178,3 +181,12 @@ class Codebook:
             raise DataError(f"{path} holds no codebook: {error}") from None
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
+
+
+def choice_logits(answered: Tensor, offered: Tensor, choices: Tensor) -> Tensor:
+    """Cosines of answers [n, dim] with the vectors `offered` [n, n_choices, dim] over the temperature, [n, n_choices].
+
+    -inf where `choices` [n, n_choices, 2] offer nothing.
+    """
+    cosines = torch.einsum("nd,ncd->nc", normalize(answered, dim=1), offered)
+    return (cosines / TEMPERATURE).masked_fill((choices[..., 0] == NOTHING).to(cosines.device), -torch.inf)

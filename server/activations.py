@@ -10,13 +10,13 @@ from common import seeds
 from common.questions import NOTHING
 from common.towers.reader import Reader
 from server.alignment import Activations
-from server.distillation import Eyes, Lesson
+from server.distillation import Eyes, Quiz
 
 DIRECTIONS = 2
 """Random directions in which answers are pulled, beside that from the wrong choices to the right one."""
 
 
-def activations(reader: Reader, places: Mapping[str, str], eyes: Eyes, lesson: Lesson) -> dict[str, Activations]:
+def activations(reader: Reader, places: Mapping[str, str], eyes: Eyes, quiz: Quiz) -> dict[str, Activations]:
     """What the modules of `places` see, by place: a row a position that is present, in the same order for all readers.
 
     The pulls are on the answer as a unit vector, in directions that are the same for all readers too.
@@ -35,13 +35,12 @@ def activations(reader: Reader, places: Mapping[str, str], eyes: Eyes, lesson: L
     hooks = [watch(reader.get_submodule(module), place) for module, place in places.items()]
     try:
         with torch.enable_grad():
-            answered = normalize(eyes.answer(reader, lesson), dim=1)
+            answered = normalize(eyes.answer(reader, quiz), dim=1)
     finally:
         for hook in hooks:
             hook.remove()
-    pulls = [torch.autograd.grad(answered, list(outputs.values()), way, retain_graph=True) for way in _ways(lesson)]
-    present = lesson.questions.pieces[..., 0] != NOTHING
-    present = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
+    pulls = [torch.autograd.grad(answered, list(outputs.values()), way, retain_graph=True) for way in _ways(quiz)]
+    present = quiz.present
     return {
         place: Activations(
             inputs[place][present],
@@ -52,10 +51,10 @@ def activations(reader: Reader, places: Mapping[str, str], eyes: Eyes, lesson: L
     }
 
 
-def _ways(lesson: Lesson) -> list[Tensor]:
+def _ways(quiz: Quiz) -> list[Tensor]:
     """Directions of the answers, [n, dim] each: from the wrong choices to the right one, and random ones."""
-    wrong = (lesson.questions.choices[..., 0] != NOTHING).sum(1, keepdim=True) - 1
-    right = lesson.right - (lesson.offered.sum(1) - lesson.right) / wrong
+    wrong = (quiz.questions.choices[..., 0] != NOTHING).sum(1, keepdim=True) - 1
+    right = quiz.right - (quiz.offered.sum(1) - quiz.right) / wrong
     counters = torch.arange(right.numel(), dtype=torch.int64)
     drawn = [seeds.normal(seeds.key("way", number), counters).view_as(right) for number in range(DIRECTIONS)]
     return [right, *(normalize(way, dim=1) for way in drawn)]

@@ -11,18 +11,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy, layer_norm, normalize
+from torch.nn.functional import cosine_similarity, cross_entropy, layer_norm
 
 from common import seeds
-from common.questions import NOTHING, Questions
+from common.questions import NOTHING, Questions, choice_logits
 from common.towers.places import block_ends
 from common.towers.reader import Reader, instructions
 from common.towers.towers import VOCABULARY, TowerSize
 from server.pretext import INSTRUCTIONS, Pretext
 
 STEPS, BATCH, RATE = 1500, 96, 1e-3
-TEMPERATURE = 0.1
-"""Of the softmax over choices, as on devices."""
 TOWARDS = 0.5
 """Weight of the cosine distance to the right choice: without it only differences between choices are learnt."""
 HIDDEN = 0.25
@@ -38,7 +36,7 @@ ASKED = 4000
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Quiz:
     """Questions with what it takes to ask them: words `read` [n, READ], the choices' vectors `offered` [n, n_choices, dim]."""
 
     questions: Questions
@@ -46,18 +44,24 @@ class Lesson:
     offered: Tensor
 
     @staticmethod
-    def of(world: Pretext, n: int, salt: int, lost: float = 0.0) -> "Lesson":
+    def of(world: Pretext, n: int, salt: int, lost: float = 0.0) -> "Quiz":
         """Draw `n` pretext questions, of whose instructions a share of words is `lost`: any others stand there instead."""
         questions = world.questions(n, salt)
         read = instructions(INSTRUCTIONS)[questions.tasks]
         draws = seeds.uniform(seeds.key("lost", salt), torch.arange(read.numel())).view_as(read)
         other = 1 + seeds.mix(seeds.key("words", salt), torch.arange(read.numel())).view_as(read) % (VOCABULARY - 1)
         read = torch.where((draws < lost) & (read != 0), other, read)
-        return Lesson(questions, read, world.codebook.vectors(questions.choices))
+        return Quiz(questions, read, world.codebook.vectors(questions.choices))
 
-    def take(self, rows: Tensor) -> "Lesson":
+    def take(self, rows: Tensor) -> "Quiz":
         """Some of the questions."""
-        return Lesson(self.questions.take(rows), self.read[rows], self.offered[rows])
+        return Quiz(self.questions.take(rows), self.read[rows], self.offered[rows])
+
+    @property
+    def present(self) -> Tensor:
+        """Which positions a reader reads, [n, 1 + n_pieces]: the instruction, and what is shown."""
+        shown = self.questions.pieces[..., 0] != NOTHING
+        return torch.cat([torch.ones_like(shown[:, :1]), shown], dim=1)
 
     @property
     def right(self) -> Tensor:
@@ -65,9 +69,8 @@ class Lesson:
         return self.offered[torch.arange(len(self.read)), self.questions.answers]
 
     def logits(self, answered: Tensor) -> Tensor:
-        """Cosines of answers [n, dim] with their choices over the temperature, [n, n_choices]."""
-        cosines = torch.einsum("nd,ncd->nc", normalize(answered, dim=1), self.offered)
-        return (cosines / TEMPERATURE).masked_fill(self.questions.choices[..., 0] == NOTHING, -torch.inf)
+        """What answers [n, dim] say of their choices, [n, n_choices], as `choice_logits`."""
+        return choice_logits(answered, self.offered, self.questions.choices)
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,12 @@ class Eyes:
     image: Tensor
     text: Tensor
 
-    def answer(self, reader: Reader, lesson: Lesson) -> Tensor:
+    def answer(self, reader: Reader, quiz: Quiz) -> Tensor:
         """What a reader says to the questions, [n, dim]; it looks only at the items that they show."""
-        kinds, items = lesson.questions.pieces.unbind(-1)
+        kinds, items = quiz.questions.pieces.unbind(-1)
         shown, places = torch.unique(items, return_inverse=True)
         sight = reader.look(self.image[shown], self.text[shown])
-        answered: Tensor = reader(lesson.read, torch.stack([kinds, places], -1), sight)
+        answered: Tensor = reader(quiz.read, torch.stack([kinds, places], -1), sight)
         return answered
 
 
@@ -100,9 +103,9 @@ def fit(
     parameters = [*reader.parameters(), *(derivation.maps.parameters() if derivation else ())]
     optimizer = torch.optim.AdamW(parameters, RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
-    for lesson in _lessons(world, steps, LOST if teacher is None else LOST_DERIVED):
+    for quiz in _quizzes(world, steps, LOST if teacher is None else LOST_DERIVED):
         optimizer.zero_grad()
-        loss = derivation.loss(eyes, lesson) if derivation else _loss(lesson, eyes.answer(reader, lesson))
+        loss = derivation.loss(eyes, quiz) if derivation else _loss(quiz, eyes.answer(reader, quiz))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -114,25 +117,25 @@ def fit(
 @torch.no_grad()
 def accuracy(reader: Reader, world: Pretext, eyes: Eyes) -> dict[str, float]:
     """Share of new pretext questions that are answered rightly, by instruction, and "all" of them."""
-    lesson = Lesson.of(world, ASKED, salt=-1)
-    right = (lesson.logits(eyes.answer(reader, lesson)).argmax(1) == lesson.questions.answers).float()
+    quiz = Quiz.of(world, ASKED, salt=-1)
+    right = (quiz.logits(eyes.answer(reader, quiz)).argmax(1) == quiz.questions.answers).float()
     by_task = {
-        INSTRUCTIONS[task]: float(right[lesson.questions.tasks == task].mean())
-        for task in torch.unique(lesson.questions.tasks)
+        INSTRUCTIONS[task]: float(right[quiz.questions.tasks == task].mean())
+        for task in torch.unique(quiz.questions.tasks)
     }
     return by_task | {"all": float(right.mean())}
 
 
-def _lessons(world: Pretext, steps: int, lost: float) -> Iterator[Lesson]:
+def _quizzes(world: Pretext, steps: int, lost: float) -> Iterator[Quiz]:
     for start in range(0, steps, DRAWN_AT_ONCE):
-        drawn = Lesson.of(world, BATCH * DRAWN_AT_ONCE, salt=start, lost=lost)
+        drawn = Quiz.of(world, BATCH * DRAWN_AT_ONCE, salt=start, lost=lost)
         for rows in torch.split(torch.arange(len(drawn.read)), BATCH)[: steps - start]:
             yield drawn.take(rows)
 
 
-def _loss(lesson: Lesson, answered: Tensor) -> Tensor:
-    away = 1 - cosine_similarity(answered, lesson.right)
-    return cross_entropy(lesson.logits(answered), lesson.questions.answers) + TOWARDS * away.mean()
+def _loss(quiz: Quiz, answered: Tensor) -> Tensor:
+    away = 1 - cosine_similarity(answered, quiz.right)
+    return cross_entropy(quiz.logits(answered), quiz.questions.answers) + TOWARDS * away.mean()
 
 
 class _Derivation:
@@ -143,18 +146,16 @@ class _Derivation:
         widths = reader.positions.shape[1], teacher.positions.shape[1]
         self.maps = nn.ModuleList(nn.Linear(*widths) for _ in range(N_BLOCKS))
 
-    def loss(self, eyes: Eyes, lesson: Lesson) -> Tensor:
+    def loss(self, eyes: Eyes, quiz: Quiz) -> Tensor:
         """The loss of a batch."""
         with _held(self.reader) as own:
-            answered = eyes.answer(self.reader, lesson)
+            answered = eyes.answer(self.reader, quiz)
         with torch.no_grad(), _held(self.teacher) as theirs:
-            told = eyes.answer(self.teacher, lesson)
-        present = lesson.questions.pieces[..., 0] != NOTHING
-        present = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)
-        loss = _loss(lesson, answered) + (1 - cosine_similarity(answered, told)).mean()
+            told = eyes.answer(self.teacher, quiz)
+        loss = _loss(quiz, answered) + (1 - cosine_similarity(answered, told)).mean()
         for mapped, mine, other in zip(self.maps, own, theirs, strict=True):
-            wanted = layer_norm(other, other.shape[-1:])[present]
-            loss = loss + HIDDEN * (mapped(mine[present]) - wanted).square().mean()
+            wanted = layer_norm(other, other.shape[-1:])[quiz.present]
+            loss = loss + HIDDEN * (mapped(mine[quiz.present]) - wanted).square().mean()
         return loss
 
 

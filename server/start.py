@@ -17,7 +17,7 @@ from common.towers.places import placement
 from common.towers.starts import STACKS
 from server.activations import activations
 from server.alignment import ALIGNMENTS
-from server.distillation import Eyes, Lesson
+from server.distillation import Eyes, Quiz
 from server.pretext import Pretext
 
 ASKED, LOST = 600, 0.4
@@ -54,11 +54,11 @@ def shared_start(
     catalogue = load_catalogue(dataset)
     eyes = eyes_of(catalogue)
     world = Pretext.of(eyes.image, eyes.text, public_rows(dataset, catalogue))
-    lesson = Lesson.of(world, ASKED, seeds.key("alignment"), LOST)
+    quiz = Quiz.of(world, ASKED, seeds.key("alignment"), LOST)
     seen = []
     for name in classes:
         reader = load_reader(tower_path(dataset, name))
-        seen.append(activations(reader, placement(reader, STACKS, n_blocks)[1], eyes, lesson))
+        seen.append(activations(reader, placement(reader, STACKS, n_blocks)[1], eyes, quiz))
     start: dict[str, dict[str, Projections]] = {name: {} for name in classes}
     for place in seen[0]:
         aligned = ALIGNMENTS[alignment]([tower[place] for tower in seen], rank, seeds.key("start", place))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from client.answers import TEMPERATURE, Bank
+from client.answers import Bank
 from common.questions import NOTHING, PICTURE, TEXT, WORD, Codebook, Questions
 from common.towers.reader import Reader
 from common.towers.towers import TowerSize
@@ -41,7 +41,7 @@ def test_a_choice_is_scored_by_the_cosine_of_the_answer_with_its_vector() -> Non
     answered = asked.vectors(reader, ROWS)
     for row, n_choices in enumerate((2, 2, 4)):
         wanted = [torch.cosine_similarity(answered[row], asked.offered[row, c], dim=0) for c in range(n_choices)]
-        torch.testing.assert_close(logits[row, :n_choices], torch.stack(wanted) / TEMPERATURE)
+        torch.testing.assert_close(logits[row, :n_choices], torch.stack(wanted) / 0.1)
         assert bool((logits[row, n_choices:] == -torch.inf).all())
     chances = logits.softmax(1)[ROWS, torch.tensor([1, 0, 3])]
     torch.testing.assert_close(asked.loss(logits, ROWS), -chances.log().mean())

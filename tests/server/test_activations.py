@@ -8,18 +8,18 @@ from common.towers.places import placement
 from common.towers.reader import Reader
 from common.towers.towers import TowerSize
 from server.activations import DIRECTIONS, _ways, activations
-from server.distillation import Eyes, Lesson
+from server.distillation import Eyes, Quiz
 from server.pretext import Pretext
 from server.start import STACKS
 
 N, WIDTHS, PLACE = 40, (32, 64), "reader.1.mlp.c_fc"
 
 
-def world() -> tuple[Eyes, Lesson]:
+def world() -> tuple[Eyes, Quiz]:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(120, 10, generator=generator)
     image, text = (hidden @ torch.randn(10, n, generator=generator) / 3 for n in (70, 66))
-    return Eyes(image, text), Lesson.of(Pretext.of(image, text, torch.arange(100)), N, salt=0)
+    return Eyes(image, text), Quiz.of(Pretext.of(image, text, torch.arange(100)), N, salt=0)
 
 
 def reader(width: int) -> Reader:
@@ -27,15 +27,15 @@ def reader(width: int) -> Reader:
     return Reader(TowerSize(width, 4), 70, 66).eval().requires_grad_(requires_grad=False)
 
 
-def answers(one: Reader, eyes: Eyes, lesson: Lesson) -> Tensor:
-    return normalize(eyes.answer(one, lesson), dim=1)
+def answers(one: Reader, eyes: Eyes, quiz: Quiz) -> Tensor:
+    return normalize(eyes.answer(one, quiz), dim=1)
 
 
 def test_rows_are_the_same_positions_in_all_towers() -> None:
-    eyes, lesson = world()
-    seen = [activations(one, placement(one, STACKS, 2)[1], eyes, lesson) for one in map(reader, WIDTHS)]
+    eyes, quiz = world()
+    seen = [activations(one, placement(one, STACKS, 2)[1], eyes, quiz) for one in map(reader, WIDTHS)]
     assert seen[0].keys() == seen[1].keys()
-    n_rows = N + int((lesson.questions.pieces[..., 0] != 0).sum())  # the instruction, and what is shown
+    n_rows = N + int((quiz.questions.pieces[..., 0] != 0).sum())  # the instruction, and what is shown
     for width, tower in zip(WIDTHS, seen, strict=True):
         own = tower[PLACE]
         assert own.pulls is not None
@@ -45,14 +45,14 @@ def test_rows_are_the_same_positions_in_all_towers() -> None:
 
 
 def test_pulls_tell_how_answers_move_with_the_outputs() -> None:
-    eyes, lesson = world()
+    eyes, quiz = world()
     one = reader(32)
-    pulls = activations(one, placement(one, STACKS, 2)[1], eyes, lesson)[PLACE].pulls
+    pulls = activations(one, placement(one, STACKS, 2)[1], eyes, quiz)[PLACE].pulls
     assert pulls is not None
     pulled = pulls.view(1 + DIRECTIONS, -1, pulls.shape[1]).sum(1)
     push = torch.randn(pulls.shape[1], generator=torch.Generator().manual_seed(1))
-    before, bias = answers(one, eyes, lesson), one.get_parameter("layers.3.mlp.c_fc.bias")
+    before, bias = answers(one, eyes, quiz), one.get_parameter("layers.3.mlp.c_fc.bias")
     bias += 1e-3 * push
-    moved = (answers(one, eyes, lesson) - before) / 1e-3
-    told = torch.stack([(way * moved).sum() for way in _ways(lesson)])
+    moved = (answers(one, eyes, quiz) - before) / 1e-3
+    told = torch.stack([(way * moved).sum() for way in _ways(quiz)])
     torch.testing.assert_close(pulled @ push, told, rtol=0.05, atol=0.01)

@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity
 
 from common.towers.reader import Reader
 from common.towers.towers import TowerSize
-from server.distillation import Eyes, Lesson, accuracy, fit
+from server.distillation import Eyes, Quiz, accuracy, fit
 from server.pretext import Pretext
 
 LARGE, SMALL, STEPS = TowerSize(64, 4), TowerSize(32, 4), 80
@@ -56,8 +56,8 @@ def test_the_same_fit_gives_the_same_reader_and_counts_its_steps() -> None:
 @torch.no_grad()
 def likeness(reader: Reader) -> float:
     """Mean cosine to what the large reader says, to instructions with words that no pretext has."""
-    lesson = Lesson.of(world(), 300, salt=9, lost=0.5)
-    answers: list[Tensor] = [eyes().answer(each, lesson) for each in (reader, large())]
+    quiz = Quiz.of(world(), 300, salt=9, lost=0.5)
+    answers: list[Tensor] = [eyes().answer(each, quiz) for each in (reader, large())]
     return float(cosine_similarity(*answers).mean())
 
 
