@@ -18,7 +18,7 @@ from client.adapters.attach import receive
 from client.adapters.pq_lora import GLOBAL, LOCAL
 from client.answers import Bank
 from client.node import Node
-from client.regimes import METHODS, Lesson, Method, Training, answer
+from client.regimes import METHODS, Lesson, Method, answer
 from client.signature import Signature, last_layer_gradient
 from common import seeds
 from common.catalogue import load_catalogue
@@ -95,7 +95,7 @@ class Pupil(Node):
             receive(own.adapted.model, sent, method.receives)
         rows = _seen(own.train, mosaic, task.round, task.settings.rounds)
         key = seeds.key("lesson", task.settings.seed, self.folder.name if self.simulated else client, task.round)
-        lesson = Lesson(own.adapted.model, own.bank(rows, own.adapted.sight), _training(mosaic), key)
+        lesson = Lesson(own.adapted.model, own.bank(rows, own.adapted.sight), mosaic, key)
         loss = method.train(lesson)
         sums = {"users": 1.0, "loss": loss, "nonfinite": float(not torch.tensor(loss).isfinite())}
         signature, more = torch.zeros(0), dict[str, Tensor]()
@@ -177,10 +177,6 @@ def _seen(train: Questions, mosaic: MosaicSettings, round: int, rounds: int) -> 
         return torch.arange(len(train))
     begun = -(-round * len(train.names) // rounds)
     return (train.tasks < begun).nonzero()[:, 0]
-
-
-def _training(mosaic: MosaicSettings) -> Training:
-    return Training(mosaic.steps, mosaic.batch, mosaic.learning_rate, mosaic.pq_learning_rate, mosaic.proximity)
 
 
 def _score(variant: str, name: str, logits: Tensor, asked: Bank, tower: str) -> Sums:

@@ -15,7 +15,7 @@ from client.adapters.attach import receive
 from client.adapters.pq_lora import LOCAL
 from client.answers import Bank
 from client.pupil import QUESTIONS
-from client.regimes import Lesson, Training, answer
+from client.regimes import Lesson, answer
 from common import seeds
 from common.catalogue import load_catalogue
 from common.config import Settings
@@ -77,7 +77,7 @@ def _curve(adapted: Adapted, train: Bank, test: Bank, settings: Settings, key: i
     mosaic, found, done = settings.mosaic, [], 0
     for after in AFTER:
         if after > done:
-            training = Training(after - done, mosaic.batch, mosaic.learning_rate, mosaic.pq_learning_rate)
+            training = mosaic.model_copy(update={"steps": after - done})
             Lesson(adapted.model, train, training, seeds.key(key, done)).fit([LOCAL], [LOCAL])
             done = after
         found.append((after, _accuracy(answer(adapted.model, test, [LOCAL]), test)))

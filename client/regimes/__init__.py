@@ -1,6 +1,6 @@
 """Regimes by name. A new one is one file here, one line below, and one in `common.regimes`: what the server does with it."""
 
-from client.regimes.base import Lesson, Method, Training, answer
+from client.regimes.base import Lesson, Method, answer
 from client.regimes.ditto import Ditto
 from client.regimes.feddat import FedDAT
 from client.regimes.feddpa import FedDPA
@@ -20,4 +20,4 @@ METHODS: dict[str, Method] = {
     "fedmosaic": FedMosaic(),
 }
 
-__all__ = ["METHODS", "Lesson", "Method", "Training", "answer"]
+__all__ = ["METHODS", "Lesson", "Method", "answer"]

@@ -16,24 +16,11 @@ from client.adapters.attach import activate
 from client.adapters.pq_lora import GLOBAL, LOCAL, weigh
 from client.answers import Bank
 from common import seeds
+from common.config import MosaicSettings
 
 BOTH = (LOCAL, GLOBAL)
 ASKED_AT_ONCE = 256
 """Questions of a forward pass that is not trained on."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """A round's local training: `steps` batches of `batch` questions, AdamW at constant rates without decay.
-
-    `rate_lora` is for A and B, `rate_pq` for P, Q and the gate; `prox` is how strongly DITTO pulls to the average.
-    """
-
-    steps: int
-    batch: int
-    rate_lora: float
-    rate_pq: float
-    prox: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,7 +29,7 @@ class Lesson:
 
     model: PeftModel
     bank: Bank
-    training: Training
+    training: MosaicSettings
     key: int
 
     def rows(self, step: int) -> Tensor:
@@ -86,12 +73,12 @@ class Lesson:
         return range(half), range(half, self.training.steps)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over what requires a gradient now."""
+        """AdamW over what requires a gradient now, at constant rates and without decay."""
         groups: dict[float, list[Tensor]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 plain = ".lora_A." in name or ".lora_B." in name
-                rate = self.training.rate_lora if plain else self.training.rate_pq
+                rate = self.training.learning_rate if plain else self.training.pq_learning_rate
                 groups.setdefault(rate, []).append(parameter)
         return torch.optim.AdamW(
             [{"params": parameters, "lr": rate} for rate, parameters in groups.items()], weight_decay=0.0, fused=True

@@ -8,7 +8,7 @@ from client.regimes.base import Lesson, Method, learnt
 
 
 class Ditto(Method):
-    """The global branch is averaged; the local one, which answers, pays prox / 2 |v - w|^2 for its distance to the average.
+    """The global branch is averaged; the local one, which answers, pays proximity / 2 |v - w|^2 for being apart from it.
 
     Half of the steps each. PerAda (Xie et al. 2024) is the same on the device: what it adds is a distillation on the
     server, from the logits of all devices on public questions.
@@ -22,7 +22,7 @@ class Ditto(Method):
         own = learnt(lesson.model, LOCAL)
 
         def held(rows: Tensor) -> tuple[Tensor, Tensor]:
-            return lesson.loss(rows), lesson.training.prox / 2 * (_flat(own) - average).square().sum()
+            return lesson.loss(rows), lesson.training.proximity / 2 * (_flat(own) - average).square().sum()
 
         return lesson.fit([LOCAL], [LOCAL], second, held)
 

@@ -14,18 +14,19 @@ from peft import PeftModel
 from client.adapters.attach import attach, lora_tensors, pq_tensors, receive
 from client.adapters.pq_lora import GLOBAL, LOCAL, GatedLinear, weigh
 from client.answers import Bank
-from client.regimes import METHODS, Lesson, Training, answer
+from client.regimes import METHODS, Lesson, answer
 from client.regimes.base import learnt
 from client.regimes.feddat import divergence
 from client.regimes.feddpa import MOST, REFERENCES
 from common import seeds
+from common.config import MosaicSettings
 from common.questions import PICTURE, TEXT, WORD, Codebook, Questions
 from common.regimes import REGIMES
 from common.towers.reader import Reader
 from common.towers.towers import TowerSize
 
 N_ITEMS = 40
-SHORT = Training(steps=8, batch=8, rate_lora=2e-3, rate_pq=1e-2)
+SHORT = MosaicSettings(steps=8, batch=8, learning_rate=2e-3, pq_learning_rate=1e-2)
 every_regime = pytest.mark.parametrize("name", REGIMES)
 
 
@@ -69,7 +70,7 @@ def adapted(name: str) -> PeftModel:
     return model
 
 
-def lesson(model: PeftModel, training: Training = SHORT, round: int = 1) -> Lesson:
+def lesson(model: PeftModel, training: MosaicSettings = SHORT, round: int = 1) -> Lesson:
     return Lesson(model, asked(), training, seeds.key("lesson", 0, "client", round))
 
 
@@ -99,7 +100,7 @@ def test_a_device_answers_like_the_frozen_reader_before_it_learns_and_better_aft
     rows = torch.arange(len(bank))
     before = method.logits(model, bank, bank)
     torch.testing.assert_close(before, bank.logits(reader(), rows), rtol=0, atol=1e-4)
-    method.train(lesson(model, Training(steps=40, batch=16, rate_lora=2e-3, rate_pq=1e-2)))
+    method.train(lesson(model, MosaicSettings(steps=40, batch=16, learning_rate=2e-3, pq_learning_rate=1e-2)))
     after = method.logits(model, bank, bank)
     assert float(bank.loss(after, rows)) < float(bank.loss(before, rows)) - 0.02
 
@@ -188,13 +189,13 @@ def test_a_batch_is_drawn_by_round_and_step_from_all_questions() -> None:
 
 
 def test_the_penalty_of_ditto_holds_the_personal_branch_to_the_average_that_came() -> None:
-    def distance(prox: float) -> float:
+    def distance(proximity: float) -> float:
         model = adapted("ditto")
         stir(model, GLOBAL)
         average = pq_tensors(model, GLOBAL) | lora_tensors(model, GLOBAL)
         receive(model, average, LOCAL)
         came = copied(model, GLOBAL)
-        training = Training(steps=40, batch=8, rate_lora=2e-3, rate_pq=1e-2, prox=prox)
+        training = MosaicSettings(steps=40, batch=8, learning_rate=2e-3, pq_learning_rate=1e-2, proximity=proximity)
         METHODS["ditto"].train(lesson(model, training))
         return float((copied(model, LOCAL) - came).norm())
 
