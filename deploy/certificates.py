@@ -86,7 +86,7 @@ def make_certificates(folder: Path, hosts: Sequence[str], days: int, *, renew: b
     files = Certificates(folder)
     if renew:
         authority, authority_key = _load_authority(files)
-        hosts = [*_names(files.server), *hosts]
+        hosts = [*certificate_names(files.server), *hosts]
     else:
         _refuse_to_overwrite(files)
         authority, authority_key = _make_authority()
@@ -191,7 +191,7 @@ def _load_authority(files: Certificates) -> tuple[x509.Certificate, ec.EllipticC
     return certificate, key
 
 
-def _names(certificate: Path) -> list[str]:
+def certificate_names(certificate: Path) -> list[str]:
     """The names in an existing certificate, none when it is missing or unreadable."""
     try:
         content = x509.load_pem_x509_certificate(certificate.read_bytes())

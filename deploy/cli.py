@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from common.config import Settings, load_settings
-from common.errors import TesseraError
+from common.errors import RunError, TesseraError
 from deploy.environment import quieten
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=__doc__)
@@ -168,8 +168,8 @@ def _train(
 def main() -> None:
     """Run the command; what a user can do something about is printed as one message, with exit code 1."""
     quieten()
-    _add_groups()
     try:
+        _add_groups()
         app()
     except TesseraError as error:
         Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
@@ -177,8 +177,16 @@ def main() -> None:
 
 
 def _add_groups() -> None:
-    """Attach the groups of commands; each is a file of its own."""
-    from deploy import cli_data, cli_federate, cli_towers
+    """Attach the other commands; each group is a file of its own. `doctor` alone can do without the packages they need."""
+    from deploy import cli_doctor
+
+    app.command("doctor", epilog=cli_doctor.EPILOG)(cli_doctor.doctor)
+    if sys.argv[1:2] == ["doctor"]:
+        return
+    try:
+        from deploy import cli_data, cli_federate, cli_towers
+    except (ImportError, OSError) as error:  # OSError: a library that torch is linked to is missing
+        raise RunError(f"this installation is not complete ({error}): ask `tessera doctor`") from error
 
     app.add_typer(cli_data.app, name="data")
     app.add_typer(cli_federate.app, name="federate")

@@ -20,7 +20,7 @@ from common.errors import RunError
 from deploy.certificates import make_certificates
 from deploy.job import Job
 from deploy.processes import relay, terminable
-from deploy.superlink import Control, Server, start_superlink
+from deploy.superlink import CONTROL_PORT, PORT, Control, Server, start_superlink
 from deploy.supernode import join as join_federation
 from deploy.supernode import public_key
 
@@ -53,10 +53,10 @@ def certificates(
 def server(
     folder: ServerDir,
     host: Annotated[str, typer.Option(help="The address to listen on for devices; all by default.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port devices connect to.")] = 9092,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port devices connect to.")] = PORT,
     control_port: Annotated[
         int, typer.Option(min=1, max=65535, help="The port for register and submit, on this machine only.")
-    ] = 9093,
+    ] = CONTROL_PORT,
 ) -> None:
     """Run a server until interrupted. It lets in devices whose keys are registered, and no others."""
     where = Server(folder.absolute(), host, port, control_port)

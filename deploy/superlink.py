@@ -19,6 +19,8 @@ from deploy.job import Job
 from deploy.processes import LOOPBACK, Process, environment, free_port, program, start, tail
 
 CONNECTION = "tessera"
+PORT, CONTROL_PORT = 9092, 9093
+"""Where a server listens unless it is told otherwise: for devices, and for its operator."""
 START_SECONDS = 60.0
 ASK_SECONDS = 60.0
 KNOWN = "already in use"
