@@ -49,9 +49,9 @@ def fit_command(
             task = bar.add_task(name, total=total)
             return lambda: bar.advance(task)
 
-        readers = fit_towers(dataset, asked, steps, begin) if READER in wanted else {}
         raw = tuple(kind for kind in wanted if kind != READER)
         encoders = fit_encoders(dataset, asked, raw, steps, images, begin) if raw else {}
+        readers = fit_towers(dataset, asked, steps, begin) if READER in wanted else {}
     if readers:
         _show_readers({name: readers[name] for name in asked})
     if encoders:

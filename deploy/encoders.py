@@ -1,6 +1,7 @@
 """Fit towers that read raw pictures and texts, for `tessera data encode`: towards where a dataset's features put the items."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ Told = dict[tuple[str, str], dict[str, Any]]
 """What is told about towers, by class and kind."""
 
 
+@dataclass(frozen=True)
+class Material:
+    """What towers of one kind learn from, what they are tested by, and a hash of all that their fits depend on."""
+
+    kind: str
+    seen: Seen
+    new: Seen
+    content: str
+
+
 def fit_encoders(
     dataset: Path, classes: Sequence[str], kinds: Sequence[str], steps: int, images: Path | None, begin: Begin
 ) -> Told:
@@ -37,14 +48,14 @@ def fit_encoders(
 
     Pictures are the dataset's own, or those in the folder `images`. Smaller towers are derived from base's where that is
     fitted too, or lies there. A fit from the same content and settings is not repeated. Raises `ConfigError` for an unknown
-    class, `DataError` where there is too little to learn from.
+    class, `DataError` where there is too little to learn from, both before the first fit.
     """
     refuse_unknown("device class", classes, SIZES)
     catalogue = load_catalogue(dataset)
     eyes = eyes_of(catalogue)
     learnt, kept = _parted(catalogue, public_rows(dataset, catalogue))
     space = shared_space(eyes.image, eyes.text, learnt)
-    told: Told = {}
+    materials = []
     for kind in kinds:
         if catalogue.features[kind].encoder.startswith("tower:"):
             raise DataError(f"the {kind} features of {dataset} were made by such a tower: convert the dataset again")
@@ -55,25 +66,26 @@ def fit_encoders(
                 f"{len(parts[0])} items of {dataset} can teach a tower for {kind}, and {len(parts[1])} others test it: "
                 f"at least {sight.BATCH} and 2 are needed"
             )
-        seen, new = (Seen(raw[rows], getattr(space, kind)[rows]) for rows in parts)
         constants = {name: getattr(sight, name) for name in CONSTANTS}
-        content = content_hash(catalogue, learnt, steps, constants, digest(raw.numpy().tobytes()))
-        told |= _fit(kind, dataset / "towers", classes, seen, new, steps, content, begin)
+        content = content_hash(catalogue, learnt, steps, constants, kind, digest(raw.numpy().tobytes()))
+        seen, new = (Seen(raw[rows], getattr(space, kind)[rows]) for rows in parts)
+        materials.append(Material(kind, seen, new, content))
+    told: Told = {}
+    for material in materials:
+        told |= _fit(material, dataset / "towers", classes, steps, begin)
     return told
 
 
-def _fit(
-    kind: str, towers: Path, classes: Sequence[str], seen: Seen, new: Seen, steps: int, content: str, begin: Begin
-) -> Told:
-    """Fit the towers of one kind to what is `seen`, unless they lie there, and measure them by what is `new`."""
+def _fit(material: Material, towers: Path, classes: Sequence[str], steps: int, begin: Begin) -> Told:
+    """Fit the towers of one kind, unless they lie there."""
     told: Told = {}
+    kind, source = material.kind, ""
     teacher: Tower | None = None
-    source = ""
     for name in (TEACHER, *(name for name in SIZES if name != TEACHER)):
-        path, key = encoder_path(towers, name, kind), digest(f"{content} {kind} {SIZES[name]} {source}".encode())
+        path, key = encoder_path(towers, name, kind), digest(f"{material.content} {SIZES[name]} {source}".encode())
         if name in classes and not is_fitted(path, key, "tower"):
-            tower = sight.fit(kind, SIZES[name], seen, teacher, steps, begin(f"{name} {kind}", steps))
-            save_encoder(tower, path, {"class": name, "key": key, **sight.likeness(tower, new)})
+            tower = sight.fit(kind, SIZES[name], material.seen, teacher, steps, begin(f"{name} {kind}", steps))
+            save_encoder(tower, path, {"class": name, "key": key, **sight.likeness(tower, material.new)})
         if name == TEACHER and is_fitted(path, key, "tower"):
             teacher, source = load_encoder(path, kind), key
         if name in classes:

@@ -113,7 +113,8 @@ def test_pictures_that_are_missing_are_said(shop: Path, dataset: Path, tmp_path:
     with pytest.raises(ConfigError, match="no kind of tower 'sound'"):
         run("fit", shop, "--kinds", "text,sound")
     with pytest.raises(DataError, match="no pictures: convert it with --images, or pass --images"):
-        run("fit", dataset, "--kinds", "image")
+        run("fit", dataset, "--kinds", "text,image")
+    assert not encoder_path(dataset / "towers", "base", "text").exists()  # said before the first fit
     few = tmp_path / "few"
     few.mkdir()
     for item in load_catalogue(shop).items[:5]:
