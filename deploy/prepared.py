@@ -7,9 +7,10 @@ from pathlib import Path
 from common.catalogue import DATASET
 from common.config import DataSettings
 from common.datasets import Options, convert
+from common.datasets.folder import WITHOUT_PEOPLE
 from common.errors import DataError
 from common.features import BuiltinEncoder
-from common.files import digest
+from common.files import digest, read_json
 
 VARIABLE = "TESSERA_DATA"
 
@@ -18,7 +19,8 @@ def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Pa
     """Return the converted dataset's folder. Raises `DataError` that says where it was looked for.
 
     `data` is the dataset's own folder or the one that holds it; without it, TESSERA_DATA. The generated shop needs neither.
-    A conversion is found again by its settings and by the names, sizes and times of the raw files.
+    A conversion is found again by its settings and by the names, sizes and times of the raw files. What no filter applies to
+    may also be there converted.
     """
     source = Path("generated") if settings.kind == "shop" else _source(settings, data)
     if settings.kind == "converted":
@@ -26,6 +28,10 @@ def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Pa
             raise DataError(
                 f"{source} is not a converted dataset: convert it (tessera data convert), or name its kind in the config"
             )
+        return source
+    if settings.kind in WITHOUT_PEOPLE and (source / DATASET).is_file():
+        if read_json(source / DATASET).get("kind") != settings.kind:
+            raise DataError(f"{source} is a converted dataset, but not of the kind {settings.kind}")
         return source
     kept = settings.model_dump_json(exclude={"cold_items", "cold_users"})
     key = digest((kept + json.dumps(_listing(source))).encode())[:12]
