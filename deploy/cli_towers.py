@@ -17,7 +17,10 @@ app = typer.Typer(
 console = Console(highlight=False)
 READER = "reader"
 KINDS = (READER, "image", "text")
-FIT_EPILOG = "Example: tessera towers fit data/questions --classes tiny,small,base"
+FIT_EPILOG = (
+    "Examples: tessera towers fit data/questions --classes tiny,small,base   |   "
+    "tessera towers fit data/ml --classes tiny,base --kinds image,text"
+)
 TRANSFER_EPILOG = "Example: tessera towers transfer data/questions --classes tiny,base --task contrast"
 Classes = Annotated[str, typer.Option(help="Device classes, separated by commas.")]
 

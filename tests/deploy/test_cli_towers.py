@@ -2,15 +2,17 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from common.catalogue import load_catalogue
 from common.datasets import convert_shop
 from common.errors import ConfigError, DataError
-from common.towers.encoders import encoder_path
+from common.towers.encoders import encoder_path, load_encoder
 from common.towers.files import load_reader, read_about, tower_path
 from common.towers.towers import OUTPUT_DIM, SIZES
 from deploy import transfer
@@ -18,7 +20,7 @@ from deploy.cli_data import app as data
 from deploy.cli_towers import app
 from deploy.transfer import Carried, summary
 from server import distillation, sight, start
-from tests.pupils import pupils_dataset
+from tests.pupils import N_ITEMS, N_PUBLIC, pupils_dataset
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,18 @@ def test_a_small_tower_is_fitted_anew_once_there_is_a_large_one_to_derive_it_fro
         run("fit", shop, "--classes", classes, *chosen)
         keys.append(read_about(tiny, "tower")["key"])
     assert keys[0] == keys[1] != keys[2] == keys[3]
+
+
+def test_no_tower_sees_the_items_that_questions_keep_for_tests(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sight, "BATCH", 8)
+    catalogue, path, towers = load_catalogue(dataset), encoder_path(dataset / "towers", "tiny", "text"), []
+    for row in (N_ITEMS - 1, N_PUBLIC, N_PUBLIC - 1):
+        titles = (*catalogue.titles[:row], "quite another", *catalogue.titles[row + 1 :])
+        replace(catalogue, titles=titles).save(dataset)
+        run("fit", dataset, "--classes", "tiny", "--kinds", "text", "--steps", 20)
+        towers.append(torch.cat([tensor.flatten() for tensor in load_encoder(path, "text").state_dict().values()]))
+    assert torch.equal(towers[0], towers[1])
+    assert not torch.equal(towers[0], towers[2])
 
 
 def test_pictures_that_are_missing_are_said(shop: Path, dataset: Path, tmp_path: Path) -> None:
