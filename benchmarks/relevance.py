@@ -24,17 +24,29 @@ METHOD = "fedmosaic"
 
 def main(bench: Path, out: Path) -> dict[str, Any]:
     """Print and draw what a bench's runs say. Raises `DataError` when there is none."""
-    results = sorted(bench.glob(f"*/{METHOD}/seed*/result.json")) + sorted(bench.glob(f"{METHOD}/seed*/result.json"))
-    found = [read_json(path)["relevance"] for path in results]
+    found = {f"seed {result['seed']}": result["relevance"] for result in finished(bench)}
     if not found:
         raise DataError(f"{bench} holds no finished run of {METHOD}: tessera bench benchmarks/mosaic/static.yaml")
-    figures = {f"seed {number}": separation(one) for number, one in enumerate(found)}
+    figures = {seed: separation(one) for seed, one in found.items()}
     for seed, one in figures.items():
         print(seed, ", ".join(f"{name} {value:.2f}" for name, value in one.items()))
     matplotlib.use("agg")
     plt.rcParams.update(STYLE)
-    save(picture(found[0]), out / f"relevance-{bench.name}.png")
+    save(picture(next(iter(found.values()))), out / f"relevance-{bench.name}.png")
     return {"bench": bench.name, "relevance": figures}
+
+
+def finished(bench: Path) -> list[dict[str, Any]]:
+    """The results of the method with what was chosen for it, by seed; of settings that were only tried, none."""
+    found = []
+    for tried in (*bench.glob(f"{METHOD}/tried.json"), *sorted(bench.glob(f"*/{METHOD}/tried.json"))):
+        chosen = read_json(tried)["chosen"]
+        label = "".join(f"-{key.split('.')[-1]}={value}" for key, value in chosen.items())
+        results = [
+            read_json(path) for path in tried.parent.glob("seed*/result.json") if path.parent.name.endswith(label)
+        ]
+        found += sorted(results, key=lambda result: result["seed"])
+    return found
 
 
 def separation(relevance: dict[str, Any]) -> dict[str, float]:
