@@ -49,6 +49,10 @@ class Node(ABC):
             write_bytes(path, secrets.token_hex(8).encode(), PRIVATE)
         return int(path.read_text(), 16)
 
+    def noise_key(self, run: str) -> int:
+        """What this device's noise in a run is drawn from: of two runs it differs, or their difference would be free of it."""
+        return seeds.key("noise", "" if self.simulated else run, self.secret())
+
     def client(self, run: str) -> str:
         """This device's name in a run, which tells nothing and links no two runs."""
         return digest(f"{run if not self.simulated else ''} {self.secret()}".encode())[:16]

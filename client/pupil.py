@@ -103,7 +103,7 @@ class Pupil(Node):
             decayed = Signature(kept.get(DECAYED)).after(self._gradients(own, rows, lesson))
             more = {DECAYED: decayed.decayed} if decayed.decayed is not None else {}
             mask = kept_coordinates(size_of(last_layer(own.signer)), task.settings.seed)
-            signature = decayed.sanitised(mask, self.secret(), task.round)
+            signature = decayed.sanitised(mask, self.noise_key(task.run), task.round)
         own.adapted.keep(private, task, client, more)
         modules: dict[str, Contribution] = {}
         if method.uploads:
@@ -125,7 +125,7 @@ class Pupil(Node):
         model = own.adapted.model
         own.adapted.take_up(self.private(task.run), task.round + 1, self.client(task.run))
         method.prepare(model)
-        learnt = own.bank(torch.arange(len(own.train)), own.adapted.sight)
+        learnt = own.bank(_seen(own.train, task.settings.mosaic, task.round, task.settings.rounds), own.adapted.sight)
         sums = Sums({"evaluated": 1.0, "nonfinite": 0.0})
         for name, asked in own.tests.items():
             sums += _score("before", name, method.logits(model, learnt, asked), asked, own.adapted.mark)

@@ -192,7 +192,7 @@ class TowerView:
         decayed = Signature(self._kept.get(SIGNATURE)).after(asked[None])
         mask = kept_coordinates(len(asked), self.task.settings.seed)
         kept = {} if decayed.decayed is None else {SIGNATURE: decayed.decayed}
-        return decayed.sanitised(mask, self.node.secret(), self.task.round), kept
+        return decayed.sanitised(mask, self.node.noise_key(self.task.run), self.task.round), kept
 
 
 @lru_cache(maxsize=CACHED)

@@ -52,7 +52,10 @@ def shared_space(image: Tensor, text: Tensor, rows: Tensor) -> Space:
 
 
 def signs() -> Tensor:
-    """Where the signs lie in every shared space: fixed orthonormal directions, [n_signs, SPACE_DIM]."""
+    """Where the signs lie when readers are fitted: fixed orthonormal directions, [n_signs, SPACE_DIM].
+
+    A benchmark's codebook draws directions of its own, signs included: what a word is answered by is learnt from questions.
+    """
     return orthonormal(seeds.key("questions", "words"), len(SIGNS), SPACE_DIM)
 
 
