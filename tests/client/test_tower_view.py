@@ -110,7 +110,7 @@ def test_one_round_does_to_the_tower_what_autograd_through_everything_does(
     assert len(found) > 20
     for name, one in model.named_parameters():
         if one.requires_grad and one.grad is not None:
-            torch.testing.assert_close(found[name], one.grad / len(known), rtol=1e-3, atol=1e-7)
+            torch.testing.assert_close(found[name], one.grad / len(known), rtol=1e-3, atol=2e-6)
     model.zero_grad()
 
 

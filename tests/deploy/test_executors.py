@@ -245,7 +245,7 @@ def test_people_can_be_served_while_and_after_a_round_dies(tmp_path: Path) -> No
     before = personal.recommend("person-0", 5)
     # The next round's views arrive, and the device dies before it has trained.
     later = replace(personal.task, kind="train", round=personal.task.round + 1, tensors=content_hash(personal.sent))
-    Device(job.devices[0])._hold(later, personal.sent)
+    Device(job.devices[0]).hold(later, personal.sent)
     assert Personal.open(job.devices[0]).recommend("person-0", 5) == before
 
 

@@ -343,6 +343,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path, dataset: Path, u
     assert_bitwise(undisturbed, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, dataset: Path, undisturbed: Path) -> None:
     done = kill_after(pupils_job(dataset, tmp_path / "run", **RESUMED), n_rounds=3)
     assert 3 <= done < 5
@@ -350,6 +351,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, dataset: Path, undistu
     assert_bitwise(undisturbed, tmp_path / "run")
 
 
+@pytest.mark.slow  # Ray is held to inline in test_executors too
 def test_ray_equals_inline(tmp_path: Path, dataset: Path) -> None:
     three = {"mosaic": {"classes": ["tiny", "small", "base"]}, "rounds": 2, "evaluation": {"every": 2}}
     inline.execute(pupils_job(dataset, tmp_path / "inline", **three), silent)
