@@ -14,10 +14,8 @@ from client.pupil import DECAYED, QUESTIONS, Pupil
 from client.regimes import METHODS, Lesson
 from client.signature import LIMIT, NOISE
 from client.store import Store
-from common.config import DataSettings
 from common.contributions import MODULE, Contribution
 from common.errors import DataError, RunError
-from common.files import write_json
 from common.protocol import Task, Update, array_bytes
 from common.questions import Questions
 from common.regimes import REGIMES
@@ -28,7 +26,6 @@ from common.towers.towers import OUTPUT_DIM
 from deploy import inline, simulate
 from deploy.inline import InlineGrid
 from deploy.job import Job
-from deploy.prepared import prepared_dataset
 from deploy.pupils import align
 from deploy.train import train
 from server.checkpoint import read_metrics
@@ -284,16 +281,6 @@ def test_a_device_with_another_tower_or_start_is_named_before_the_first_round(
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(RunError, match=r"2 nodes answered to census, 3 must: node 2 returned .* has a tower 'small-"):
         inline.execute(job, silent)
-
-
-def test_questions_may_be_raw_or_converted(tmp_path: Path) -> None:
-    wanted = DataSettings(folder="ours", kind="questions")
-    write_json(tmp_path / "ours" / "dataset.json", {"kind": "questions"})
-    for data in (tmp_path, tmp_path / "ours"):
-        assert prepared_dataset(wanted, data, tmp_path / "prepared") == tmp_path / "ours"
-    write_json(tmp_path / "ours" / "dataset.json", {"kind": "movielens"})
-    with pytest.raises(DataError, match="ours is a converted dataset, but not of the kind questions"):
-        prepared_dataset(wanted, tmp_path, tmp_path / "prepared")
 
 
 def test_a_run_of_other_classes_leaves_the_start_of_this_one_alone(tmp_path: Path, dataset: Path) -> None:
