@@ -46,10 +46,10 @@ def deal_questions(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, ...]:
     clients = sorted((dataset / QUESTIONS).glob("client-*"))
     if len(clients) < n_nodes:
         raise DataError(f"{dataset} has questions for {len(clients)} devices, not {n_nodes}")
-    folders = []
+    catalogue, folders = load_catalogue(dataset, modalities=False), []
     for node, client in enumerate(clients[:n_nodes]):
         folder = out / f"node-{node}"
-        save_items(load_catalogue(dataset, modalities=False), folder)
+        save_items(catalogue, folder)
         asked = folder / QUESTIONS
         shutil.copytree(client, asked)
         shutil.copy(dataset / QUESTIONS / "codebook.safetensors", asked)

@@ -1,6 +1,7 @@
 """Fit the towers of a dataset: from the largest class to the smaller ones that are derived from it."""
 
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,7 @@ def fit_towers(dataset: Path, classes: Sequence[str], steps: int, begin: Begin) 
     refuse_unknown("device class", classes, SIZES)
     catalogue = load_catalogue(dataset)
     eyes, rows = eyes_of(catalogue), public_rows(dataset, catalogue)
-    world = Pretext.of(eyes.image, eyes.text, rows)
-    asked = world.about(held_out(catalogue, rows))
+    world = cache(lambda: Pretext.of(eyes.image, eyes.text, rows))  # seconds, for nothing where all fits are there
     told: dict[str, dict[str, Any]] = {}
     teacher: Reader | None = None
     names = ("BATCH", "RATE", "TOWARDS", "HIDDEN", "LOST", "LOST_DERIVED", "N_BLOCKS")
@@ -46,8 +46,9 @@ def fit_towers(dataset: Path, classes: Sequence[str], steps: int, begin: Begin) 
     for name in (TEACHER, *(name for name in SIZES if name in classes and name != TEACHER)):
         path, key = tower_path(dataset, name), digest(f"{content} {name} {SIZES[name]}".encode())
         if not is_fitted(path, key):
-            reader = distillation.fit(SIZES[name], world, eyes, teacher, steps, begin(name, steps))
-            about = {"class": name, "key": key, "accuracy": distillation.accuracy(reader, asked, eyes)}
+            reader = distillation.fit(SIZES[name], world(), eyes, teacher, steps, begin(name, steps))
+            right = distillation.accuracy(reader, world().about(held_out(catalogue, rows)), eyes)
+            about = {"class": name, "key": key, "accuracy": right}
             save_reader(reader, path, about)
         told[name] = read_about(path)
         teacher = load_reader(path) if name == TEACHER else teacher
@@ -61,8 +62,7 @@ def ensure_towers(dataset: Path, settings: Settings, tell: Callable[[str], None]
         tell(f"fitting the tower {name!r} on the catalogue, {steps} steps: minutes, once for this dataset")
         return lambda: None
 
-    if settings.strategy != "fedvlr":
-        fit_towers(dataset, settings.mosaic.classes, distillation.STEPS, begin)
+    fit_towers(dataset, settings.mosaic.classes, distillation.STEPS, begin)
 
 
 def refuse_unknown(what: str, asked: Sequence[str], known: Collection[str]) -> None:

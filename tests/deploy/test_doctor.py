@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 import deploy.certificates
-from common.datasets.shop import write_shop
 from deploy.certificates import Certificates, make_certificates, make_node_key
 from deploy.doctor import Finding, Level, examine
 from deploy.doctor.device import check_device
@@ -76,13 +75,6 @@ def server(tmp_path: Path) -> Server:
     make_certificates(made.folder, ["server.example"], 365)
     made.save()
     return made
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shop"
-    write_shop(folder, n_items=80, n_users=8)
-    return folder
 
 
 @pytest.fixture

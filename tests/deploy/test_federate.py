@@ -17,7 +17,6 @@ import yaml
 from typer.testing import CliRunner
 
 from common.config import Settings
-from common.datasets.shop import write_shop
 from common.errors import RunError
 from deploy.certificates import CertificateError, make_certificates, make_node_key
 from deploy.cli_federate import app
@@ -59,13 +58,6 @@ def none_left(folder: Path) -> bool:
             return True
         time.sleep(0.1)
     return False
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shop"
-    write_shop(folder, n_items=80, n_users=8)
-    return folder
 
 
 @pytest.fixture
