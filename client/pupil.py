@@ -19,7 +19,7 @@ from client.adapters.pq_lora import GLOBAL, LOCAL
 from client.answers import Bank
 from client.node import Node
 from client.regimes import METHODS, Lesson, Method, answer
-from client.signature import Signature, last_layer_gradient
+from client.signature import last_layer_gradient, sign
 from common import seeds
 from common.catalogue import load_catalogue
 from common.compute import resolve_device
@@ -30,10 +30,9 @@ from common.metrics import Sums
 from common.protocol import Task, Tensors, Update
 from common.questions import NOTHING, Codebook, Questions, concatenate
 from common.regimes import REGIMES
-from common.signatures import kept_coordinates
 from common.towers.files import load_reader
 from common.towers.reader import Reader
-from common.towers.starts import last_layer, size_of
+from common.towers.starts import last_layer
 
 QUESTIONS = "questions"
 EVERY = 10
@@ -42,7 +41,6 @@ SHARE_OF_OTHERS = 0.25
 """How many of another client's tests are asked: all of them would cost nine times as much as one's own."""
 HELD_OUT = 0.1
 """Share of a device's own training questions that it never learns from: what settings are chosen on."""
-DECAYED = "signature"
 CACHED = 16
 
 
@@ -100,10 +98,8 @@ class Pupil(Node):
         sums = {"users": 1.0, "loss": loss, "nonfinite": float(not torch.tensor(loss).isfinite())}
         signature, more = torch.zeros(0), dict[str, Tensor]()
         if REGIMES[mosaic.regime].shares == "relevant":
-            decayed = Signature(kept.get(DECAYED)).after(self._gradients(own, rows, lesson))
-            more = {DECAYED: decayed.decayed} if decayed.decayed is not None else {}
-            mask = kept_coordinates(size_of(last_layer(own.signer)), task.settings.seed)
-            signature = decayed.sanitised(mask, self.noise_key(task.run), task.round)
+            gradients = self._gradients(own, rows, lesson)
+            signature, more = sign(kept, gradients, task.settings.seed, self.noise_key(task.run), task.round)
         own.adapted.keep(private, task, client, more)
         modules: dict[str, Contribution] = {}
         if method.uploads:

@@ -4,13 +4,17 @@ Similar tasks pull the same frozen model the same way, so cosines of signatures 
 averaged over the batches of a round, decayed over rounds, clipped, noised, and only a part of its coordinates is sent.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from common import seeds
+from common.signatures import kept_coordinates
 
+DECAYED = "signature"
+"""What the decayed gradient is called among a device's private tensors."""
 DECAY = 0.5
 """Weight of the newest round."""
 LIMIT = 1.0
@@ -41,6 +45,18 @@ class Signature:
         noise = seeds.normal(seeds.key("signature-noise", secret, round), torch.arange(len(clipped)))
         noised: Tensor = clipped + NOISE * noise.to(clipped)
         return noised[mask]
+
+
+def sign(
+    kept: Mapping[str, Tensor], gradients: Tensor, seed: int, noise_key: int, round: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The signature that leaves after a round with `gradients` [n_batches, size], and what of it stays, from what was `kept`.
+
+    `seed` is the run's: it draws which coordinates all clients send.
+    """
+    now = Signature(kept.get(DECAYED)).after(gradients)
+    sent = now.sanitised(kept_coordinates(gradients.shape[1], seed), noise_key, round)
+    return sent, {} if now.decayed is None else {DECAYED: now.decayed}
 
 
 def last_layer_gradient(loss: Tensor, last_layer: nn.Module) -> Tensor:

@@ -23,7 +23,7 @@ from client.adapters.attach import activate, receive
 from client.adapters.pq_lora import LOCAL
 from client.node import Node
 from client.regimes import METHODS
-from client.signature import Signature, last_layer_gradient
+from client.signature import last_layer_gradient, sign
 from common.catalogue import load_catalogue
 from common.compute import resolve_device
 from common.config import LocalSettings, MosaicSettings
@@ -32,7 +32,6 @@ from common.errors import DataError
 from common.protocol import VIEWS, Task, Tensors, Update
 from common.questions import PICTURE, TEXT
 from common.regimes import REGIMES
-from common.signatures import kept_coordinates
 from common.towers.files import load_reader
 from common.towers.reader import Reader, instructions
 from common.towers.starts import last_layer
@@ -41,7 +40,6 @@ INSTRUCTION = "describe the picture and the text"
 """Words that readers know from their fit, whose task of that kind is to say what is shown, as a vector."""
 OWNER = "device"
 """The adapter is of no single person."""
-SIGNATURE = "signature"
 SHOWN_AT_ONCE = 1024
 CACHED = 16
 
@@ -189,10 +187,9 @@ class TowerView:
         """The signature that leaves, and what of it is kept: the same gradient, had it met the small tower's view."""
         layer = self.gear.layer
         asked = last_layer_gradient((gradient * sized(layer(self.gear.given), size)).sum(), layer)
-        decayed = Signature(self._kept.get(SIGNATURE)).after(asked[None])
-        mask = kept_coordinates(len(asked), self.task.settings.seed)
-        kept = {} if decayed.decayed is None else {SIGNATURE: decayed.decayed}
-        return decayed.sanitised(mask, self.node.noise_key(self.task.run), self.task.round), kept
+        return sign(
+            self._kept, asked[None], self.task.settings.seed, self.node.noise_key(self.task.run), self.task.round
+        )
 
 
 @lru_cache(maxsize=CACHED)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from client.app import app
-from client.pupil import DECAYED, QUESTIONS, Pupil
+from client.pupil import QUESTIONS, Pupil
 from client.regimes import METHODS, Lesson
-from client.signature import LIMIT, NOISE
+from client.signature import DECAYED, LIMIT, NOISE
 from client.store import Store
 from common.contributions import MODULE, Contribution
 from common.errors import DataError, RunError
