@@ -129,7 +129,6 @@ class Catalogue:
         save_items(self, folder)
         for name, features in self.features.items():
             tensors = {"features": torch.from_numpy(features.values), "present": torch.from_numpy(features.present)}
-            # One key only: safetensors writes several in random order, and the same features should be the same file.
             write_tensors(folder / FEATURES / f"{name}.safetensors", tensors, {"encoder": features.encoder})
 
 

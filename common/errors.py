@@ -13,6 +13,14 @@ class DataError(TesseraError):
     """A dataset, a device's folder or a private state cannot be used as it is."""
 
 
+class DamagedError(DataError):
+    """A file does not hold what was once written to it."""
+
+
+class StorageError(TesseraError):
+    """A file cannot be written; what was there before is whole."""
+
+
 class RoundAbandoned(TesseraError):
     """Too little came back in a round to learn from; the run goes on with the next."""
 

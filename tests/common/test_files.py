@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from common.errors import DataError
-from common.files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from common.errors import DamagedError, DataError, StorageError
+from common.files import read_json, read_tensors, storing, sweep, write_bytes, write_json, write_tensors
 
 ROOT = Path(__file__).parent.parent.parent
 KILLS = 25
@@ -71,7 +72,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in (0, 4, 8, 60, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(DataError, match=r"state\.safetensors is truncated or not a safetensors file"):
+        with pytest.raises(DamagedError, match=r"state\.safetensors is truncated or not a safetensors file"):
             read_tensors(path)
 
 
@@ -81,6 +82,55 @@ def test_a_foreign_file_is_named(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"state\.safetensors is truncated or not a safetensors file"):
         read_tensors(path)
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    tensors = {"a": torch.randn(4, 3), "b": torch.randn(5).bfloat16()}
+    write_tensors(path, tensors, {"users": "ann", "round": "3"})
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 7):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            found, metadata = read_tensors(path)
+        except DamagedError:
+            continue
+        # It hit the seal's own name, or a blank between two fields.
+        assert metadata.items() >= {"users": "ann", "round": "3"}.items()
+        assert all(torch.equal(found[name], value) for name, value in tensors.items())
+
+
+def test_a_file_of_another_program_has_no_seal_and_is_read(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "state.safetensors", {"by": "another"})
+    tensors, metadata = read_tensors(tmp_path / "state.safetensors")
+    assert (tensors["a"].tolist(), metadata) == ([1, 1], {"by": "another"})
+
+
+def test_the_same_content_is_the_same_file(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_tensors(tmp_path / name, {"b": torch.ones(3), "a": torch.zeros(2)}, {"x": "1", "y": "2", "z": "3"})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_what_cannot_be_written_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file/state cannot be written: File exists; mend the disk"):
+        write_bytes(tmp_path / "file" / "state", b"")
+    with (
+        pytest.raises(StorageError, match=r"state cannot be written: No space left on device; make room"),
+        storing(tmp_path / "state"),
+        open("/dev/full", "w") as full,  # noqa: PTH123
+    ):
+        full.write("x")
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / ".state.1a2b3c4d.tmp").touch()
+    write_bytes(tmp_path / "state", b"whole")
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "state"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
