@@ -87,7 +87,6 @@ class Questions:
     def save(self, path: Path) -> None:
         """Write the questions as safetensors, atomically."""
         tensors = {"tasks": self.tasks, "pieces": self.pieces, "choices": self.choices, "answers": self.answers}
-        # One key only: safetensors writes several in random order, and the same questions should be the same file.
         write_tensors(path, tensors, {"tasks": json.dumps(dict(zip(self.names, self.instructions, strict=True)))})
 
     @staticmethod

@@ -62,7 +62,6 @@ def save_encoder(tower: ImageTower | TextTower, path: Path, about: dict[str, Any
     """Write a tower, atomically, with what is told `about` its fit."""
     kind = next(kind for kind, made in KINDS.items() if isinstance(tower, made))
     told = about | {"kind": kind, "width": tower.positions.shape[1], "depth": len(tower.layers)}
-    # One key only: safetensors writes several in random order, and the same tower should be the same file.
     write_tensors(path, tower.state_dict(), {"tower": json.dumps(told)})
 
 

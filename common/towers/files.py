@@ -19,7 +19,6 @@ def save_reader(reader: Reader, path: Path, about: dict[str, Any]) -> None:
     """Write a reader, atomically, with what is told `about` its fit."""
     width, depth = reader.positions.shape[1], len(reader.layers)
     told = about | {"width": width, "depth": depth, "eyes": [eye.in_features for eye in reader.eyes]}
-    # One key only: safetensors writes several in random order, and the same reader should be the same file.
     write_tensors(path, reader.state_dict(), {"reader": json.dumps(told)})
 
 
