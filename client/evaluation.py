@@ -94,7 +94,8 @@ def _degenerate(scores: Tensor, scores_at_test: Tensor, candidates: Tensor, acti
     """Count users whose scores are all the same, where there is a history to tell items apart by, or not finite."""
     high = scores.masked_fill(~candidates, -torch.inf).amax(1)
     low = scores.masked_fill(~candidates, torch.inf).amin(1)
-    finite = torch.isfinite(scores).all(1) & torch.isfinite(scores_at_test).all(1)
+    largest = torch.maximum(scores.abs().amax(1), scores_at_test.abs().amax(1))  # nan and infinity survive both
+    finite = torch.isfinite(largest)
     constant = active & finite & (high == low) & (candidates.sum(1) > 1)
     return {"evaluated": float(len(scores)), "constant": float(constant.sum()), "nonfinite": float((~finite).sum())}
 
