@@ -13,26 +13,27 @@ from client.app import device_app
 from common.errors import RunError
 from deploy.environment import quieten
 from deploy.job import Job, Report
+from deploy.shelf import Shelving
 from server.app import serve
 
 
 def execute(job: Job, report: Report) -> None:
     """Run a job on a Ray of this machine's own, bound to loopback."""
     quieten(job.run_dir / "flower")
-    app = ServerApp()
+    app, devices = ServerApp(), job.devices[0].parent
     failures: list[BaseException] = []
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            serve(grid, job.settings, job.catalogue, job.run_dir, job.resume, report)
+            serve(Shelving(grid, devices), job.settings, job.catalogue, job.run_dir, job.resume, report)
         except BaseException as error:
             failures.append(error)
             raise
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     try:
-        run_simulation(app, device_app(job.devices[0].parent), len(job.devices), backend_config=_backend(job))
+        run_simulation(app, device_app(devices), len(job.devices), backend_config=_backend(job))
     except BaseException as error:
         raise failures[0] if failures else RunError(f"Ray could not run the simulation: {error}") from None
     if failures:
