@@ -5,8 +5,10 @@ private/RUN/run.json        the run's settings, and which tensors belong to the 
 secret                      a number that nobody else knows, drawn on first use
 """
 
+import os
 import secrets
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 
 from common import seeds
@@ -19,6 +21,11 @@ NOTE = "run.json"
 
 class TensorsMissing(Exception):
     """The device does not hold the tensors its task names: the server has to send them again."""
+
+
+def shelf(devices: Path) -> Path:
+    """Where simulated nodes, whose folders lie side by side in `devices`, find the tensors that were sent to them."""
+    return devices / "views"
 
 
 class Node(ABC):
@@ -63,14 +70,23 @@ class Node(ABC):
             return {}
         path = self.views / f"{task.tensors}.safetensors"
         if tensors is None:
+            if self.simulated:
+                self._take(path)
             try:
                 return read_tensors(path)[0]
             except DataError:
+                path.unlink(missing_ok=True)  # a damaged file is in the way of a whole one
                 raise TensorsMissing(task.tensors) from None
         if content_hash(tensors) != task.tensors:
             raise DataError("the tensors that came are not those the task names")
         write_tensors(path, tensors)
         return tensors
+
+    def _take(self, path: Path) -> None:
+        """Link a file of the shelf to `path`, if it is there and not here: so it stays for as long as this node needs it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError, FileExistsError):
+            os.link(shelf(self.folder.parent) / path.name, path)
 
     def conclude(self, task: Task) -> None:
         """Note which tensors belong to the state that `task` left, and drop those that no run's last state needs."""
