@@ -1,6 +1,6 @@
 """A device's folder as every kind of work finds it: the tensors it holds, its private states, and its name in a run.
 
-views/HASH.safetensors      the tensors last received
+views/HASH.safetensors      the tensors last received; a simulated device's are links to what it shares with its neighbours
 private/RUN/run.json        the run's settings, and which tensors belong to the last state
 secret                      a number that nobody else knows, drawn on first use
 """
