@@ -233,9 +233,42 @@ class FederationSettings(_Settings):
     nodes: Positive = 1
     timeout: Step = 600.0
     """Seconds a round may take; whoever has not answered by then is left out."""
+    participants: Natural = 0
+    """Nodes whose training a round needs, drawn anew each round; 0 asks all."""
+    over_selection: Amount = 0.0
+    """How many more are asked, as a share of `participants`; the round closes with the first to answer, the rest are late."""
     min_nodes: Positive = 1
-    """A round that fewer nodes answered is abandoned, and the run fails."""
+    """A round that fewer nodes answered is abandoned; the run fails after three such rounds in a row."""
+    min_fraction: Share = 0.0
+    """The same as a share of `participants`, or of `nodes` where all are asked."""
+    largest_gradient: Amount = 0.0
+    """A node's update is dropped whose gradients, divided by its weight, have a larger Euclidean norm; 0 takes any."""
     checkpoint_every: Positive = 1
+
+    @model_validator(mode="after")
+    def _of_those_drawn(self) -> "FederationSettings":
+        if self.over_selection and not self.participants:
+            raise ValueError("over_selection is a share of participants: set participants too")
+        return self
+
+    @property
+    def asked(self) -> int:
+        """Nodes that are asked to train in a round."""
+        return math.ceil(self.participants * (1 + self.over_selection)) if self.participants else self.nodes
+
+    @property
+    def least(self) -> int:
+        """Nodes that must answer a round."""
+        return max(self.min_nodes, math.ceil(self.min_fraction * (self.participants or self.nodes)))
+
+
+class SimulationSettings(_Settings):
+    """Where simulated nodes run: with the Ray executor, workers of one CPU each."""
+
+    address: str = ""
+    """Address of a Ray cluster that is there; without it RAY_ADDRESS, and without that a Ray of the run's own on loopback."""
+    gpus: Fraction | None = None
+    """Share of a GPU that a worker takes; by default the one of this machine is shared by as many as it has CPUs."""
 
 
 class Settings(_Settings):
@@ -258,6 +291,7 @@ class Settings(_Settings):
     privacy: PrivacySettings = PrivacySettings()
     mosaic: MosaicSettings = MosaicSettings()
     federation: FederationSettings = FederationSettings()
+    simulation: SimulationSettings = SimulationSettings()
 
     @property
     def asks_questions(self) -> bool:

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from client.app import device_app
+from common.config import Settings
 from common.errors import RunError
 from deploy.environment import quieten
 from deploy.job import Job, Report
@@ -18,7 +19,7 @@ from server.app import serve
 
 
 def execute(job: Job, report: Report) -> None:
-    """Run a job on a Ray of this machine's own, bound to loopback."""
+    """Run a job on a Ray cluster, or else on a Ray of the run's own, bound to loopback."""
     quieten(job.run_dir / "flower")
     app, devices = ServerApp(), job.devices[0].parent
     failures: list[BaseException] = []
@@ -33,22 +34,19 @@ def execute(job: Job, report: Report) -> None:
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     try:
-        run_simulation(app, device_app(devices), len(job.devices), backend_config=_backend(job))
+        run_simulation(app, device_app(devices), len(job.devices), backend_config=_backend(job.settings))
     except BaseException as error:
         raise failures[0] if failures else RunError(f"Ray could not run the simulation: {error}") from None
     if failures:
         raise failures[0]
 
 
-def _backend(job: Job) -> dict[str, Any]:
-    """One CPU a worker; a GPU, where there is one and it is wanted, is shared among as many as there are CPUs."""
-    shared = torch.cuda.is_available() and job.settings.device != "cpu"
-    return {
-        "init_args": {
-            "_node_ip_address": "127.0.0.1",
-            "include_dashboard": False,
-            "log_to_driver": False,
-            "logging_level": logging.ERROR,
-        },
-        "client_resources": {"num_cpus": 1, "num_gpus": 1 / (os.cpu_count() or 1) if shared else 0.0},
-    }
+def _backend(settings: Settings) -> dict[str, Any]:
+    """A worker has one CPU, and its share of a GPU where there is one and it is wanted."""
+    wanted, here = settings.simulation, torch.cuda.is_available() and settings.device != "cpu"
+    address = wanted.address or os.environ.get("RAY_ADDRESS", "")
+    # "local" is never the Ray that a run which died has left a note of.
+    where = {"address": address} if address else {"address": "local", "_node_ip_address": "127.0.0.1"}
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    gpus = wanted.gpus or (1 / (os.cpu_count() or 1) if here else 0.0)
+    return {"init_args": where | quiet, "client_resources": {"num_cpus": 1, "num_gpus": gpus}}

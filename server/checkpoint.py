@@ -23,7 +23,7 @@ log = logging.getLogger("tessera.server")
 KEPT = 3
 Report = Callable[[dict[str, Any]], None]
 """Called with each line of a run's metrics as it is written."""
-MAY_CHANGE = frozenset({"rounds", "device", "federation"})
+MAY_CHANGE = frozenset({"rounds", "device", "federation", "simulation"})
 
 
 @dataclass
