@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 # The torch this was tested with. Another build (CPU only, another CUDA) is one variable away.
 TORCH ?= torch==2.13.0
 
-.PHONY: setup demo test test-all lint clean
+.PHONY: setup demo test test-docker test-all lint clean
 
 setup: $(INSTALLED)
 
@@ -20,7 +20,11 @@ demo: setup
 	$(TESSERA) demo
 
 test: setup
-	$(VENV)/bin/python -m pytest -m 'not slow'
+	$(VENV)/bin/python -m pytest -m 'not docker and not slow'
+
+# Builds the image and runs docker-compose.yml; says so where no Docker engine answers.
+test-docker: setup
+	$(VENV)/bin/python -m pytest -m docker -rs
 
 test-all: setup
 	$(VENV)/bin/python -m pytest

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from common.catalogue import load_catalogue, save_items
+from common.catalogue import Catalogue, load_catalogue, save_items
 from common.config import Settings
-from common.interactions import assign, load_interactions
+from common.interactions import Interactions, assign, load_interactions
 from server.checkpoint import Report
 
-__all__ = ["Executor", "Job", "Report", "deal", "device_folders"]
+__all__ = ["Executor", "Job", "Report", "deal", "deal_share", "device_folders"]
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,22 @@ def deal(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, ...]:
     """Deal a dataset's users out to `n_nodes` device folders below `out`: their own events and the items' titles only."""
     catalogue = load_catalogue(dataset, modalities=False)
     interactions = load_interactions(dataset, len(catalogue))
-    folders = []
-    for node, rows in enumerate(assign(interactions.users, n_nodes)):
-        folder = out / f"node-{node}"
-        save_items(catalogue, folder)
-        interactions.take(rows).save(folder)
-        folders.append(folder)
-    return tuple(folders)
+    folders = tuple(device_folders(out, n_nodes))
+    for folder, rows in zip(folders, assign(interactions.users, n_nodes), strict=True):
+        _hand_out(catalogue, interactions.take(rows), folder)
+    return folders
+
+
+def deal_share(dataset: Path, folder: Path, node: int, n_nodes: int) -> None:
+    """Deal to one device folder what `deal` would give node `node` of `n_nodes`."""
+    catalogue = load_catalogue(dataset, modalities=False)
+    interactions = load_interactions(dataset, len(catalogue))
+    _hand_out(catalogue, interactions.take(assign(interactions.users, n_nodes)[node]), folder)
+
+
+def _hand_out(catalogue: Catalogue, own: Interactions, folder: Path) -> None:
+    save_items(catalogue, folder)
+    own.save(folder)
 
 
 def device_folders(out: Path, n_nodes: int) -> Sequence[Path]:

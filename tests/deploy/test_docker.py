@@ -1,0 +1,180 @@
+"""docker-compose.yml with a real engine: from a fresh copy to a result, and what is lost when containers are killed."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from common.files import read_json
+from server.checkpoint import read_metrics
+
+pytestmark = pytest.mark.docker
+ROOT = Path(__file__).parents[2]
+SOURCES = ("benchmarks", "client", "common", "deploy", "server", ".dockerignore", "docker-compose.yml")
+SOURCES += ("docker-compose.cuda.yml", "LICENSE", "pyproject.toml")
+OWNER = 1234
+"""Who owns the copy where root runs the test: neither root nor the image's own user."""
+CONFIG = """\
+name: test
+data: {folder: shop, kind: shop}
+views: {operators: [], dim: 16, id_dim: 16}
+evaluation: {every: 100}
+rounds: """
+PEOPLE = "import polars; print(*sorted(set(polars.read_parquet('/device/interactions.parquet')['user'])))"
+SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The containers of one copy of the repository."""
+
+    folder: Path
+    project: str
+    program: tuple[str, ...]
+
+    def compose(self, *arguments: str, run: str = "first", expect: int = 0) -> str:
+        """Run a command of compose for a run; return what it said. It must exit with `expect`."""
+        command = [*self.program, "--project-name", self.project, *arguments]
+        environment = os.environ | {"CONFIG": "benchmarks/test.yaml", "RUN": run}
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=2 * SECONDS
+        )
+        assert done.returncode == expect, (done.stdout + done.stderr)[-5000:]
+        return done.stdout + done.stderr
+
+    def configure(self, rounds: int) -> None:
+        """Set how many rounds a run has."""
+        (self.folder / "benchmarks" / "test.yaml").write_text(f"{CONFIG}{rounds}\n")
+
+    def rounds(self, run: str) -> list[dict[str, Any]]:
+        """The rounds that a run has reported."""
+        return [line for line in read_metrics(self.folder / "runs" / run) if line["kind"] == "round"]
+
+    def containers(self, service: str) -> list[str]:
+        """Ids of a service's containers."""
+        labels = {"project": self.project, "service": service}
+        filters = [f"--filter=label=com.docker.compose.{name}={value}" for name, value in labels.items()]
+        return docker("ps", "--all", "--quiet", "--no-trunc", *filters).split()
+
+
+def docker(*arguments: str) -> str:
+    """What docker answers."""
+    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True, timeout=SECONDS).stdout
+
+
+def compose_program() -> tuple[str, ...]:
+    """Docker Compose or docker-compose; skips, with the reason, where there is no engine or neither of them."""
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        pytest.skip("no Docker engine answers: `docker info` fails")
+    for program in (("docker", "compose"), ("docker-compose",)):
+        if shutil.which(program[0]) and not subprocess.run([*program, "version"], capture_output=True).returncode:
+            return program
+    pytest.skip("neither `docker compose` nor docker-compose is installed")
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {SECONDS:g} s: {what}"
+        time.sleep(1.0)
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    program = compose_program()
+    folder = tmp_path_factory.mktemp("copy") / "tessera"
+    folder.mkdir()
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    if os.geteuid() == 0:
+        subprocess.run(["chown", "--recursive", f"{OWNER}:{OWNER}", str(folder)], check=True)
+    made = Federation(folder, f"tessera-{uuid4().hex[:8]}", program)
+    try:
+        yield made
+    finally:
+        made.compose("down", "--volumes", "--timeout", "5")
+        assert not docker("volume", "ls", "--quiet", f"--filter=label=com.docker.compose.project={made.project}")
+
+
+def test_a_fresh_copy_trains_and_exits_with_the_status_of_the_run(federation: Federation) -> None:
+    federation.configure(rounds=2)
+    said = federation.compose("up", "--build", "--exit-code-from", "train", "--scale", "client=2")
+    assert "popularity" in said
+    run = federation.folder / "runs" / "first"
+    assert [line["round"] for line in federation.rounds("first")] == [1, 2]
+    assert {line["nodes"] for line in federation.rounds("first")} == {2}
+    assert read_json(run / "status.json")["state"] == "completed"
+    assert "popularity" in (run / "report.txt").read_text()
+    owner = federation.folder.stat().st_uid
+    written = {path.stat().st_uid for path in (run.parent, *run.rglob("*"))}
+    assert written == {owner} or owner == 0, "who started it can read and remove what it left"
+
+
+def test_killed_containers_come_back_and_the_run_goes_on(federation: Federation) -> None:
+    federation.configure(rounds=60)
+    federation.compose("up", "--detach", run="second")  # three clients now: people are dealt out anew
+    until(lambda: any(line["nodes"] == 3 for line in federation.rounds("second")), "a round of three clients")
+    clients = federation.containers("client")
+    keys = [docker("exec", client, "cat", "/device/node.key.pub") for client in clients]
+    check_privacy(clients, keys)
+    check_users([*clients, *federation.containers("server"), *federation.containers("train")])
+    check_client_comes_back(federation, clients[0])
+    check_server_comes_back(federation)
+    assert [docker("exec", client, "cat", "/device/node.key.pub") for client in clients] == keys
+
+
+def check_privacy(clients: list[str], keys: list[str]) -> None:
+    """Each client has a key and people of its own, and of the server what is public."""
+    assert len(set(keys)) == len(clients)
+    people = Counter(user for client in clients for user in docker("exec", client, "python", "-c", PEOPLE).split())
+    assert len(people) == 500
+    assert set(people.values()) == {1}, "nobody is on two devices"
+    for client in clients:
+        mounts = {mount["Destination"] for mount in json.loads(docker("inspect", client))[0]["Mounts"]}
+        assert mounts == {"/device", "/published", "/enrolment", "/data"}
+
+
+def check_users(containers: list[str]) -> None:
+    """No process but the init of a container runs as root, and none has more rights than that needs."""
+    for container in containers:
+        rows = docker("top", container, "-eo", "uid,comm").splitlines()[1:]
+        assert all(uid != "0" or name in ("docker-init", "tini") for uid, name in map(str.split, rows)), rows
+
+
+def check_client_comes_back(federation: Federation, client: str) -> None:
+    """A killed client is missed, refused for a minute, and then takes part again."""
+    docker("kill", client)
+    docker("start", client)
+    until(lambda: federation.rounds("second")[-1]["nodes"] == 2, "a round without the killed client")
+    until(lambda: federation.rounds("second")[-1]["nodes"] == 3, "a round with the client that came back")
+
+
+def check_server_comes_back(federation: Federation) -> None:
+    """With its server killed, a run fails; brought up again, it goes on where it was."""
+    docker("kill", *federation.containers("server"))
+    until(lambda: docker("wait", *federation.containers("train")).strip() != "0", "the end of the submitter")
+    before = federation.rounds("second")[-1]["round"]
+    federation.configure(rounds=before + 2)
+    federation.compose("up", "--exit-code-from", "train", run="second")
+    assert [line["round"] for line in federation.rounds("second")] == list(range(1, before + 3))
+    assert "is complete" in federation.compose("up", "--exit-code-from", "train", run="second")
+
+
+def test_the_override_for_cuda_asks_for_the_devices(federation: Federation) -> None:
+    files = ("--file", "docker-compose.yml", "--file", "docker-compose.cuda.yml")
+    said = federation.compose(*files, "config")
+    assert said.count("tessera:cuda") == 3
+    assert said.count("nvidia") == 2
