@@ -5,15 +5,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.device import Device
 from client.node import Node, TensorsMissing
+from common.codecs import encode, rotation
 from common.config import Settings
 from common.errors import DataError, TesseraError
-from common.protocol import Update, missing_tensors, pack_update, refusal, unpack_task
+from common.protocol import missing_tensors, pack_update, refusal, unpack_task
 
 log = logging.getLogger("tessera.device")
 
@@ -38,7 +38,9 @@ def answer(content: RecordDict, device: Callable[[Settings], Node]) -> RecordDic
     try:
         task, tensors, facts = unpack_task(content)
         update = device(task.settings).perform(task, tensors, facts)
-        return pack_update(encode(update, getattr(torch, task.settings.wire.gradients)))
+        settings = task.settings
+        written = encode(update.gradients, settings.wire.gradients, rotation(settings.seed, task.round))
+        return pack_update(replace(update, gradients=written))
     except TensorsMissing as missing:
         return missing_tensors(str(missing))
     except TesseraError as error:
@@ -56,12 +58,6 @@ def _kind(settings: Settings) -> type[Node]:
     from client.pupil import Pupil
 
     return Pupil
-
-
-def encode(update: Update, dtype: torch.dtype) -> Update:
-    """Round the gradients to the format they travel in."""
-    gradients = {name: value.to(dtype) for name, value in update.gradients.items()}
-    return replace(update, gradients=gradients)
 
 
 def _folder(context: Context, devices: Path | None) -> Path:

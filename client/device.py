@@ -7,7 +7,7 @@ features/, tower/                       in runs with towers: what the device's o
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +21,14 @@ from client.node import Node
 from client.store import PrivateState, Store
 from common import seeds
 from common.catalogue import Catalogue, load_catalogue
+from common.codecs import decode, rotation
 from common.cold import split_as
 from common.compute import resolve_device
 from common.config import Settings
 from common.errors import DataError
 from common.interactions import Interactions, Split, load_interactions
 from common.metrics import Sums
-from common.protocol import BASIS, COUNTS, VIEWS, Task, Tensors, Update
+from common.protocol import BASIS, COUNTS, HISTORY, VIEWS, Task, Tensors, Update
 
 if TYPE_CHECKING:
     from client.tower_view import TowerView
@@ -60,8 +61,7 @@ class Device(Node):
         if task.kind == "baselines":
             baselines = [(block, evaluation.baselines(block, settings.evaluation, facts, target)) for block in people]
             return Update(sums=sum((_reported(block, sums) for block, sums in baselines), Sums()))
-        held = self.hold(task, tensors)
-        sent = {name: value.to(target, torch.float32) for name, value in held.items()}
+        sent = {name: value.to(target) for name, value in self.sent(task, self.hold(task, tensors)).items()}
         sent = tower.beside(sent) if tower else sent
         work = self._train if task.kind == "train" else self._evaluate
         total = Update()
@@ -71,6 +71,12 @@ class Device(Node):
             total = tower.learn(total, sent)
         self.conclude(task)
         return total
+
+    def sent(self, task: Task, held: Tensors) -> dict[str, Tensor]:
+        """What the server sent for a task, float32, from what this device holds of it."""
+        settings, items = task.settings, (len(self.catalogue()), task.settings.views.dim)
+        shapes = {VIEWS: (len(task.views), *items), HISTORY: items}
+        return decode(held, shapes, settings.wire.views, rotation(settings.seed))
 
     def tower(self, task: Task) -> "TowerView | None":
         """The device's own view, in runs with one. PEFT is read only there: a device should start fast."""
@@ -173,8 +179,9 @@ def _changed(folder: Path) -> float:
     return path.stat().st_mtime if path.exists() else 0.0
 
 
-@cache
+@lru_cache(maxsize=8)
 def _load(folder: Path, changed: float) -> tuple[Catalogue, Interactions]:
-    """Read a device's tables once per process and version of the file."""
+    """Read a device's tables. A process of few devices reads them once per version of the file; a worker that comes by at many
+    reads them again, which takes milliseconds, and does not grow with their number."""
     catalogue = load_catalogue(folder, modalities=False)
     return catalogue, load_interactions(folder, len(catalogue))

@@ -51,7 +51,7 @@ class Personal:
         items = device.catalogue().sha256
         task = Task("evaluate", note["run"], note["round"], (), views, items, settings, note["tensors"])
         tensors, _ = read_tensors(device.views / f"{task.tensors}.safetensors")
-        sent = {name: value.float() for name, value in tensors.items()}
+        sent = device.sent(task, tensors)
         if tower := device.tower(task):
             return cls(device, replace(task, views=(*views, tower.name)), tower.beside(sent))
         return cls(device, task, sent)

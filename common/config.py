@@ -178,10 +178,10 @@ class EvaluationSettings(_Settings):
 
 
 class WireSettings(_Settings):
-    """Number formats on the wire."""
+    """Number formats on the wire: see `common.codecs`."""
 
-    views: Literal["float32", "float16"] = "float16"
-    gradients: Literal["float32", "float16"] = "float32"
+    views: Codec = "float16"
+    gradients: Codec = "float32"
 
 
 class PrivacySettings(_Settings):

@@ -5,15 +5,18 @@ Nothing else has a place in a message; a test serialises every message of a run 
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from torch import Tensor
 
 from common.config import NAME, Settings
@@ -34,14 +37,23 @@ the basis of a power iteration [n_items, width]."""
 
 @dataclass(frozen=True)
 class Parcel:
-    """Tensors for one or more devices, called by their content."""
+    """Tensors for one or more devices, called by their content as it travels.
+
+    `tensors` are what gradients come back for, `written` the same as `common.codecs` writes it; None: as they are.
+    """
 
     tensors: Tensors
+    written: Tensors | None = None
+
+    @property
+    def content(self) -> Tensors:
+        """What travels."""
+        return self.tensors if self.written is None else self.written
 
     @cached_property
     def name(self) -> str:
-        """Content hash of the tensors; "" when there are none."""
-        return content_hash(self.tensors) if self.tensors else ""
+        """Content hash of what travels; "" when there is nothing."""
+        return content_hash(self.content) if self.content else ""
 
 
 @dataclass(frozen=True)
@@ -105,8 +117,10 @@ def add(left: Tensors, right: Tensors) -> dict[str, Tensor]:
 
 def check_gradients(update: Update, sent: Tensors) -> None:
     """Raise `RunError` unless an update holds a finite gradient of the right shape for everything that was sent, modules
-    aside. One whose users all sat the round out holds none, and no weight.
+    aside, and for nothing else. One whose users all sat the round out holds none, and no weight.
     """
+    if strange := update.gradients.keys() - sent.keys():
+        raise RunError(f"a gradient for {min(strange)!r}, which was not sent")
     if not update.gradients and not update.weight:
         return
     for name, tensor in ((name, tensor) for name, tensor in sent.items() if not name.startswith(MODULE)):
@@ -183,14 +197,11 @@ def pack_update(update: Update) -> RecordDict:
 
 
 def unpack_update(content: RecordDict) -> Update:
-    """Read what `pack_update` built; half gradients become float32, so that sums neither overflow nor lose small ones."""
+    """Read what `pack_update` built; the gradients still as they travelled, which `common.codecs` reads."""
     sums = {name: float(value) for name, value in content.metric_records["sums"].items()}  # type: ignore[arg-type]
     towers = {client: str(tower) for client, tower in content.config_records["towers"].items()}
     return Update(
-        {
-            n: v.float() if v.dtype == torch.float16 else v
-            for n, v in _tensors(content.array_records["gradients"]).items()
-        },
+        _tensors(content.array_records["gradients"]),
         sums.pop("weight"),
         Sums(sums),
         _tensors(content.array_records["counts"]),
@@ -219,4 +230,18 @@ def _arrays(tensors: Tensors) -> ArrayRecord:
 
 
 def _tensors(record: ArrayRecord) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+    return {name: _tensor(name, array) for name, array in record.items()}
+
+
+def _tensor(name: str, array: Array) -> Tensor:
+    """An array as it came. Raises `RunError` unless it is as long as it says: a few bytes must not make anybody make room for
+    terabytes."""
+    try:
+        stream = BytesIO(array.data)
+        header = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}[read_magic(stream)]
+        shape, _, kind = header(stream)
+        if math.prod(shape) * kind.itemsize != len(array.data) - stream.tell():
+            raise ValueError("it is not as long as it says")
+        return torch.from_numpy(array.numpy())
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{name!r} came as no array of numbers: {error}") from None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from common.codecs import decode, rotation
 from common.config import FederationSettings
 from common.errors import RoundAbandoned, RunError, TesseraError
 from common.protocol import Parcel, Task, Tensors, Update, array_bytes, check_gradients, pack_task, unpack_update
@@ -36,6 +37,13 @@ Check = Callable[[Update], None]
 def nothing(client: str | None) -> Parcel:
     """No tensors."""
     return Parcel({})
+
+
+def _read(reply: Message, task: Task, sent: Tensors) -> Update:
+    """A node's update, whose gradients must fit what was `sent`."""
+    update, wire, shapes = unpack_update(reply.content), task.settings.wire, {n: tuple(sent[n].shape) for n in sent}
+    gradients = decode(update.gradients, shapes, wire.gradients, rotation(task.settings.seed, task.round))
+    return replace(update, gradients=gradients)
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class Nodes:
     def _send(self, nodes: list[int], question: "Question", answer: Answer) -> dict[str, int]:
         """Send nodes that are to get the same parcel their messages; return the nodes by message."""
         task, parcel = question.task, question.parcels[nodes[0]]
-        tensors = None if self._held.get(nodes[0]) == parcel.name or not parcel.tensors else parcel.tensors
+        tensors = None if self._held.get(nodes[0]) == parcel.name or not parcel.tensors else parcel.content
         content = pack_task(replace(task, tensors=parcel.name), tensors, question.facts)
         kind = task.kind if task.kind in ("train", "evaluate") else "query"
         messages = [Message(content, node, kind, group_id=str(task.round)) for node in nodes]
@@ -129,7 +137,7 @@ class Nodes:
             answer.troubles.append(f"node {node} refused: {records['refusal']['reason']!s}")
             return False
         try:
-            update = unpack_update(reply.content)
+            update = _read(reply, question.task, question.parcels[node].tensors)
             self._know(node, update)
             if question.task.kind == "train":
                 check_gradients(update, question.parcels[node].tensors)

@@ -28,8 +28,8 @@ class Both:
         """The views, and the client's merged module once there is one."""
         name = client or ""
         if name not in self._parcels:
-            tensors = {**self.fedvlr.broadcast(), **self.fedmosaic.parcel(client).tensors}
-            self._parcels[name] = Parcel(tensors)
+            views, module = self.fedvlr.parcel(client), self.fedmosaic.parcel(client).tensors
+            self._parcels[name] = Parcel({**views.tensors, **module}, {**views.content, **module})
         return self._parcels[name]
 
     def check(self, update: Update) -> None:

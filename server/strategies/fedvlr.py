@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common.backbones import BACKBONES
 from common.catalogue import Catalogue
+from common.codecs import encode, rotation
 from common.config import ServerSettings, Settings
 from common.errors import RoundAbandoned
 from common.protocol import Parcel, Tensors, Update, check_gradients
@@ -26,20 +27,18 @@ class FedVLR:
             torch.manual_seed(settings.seed)
             self.generator = ViewGenerator(catalogue, settings.views, BACKBONES[settings.local.backbone])
         self.generator.to(device or torch.device("cpu"))
-        self.wire_dtype: torch.dtype = getattr(torch, settings.wire.views)
         decay = settings.server.weight_decay
         kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.AdamW}
         self.optimizer: torch.optim.Optimizer = kinds[settings.server.optimizer](
             _rates(self.generator, settings.server), weight_decay=decay
         )
         self._outputs: dict[str, Tensor] = {}
-        self._sent: dict[str, Tensor] = {}
         self._parcel = Parcel({})
 
     def start_from(self, vectors: Tensor, values: Tensor) -> None:
         """Start the ID embedding and the history view from singular vectors [n_items, rank] and values [rank]."""
         self.generator.start_from(vectors, values, self.settings.views)
-        self._outputs, self._sent = {}, {}
+        self._moved()
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -47,21 +46,16 @@ class FedVLR:
         return self.generator.names
 
     def broadcast(self) -> dict[str, Tensor]:
-        """Build the tensors devices receive, in the wire's format; the graph behind them waits for `absorb`.
-
-        Until something moves it is the same object each time, so what is derived from it need not be derived again.
-        """
+        """Build the tensors devices receive, before they are written for the wire; the graph behind them waits for `absorb`."""
         if not self._outputs:
             self._outputs = self.generator()
-        if not self._sent:
-            self._sent = {name: value.detach().to(self.wire_dtype) for name, value in self._outputs.items()}
-        return self._sent
+        return {name: value.detach() for name, value in self._outputs.items()}
 
     def parcel(self, client: str | None) -> Parcel:
-        """What any client gets: the broadcast."""
-        sent = self.broadcast()
-        if self._parcel.tensors is not sent:
-            self._parcel = Parcel(sent)
+        """What any client gets: the broadcast, in the wire's format. Until something moves it is the same object each time."""
+        if not self._parcel.tensors:
+            sent = self.broadcast()
+            self._parcel = Parcel(sent, encode(sent, self.settings.wire.views, rotation(self.settings.seed)))
         return self._parcel
 
     def check(self, update: Update) -> None:
@@ -81,7 +75,7 @@ class FedVLR:
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(list(self._outputs.values()), gradients)
         self.optimizer.step()
-        self._outputs, self._sent = {}, {}
+        self._moved()
 
     def facts(self) -> dict[str, Any]:
         """Nothing besides the scores."""
@@ -104,7 +98,11 @@ class FedVLR:
                 moments.setdefault(int(index), {})[moment] = value
         self.generator.load_state_dict(model)
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self._outputs, self._sent = {}, {}
+        self._moved()
+
+    def _moved(self) -> None:
+        """Forget what was built from what has changed."""
+        self._outputs, self._parcel = {}, Parcel({})
 
 
 def _rates(generator: ViewGenerator, settings: ServerSettings) -> list[dict[str, Any]]:

@@ -44,7 +44,6 @@ def start(backbone: str, mode: str = "views") -> tuple[LocalSettings, FedVLR]:
     settings = small_settings(local=local, views={"dim": 8, "id_dim": 8, **MODES[mode]}, server={"learning_rate": 0.02})
     strategy = FedVLR(settings, small_catalogue(n_items=30))
     strategy.generator.double()
-    strategy.wire_dtype = torch.float64
     return settings.local, strategy
 
 

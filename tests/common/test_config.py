@@ -87,7 +87,7 @@ def test_a_misspelt_group_names_the_group_that_was_meant(written: str, meant: st
         ("evaluation.ks", [10, 0]),
         ("evaluation.ks", []),
         ("evaluation.every", 0),
-        ("wire.views", "int8"),
+        ("wire.views", "int4"),
         ("federation.timeout", 0),
         ("local", 3),
         ("views", None),

@@ -48,7 +48,6 @@ def start(local: dict[str, object]) -> tuple[Settings, FedVLR]:
     )
     strategy = FedVLR(settings, small_catalogue(n_items=30))
     strategy.generator.double()
-    strategy.wire_dtype = torch.float64
     return settings, strategy
 
 
