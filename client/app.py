@@ -12,8 +12,8 @@ from client.device import Device
 from client.node import Node, TensorsMissing
 from common.codecs import encode, rotation
 from common.config import Settings
-from common.errors import DataError, TesseraError
-from common.protocol import missing_tensors, pack_update, refusal, unpack_task
+from common.errors import DataError, StorageError, TesseraError
+from common.protocol import in_answer_to, missing_tensors, pack_update, refusal, unpack_task
 
 log = logging.getLogger("tessera.device")
 
@@ -25,25 +25,32 @@ def device_app(devices: Path | None = None) -> ClientApp:
 
     def handle(message: Message, context: Context) -> Message:
         made = lambda settings: _kind(settings)(_folder(context, devices), simulated=devices is not None)  # noqa: E731
-        return Message(answer(message.content, made), reply_to=message)
+        return Message(answer(message.content, made, simulated=devices is not None), reply_to=message)
 
     for kind in (app.train, app.evaluate, app.query):
         kind()(handle)
     return app
 
 
-def answer(content: RecordDict, device: Callable[[Settings], Node]) -> RecordDict:
+def answer(content: RecordDict, device: Callable[[Settings], Node], simulated: bool = False) -> RecordDict:
     """Carry out a message's task on a device. What goes wrong is told to the server without naming a user: only
-    what kind of trouble it is; what it says is in the device's own log."""
+    what kind of trouble it is; what it says is in the device's own log.
+
+    Raises `StorageError` where the device is `simulated`: the full disk is the run's own.
+    """
     try:
         task, tensors, facts = unpack_task(content)
         update = device(task.settings).perform(task, tensors, facts)
         settings = task.settings
         written = encode(update.gradients, settings.wire.gradients, rotation(settings.seed, task.round))
-        return pack_update(replace(update, gradients=written))
+        reply = pack_update(replace(update, gradients=written))
+        reply["answers"] = in_answer_to(task)
+        return reply
     except TensorsMissing as missing:
         return missing_tensors(str(missing))
     except TesseraError as error:
+        if simulated and isinstance(error, StorageError):
+            raise
         log.error("%s", error)
         return refusal(f"{type(error).__name__} on the device; its own log says more")
     except Exception as error:

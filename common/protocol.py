@@ -210,6 +210,11 @@ def unpack_update(content: RecordDict) -> Update:
     )
 
 
+def in_answer_to(task: Task) -> ConfigRecord:
+    """Say which task a reply answers, so that one that comes late or twice is taken for nothing else."""
+    return ConfigRecord({"kind": task.kind, "run": task.run, "round": task.round})
+
+
 def missing_tensors(tensors: str) -> RecordDict:
     """Build the reply of a device that does not hold the tensors called `tensors`: the server sends them again."""
     return RecordDict({"missing": ConfigRecord({"tensors": tensors})})

@@ -10,7 +10,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import device_app
-from common.errors import RunError
+from common.errors import RunError, StorageError
 from deploy.job import Job, Report
 from server.app import serve
 
@@ -49,8 +49,14 @@ class InlineGrid(Grid):
         return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Take messages in; each is handled when its reply is asked for."""
-        pushed = []
+        """Take messages in; each is handled when its reply is asked for. Those of another question never will be."""
+        pushed, messages = [], list(messages)
+        asked = {(message.metadata.group_id, message.metadata.message_type) for message in messages}
+        self.pending = {
+            name: old
+            for name, old in self.pending.items()
+            if (old.metadata.group_id, old.metadata.message_type) in asked
+        }
         for message in messages:
             self._count += 1
             message.metadata.__dict__["_message_id"] = name = f"inline-{self._count}"
@@ -78,6 +84,8 @@ class InlineGrid(Grid):
         )
         try:
             return self.app(message, context)
+        except StorageError:  # not one device's trouble, but this machine's
+            raise
         except Exception as error:  # what a SuperNode does with any exception of its app
             return Message(Error(CLIENT_APP_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
 

@@ -2,16 +2,19 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from common.codecs import decode, rotation
+from common import seeds
 from common.config import FederationSettings
 from common.errors import RoundAbandoned, RunError, TesseraError
-from common.protocol import Parcel, Task, Tensors, Update, array_bytes, check_gradients, pack_task, unpack_update
+from common.metrics import Sums
+from common.protocol import Parcel, Task, Tensors, Update, array_bytes, pack_task
+from server.screening import FAILED, LATE, MALFORMED, REFUSED, REMEDIES, STRAY, Unfit, degenerate, taken
 
 log = logging.getLogger("tessera.server")
 POLL = 0.1
@@ -19,13 +22,23 @@ POLL = 0.1
 
 @dataclass
 class Answer:
-    """What the nodes returned to one question, added up as it came in; bytes are of tensors, over all messages."""
+    """What the nodes returned to one question, added up as it came in; bytes are of tensors, over all messages.
+
+    `dropped` counts by kind what was not added, `troubles` say why, node by node, and `lost` are the sums of what was unfit.
+    """
 
     update: Update = field(default_factory=Update)
     nodes: int = 0
     bytes_down: int = 0
     bytes_up: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
     troubles: list[str] = field(default_factory=list)
+    lost: Sums = field(default_factory=Sums)
+
+    def drop(self, kind: str, node: int, why: str) -> None:
+        """Count something that is not added, and say why."""
+        self.dropped[kind] += 1
+        self.troubles.append(f"node {node} {why}")
 
 
 For = Callable[[str | None], Parcel]
@@ -37,13 +50,6 @@ Check = Callable[[Update], None]
 def nothing(client: str | None) -> Parcel:
     """No tensors."""
     return Parcel({})
-
-
-def _read(reply: Message, task: Task, sent: Tensors) -> Update:
-    """A node's update, whose gradients must fit what was `sent`."""
-    update, wire, shapes = unpack_update(reply.content), task.settings.wire, {n: tuple(sent[n].shape) for n in sent}
-    gradients = decode(update.gradients, shapes, wire.gradients, rotation(task.settings.seed, task.round))
-    return replace(update, gradients=gradients)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Nodes:
         self.grid, self.settings = grid, settings
         self._held: dict[int, str] = {}
         self._clients: dict[int, str | None] = {}
+        self._late: dict[str, int] = {}
 
     def wait(self) -> None:
         """Wait until as many nodes as the settings say are online. Raises `RunError` when they are not in time."""
@@ -84,35 +91,63 @@ class Nodes:
     def ask(
         self, task: Task, parcel: For = nothing, facts: Tensors | None = None, check: Check = lambda update: None
     ) -> Answer:
-        """Give every node `task` and add up their updates as they arrive, so memory does not grow with the nodes.
+        """Give nodes `task` and add up their updates as they arrive, so memory does not grow with the nodes.
 
-        A client's parcel goes only to nodes that lack its tensors by their content hash; `facts` always. What is malformed, or
-        does not pass `check`, is left out and its node named. Raises `RoundAbandoned` when too few answered to train on, and
-        `RunError` when too few did to anything else before the timeout: `min_nodes`, and all nodes where the answer stands for
-        the whole run.
+        All are asked, and to train as many as the settings say. A client's parcel goes only to nodes that lack its tensors
+        by their content hash; `facts` always. What is unfit, or does not pass `check`, is dropped, counted and its node named.
+        Raises `RoundAbandoned` when too few answered in time (all nodes must where the answer stands for the whole run), and
+        `RunError` when at least half of the answers were of no use in the same way.
         """
         answer, online = Answer(), list(self.grid.get_node_ids())
         if 0 < len(online) < self.settings.nodes:
             answer.troubles.append(f"only {len(online)} of {self.settings.nodes} nodes are online")
-        question = Question(task, {node: parcel(self._clients.get(node)) for node in online}, facts, check)
+        asked = self._draw(online, task)
+        question = Question(task, {node: parcel(self._clients.get(node)) for node in asked}, facts, check)
         waiting: dict[str, int] = {}
         for nodes in question.alike(lambda node: self._held.get(node) == question.parcels[node].name):
             waiting |= self._send(nodes, question, answer)
+        self._drop_late(answer)
+        self._gather(waiting, question, answer)
+        self._require(answer, task)
+        return answer
+
+    def _gather(self, waiting: dict[str, int], question: Question, answer: Answer) -> None:
+        """Take replies until all are in, enough are, or the time is over; nodes are `waiting` by message."""
+        enough = self.settings.participants if question.task.kind == "train" else 0
         deadline, resent = time.monotonic() + self.settings.timeout, set[int]()
-        while waiting:
+        while waiting and not 0 < enough <= answer.nodes:
             replies = list(self.grid.pull_messages(waiting.keys()))
             for reply in replies:
-                node = waiting.pop(reply.metadata.reply_to_message_id)
-                if self._take(reply, node, question, answer) and node not in resent:
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is None or node != reply.metadata.src_node_id:
+                    answer.drop(STRAY, reply.metadata.src_node_id, "answered a second time, or for another node")
+                elif self._take(reply, node, question, answer):
+                    if node in resent:
+                        answer.drop(FAILED, node, "keeps losing the tensors it is sent")
+                        continue
                     resent.add(node)
                     waiting |= self._send([node], question, answer)
             if not replies:
                 if time.monotonic() > deadline:  # only now: the inline nodes answer one after the other, when asked
+                    for node in waiting.values():
+                        answer.drop(LATE, node, f"did not answer in {self.settings.timeout:g} s")
                     break
                 time.sleep(POLL)
-        answer.troubles += [f"node {node} did not answer in {self.settings.timeout:g} s" for node in waiting.values()]
-        self._require(answer, task)
-        return answer
+        self._late |= waiting
+
+    def _draw(self, online: list[int], task: Task) -> list[int]:
+        """The nodes that get `task`: all, or those whose draw for a round of training is lowest."""
+        if task.kind != "train" or not self.settings.participants:
+            return online
+        draws = {node: seeds.key("participants", task.settings.seed, task.round, node) for node in online}
+        return sorted(online, key=draws.__getitem__)[: self.settings.asked]
+
+    def _drop_late(self, answer: Answer) -> None:
+        """Drop what has come to questions that were closed without it: its round is over."""
+        for reply in self.grid.pull_messages(self._late.keys()) if self._late else ():
+            node = self._late.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None and reply.has_content():
+                answer.drop(LATE, node, "answered after its round was closed")
 
     def _send(self, nodes: list[int], question: "Question", answer: Answer) -> dict[str, int]:
         """Send nodes that are to get the same parcel their messages; return the nodes by message."""
@@ -127,24 +162,26 @@ class Nodes:
     def _take(self, reply: Message, node: int, question: "Question", answer: Answer) -> bool:
         """Add one reply to the answer; true when the node needs the tensors sent again."""
         if reply.has_error():
-            answer.troubles.append(f"node {node} failed: {reply.error.reason}")
+            answer.drop(FAILED, node, f"failed: {reply.error.reason}")
             return False
         records = reply.content.config_records
         if "missing" in records:
             self._held.pop(node, None)
             return True
         if "refusal" in records:
-            answer.troubles.append(f"node {node} refused: {records['refusal']['reason']!s}")
+            answer.drop(REFUSED, node, f"refused: {records['refusal']['reason']!s}")
             return False
         try:
-            update = _read(reply, question.task, question.parcels[node].tensors)
+            update = taken(reply.content, question.task, question.parcels[node].tensors, self.settings.largest_gradient)
             self._know(node, update)
-            if question.task.kind == "train":
-                check_gradients(update, question.parcels[node].tensors)
             question.check(update)
             answer.update += update
+        except Unfit as unfit:
+            answer.drop(unfit.kind, node, f"returned something {unfit.kind}: {unfit}")
+            answer.lost += unfit.sums
+            return False
         except (KeyError, ValueError, TesseraError) as error:
-            answer.troubles.append(f"node {node} returned something malformed: {error}")
+            answer.drop(MALFORMED, node, f"returned something malformed: {error}")
             return False
         answer.nodes += 1
         answer.bytes_up += array_bytes(reply.content)
@@ -162,9 +199,14 @@ class Nodes:
     def _require(self, answer: Answer, task: Task) -> None:
         for trouble in answer.troubles:
             log.warning("round %d, %s: %s", task.round, task.kind, trouble)
+        for kind, remedy in REMEDIES.items():
+            if answer.dropped[kind] and answer.dropped[kind] >= answer.nodes:
+                _, told = degenerate(task.kind, answer.update.sums + answer.lost) or ("", answer.troubles[-1])
+                raise RunError(f"round {task.round}: {told}; {remedy}")
         for_all = task.kind in ("census", "power")
         least = max(self.settings.nodes, self.settings.min_nodes) if for_all else self.settings.min_nodes
+        least = self.settings.least if task.kind == "train" else least
         if answer.nodes < least:
             why = "; ".join(answer.troubles) or "no node is online"
             reason = f"round {task.round}: {answer.nodes} nodes answered to {task.kind}, {least} must: {why}"
-            raise RoundAbandoned(reason) if task.kind == "train" else RunError(reason)
+            raise RoundAbandoned(reason)

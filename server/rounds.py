@@ -1,6 +1,9 @@
 """The round loop: broadcast, gather, step, evaluate, checkpoint."""
 
 import time
+from collections import Counter
+from contextlib import suppress
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -11,7 +14,7 @@ from common.catalogue import Catalogue
 from common.config import Settings
 from common.errors import RoundAbandoned, RunError
 from common.metrics import Sums, ranking_means
-from common.protocol import BASIS, CONTENT, COUNTS, Kind, Task, Tensors, Update
+from common.protocol import BASIS, CONTENT, COUNTS, Kind, Task, Tensors
 from server.checkpoint import RunFolder, read_metrics
 from server.nodes import Answer, Nodes, nothing
 from server.spectral import leading_vectors
@@ -19,7 +22,7 @@ from server.strategies.base import Strategy
 
 ACCURACY = "/accuracy"
 ABANDONED = 3
-"""Rounds that may come to nothing one after the other before the run gives up."""
+"""Rounds, or the same question of a round, that may come to nothing one after the other before the run gives up."""
 
 
 def run_rounds(
@@ -39,7 +42,6 @@ def run_rounds(
         run.round = round
         try:
             answer = run.ask("train")
-            run.check_loss(answer.update)
             # 5. One vector-Jacobian product takes the sum to all parameters; one step.
             strategy.absorb(answer.update)
         except RoundAbandoned as reason:
@@ -77,11 +79,24 @@ class Run:
         self._since = time.monotonic()
 
     def ask(self, kind: Kind, facts: Tensors | None = None) -> Answer:
-        """Give all nodes a task of this round, and with it what the strategy has for each."""
+        """Give nodes a task of this round, and with it what the strategy has for each.
+
+        Training that too few answered is abandoned by raising `RoundAbandoned`; anything else is asked again, and raises
+        `RunError` when that is of no use.
+        """
         parcel = self.strategy.parcel if kind in ("train", "evaluate") else nothing
         views, items = self.strategy.views, self.strategy.catalogue
         task = Task(kind, self.folder.run, self.round, self.folder.durable(), views, items, self.settings)
-        return self.nodes.ask(task, parcel, facts, self.strategy.check)
+        ask = partial(self.nodes.ask, task, parcel, facts, self.strategy.check)
+        if kind == "train":
+            return ask()
+        for _ in range(ABANDONED - 1):
+            with suppress(RoundAbandoned):
+                return ask()
+        try:
+            return ask()
+        except RoundAbandoned as reason:
+            raise RunError(str(reason)) from None
 
     def census(self, catalogue: Catalogue) -> Tensors:
         """Ask how often each item occurs in training, and evaluate the baselines once; return the counts.
@@ -119,27 +134,12 @@ class Run:
         if self.abandoned >= ABANDONED:
             raise RunError(f"round {self.round}: {ABANDONED} rounds in a row were abandoned; the last one: {reason}")
 
-    def check_loss(self, update: Update) -> None:
-        """Raise `RunError` when users' losses are not finite: how many, not whose."""
-        if bad := int(update.sums["nonfinite"]):
-            who = f"the loss of {bad} of {int(update.sums['users'])} users"
-            raise RunError(f"round {self.round}: {who} is not finite; lower the learning rates")
-
     def evaluate(self, facts: Tensors) -> tuple[Answer, dict[str, float]]:
-        """Have the devices rank the catalogue. Raises `RunError` when scores are constant or not finite."""
+        """Have the devices rank the catalogue; scores of fewer people than there are never make a round the best."""
         answer = self.ask("evaluate", facts)
         sums = answer.update.sums
-        for what, remedy in (
-            ("nonfinite", "lower the learning rates"),
-            ("constant", "nothing was learnt: check losses and rates"),
-        ):
-            if bad := int(sums[what]):
-                word = "not finite" if what == "nonfinite" else "all the same"
-                raise RunError(
-                    f"round {self.round}: the scores of {bad} of {int(sums['evaluated'])} users are {word}; {remedy}"
-                )
         scores = _means(Sums({name: value for name, value in sums.values.items() if "/" in name}))
-        everybody = sums["evaluated"] >= self.people  # scores of fewer people are not comparable
+        everybody = sums["evaluated"] >= self.people
         worth = self._worth(scores)
         if (everybody or not self.best) and worth > self.best.get("criterion", -1.0):
             self.best = {"round": self.round, "criterion": worth, "scores": scores}
@@ -169,7 +169,7 @@ class Run:
             "bytes_down_per_node": down / training.nodes,
             "bytes_up_per_node": up / training.nodes,
         }
-        line = {
+        line: dict[str, Any] = {
             "kind": "round",
             "round": self.round,
             "loss": sums.mean("loss", "users"),
@@ -178,6 +178,11 @@ class Run:
             "seconds": took,
             **self.traffic,
         }
+        if dropped := sum((answer.dropped for answer in answers), Counter[str]()):
+            line |= {
+                "dropped": dict(dropped),
+                "troubles": [trouble for answer in answers for trouble in answer.troubles],
+            }
         self.folder.report(line | ({"scores": scores} if scores else {}))
 
     def checkpoint(self) -> None:

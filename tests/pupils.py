@@ -153,7 +153,9 @@ def tapped(exchanges: list[Exchange], spoil: Spoil = lambda node, task, update: 
             update = unpack_update(reply.content)
             spoilt = spoil(node, task, update)
             if spoilt is not None and spoilt is not update:
-                reply = Message(pack_update(spoilt), reply_to=message)
+                forged = pack_update(spoilt)
+                forged["answers"] = reply.content["answers"]
+                reply = Message(forged, reply_to=message)
             exchanges.append(Exchange(node, message.content, reply.content))
             return reply
 
