@@ -16,6 +16,7 @@ from client.signature import DECAYED, LIMIT, NOISE
 from client.store import Store
 from common.contributions import MODULE, Contribution
 from common.errors import DataError, RunError
+from common.files import read_tensors, write_tensors
 from common.protocol import Task, Update, array_bytes
 from common.questions import Questions
 from common.regimes import REGIMES
@@ -277,8 +278,8 @@ def test_a_device_with_another_tower_or_start_is_named_before_the_first_round(
     if file == "reader.safetensors":
         save_reader(reader("small", seed=1), path, {})
     else:
-        content = path.read_bytes()
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        tensors, metadata = read_tensors(path)
+        write_tensors(path, {name: value + 1e-3 for name, value in tensors.items()}, metadata)
     with pytest.raises(RunError, match=r"2 nodes answered to census, 3 must: node 2 returned .* has a tower 'small-"):
         inline.execute(job, silent)
 
