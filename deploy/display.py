@@ -12,6 +12,8 @@ from rich.table import Table
 from common.config import Settings
 
 Line = dict[str, Any]
+SHOWN = 3
+"""Troubles of a round that are shown; all of them are in the metrics."""
 
 
 class RunDisplay:
@@ -60,6 +62,12 @@ class RunDisplay:
             self.console.print(f"round {line['round']} was abandoned: {line['reason']}", markup=False)
         if line["kind"] != "round":
             return
+        troubles = line.get("troubles", [])
+        for trouble in troubles[:SHOWN]:
+            self.console.print(f"round {line['round']}: {trouble}", markup=False, highlight=False)
+        if len(troubles) > SHOWN:
+            told = f"round {line['round']}: and {len(troubles) - SHOWN} more, in metrics.jsonl"
+            self.console.print(told, highlight=False)
         if line["nodes"] != self.nodes:
             told = f"round {line['round']}: {line['nodes']} nodes answered, not {self.nodes}; {line['users']} users took part"
             self.console.print(told, markup=False, highlight=False)
@@ -87,6 +95,8 @@ def show_result(console: Console, result: Line, settings: Settings, run_dir: Pat
     """Print what a run ended with: the table, and where its folder is."""
     table = answers_table(result) if settings.asks_questions else result_table(result, settings.evaluation.ks)
     console.print(table)
+    down, up = (_bytes(result[f"bytes_{way}_per_user"]) for way in ("down", "up"))
+    console.print(f"a round, for each user: {down} down, {up} up", highlight=False)
     console.print(f"run folder: {run_dir}", markup=False, soft_wrap=True)
 
 
@@ -129,7 +139,7 @@ def answers_table(result: Line) -> Table:
 
 
 def summary(result: Line) -> Line:
-    """The run's figures as one flat-enough JSON object: scores in %, bytes of the last round."""
+    """The run's figures as one flat-enough JSON object: scores in %, bytes of a round on average."""
     nested: dict[str, dict[str, float]] = {}
     for name, value in result["scores"].items():
         part, group, metric = name.split("/")
