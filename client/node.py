@@ -5,17 +5,20 @@ private/RUN/run.json        the run's settings, and which tensors belong to the 
 secret                      a number that nobody else knows, drawn on first use
 """
 
+import logging
 import os
 import secrets
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from common import seeds
 from common.errors import DataError
-from common.files import PRIVATE, digest, read_json, read_tensors, write_bytes, write_json, write_tensors
+from common.files import PRIVATE, digest, read_json, read_tensors, sweep, write_bytes, write_json, write_tensors
 from common.protocol import Task, Tensors, Update, content_hash
 
+log = logging.getLogger("tessera.device")
 NOTE = "run.json"
 
 
@@ -54,7 +57,10 @@ class Node(ABC):
         path = self.folder / "secret"
         if not path.exists():
             write_bytes(path, secrets.token_hex(8).encode(), PRIVATE)
-        return int(path.read_text(), 16)
+        try:
+            return int(path.read_bytes(), 16)
+        except ValueError:
+            raise DataError(f"{path} is damaged: restore it, or remove it, and this device is another one") from None
 
     def noise_key(self, run: str) -> int:
         """What this device's noise in a run is drawn from: of two runs it differs, or their difference would be free of it."""
@@ -91,10 +97,20 @@ class Node(ABC):
     def conclude(self, task: Task) -> None:
         """Note which tensors belong to the state that `task` left, and drop those that no run's last state needs."""
         write_json(self.private(task.run) / NOTE, _run_note(task))
-        needed = {read_json(note)["tensors"] for note in (self.folder / "private").glob(f"*/{NOTE}")}
+        sweep(self.private(task.run))
+        sweep(self.views)
+        needed = set(self._needed())
         for path in self.views.glob("*.safetensors"):
             if path.stem not in needed:
                 path.unlink(missing_ok=True)
+
+    def _needed(self) -> Iterator[str]:
+        """The tensors that the last state of each run belongs to."""
+        for note in (self.folder / "private").glob(f"*/{NOTE}"):
+            try:
+                yield read_json(note)["tensors"]
+            except DataError as error:  # that run is lost for recommending; the others go on
+                log.warning("%s; the tensors it names are not kept", error)
 
 
 def _run_note(task: Task) -> dict[str, object]:

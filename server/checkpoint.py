@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from uuid import uuid4
 import yaml
 
 from common.config import Settings, load_settings
-from common.errors import ConfigError, DataError, RunError
-from common.files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from common.errors import ConfigError, DamagedError, DataError, RunError, StorageError
+from common.files import read_json, read_tensors, storing, sweep, write_bytes, write_json, write_tensors
 from common.protocol import Tensors
 
 log = logging.getLogger("tessera.server")
@@ -38,9 +39,10 @@ class RunFolder:
     def create(cls, path: Path, settings: Settings) -> "RunFolder":
         """Start a new run. Raises `RunError` when the folder holds one already."""
         require(path, resume=False)
+        sweep(path)
         folder = cls(path, f"{settings.name}-{uuid4().hex[:8]}")
+        folder.status("running")  # before config.yaml, which says that there is a run
         write_bytes(path / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False).encode())
-        folder.status("running")
         return folder
 
     @classmethod
@@ -56,6 +58,8 @@ class RunFolder:
                 f"{path} was run with another {changed[0]!r}; a resumed run may change only {', '.join(sorted(MAY_CHANGE))}"
             )
         folder = cls(path, read_json(path / "status.json")["run"])
+        sweep(path)
+        sweep(path / "checkpoints")
         folder.status("running")
         return folder
 
@@ -63,9 +67,15 @@ class RunFolder:
         """Record whether the run is running, completed or failed, and why."""
         write_json(self.path / "status.json", {"run": self.run, "state": state, "reason": reason})
 
+    def fail(self, reason: str) -> None:
+        """Record why the run failed, unless the disk that it failed for has no room for that either."""
+        with suppress(StorageError):
+            self.status("failed", reason)
+
     def report(self, line: dict[str, Any]) -> None:
         """Append one line to the metrics."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.path / "metrics.jsonl"
+        with storing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self.listener:
             self.listener(line)
@@ -79,25 +89,36 @@ class RunFolder:
     def load(self) -> tuple[int, dict[str, Any], Tensors] | None:
         """Read the newest checkpoint that is whole, as (round, progress, tensors); a corrupt one is skipped with a warning.
 
-        What was reported after that round is taken out of the metrics: those rounds will run again.
+        What was reported after that round is taken out of the metrics: those rounds will run again. Raises `RunError` when
+        there are checkpoints, but none is whole; then nothing is changed.
         """
-        for round in reversed(self._rounds()):
+        rounds = self._rounds()
+        for round in reversed(rounds):
             try:
                 tensors, metadata = read_tensors(self._checkpoint(round))
                 progress = json.loads(metadata["progress"])
-            except (DataError, KeyError, ValueError) as error:
+            except (DamagedError, KeyError, ValueError) as error:
                 log.warning("checkpoint of round %d is skipped: %s", round, error)
                 continue
             self._forget_after(round)
             return round, progress, tensors
+        if rounds:
+            names = ", ".join(self._checkpoint(round).name for round in rounds)
+            raise RunError(
+                f"none of the checkpoints {names} in {self.path / 'checkpoints'} is whole: restore one from a backup, or "
+                "begin the run again in another folder"
+            )
         self._forget_after(-1)
         return None
 
     def _forget_after(self, round: int) -> None:
+        before = read_metrics(self.path)
+        lines = [line for line in before if line.get("round", 0) <= round and line["kind"] != "result"]
+        if lost := [line["round"] for line in before if line["kind"] == "round" and line["round"] > round]:
+            log.warning("rounds after %d, up to %d, run again: there is no checkpoint of them", max(round, 0), lost[-1])
+        write_bytes(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
         for corrupt in (newer for newer in self._rounds() if newer > round):
             self._checkpoint(corrupt).unlink()
-        lines = [line for line in read_metrics(self.path) if line.get("round", 0) <= round and line["kind"] != "result"]
-        write_bytes(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def durable(self) -> tuple[int, ...]:
         """Rounds there are checkpoints of; a run that never saved one would begin again, before round 1."""
@@ -123,9 +144,14 @@ def require(path: Path, resume: bool) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read a run's metrics; a last line cut short by a kill is left out."""
+    """Read a run's metrics; a last line cut short by a kill is left out. Raises `DataError` that names a damaged one."""
     file = path / "metrics.jsonl"
     if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = []
+    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), 1):
+        try:
+            lines += [json.loads(line)] if line.endswith(b"\n") else []
+        except ValueError:
+            raise DataError(f"{file}, line {number}, is damaged: remove the line, or restore the file") from None
+    return lines

@@ -195,14 +195,42 @@ def test_the_state_of_another_model_is_refused(change: dict[str, str] | str, tmp
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
-def test_a_truncated_state_is_named(length: int, tmp_path: Path) -> None:
+def test_a_truncated_state_is_set_aside_for_the_one_before(
+    length: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    for round in (3, 4):
+        store.save(0, round, (3,), state_of(round))
+    path = next(tmp_path.rglob("round-000004.safetensors"))
+    path.write_bytes(path.read_bytes()[:length])
+    assert mark_of(store.load(0, 5)) == 3
+    assert f"{path} is truncated" in caplog.text
+    assert path.with_name(path.name + ".corrupt").exists()
+    store.save(0, 5, (3,), state_of(5))
+    assert mark_of(store.load(0, 6)) == 5
+
+
+def test_nobody_starts_afresh_where_no_state_is_whole_until_its_owner_says_so(tmp_path: Path) -> None:
     device = Device(tmp_path)
     save(device, 3, fresh(device))
     path = next(tmp_path.rglob("round-000003.safetensors"))
-    path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(DataError, match=r"round-000003\.safetensors is truncated") as error:
-        device.state(task(4), USERS, 0, VIEWS)
-    assert str(path) in str(error.value)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    for round in (4, 5):
+        with pytest.raises(
+            DataError, match=r"round-000003\.safetensors\.corrupt is damaged and no earlier state is left"
+        ):
+            device.state(task(round), USERS, 0, VIEWS)
+    assert_same(device.state(task(3), USERS, 0, VIEWS), fresh(device))
+    path.with_name(path.name + ".corrupt").unlink()
+    assert_same(device.state(task(4), USERS, 0, VIEWS), fresh(device))
+
+
+def test_what_a_killed_device_left_half_written_is_swept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(0, 1, (0,), state_of(1))
+    (tmp_path / "block-0000" / ".round-000002.safetensors.1a2b3c4d.tmp").touch()
+    store.save(0, 2, (0,), state_of(2))
+    assert [path.name for path in (tmp_path / "block-0000").iterdir()] == ["round-000002.safetensors"]
 
 
 def test_a_file_that_says_not_whose_it_is_is_refused(tmp_path: Path) -> None:
