@@ -65,7 +65,6 @@ class Run:
         self.best: dict[str, Any] = {}
         self.baselines: dict[str, float] = {}
         self.seconds = 0.0
-        self.traffic: dict[str, float] = {}
         self.people = 0.0
         self._since = time.monotonic()
 
@@ -74,7 +73,7 @@ class Run:
         if found := self.folder.load():
             self.round, progress, tensors = found
             self.best, self.baselines = progress["best"], progress["baselines"]
-            self.seconds, self.traffic = progress["seconds"], progress["traffic"]
+            self.seconds = progress["seconds"]
             self.strategy.restore(tensors)
         self._since = time.monotonic()
 
@@ -157,18 +156,12 @@ class Run:
         return bool(patience and self.best and self.round - self.best["round"] >= patience)
 
     def report(self, training: Answer, evaluation: Answer | None, scores: dict[str, float]) -> None:
-        """Append the round's line to the metrics; bytes are those of its training and its evaluation, for one node."""
+        """Append the round's line to the metrics; bytes are those of its training and its evaluation."""
         now = time.monotonic()
         self.seconds, took, self._since = self.seconds + now - self._since, now - self._since, now
         self.abandoned = 0
         sums, answers = training.update.sums, [training, *([evaluation] if evaluation else [])]
         down, up = (sum(getattr(answer, way) for answer in answers) for way in ("bytes_down", "bytes_up"))
-        self.traffic = {
-            "bytes_down_per_user": down / self.people,
-            "bytes_up_per_user": up / self.people,
-            "bytes_down_per_node": down / training.nodes,
-            "bytes_up_per_node": up / training.nodes,
-        }
         line: dict[str, Any] = {
             "kind": "round",
             "round": self.round,
@@ -176,7 +169,10 @@ class Run:
             "users": int(sums["users"]),
             "nodes": training.nodes,
             "seconds": took,
-            **self.traffic,
+            "bytes_down_per_user": down / self.people,
+            "bytes_up_per_user": up / self.people,
+            "bytes_down_per_node": down / training.nodes,
+            "bytes_up_per_node": up / training.nodes,
         }
         if dropped := sum((answer.dropped for answer in answers), Counter[str]()):
             line |= {
@@ -189,8 +185,14 @@ class Run:
         """Save everything, where the settings or the end of the run ask for it."""
         last = self.stale or self.round == self.settings.rounds
         if last or self.round % self.settings.federation.checkpoint_every == 0:
-            progress = {name: getattr(self, name) for name in ("best", "baselines", "seconds", "traffic")}
+            progress = {name: getattr(self, name) for name in ("best", "baselines", "seconds")}
             self.folder.save(self.round, self.strategy.state(), progress)
+
+    def _traffic(self) -> dict[str, float]:
+        """Bytes of a round, on average over the run: those that evaluate send more."""
+        rounds = [line for line in read_metrics(self.folder.path) if line["kind"] == "round"]
+        names = [name for name in rounds[0] if name.startswith("bytes_")] if rounds else []
+        return {name: mean(line[name] for line in rounds) for name in names}
 
     def _areas(self) -> dict[str, float]:
         """Mean of each accuracy over the evaluations of the run (A_AUC, Koh et al. 2022)."""
@@ -215,7 +217,7 @@ class Run:
             "scores": self.best.get("scores", {}) | self._areas(),
             "baselines": self.baselines,
             "seconds": self.seconds,
-            **self.traffic,
+            **self._traffic(),
             **self.strategy.facts(),
         }
         self.folder.report(line)
