@@ -142,16 +142,6 @@ def assert_bitwise(left: Path, right: Path) -> None:
     assert_same_run(left, right, 0.0)
 
 
-def test_corrupt_checkpoint_is_skipped_and_the_run_goes_on_from_the_one_before(tmp_path: Path, caplog) -> None:
-    inline.execute(small_job(tmp_path, "whole", 2, rounds=6), silent)
-    inline.execute(small_job(tmp_path, "broken", 2, rounds=4), silent)
-    newest = sorted((tmp_path / "broken" / "checkpoints").glob("*.safetensors"))[-1]
-    newest.write_bytes(newest.read_bytes()[:100])
-    inline.execute(small_job(tmp_path, "broken", 2, rounds=6, resume=True), silent)
-    assert "round 4 is skipped" in caplog.text
-    assert_bitwise(tmp_path / "whole", tmp_path / "broken")
-
-
 def test_a_run_is_resumed_only_as_what_it_was(tmp_path: Path) -> None:
     inline.execute(small_job(tmp_path, "run", 2), silent)
     with pytest.raises(TesseraError, match="'seed'"):
