@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 # The torch this was tested with. Another build (CPU only, another CUDA) is one variable away.
 TORCH ?= torch==2.13.0
 
-.PHONY: setup demo test test-docker test-all lint clean
+.PHONY: setup demo test test-docker test-faults test-all lint clean
 
 setup: $(INSTALLED)
 
@@ -20,11 +20,15 @@ demo: setup
 	$(TESSERA) demo
 
 test: setup
-	$(VENV)/bin/python -m pytest -m 'not docker and not slow'
+	$(VENV)/bin/python -m pytest -m 'not docker and not faults and not slow'
 
 # Builds the image and runs docker-compose.yml; says so where no Docker engine answers.
 test-docker: setup
 	$(VENV)/bin/python -m pytest -m docker -rs
+
+# Kills, stops, cuts off and fills up real processes and disks, and says what each time is kept. Some need root.
+test-faults: setup
+	$(VENV)/bin/python -m pytest -m faults -rs
 
 test-all: setup
 	$(VENV)/bin/python -m pytest
