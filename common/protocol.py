@@ -19,6 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from torch import Tensor
 
+from common.compute import finite
 from common.config import NAME, Settings
 from common.contributions import MODULE, Contribution, flat, unflat
 from common.errors import DataError, RunError
@@ -128,7 +129,7 @@ def check_gradients(update: Update, sent: Tensors) -> None:
         if gradient is None or gradient.shape != tensor.shape:
             found = "no gradient" if gradient is None else f"a gradient of shape {tuple(gradient.shape)}"
             raise RunError(f"{found} for {name!r}, which was sent with shape {tuple(tensor.shape)}")
-        if not torch.isfinite(gradient).all():
+        if not finite(gradient):
             raise RunError(f"the gradient for {name!r} is not finite")
 
 

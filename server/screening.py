@@ -6,10 +6,10 @@ Nothing that is dropped changes anything: it is not added, and a round goes on w
 import math
 from dataclasses import replace
 
-import torch
 from flwr.app import RecordDict
 
 from common.codecs import decode, rotation
+from common.compute import finite
 from common.errors import TesseraError
 from common.metrics import Sums
 from common.protocol import Kind, Task, Tensors, Update, check_gradients, in_answer_to, unpack_update
@@ -74,7 +74,7 @@ def _check_numbers(update: Update, kind: Kind) -> None:
 
 def _check_size(update: Update, largest: float) -> None:
     for name, gradient in update.gradients.items():
-        if not torch.isfinite(gradient).all():
+        if not finite(gradient):
             raise Unfit(NONFINITE, f"the gradient for {name!r} is not finite")
     norm = math.hypot(*(float(g.double().norm()) for g in update.gradients.values())) if largest else 0.0
     if norm > largest * update.weight:
