@@ -195,7 +195,7 @@ def _write(table: Tensor, format: Format, salt: int) -> dict[str, Tensor]:
     layout, (n_items, dim) = format.layout(table.shape[-1]), table.shape[-2:]
     bytes_a_row = sum(kind.itemsize * math.prod(shape) for kind, shape in layout.values())
     bytes_an_item = bytes_a_row * math.prod(table.shape[:-2])
-    items = table.view(-1, n_items, dim).any(-1).any(0).nonzero().flatten().int()
+    items = (table.view(-1, n_items, dim).abs().amax((0, 2)) != 0).nonzero().flatten().int()  # `any` is slower
     keys = _keys(table.shape, salt)
     if len(items) * (bytes_an_item + items.itemsize) >= n_items * bytes_an_item:
         return format.write(table, keys)
