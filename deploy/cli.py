@@ -14,6 +14,7 @@ from rich.table import Table
 
 from common.config import Settings, load_settings
 from common.errors import RunError, TesseraError
+from common.locks import alone
 from deploy.environment import quieten
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=__doc__)
@@ -110,7 +111,8 @@ def bench(
     from deploy.bench_runs import run_bench
 
     loaded = Bench.load(grid, quick, only or ())
-    outcome = run_bench(loaded, data, runs, lambda text: console.print(text, markup=False, soft_wrap=True))
+    with alone(runs / loaded.name):
+        outcome = run_bench(loaded, data, runs, lambda text: console.print(text, markup=False, soft_wrap=True))
     console.print(outcome.markdown(), markup=False, soft_wrap=True)
     print(json.dumps({"name": loaded.name, "folder": str(runs / loaded.name), "means": outcome.means()}))
 
@@ -145,19 +147,23 @@ def _train(
     from deploy.display import RunDisplay, show_result, summary
     from deploy.prepared import prepared_dataset
     from deploy.train import make_job, train
+    from server.checkpoint import require
 
     dataset = prepared_dataset(settings.data, data)
     if settings.strategy != "fedvlr" and not resume:
         from deploy.towers import ensure_towers
 
         ensure_towers(dataset, settings, console.print)
-    job = make_job(settings, dataset, runs / settings.name, resume, overwrite)
-    with RunDisplay(settings, console) as display:
-        try:
-            result = train(job, executor, display.report)
-        except KeyboardInterrupt:
-            console.print("stopped; go on with --resume")
-            raise
+    if resume:
+        require(runs / settings.name, resume)  # before the lock makes a folder
+    with alone(runs / settings.name):
+        job = make_job(settings, dataset, runs / settings.name, resume, overwrite)
+        with RunDisplay(settings, console) as display:
+            try:
+                result = train(job, executor, display.report)
+            except KeyboardInterrupt:
+                console.print("stopped; go on with --resume")
+                raise
     show_result(console, result, settings, runs / settings.name)
     figures = summary(result)
     if end:

@@ -17,10 +17,11 @@ from rich.console import Console
 
 from common.config import load_settings
 from common.errors import RunError
+from common.locks import alone
 from deploy.certificates import make_certificates
 from deploy.job import Job
-from deploy.processes import relay, terminable
-from deploy.superlink import CONTROL_PORT, PORT, Control, Server, start_superlink
+from deploy.processes import end_leftovers, relay, terminable
+from deploy.superlink import CONTROL_PORT, HOMES, PORT, Control, Server, start_superlink
 from deploy.supernode import join as join_federation
 from deploy.supernode import public_key
 
@@ -60,7 +61,9 @@ def server(
 ) -> None:
     """Run a server until interrupted. It lets in devices whose keys are registered, and no others."""
     where = Server(folder.absolute(), host, port, control_port)
-    with terminable():
+    where.certificates.require()
+    with terminable(), alone(where.folder):
+        end_leftovers(where.folder / HOMES)
         superlink = start_superlink(where)
         typer.echo(f"Devices join --server HOST:{port} with a copy of {where.certificates.ca}")
         last = relay(superlink, _show_server)
@@ -129,7 +132,7 @@ def submit(
     if (job.run_dir / "config.yaml").exists() and not resume:
         raise RunError(f"submit: {job.run_dir} holds a run already; go on with it by --resume, or choose other --runs")
     console = Console(highlight=False)
-    with terminable(), RunDisplay(settings, console) as display:
+    with terminable(), alone(job.run_dir), RunDisplay(settings, console) as display:
         carry_out(job, Control(Server.load(folder)), display.report)
     result = next(line for line in reversed(read_metrics(job.run_dir)) if line["kind"] == "result")
     show_result(console, result, settings, job.run_dir)

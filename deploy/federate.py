@@ -12,7 +12,7 @@ from common.errors import DataError, RunError, TesseraError
 from common.files import read_json, write_bytes
 from deploy.certificates import make_certificates
 from deploy.job import Job, Report
-from deploy.processes import Process, stop, tail, terminable
+from deploy.processes import Process, end_leftovers, stop, tail, terminable
 from deploy.superlink import Control, RunStatus, Server, start_superlink, wait_until_ready, write_app
 from deploy.supernode import public_key, start_supernode
 
@@ -42,6 +42,7 @@ def execute(job: Job, report: Report) -> None:
         raise RunError(
             f"federation.nodes is {wanted}, but there are {there} device folders: deal the users out to more"
         )
+    end_leftovers(job.run_dir / FOLDER)
     folder = _fresh_folder(job.run_dir)
     started: list[Process] = []
     with terminable():

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import NoReturn
 from uuid import uuid4
 
+from common import tethered
 from common.errors import RunError
 from deploy.environment import QUIET
 
@@ -57,14 +58,17 @@ class Process:
 
 
 def start(name: str, command: Sequence[str], home: Path, log: Path | None = None, **settings: str) -> Process:
-    """Start one of Flower's commands. `settings` are further environment variables. Raises `RunError`."""
+    """Start one of Flower's commands. `settings` are further environment variables. Raises `RunError`.
+
+    It ends when the thread that started it does, on Linux: nothing is left of this process when that is killed.
+    """
     home.mkdir(parents=True, exist_ok=True)
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid4().hex
     with (log or Path(os.devnull)).open("ab") as output:
         popen = subprocess.Popen(
-            [program(command[0]), *command[1:]],
+            [sys.executable, "-IS", tethered.__file__, str(os.getpid()), program(command[0]), *command[1:]],
             env=environment(home) | settings | {MARK: mark},
             cwd=home,
             stdin=subprocess.DEVNULL,
@@ -93,13 +97,34 @@ def stop(processes: Sequence[Process], grace: float = GRACE) -> None:
         _kill(process)
 
 
+def end_leftovers(home: Path) -> None:
+    """SIGKILL what an earlier process of ours left running with its Flower home at `home` or below. Linux only.
+
+    For whoever holds the folder (`common.locks`): nobody else's processes have their home there. Known by their
+    environment, they are not mistaken for others that were given the same id since.
+    """
+    below = os.fsencode(f"FLWR_HOME={home.absolute()}/")
+    marker = os.fsencode(f"{MARK}=")
+
+    def ours(variables: list[bytes]) -> bool:
+        at_home = any((variable + b"/").startswith(below) for variable in variables)
+        return at_home and any(variable.startswith(marker) for variable in variables)
+
+    _kill_all(lambda: _running(ours))
+
+
 def _kill(process: Process) -> None:
     """SIGKILL what is left of a process, and wait until it is gone."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.popen.pid, signal.SIGKILL)
     process.popen.wait()
+    _kill_all(lambda: remains(process))
+
+
+def _kill_all(find: Callable[[], list[int]]) -> None:
+    """SIGKILL the processes that `find` finds until it finds none: they may be starting others."""
     deadline = time.monotonic() + GRACE
-    while (left := remains(process)) and time.monotonic() < deadline:
+    while (left := find()) and time.monotonic() < deadline:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -112,11 +137,16 @@ def remains(process: Process) -> list[int]:
     SuperLink starts SuperExec in a session of its own, so a process group does not hold them all. Linux only;
     elsewhere the list is empty, and what is left ends itself when it sees that its parent is gone.
     """
-    marker = f"{MARK}={process.mark}".encode()
+    marker = os.fsencode(f"{MARK}={process.mark}")
+    return _running(lambda variables: marker in variables)
+
+
+def _running(wanted: Callable[[list[bytes]], bool]) -> list[int]:
+    """Ids of the processes whose environment, as NAME=VALUE, is `wanted`."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # ended meanwhile, or another user's
-            if marker in path.read_bytes().split(b"\0"):
+            if wanted(path.read_bytes().split(b"\0")):
                 found.append(int(path.parent.name))
     return found
 

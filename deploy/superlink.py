@@ -21,6 +21,8 @@ from deploy.processes import LOOPBACK, Process, environment, free_port, program,
 CONNECTION = "tessera"
 PORT, CONTROL_PORT = 9092, 9093
 """Where a server listens unless it is told otherwise: for devices, and for its operator."""
+HOMES = "home"
+"""Below a server's folder: Flower's homes."""
 START_SECONDS = 60.0
 ASK_SECONDS = 60.0
 KNOWN = "already in use"
@@ -106,7 +108,7 @@ def start_superlink(server: Server, log: Path | None = None) -> Process:
     command += ["--ssl-ca-certfile", str(files.ca), "--ssl-certfile", str(files.server)]
     command += ["--ssl-keyfile", str(files.server_key), "--fleet-api-address", f"{server.host}:{server.port}"]
     command += ["--host", LOOPBACK, "--port", str(server.control_port)]
-    return start("server", command, server.folder / "home" / "server", log)
+    return start("server", command, server.folder / HOMES / "server", log)
 
 
 def wait_until_ready(server: Server, superlink: Process) -> None:
@@ -150,7 +152,7 @@ class Control:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.home = server.folder / "home" / "control"
+        self.home = server.folder / HOMES / "control"
         address, ca = f"{LOOPBACK}:{server.control_port}", json.dumps(str(server.certificates.ca))
         config = f'[superlink.{CONNECTION}]\naddress = "{address}"\nroot-certificates = {ca}\n'
         write_bytes(self.home / "config.toml", config.encode())

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from common.errors import RunError
 from common.files import write_bytes
+from common.locks import alone
 from deploy.certificates import check_server, node_public_key
-from deploy.processes import Process, free_port, relay, start
+from deploy.processes import Process, end_leftovers, free_port, relay, start
 
 KEY = "node.key"
 HOME = ".flower"
@@ -46,10 +47,12 @@ def join(data_dir: Path, server: str, ca: Path, show: Callable[[str], None]) -> 
     """Serve a federation from a device's folder until interrupted, showing what Flower says.
 
     Raises `CertificateError` when the server cannot prove to be the one of `ca`, and `RunError` when it refuses this
-    device's key. A server that is not there yet is waited for.
+    device's key, or another process has joined from this folder. A server that is not there yet is waited for.
     """
-    _wait_for(server, ca, show)
-    last = relay(start_supernode("device", data_dir, server, ca, data_dir / HOME), show)
+    with alone(data_dir):
+        end_leftovers(data_dir / HOME)
+        _wait_for(server, ca, show)
+        last = relay(start_supernode("device", data_dir, server, ca, data_dir / HOME), show)
     raise RunError(explain(last, data_dir))
 
 

@@ -8,6 +8,8 @@ from flwr.serverapp import Grid, ServerApp
 from common.catalogue import Catalogue, load_catalogue
 from common.compute import resolve_device
 from common.config import Settings
+from common.locks import SERVING, alone
+from common.tethered import tether
 from server.checkpoint import Report, RunFolder
 from server.nodes import Nodes
 from server.rounds import run_rounds
@@ -30,10 +32,10 @@ def serve(
         items = load_catalogue(catalogue)
         run_rounds(Nodes(grid, settings.federation), make_strategy(settings, items, catalogue), settings, items, folder)
     except Exception as error:
-        folder.status("failed", str(error) or type(error).__name__)
+        folder.fail(str(error) or type(error).__name__)
         raise
     except BaseException:  # Flower stops a run by SystemExit, a person by KeyboardInterrupt
-        folder.status("failed", "stopped from outside; go on with --resume")
+        folder.fail("stopped from outside; go on with --resume")
         raise
     folder.status("completed")
 
@@ -54,6 +56,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Read the run's config, as the submitter set it, and serve."""
+    tether()  # Flower's own watch of the parent does not wake a ServerApp that waits for a server that is gone
     config = context.run_config
     settings = Settings.model_validate_json(str(config["settings"]))
-    serve(grid, settings, Path(str(config["catalogue"])), Path(str(config["run-dir"])), bool(config["resume"]))
+    run_dir = Path(str(config["run-dir"]))
+    with alone(run_dir, SERVING):
+        serve(grid, settings, Path(str(config["catalogue"])), run_dir, bool(config["resume"]))

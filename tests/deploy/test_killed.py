@@ -1,0 +1,160 @@
+"""What is killed with -9 leaves no process of Flower's behind, and no folder is used by two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.datasets import convert_shop
+from common.errors import RunError
+from common.locks import alone, clear
+from deploy.certificates import make_certificates, make_node_key
+from deploy.job import deal
+from deploy.processes import end_leftovers, remains, start, stop
+from deploy.superlink import Control, Server
+from server.checkpoint import read_metrics
+from tests.deploy.test_federate import SETTINGS, left_behind, linux
+
+Commands = list["subprocess.Popen[bytes]"]
+TESSERA = Path(sys.executable).parent / "tessera"
+SECONDS = 150.0
+"""How long anything may take to start or to end where many others run; it is a few seconds where none do."""
+
+
+def wait(what: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + SECONDS
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return what()
+
+
+@pytest.fixture
+def commands() -> Iterator[Commands]:
+    """Commands that a test started: killed with -9, all of them, at the latest when it ends."""
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def launch(commands: Commands, log: Path, *arguments: object) -> Callable[[], str]:
+    """Start `tessera`; return what reads its output so far."""
+    with log.open("wb") as output:
+        commands.append(
+            subprocess.Popen(
+                [str(TESSERA), *map(str, arguments)], stdout=output, stderr=subprocess.STDOUT, cwd=log.parent
+            )
+        )
+    return lambda: log.read_text(errors="replace")
+
+
+@linux
+@pytest.mark.slow
+def test_a_killed_server_device_and_submit_leave_nothing_behind(shop: Path, tmp_path: Path, commands: Commands) -> None:
+    """Each folder is used by one process at a time. A run whose `submit` is killed goes on, and holds its folder."""
+    server = Server.local(tmp_path / "server")
+    (device,) = deal(shop, tmp_path, 1)
+    make_certificates(server.folder, [], 1)
+    ports = ["--host", server.host, "--port", str(server.port), "--control-port", str(server.control_port)]
+    up = launch(commands, tmp_path / "server.log", "federate", "server", "--dir", server.folder, *ports)
+    assert wait(lambda: "Uvicorn running" in up()), up()
+    Control(server).register(make_node_key(device / "node.key"))
+    join = ["federate", "join", "--server", f"localhost:{server.port}", "--data-dir", device]
+    join += ["--ca", server.certificates.ca]
+    joined = launch(commands, tmp_path / "join.log", *join)
+    assert wait(lambda: "SuperNode ID" in joined()), joined()
+    again = launch(commands, tmp_path / "again.log", *join)
+    assert commands[-1].wait(SECONDS) == 1
+    assert f"{device} is in use by process {commands[1].pid}" in " ".join(again().split())
+    submitted_and_killed(server, shop, tmp_path, commands)
+    for process in (commands[1], commands[0]):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert wait(lambda: not left_behind(tmp_path)), left_behind(tmp_path)
+
+
+def submitted_and_killed(server: Server, shop: Path, tmp_path: Path, commands: Commands) -> None:
+    """Kill a `submit` after its first round: its folder is not taken from the run, which comes to its end."""
+    config, run = tmp_path / "config.yaml", tmp_path / "runs" / "small"
+    config.write_text(yaml.safe_dump(SETTINGS | {"rounds": 2, "federation": {"nodes": 1}}))
+    submit = ["federate", "submit", config, "--dir", server.folder, "--catalogue", shop, "--runs", run.parent]
+    told = launch(commands, tmp_path / "submit.log", *submit)
+    assert wait(lambda: (run / "config.yaml").exists()), told()
+    commands[-1].kill()
+    commands[-1].wait()
+    told = launch(commands, tmp_path / "resume.log", *submit, "--resume")
+    assert commands[-1].wait(SECONDS) == 1
+    assert f"{run} is in use by process" in told()
+    assert wait(lambda: json.loads((run / "status.json").read_text())["state"] == "completed")
+    assert [line["kind"] for line in read_metrics(run)] == ["census", "round", "round", "result"]
+
+
+@linux
+@pytest.mark.slow
+def test_a_killed_run_over_grpc_leaves_nothing_behind_and_is_resumed(tmp_path: Path, commands: Commands) -> None:
+    convert_shop(tmp_path / "shop", n_items=80, n_users=8)
+    config, run = tmp_path / "config.yaml", tmp_path / "runs" / "small"
+    config.write_text(yaml.safe_dump(SETTINGS | {"rounds": 2}))
+    train = ["train", config, "--data", tmp_path, "--executor", "grpc", "--runs", run.parent]
+    told = launch(commands, tmp_path / "train.log", *train)
+    assert wait(lambda: any(line["kind"] == "round" for line in read_metrics(run))), told()
+    commands[0].kill()
+    commands[0].wait()
+    assert wait(lambda: not left_behind(tmp_path)), left_behind(tmp_path)
+    told = launch(commands, tmp_path / "resume.log", *train, "--resume")
+    assert commands[1].wait(SECONDS) == 0, told()
+    assert [line["kind"] for line in read_metrics(run)] == ["census", "round", "round", "result"]
+
+
+@linux
+def test_what_does_not_heed_its_parents_end_is_ended_at_the_next_start(tmp_path: Path) -> None:
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(300)"
+    )
+    old = start("old", ["python", "-c", deaf], tmp_path / "home" / "node", tmp_path / "old.log")
+    other = start("other", ["python", "-c", deaf], tmp_path / "home-of-another", tmp_path / "other.log")
+    try:
+        assert wait(lambda: "up" in old.tail() and "up" in other.tail())
+        end_leftovers(tmp_path / "home")
+        assert old.popen.wait(SECONDS) == -signal.SIGKILL
+        assert remains(other)
+    finally:
+        stop([old, other], grace=0)
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with alone(folder):
+        (folder / "checkpoints").mkdir()
+        (folder / "config.yaml").touch()
+        with pytest.raises(RunError, match=f"{folder} is in use by process {os.getpid()}"), alone(folder):
+            pass
+        clear(folder)  # as --overwrite does
+        with pytest.raises(RunError, match="in use"), alone(folder):
+            pass
+    assert not (folder / "config.yaml").exists()
+    with alone(folder):
+        pass
+
+
+def test_a_killed_process_lets_go_of_its_folder(tmp_path: Path) -> None:
+    code = (
+        f"import time; from pathlib import Path; from common.locks import alone\nwith alone(Path({str(tmp_path)!r})):\n"
+    )
+    code += "    print('held', flush=True); time.sleep(300)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        with pytest.raises(RunError, match=f"process {holder.pid}"), alone(tmp_path):
+            pass
+        holder.kill()
+    with alone(tmp_path):
+        pass
