@@ -36,6 +36,8 @@ CA_DAYS = 3650
 CONNECT_SECONDS = 5.0
 CLOCK_SKEW = timedelta(hours=1)
 """How far a device's clock may be behind the machine that signed."""
+EXPIRED = 10
+"""X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
 
 
 class CertificateError(TesseraError):
@@ -69,12 +71,19 @@ class Certificates:
         return self.folder / "server.key"
 
     def require(self) -> None:
-        """Raise `CertificateError` unless all that a server needs is there."""
+        """Raise `CertificateError` unless all that a server needs is there, and devices will still take it."""
         for path in (self.ca, self.server, self.server_key):
             if not path.is_file():
                 raise CertificateError(
                     f"certificates: {path} does not exist; make it with `tessera federate certificates {self.folder}`"
                 )
+        renew = f"sign a new one with `tessera federate certificates {self.folder} --renew`; devices keep their ca.crt"
+        try:
+            end = x509.load_pem_x509_certificate(self.server.read_bytes()).not_valid_after_utc
+        except ValueError as error:
+            raise CertificateError(f"certificates: {self.server} is not readable ({error}); {renew}") from None
+        if end < datetime.now(UTC):
+            raise CertificateError(f"certificates: {self.server} expired on {end:%Y-%m-%d}; {renew}")
 
 
 def make_certificates(folder: Path, hosts: Sequence[str], days: int, *, renew: bool = False) -> Certificates:
@@ -141,8 +150,8 @@ def check_public_key(path: Path) -> None:
 def check_server(host: str, port: int, ca: Path) -> None:
     """Shake hands with the server at `host`:`port` as a device would.
 
-    Raises `CertificateError` when its certificate was not signed by `ca` or not for `host`, `OSError` when nobody
-    answers.
+    Raises `CertificateError` when its certificate was not signed by `ca`, not for `host` or not for today, `OSError` when
+    nobody answers.
     """
     try:
         context = ssl.create_default_context(cafile=ca)
@@ -153,6 +162,12 @@ def check_server(host: str, port: int, ca: Path) -> None:
         with socket.create_connection((host, port), CONNECT_SECONDS) as plain:
             context.wrap_socket(plain, server_hostname=host).close()
     except ssl.SSLCertVerificationError as error:
+        if error.verify_code == EXPIRED:
+            raise CertificateError(
+                f"certificates: {host}:{port} shows a certificate that expired; on the server, sign a new one with `tessera "
+                "federate certificates SERVER_DIR --renew` and restart it. Devices keep their ca.crt, unless `tessera doctor` "
+                "finds that one expired, or this machine's clock wrong"
+            ) from None
         raise CertificateError(
             f"certificates: {host}:{port} does not prove to be the server of {ca} ({error.verify_message}); "
             "take ca.crt from the server's folder, and name every host in `tessera federate certificates --host`"

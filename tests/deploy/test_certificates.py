@@ -4,6 +4,7 @@ import argparse
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -129,6 +130,22 @@ def test_a_server_is_checked_as_a_device_would(tmp_path: Path) -> None:
             check_server("127.0.0.1", port, files.ca_key)
     with pytest.raises(OSError, match="refused"):
         check_server("127.0.0.1", port, files.ca)
+
+
+def test_an_expired_certificate_is_said_so_on_both_sides_and_mended_by_renewing(tmp_path: Path) -> None:
+    """Devices keep their ca.crt."""
+    files = make_certificates(tmp_path / "server", [], 0)
+    authority = files.ca.read_bytes()
+    time.sleep(1.1)  # certificates end at whole seconds
+    with tls_server(files) as port, pytest.raises(CertificateError, match=r"expired; on the server, .* --renew"):
+        check_server("localhost", port, files.ca)
+    with pytest.raises(CertificateError, match=rf"server\.pem expired on .* {files.folder} --renew"):
+        files.require()
+    make_certificates(files.folder, [], 1, renew=True)
+    files.require()
+    with tls_server(files) as port:
+        check_server("localhost", port, files.ca)
+    assert files.ca.read_bytes() == authority
 
 
 def test_flower_takes_the_key(tmp_path: Path) -> None:
