@@ -233,8 +233,8 @@ def test_a_device_killed_in_a_round_is_named_and_comes_back_after_a_minute(feder
 
 
 def test_a_server_killed_in_a_run_is_started_again_and_the_run_resumed(federation: Federation) -> None:
-    """SuperLink, ServerApp and `submit` die at once. Started from the same folder, the server knows its devices' keys; they come
-    back by themselves; --resume ends with what an undisturbed run has learnt."""
+    """SuperLink, ServerApp and `submit` die at once. Started from the same folder, the server knows its devices' keys; they
+    come back by themselves; --resume ends with what an undisturbed run has learnt."""
     federation.submit("server-killed", 3)
     federation.reaches("server-killed", 1)
     time.sleep(1.0)  # into the next round
