@@ -30,7 +30,7 @@ ADAPTING = ("sft", "pq", "fedmosaic")
 """Regimes that train one branch by one loss: what a view's gradient can be taken to, one step a round."""
 DeviceClass = Literal["tiny", "small", "base"]
 Operator = Literal["sum", "mlp", "gate", "attention", "concat"]
-Codec = Literal["float32", "float16", "bfloat16", "int8", "bits4", "bits3", "bits2", "bits1"]
+Codec = Literal["float32", "float16", "bfloat16", "int8", "1%", "4%", "15%"]
 
 
 class _Settings(BaseModel):

@@ -6,19 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.codecs import FORMATS, ITEMS, SCALES, Float, decode, encode, hadamard, rotation
+from common.codecs import BITS, FORMATS, ITEMS, MIX, SCALES, Float, decode, encode, hadamard, rotation, shared_out
 from common.config import Codec
 from common.errors import RunError
-from common.protocol import HISTORY, VIEWS, content_hash
+from common.protocol import HISTORY, VIEWS
 from tests.small import tries
 
 SALT = rotation(0)
 EXACT = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Largest error of a number, as a share of it."""
-ERRORS = {"bits4": 0.015, "bits3": 0.05, "bits2": 0.18, "bits1": 0.75}
-"""Squared error of rows of 64 numbers on average, as a share of their squared length, and some more for luck."""
-READ = {"bits4": "ea2cdc826090", "bits3": "8a1ddcc6ad79", "bits2": "033e2db8d492", "bits1": "bb6a8a8cbcb2"}
-"""What some bytes are read as, by the start of its hash."""
+LOST = {"1%": 0.01, "4%": 0.04, "15%": 0.15}
+"""What a table may lose of its sum of squares."""
 every_codec = pytest.mark.parametrize("codec", FORMATS)
 
 
@@ -36,6 +34,11 @@ def there_and_back(table: Tensor, codec: Codec, salt: int = SALT) -> Tensor:
     return decode(encode({VIEWS: table}, codec, salt), {VIEWS: tuple(table.shape)}, codec, salt)[VIEWS]
 
 
+def nobodys(table: Tensor) -> Tensor:
+    """Which items are zero in all views."""
+    return ~table.reshape(-1, *table.shape[-2:]).any(-1).any(0)
+
+
 def size(encoded: dict[str, Tensor]) -> int:
     return sum(value.numel() * value.itemsize for value in encoded.values())
 
@@ -46,54 +49,77 @@ def size(encoded: dict[str, Tensor]) -> int:
 def test_a_table_comes_back(codec: Codec, table: Tensor) -> None:
     back = there_and_back(table, codec)
     assert (back.dtype, back.shape) == (torch.float32, table.shape)
-    assert torch.equal(back.any(-1), table.any(-1)), "what is zero stays zero, and nothing else becomes it"
+    assert not back[..., nobodys(table), :].any(), "what is zero stays zero"
     error = (back - table).abs()
     if codec in EXACT:
         assert (error <= EXACT[codec] * table.abs() + 2.0**-24 * (codec == "float16")).all()
     elif codec == "int8":
         assert (error <= table.abs().amax(-1, keepdim=True) / 127 * 0.5001).all()
-    else:  # <row, decoded row> = |row|^2, and so no row comes back shorter than it was
-        same = (back * table).sum(-1)
-        torch.testing.assert_close(same, table.square().sum(-1), rtol=0.005, atol=0)
+    elif table.ndim == 2:  # <row, row that comes back> = |row|^2, so none comes back shorter
+        torch.testing.assert_close((back * table).sum(-1), table.square().sum(-1), rtol=0.005, atol=0)
 
 
 @every_codec
 @tries(25)
 @given(table=tables())
 def test_what_travels_is_never_larger_than_all_of_it(codec: Codec, table: Tensor) -> None:
-    everything = size(encode({VIEWS: torch.ones_like(table)}, codec, SALT))
-    encoded = encode({VIEWS: table}, codec, SALT)
-    assert size(encoded) <= everything
-    there = int(table.any(-1).view(-1, table.shape[-2]).any(0).sum())
-    if ITEMS in {name.removeprefix(VIEWS) for name in encoded}:
-        assert size(encoded) == there * (everything // table.shape[-2] + 4)
+    encoded, n_items = encode({VIEWS: table}, codec, SALT), table.shape[-2]
+    there = len(encoded.get(VIEWS + ITEMS, torch.zeros(n_items)))
+    by_item = sum(encoded[VIEWS + part].nbytes for part in ("", SCALES) if VIEWS + part in encoded)
+    if VIEWS + ITEMS in encoded:
+        assert there == int((~nobodys(table)).sum())
+        assert by_item // max(there, 1) * n_items >= by_item + 4 * there
+    else:
+        assert by_item // n_items * n_items <= (by_item // n_items + 4) * int((~nobodys(table)).sum())
 
 
 @every_codec
 def test_an_item_comes_back_the_same_whether_others_travel_or_not(codec: Codec) -> None:
-    full = torch.randn(3, 50, 12, generator=torch.Generator().manual_seed(1))
+    full = torch.randn(50, 12, generator=torch.Generator().manual_seed(1))
     few = torch.zeros_like(full)
-    few[:, [4, 17, 49]] = full[:, [4, 17, 49]]
-    assert torch.equal(there_and_back(few, codec)[:, [4, 17, 49]], there_and_back(full, codec)[:, [4, 17, 49]])
+    few[[4, 17, 49]] = full[[4, 17, 49]]
+    torch.testing.assert_close(there_and_back(few, codec)[[4, 17, 49]], there_and_back(full, codec)[[4, 17, 49]])
 
 
-@pytest.mark.parametrize("codec", ERRORS)
+@pytest.mark.parametrize("codec", LOST)
 def test_errors_are_as_large_as_they_should_be_and_cancel_in_sums(codec: Codec) -> None:
     generator = torch.Generator().manual_seed(0)
-    for table in (torch.randn(20, 64, generator=generator), torch.rand(20, 64, generator=generator) ** 8):
+    normal, skew = torch.randn(20, 64, generator=generator), torch.rand(20, 64, generator=generator) ** 8
+    for table in (normal, skew, torch.stack([normal, skew, normal + skew])):
         rounds = torch.stack([there_and_back(table, codec, rotation(0, round)) for round in range(100)])
         length = table.square().sum()
-        assert float((rounds - table).square().sum((1, 2)).mean() / length) < ERRORS[codec]
-        assert float((rounds.mean(0) - table).square().sum() / length) < ERRORS[codec] / 50
+        assert float((rounds - table).square().flatten(1).sum(1).mean() / length) < 1.1 * LOST[codec]
+        if table.ndim == 2:  # of several views, small components are left out, always the same
+            assert float((rounds.mean(0) - table).square().sum() / length) < LOST[codec] / 50
 
 
-@pytest.mark.parametrize("codec", ERRORS)
-def test_every_machine_reads_the_same(codec: Codec) -> None:
-    """Levels and signs are told apart by what they were when this was written, to the last bit."""
-    plane = torch.arange(2 * 3 * int(codec[-1]) * 2, dtype=torch.uint8).view(2, 3, -1, 2) * 37
-    scales = torch.tensor([1.0, 0.5, 3.0]).bfloat16().view(torch.int16).expand(2, 3)
-    read = decode({VIEWS: plane, VIEWS + SCALES: scales}, {VIEWS: (2, 3, 11)}, codec, SALT)
-    assert content_hash(read)[:12] == READ[codec]
+@pytest.mark.parametrize("codec", LOST)
+def test_views_that_resemble_each_other_cost_little_more_than_one(codec: Codec) -> None:
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(300, 64, generator=generator)
+    seven = one * torch.rand(7, 1, 1, generator=generator) + 0.01 * torch.randn(7, 300, 64, generator=generator)
+    assert size(encode({VIEWS: seven}, codec, SALT)) < 1.1 * size(encode({HISTORY: one}, codec, SALT))
+    assert float((there_and_back(seven, codec) - seven).square().sum() / seven.square().sum()) < 1.1 * LOST[codec]
+
+
+def test_bits_go_where_they_save_most() -> None:
+    assert shared_out([1.0], 0.01) == [4]
+    assert shared_out([100.0, 0.1, 0.01], 0.04) == [3]
+    assert shared_out([10.0, 10.0, 0.1], 0.15) == [2, 2]
+    assert shared_out([3.0, 2.0, 1.0], 0.01) == [4, 4, 4]
+    assert shared_out([0.0, 0.0], 0.01) == []
+
+
+def test_a_tenth_is_enough_for_views_and_gradients() -> None:
+    """Gradients of seven views are all alike, the views are not."""
+    generator = torch.Generator().manual_seed(0)
+    views, gradient = (
+        torch.randn(7, 200, 64, generator=generator),
+        torch.randn(200, 64, generator=generator).expand(7, -1, -1),
+    )
+    down = size(encode({VIEWS: views, HISTORY: views[0]}, "4%", SALT))
+    up = size(encode({VIEWS: gradient, HISTORY: gradient[0]}, "1%", SALT))
+    assert down + up < 0.1 * 2 * 8 * 200 * 64 * 4
 
 
 def test_floats_of_all_items_travel_as_they_are() -> None:
@@ -134,6 +160,9 @@ SPOILT = {
     "numbers of another kind": {"": torch.zeros(2, 2, 8, dtype=torch.int64)},
     "nothing but items": {"": None, SCALES: None},
     "scales that are too many": {SCALES: torch.zeros(2, 30)},
+    "bits that nobody writes": {BITS: torch.tensor([9], dtype=torch.uint8)},
+    "more components than views": {BITS: torch.tensor([4, 4, 4], dtype=torch.uint8)},
+    "a mix of other views": {MIX: torch.zeros(1, 3)},
 }
 
 
@@ -170,5 +199,5 @@ def test_rotations_undo_themselves() -> None:
     while len(matrix) < 16:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     rows = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(hadamard(rows), rows @ matrix)
-    torch.testing.assert_close(hadamard(hadamard(rows)), 16 * rows)
+    assert torch.equal(hadamard(16), matrix)
+    torch.testing.assert_close(rows @ hadamard(16) @ hadamard(16), 16 * rows)
