@@ -34,14 +34,14 @@ def execute(job: Job, report: Report) -> None:
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     try:
-        run_simulation(app, device_app(devices), len(job.devices), backend_config=_backend(job.settings))
+        run_simulation(app, device_app(devices), len(job.devices), backend_config=backend(job.settings))
     except BaseException as error:
         raise failures[0] if failures else RunError(f"Ray could not run the simulation: {error}") from None
     if failures:
         raise failures[0]
 
 
-def _backend(settings: Settings) -> dict[str, Any]:
+def backend(settings: Settings) -> dict[str, Any]:
     """A worker has one CPU, and its share of a GPU where there is one and it is wanted."""
     wanted, here = settings.simulation, torch.cuda.is_available() and settings.device != "cpu"
     address = wanted.address or os.environ.get("RAY_ADDRESS", "")
