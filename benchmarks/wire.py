@@ -1,0 +1,100 @@
+"""python -m benchmarks.wire [--data FOLDER] [--runs FOLDER] [--only DATASET] [--quick]
+
+What shorter formats of views and gradients save in bytes and lose in NDCG, on ml-latest-small with one node and on gift cards
+with few people a node: the grids ml-latest-small/wire.yaml and gift-cards-2018/wire.yaml. Losses are shares of what float32
+reaches with the same seeds; the interval is over people, for formats with as many seeds. Chosen is what is best on validation
+with the first seed among those that take at most a tenth of float32's bytes. A killed run goes on where it was. Ends with one
+line of JSON. Datasets are found in --data or TESSERA_DATA.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from deploy.bench import Bench
+from deploy.bench_runs import run_bench
+from deploy.comparison import Outcome
+
+DATASETS = ("ml-latest-small", "gift-cards-2018")
+PLAIN = "float32-float32"
+BUDGET = 0.1
+VALIDATION, TEST, HR = "validation/all/ndcg@50", "test/all/ndcg@50", "test/all/hr@50"
+BYTES = pl.col("bytes_down_per_user") + pl.col("bytes_up_per_user")
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run both grids, or one; print a table for each, then all of it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("TESSERA_DATA"))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--only", choices=DATASETS)
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    found = {}
+    for dataset in [arguments.only] if arguments.only else DATASETS:
+        bench = Bench.load(Path(__file__).parent / dataset / "wire.yaml", arguments.quick)
+        outcome = run_bench(bench, arguments.data, arguments.runs, lambda told: print(told, flush=True))
+        found[dataset] = rows_of(outcome)
+        show(dataset, found[dataset])
+    print(json.dumps(found))
+
+
+def rows_of(outcome: Outcome) -> list[Row]:
+    """A row for each pair of formats, and one for popularity: means over seeds, in %, bytes in kB for a user and round."""
+    table = outcome.table.with_columns((BYTES / 1000).alias("kb"))
+    intervals = {row["method"]: [row["ndcg_low"], row["ndcg_high"]] for row in outcome.differences.to_dicts()}
+    plain, rows = table.filter(pl.col("method") == PLAIN), []
+    for (method,), own in table.filter(pl.col("kb").is_not_null()).group_by("method", maintain_order=True):
+        same = plain.filter(pl.col("seed").is_in(own["seed"].to_list()))
+        row: Row = {"formats": method, "seeds": len(own), "of float32": mean(own, "kb") / mean(same, "kb")}
+        row |= {f"kB {way}": mean(own, f"bytes_{way}_per_user") / 1000 for way in ("down", "up")}
+        row |= {"HR": mean(own, HR), "NDCG": mean(own, TEST), "NDCG on validation": mean(own, VALIDATION)}
+        row |= {"lost": lost(own, same, TEST), "lost on validation": lost(own, same, VALIDATION)}
+        row["difference of NDCG, 95%"] = intervals.get(str(method)) if len(own) == len(plain) else None
+        row["first"] = own[VALIDATION][0]
+        rows.append(row)
+    small = [row for row in rows if row["of float32"] <= BUDGET]
+    if small:
+        max(small, key=lambda row: row["first"])["chosen"] = True
+    crowd = table.filter(pl.col("method") == "popularity")
+    return [*rows, {"formats": "popularity", "HR": mean(crowd, HR), "NDCG": mean(crowd, TEST)}]
+
+
+def mean(rows: pl.DataFrame, column: str) -> float:
+    """The mean over seeds."""
+    return float(rows[column].to_numpy().mean())
+
+
+def lost(own: pl.DataFrame, plain: pl.DataFrame, column: str) -> float:
+    """What share of float32's figure is lost, in %."""
+    return 100 * (1 - mean(own, column) / mean(plain, column))
+
+
+def show(dataset: str, rows: list[Row]) -> None:
+    """Print the table."""
+    columns = [column for column in rows[0] if column != "first"]
+    print(f"\n{dataset}: views-gradients, K = 50, means over seeds, * chosen\n")
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for row in rows:
+        print("| " + " | ".join(cell(row, column) for column in columns) + " |")
+    print()
+
+
+def cell(row: Row, column: str) -> str:
+    """One cell: a dash where there is nothing."""
+    value = row.get(column)
+    if column == "formats":
+        return f"{value} *" if row.get("chosen") else str(value)
+    if isinstance(value, list):
+        return f"{value[0]:+.2f} to {value[1]:+.2f}"
+    return "-" if value is None else f"{100 * value:.1f}%" if column == "of float32" else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    main()
