@@ -23,6 +23,7 @@ from common.protocol import (
     Update,
     add,
     array_bytes,
+    check_gradients,
     content_hash,
     pack_task,
     pack_update,
@@ -190,6 +191,13 @@ def test_devices_with_another_model_are_named() -> None:
         add({"views": torch.ones(2, 2)}, {"views": torch.ones(3, 2)})
     with pytest.raises(RunError, match="'history'"):
         _ = Update({"history": torch.ones(1)}) + Update({"history": torch.ones(1, 1)})
+
+
+def test_a_gradient_of_what_was_not_sent_is_refused() -> None:
+    sent = {"views": torch.ones(2, 2), "module/pq": torch.ones(1)}
+    check_gradients(Update({"views": torch.ones(2, 2)}, weight=1.0), sent)
+    with pytest.raises(RunError, match="'junk', which was not sent"):
+        check_gradients(Update({"views": torch.ones(2, 2), "junk": torch.ones(9)}, weight=1.0), sent)
 
 
 def test_the_hash_names_the_content() -> None:
