@@ -20,7 +20,7 @@ from common.interactions import from_frame
 BEAUTY = "amazon-beauty-2014"
 N_ITEMS, WIDTH = 12_101, 64
 SHORTEST, LONGEST, TAIL = 5, 204, 2.11
-SKEW, FLAT = 0.75, 20.0
+SKEW, FLAT = 0.67, 30.0
 SEED = 0
 
 
@@ -35,7 +35,7 @@ def write_beauty(source: Path, folder: Path) -> None:
 def write_crowd(n_users: int, folder: Path) -> None:
     """Generate people who buy by popularity alone; a person buys the same however many others there are.
 
-    A history has n items or more with chance (5 / n)^2.11, and an item's chance falls with its rank as (rank + 20)^-0.75:
+    A history has n items or more with chance (5 / n)^2.11, and an item's chance falls with its rank as (rank + 30)^-0.67:
     fitted to Beauty's quantiles of both. An item drawn twice counts once.
     """
     people = torch.arange(n_users)

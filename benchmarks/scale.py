@@ -67,7 +67,7 @@ def dataset(n_users: int, data: Path, runs: Path) -> Path:
 def measure(folder: Path, n_users: int, nodes: int, runs: Path) -> dict[str, Any]:
     """Run the config over a dataset. Raises `DataError` when the run fails."""
     name = f"scale-{n_users}"
-    command = [TESSERA, "train", CONFIG, "--executor", "ray", "--nodes", str(nodes), "--data", folder]
+    command: list[str | Path] = [TESSERA, "train", CONFIG, "--executor", "ray", "--nodes", str(nodes), "--data", folder]
     command += ["--runs", runs, "--overwrite", "--set", f"name={name}", "--set", f"data.folder={folder.name}"]
     with (runs / f"{name}.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
