@@ -148,10 +148,13 @@ def run_settings(name: str, rounds: int, **federation: float) -> dict[str, Any]:
     return small_settings(name=name, rounds=rounds, **changes).model_dump(mode="json")
 
 
-def working(folder: Path) -> list[int]:
-    """A device's processes but the one that keeps up its connection: those that find and do work."""
-    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left_behind(folder)}
-    return [pid for pid, line in lines.items() if b"flower-supernode" not in line]
+def processes(folder: Path, command: str) -> list[int]:
+    """Ids of a server's or device's processes with `command` in their command line."""
+    found = []
+    for pid in left_behind(folder):
+        with suppress(OSError):  # ended meanwhile
+            found += [pid] if command in Path(f"/proc/{pid}/cmdline").read_text() else []
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -179,15 +182,18 @@ def test_an_expired_certificate_is_renewed_and_devices_keep_theirs(federation: F
         federation.join(node)
 
 
-def test_a_device_cut_off_for_30_seconds_misses_nothing(federation: Federation) -> None:
-    """Its connections break and cannot be made again for half a minute: the round waits for it, and the run ends with it."""
-    federation.submit("cut", 3)
+def test_a_device_cut_off_for_30_seconds_misses_at_most_one_round(federation: Federation) -> None:
+    """Its connections break and cannot be made again for half a minute. Flower mostly takes it to be there still, and the round
+    waits for it; nobody need do anything for it to come back."""
+    federation.submit("cut", 5)
     federation.reaches("cut", 1)
     federation.way.cut()
     time.sleep(CUT)
     federation.way.mend()
     federation.finishes("cut")
-    assert [line["nodes"] for line in federation.rounds("cut")] == [2, 2, 2], federation.warned("cut")
+    nodes = [line["nodes"] for line in federation.rounds("cut")]
+    assert (len(nodes), nodes[0], nodes[-1]) == (5, 2, 2), federation.warned("cut")
+    assert nodes.count(1) <= 1, federation.warned("cut")
 
 
 def test_a_device_slower_than_the_deadline_is_left_out_of_its_round_and_takes_part_in_a_later_one(
@@ -196,7 +202,8 @@ def test_a_device_slower_than_the_deadline_is_left_out_of_its_round_and_takes_pa
     """The round closes at the deadline, with the others' replies; the server names the node; its late reply is dropped."""
     federation.submit("slow", 4, timeout=DEADLINE)
     federation.reaches("slow", 1)
-    stopped = working(federation.devices[1])
+    device = federation.devices[1]
+    stopped = set(left_behind(device)) - set(processes(device, "flower-supernode"))  # that one keeps up its connection
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     federation.reaches("slow", 2)
@@ -214,7 +221,7 @@ def test_a_device_killed_in_a_round_is_named_and_comes_back_after_a_minute(feder
     device = federation.devices[1]
     federation.submit("killed", 3)
     federation.reaches("killed", 1)
-    wait(lambda: any(b"clientapp" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in working(device)))
+    wait(lambda: processes(device, "flwr-clientapp"))
     federation.kill(device, "device-1")
     killed = time.monotonic()
     kept = {path.name: path.read_bytes() for path in device.glob("private/killed-*/block-*/*.safetensors")}
@@ -232,26 +239,35 @@ def test_a_device_killed_in_a_round_is_named_and_comes_back_after_a_minute(feder
     assert {path.name for path in device.glob("private/killed-*/block-*/*")} >= {"round-000004.safetensors"}
 
 
-def test_a_server_killed_in_a_run_is_started_again_and_the_run_resumed(federation: Federation) -> None:
-    """SuperLink, ServerApp and `submit` die at once. Started from the same folder, the server knows its devices' keys; they
-    come back by themselves; --resume ends with what an undisturbed run has learnt."""
-    federation.submit("server-killed", 3)
-    federation.reaches("server-killed", 1)
+def test_a_run_whose_serverapp_is_killed_and_then_its_whole_server_is_resumed_each_time(federation: Federation) -> None:
+    """`submit` says that the run failed; with --resume it goes on. Then SuperLink, ServerApp and `submit` die at once: started
+    from the same folder, the server knows its devices' keys; they come back by themselves; --resume ends with what an
+    undisturbed run has learnt."""
+    name, folder = "server-killed", federation.server.folder
+    federation.submit(name, 4)
+    federation.reaches(name, 1)
+    for pid in processes(folder, "flwr-serverapp"):
+        os.kill(pid, signal.SIGKILL)
+    assert federation.commands[name].wait(START) == 1
+    assert "error: " in federation.said(name)
+
+    federation.submit(name, 4, "--resume")
+    federation.reaches(name, 2)
     time.sleep(1.0)  # into the next round
-    federation.kill(federation.server.folder, "server-killed", "server")
-    assert len(federation.rounds("server-killed")) in (1, 2)
+    federation.kill(folder, name, "server")
+    assert len(federation.rounds(name)) in (2, 3)
     federation.start_server()
-    federation.submit("server-killed", 3, "--resume")
-    federation.finishes("server-killed")
-    assert [line["nodes"] for line in federation.rounds("server-killed")] == [2, 2, 2]
+    federation.submit(name, 4, "--resume")
+    federation.finishes(name)
+    assert [line["nodes"] for line in federation.rounds(name)] == [2, 2, 2, 2]
     assert all(process.poll() is None for name, process in federation.commands.items() if name.startswith("device"))
 
-    undisturbed = run_settings("server-killed", 3)
+    undisturbed = run_settings(name, 4)
     devices = deal(federation.dataset, federation.folder / "undisturbed" / "devices", 2)
     job = Job(small_settings(**undisturbed), federation.dataset, devices, federation.folder / "undisturbed")
     inline.execute(job, lambda line: None)
     for mine, theirs in (
-        (federation.run("server-killed"), job.run_dir),
+        (federation.run(name), job.run_dir),
         *zip(federation.devices, devices, strict=True),
     ):
         assert_learnt_the_same(mine, theirs)
