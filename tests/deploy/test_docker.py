@@ -132,8 +132,8 @@ def test_killed_containers_come_back_and_the_run_goes_on(federation: Federation)
     check_privacy(clients, keys)
     check_users([*clients, *federation.containers("server"), *federation.containers("train")])
     check_client_comes_back(federation, clients[0])
-    check_server_comes_back(federation)
     assert [docker("exec", client, "cat", "/device/node.key.pub") for client in clients] == keys
+    check_server_comes_back(federation)
 
 
 def check_privacy(clients: list[str], keys: list[str]) -> None:
@@ -150,8 +150,8 @@ def check_privacy(clients: list[str], keys: list[str]) -> None:
 def check_users(containers: list[str]) -> None:
     """No process but the init of a container runs as root, and none has more rights than that needs."""
     for container in containers:
-        rows = docker("top", container, "-eo", "uid,comm").splitlines()[1:]
-        assert all(uid != "0" or name in ("docker-init", "tini") for uid, name in map(str.split, rows)), rows
+        rows = docker("top", container, "-eo", "uid,pid,comm").splitlines()[1:]
+        assert all(row.split()[0] != "0" or row.split()[2] in ("docker-init", "tini") for row in rows), rows
 
 
 def check_client_comes_back(federation: Federation, client: str) -> None:
