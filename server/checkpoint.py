@@ -83,8 +83,7 @@ class RunFolder:
     def save(self, round: int, tensors: Tensors, progress: dict[str, Any]) -> None:
         """Write the checkpoint of `round`, and drop the oldest beyond three."""
         write_tensors(self._checkpoint(round), tensors, {"progress": json.dumps(progress)})
-        for old in self._rounds()[:-KEPT]:
-            self._checkpoint(old).unlink()
+        self._drop(round)
 
     def load(self) -> tuple[int, dict[str, Any], Tensors] | None:
         """Read the newest checkpoint that is whole, as (round, progress, tensors); a corrupt one is skipped with a warning.
@@ -117,8 +116,14 @@ class RunFolder:
         if lost := [line["round"] for line in before if line["kind"] == "round" and line["round"] > round]:
             log.warning("rounds after %d, up to %d, run again: there is no checkpoint of them", max(round, 0), lost[-1])
         write_bytes(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
-        for corrupt in (newer for newer in self._rounds() if newer > round):
-            self._checkpoint(corrupt).unlink()
+        self._drop(round)
+
+    def _drop(self, newest: int) -> None:
+        """Remove the checkpoints after `newest`, and up to it the oldest beyond three."""
+        rounds = self._rounds()
+        kept = [round for round in rounds if round <= newest][-KEPT:]
+        for other in (round for round in rounds if round not in kept):
+            self._checkpoint(other).unlink()
 
     def durable(self) -> tuple[int, ...]:
         """Rounds there are checkpoints of; a run that never saved one would begin again, before round 1."""
