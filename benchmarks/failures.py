@@ -8,6 +8,7 @@ rounds were completed, and NDCG@50 and HR@50 on test of the round best on valida
 
 import argparse
 import json
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=100)
     arguments = parser.parse_args()
+    logging.getLogger("tessera").setLevel(logging.ERROR)  # each failure would be a line
     runs = {share: [run(arguments, seed, share) for seed in arguments.seeds] for share in (0.0, arguments.share)}
     whole, failing = (mean(one["ndcg"] for one in several) for several in runs.values())
     print(f"{'share failing':>14} {'seed':>5} {'rounds':>7} {'lost':>6} {'HR@50':>7} {'NDCG@50':>8}")
