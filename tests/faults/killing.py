@@ -4,6 +4,7 @@ As a program it tries a run: `python -m tests.faults.killing FOLDER BEFORE ROUND
 BEFORE rounds, each time goes on with it to the end of ROUNDS rounds, and compares the end with that of an undisturbed run.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch._dynamo  # noqa: F401  (every optimiser reads it: once here rather than in each fork)
 
 from common.files import digest, read_tensors
 from common.protocol import content_hash
@@ -55,6 +58,7 @@ class Mortal:
 
 def forked(work: Callable[[], object]) -> tuple[int, Any]:
     """Do `work` in a fork of this process; return its exit code, and what `work` returned unless it was killed."""
+    gc.freeze()  # what is there already is not the fork's to clear up
     read, write = os.pipe()
     if not (child := os.fork()):
         status = 1

@@ -25,7 +25,7 @@ def kills(program: str, *arguments: object) -> int:
 
 @pytest.mark.parametrize(
     ("before", "rounds", "least"),
-    [pytest.param(0, 1, 40, id="from its beginning"), pytest.param(3, 5, 60, id="when old states are dropped")],
+    [pytest.param(0, 1, 43, id="from its beginning"), pytest.param(3, 5, 57, id="when old states are dropped")],
 )
 def test_a_run_killed_at_any_change_of_a_file_ends_as_the_undisturbed_one(
     before: int, rounds: int, least: int, tmp_path: Path
