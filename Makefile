@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 # The torch this was tested with. Another build (CPU only, another CUDA) is one variable away.
 TORCH ?= torch==2.13.0
 
-.PHONY: setup demo test test-docker test-faults test-all lint clean
+.PHONY: setup demo test test-docker test-faults test-network test-all lint clean
 
 setup: $(INSTALLED)
 
@@ -20,7 +20,7 @@ demo: setup
 	$(TESSERA) demo
 
 test: setup
-	$(VENV)/bin/python -m pytest -m 'not docker and not faults and not slow'
+	$(VENV)/bin/python -m pytest -m 'not docker and not faults and not network and not slow'
 
 # Builds the image and runs docker-compose.yml; says so where no Docker engine answers.
 test-docker: setup
@@ -29,6 +29,10 @@ test-docker: setup
 # Kills, stops, cuts off and fills up real processes and disks, and says what each time is kept. Some need root.
 test-faults: setup
 	$(VENV)/bin/python -m pytest -m faults -rs
+
+# A federation of machines with addresses of their own, one of them cut off: network namespaces, which need root.
+test-network: setup
+	$(VENV)/bin/python -m pytest -m network -rs
 
 test-all: setup
 	$(VENV)/bin/python -m pytest

@@ -143,7 +143,7 @@ def check_public_key(path: Path) -> None:
     except (OSError, ValueError, UnsupportedAlgorithm):
         pass
     raise CertificateError(
-        f"register: {path} is no device's public key; `tessera federate key` says where a device's is"
+        f"node key: {path} is no device's public key; `tessera federate key` says where a device's is"
     )
 
 

@@ -5,10 +5,11 @@
     device    tessera federate join --server server.example:9092 --data-dir DEVICE_DIR --ca ca.crt
     server    tessera federate submit CONFIG --dir SERVER_DIR --catalogue DATASET
 
-and once for each device, `tessera federate register` on the server.
+and once for each device, `tessera federate register` on the server; `list` shows them there, `revoke` shuts them out.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from common.locks import alone
 from deploy.certificates import make_certificates
 from deploy.job import Job
 from deploy.processes import end_leftovers, relay, terminable
+from deploy.roster import REVOKED, find, table
 from deploy.superlink import CONTROL_PORT, HOMES, PORT, Control, Server, start_superlink
 from deploy.supernode import join as join_federation
 from deploy.supernode import public_key
@@ -28,7 +30,8 @@ from deploy.supernode import public_key
 app = typer.Typer(
     no_args_is_help=True,
     help="A federation on separate machines, in four commands: `certificates` and `server` on the server, `join` on each "
-    "device, `submit` on the server. Once for each device, `register` its public key on the server.",
+    "device, `submit` on the server. Once for each device, `register` its public key on the server; `list` shows them, "
+    "`revoke` shuts them out.",
 )
 
 ServerDir = Annotated[Path, typer.Option("--dir", help="The server's folder, made by `certificates`.")]
@@ -93,6 +96,37 @@ def register(folder: ServerDir, keys: Annotated[list[Path], typer.Argument(metav
     control = Control(Server.load(folder))
     for path in keys:
         typer.echo(f"{path}: " + ("registered" if control.register(path) else "was registered already"))
+
+
+@app.command("list", epilog="Example: tessera federate list --dir server")
+def list_devices(
+    folder: ServerDir,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of a table.")] = False,
+) -> None:
+    """List the devices that a running server knows, on its machine: registered, online, offline or revoked, since when."""
+    devices = Control(Server.load(folder)).devices()
+    typer.echo(json.dumps([asdict(device) for device in devices]) if as_json else table(devices))
+
+
+@app.command(epilog="Example: tessera federate revoke --dir server node.key.pub 11531438331418944970")
+def revoke(
+    folder: ServerDir,
+    devices: Annotated[
+        list[str], typer.Argument(metavar="KEY.pub|NUMBER...", help="Their keys, or numbers in `list`.")
+    ],
+) -> None:
+    """Shut devices out for good, while the server runs, on its machine. A key that was revoked is never taken again.
+
+    A run that is going on goes on without them: what they had not returned yet is lost.
+    """
+    control = Control(Server.load(folder))
+    known = control.devices()
+    for device in [find(known, name) for name in devices]:
+        if device.state == REVOKED:
+            typer.echo(f"{device.number}: was revoked already, on {device.since}")
+            continue
+        control.revoke(device)
+        typer.echo(f"{device.number}: revoked. It is cut off within a minute; runs go on without it.")
 
 
 @app.command(epilog="Example: tessera federate join --server server.example:9092 --data-dir device --ca ca.crt")

@@ -14,9 +14,10 @@ from typing import Any
 
 from common.errors import RunError, TesseraError
 from common.files import read_json, write_bytes, write_json
-from deploy.certificates import Certificates, check_public_key, check_server
+from deploy.certificates import Certificates, check_server
 from deploy.job import Job
 from deploy.processes import LOOPBACK, Process, environment, free_port, program, start, tail
+from deploy.roster import REVOKED, Device, fingerprint, note, roster
 
 CONNECTION = "tessera"
 PORT, CONTROL_PORT = 9092, 9093
@@ -27,6 +28,9 @@ START_SECONDS = 60.0
 ASK_SECONDS = 60.0
 KNOWN = "already in use"
 """What Flower says when a key is registered a second time."""
+ANEW = (
+    "to let that device in, remove node.key and node.key.pub from its folder and register the key its next `join` makes"
+)
 APP = """\
 [build-system]
 requires = ["setuptools"]
@@ -158,15 +162,31 @@ class Control:
         write_bytes(self.home / "config.toml", config.encode())
 
     def register(self, public_key: Path) -> bool:
-        """Let in the device with this key; false when it was registered before. Raises `TesseraError`."""
-        check_public_key(public_key)
+        """Let in the device with this key; false when it was registered before.
+
+        Raises `CertificateError` for what is no key, `RunError` for one that was revoked: Flower never takes it again.
+        """
+        key = fingerprint(public_key)
         try:
-            self._ask("register", "supernode", "register", str(public_key.absolute()), CONNECTION)
+            answer = self._ask("register", "supernode", "register", str(public_key.absolute()), CONNECTION)
         except RunError as error:
-            if KNOWN in str(error):
-                return False
-            raise
+            if KNOWN not in str(error):
+                raise
+            if any(device.key == key and device.state == REVOKED for device in self.devices()):
+                raise RunError(
+                    f"register: {public_key} was revoked, and no revoked key is taken again; {ANEW}"
+                ) from None
+            return False
+        note(self.server.folder, str(answer["node-id"]), public_key)
         return True
+
+    def devices(self) -> list[Device]:
+        """The devices there are, revoked ones too, in the order they were registered. Raises `RunError`."""
+        return roster(self.server.folder, self._ask("list", "supernode", "list", CONNECTION)["nodes"])
+
+    def revoke(self, device: Device) -> None:
+        """Cut a device off and never let it in again. Raises `RunError`."""
+        self._ask("revoke", "supernode", "unregister", device.number, CONNECTION)
 
     def submit(self, app: Path) -> str:
         """Start a run of an app; return its id. Raises `RunError`."""

@@ -1,19 +1,20 @@
 """A device's side of a federation: its key, and the SuperNode that runs from its folder.
 
 All of it stays in the device's folder: `node.key` (never leaves it), `node.key.pub` (what the server registers) and
-`.flower` (Flower's home).
+`.flower` (Flower's home, and a note of the key that a server took in).
 """
 
 import json
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from common.errors import RunError
-from common.files import write_bytes
+from common.errors import RunError, TesseraError
+from common.files import digest, write_bytes
 from common.locks import alone
-from deploy.certificates import check_server, node_public_key
+from deploy.certificates import CertificateError, check_server, node_public_key
 from deploy.processes import Process, end_leftovers, free_port, relay, start
 
 KEY = "node.key"
@@ -22,8 +23,21 @@ POLL = "0.2"
 """Seconds between two looks of a SuperNode's SuperExec for a message to work on; Flower's default is 1."""
 RETRY = 2.0
 """Seconds between two looks for a server that is not there yet."""
+AGAIN = 15.0
+"""Seconds until a device joins again whose SuperNode ended by itself or was refused."""
+PATIENCE = 90.0
+"""Seconds for which a device is refused that may be taken to be online still: Flower does so for 60, and looks late."""
+ACCEPTED = "SuperNode ID: "
+"""What a SuperNode says when the server has taken it in."""
 REFUSED = "[code: 2004]"
-"""What Flower answers to a key it does not know, and to a known one that it takes to be online."""
+"""What Flower answers to a key it does not know or that was revoked, and to a known one that it takes to be online."""
+NOTE = "accepted"
+"""Below Flower's home: which key a server took in."""
+SHUT_OUT = (
+    "join: the server refuses this device, which it took in before: its key was revoked, or the server lost its state.db, or "
+    "another machine joined with a copy of {key}. `tessera federate list` on the server says which. A revoked key is never "
+    "taken again: to be let in anew, remove it and its .pub, join, and have the key registered that this makes"
+)
 
 
 def public_key(data_dir: Path) -> Path:
@@ -46,40 +60,88 @@ def start_supernode(name: str, data_dir: Path, server: str, ca: Path, home: Path
 def join(data_dir: Path, server: str, ca: Path, show: Callable[[str], None]) -> None:
     """Serve a federation from a device's folder until interrupted, showing what Flower says.
 
+    A server that is not there yet is waited for. Once it has taken the device in, whatever ends that is waited out too: a cut,
+    a restart, an expired certificate, Flower's minute in which it takes a device that was cut off to be online still.
     Raises `CertificateError` when the server cannot prove to be the one of `ca`, and `RunError` when it refuses this
-    device's key, or another process has joined from this folder. A server that is not there yet is waited for.
+    device's key, or another process has joined from this folder.
     """
     with alone(data_dir):
         end_leftovers(data_dir / HOME)
-        _wait_for(server, ca, show)
-        last = relay(start_supernode("device", data_dir, server, ca, data_dir / HOME), show)
-    raise RunError(explain(last, data_dir))
+        joined, refused = False, None
+        while True:
+            _wait_for(server, ca, show, patient=joined)
+            accepted, last = _serve(data_dir, server, ca, show)
+            if accepted:
+                joined, refused = True, None
+            elif REFUSED in last and (joined or _accepted_before(data_dir, ca)):
+                refused = refused or time.monotonic()
+                if time.monotonic() > refused + PATIENCE:
+                    raise RunError(SHUT_OUT.format(key=data_dir / KEY))
+            elif not joined:
+                raise RunError(explain(last, data_dir))
+            why = ": the server may take this device to be online still" if refused else ""
+            show(f"joining again in {AGAIN:g} s{why}")
+            time.sleep(AGAIN)
 
 
-def _wait_for(server: str, ca: Path, show: Callable[[str], None]) -> None:
-    """Wait until the server answers. A SuperNode would wait too, but for ever, and silently on bad certificates."""
+def _serve(data_dir: Path, server: str, ca: Path, show: Callable[[str], None]) -> tuple[bool, str]:
+    """Run a SuperNode to its end; return whether the server took it in, which is noted, and its last lines."""
+    accepted = False
+
+    def heard(line: str) -> None:
+        nonlocal accepted
+        show(line)
+        if ACCEPTED in line and not accepted:
+            accepted = True
+            with suppress(OSError, TesseraError):  # on a full disk; whoever reads Flower's output must not stop
+                write_bytes(data_dir / HOME / NOTE, _membership(data_dir, ca))
+
+    last = relay(start_supernode("device", data_dir, server, ca, data_dir / HOME), heard)
+    return accepted, last
+
+
+def _accepted_before(data_dir: Path, ca: Path) -> bool:
+    """Whether the server of `ca` took this device's key in, in an earlier `join`."""
+    note = data_dir / HOME / NOTE
+    return note.exists() and note.read_bytes() == _membership(data_dir, ca)
+
+
+def _membership(data_dir: Path, ca: Path) -> bytes:
+    """Which key which server took in: another key, or another server's authority, begins anew."""
+    return digest(public_key(data_dir).read_bytes() + ca.read_bytes()).encode()
+
+
+def _wait_for(server: str, ca: Path, show: Callable[[str], None], patient: bool) -> None:
+    """Wait until the server answers and, where `patient`, until it proves itself.
+
+    A SuperNode would wait too, but for ever, and silently on bad certificates.
+    """
     host, port = parse_address(server)
-    told = False
+    told = ""
     while True:
         try:
             return check_server(host, port, ca)
+        except CertificateError as error:
+            if not patient:
+                raise
+            reason = str(error)
         except OSError as error:
-            if not told:
-                show(f"{server} does not answer yet ({error}); waiting for it")
-            told = True
-            time.sleep(RETRY)
+            reason = f"{server} does not answer yet ({error}); waiting for it"
+        if reason != told:
+            show(reason)
+        told = reason
+        time.sleep(RETRY)
 
 
 def explain(last: str, data_dir: Path) -> str:
-    """Why a SuperNode ended by itself, from its last lines."""
+    """Why a SuperNode ended by itself before the server had ever taken it in, from its last lines."""
     if REFUSED not in last:
         return f"join: Flower's SuperNode ended:\n{last}"
     public = data_dir / f"{KEY}.pub"
     return (
         "join: the server refused this device: its key is not registered. On the server, register it with\n"
         f"    tessera federate register --dir SERVER_DIR {public.name}\n"
-        f"after bringing {public} there, and join again. If it is registered, this device has joined already, or was "
-        "cut off less than a minute ago: wait a minute and join again."
+        f"after bringing {public} there, and join again."
     )
 
 

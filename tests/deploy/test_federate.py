@@ -23,6 +23,7 @@ from deploy.cli_federate import app
 from deploy.federate import Watch, execute
 from deploy.job import Job, deal
 from deploy.processes import Process, remains, start, stop
+from deploy.roster import find
 from deploy.superlink import Control, Server, start_superlink, wait_until_ready, write_app
 from deploy.supernode import explain, join, parse_address, start_supernode
 
@@ -150,12 +151,18 @@ def test_an_unregistered_device_is_refused_and_told_what_to_do(running: Running,
     assert none_left(tmp_path)
 
 
-def test_a_registered_device_comes_online(running: Running, tmp_path: Path) -> None:
-    public = make_node_key(tmp_path / "node.key")
-    result = CliRunner().invoke(app, ["register", "--dir", str(running.server.folder), str(public), str(public)])
+def federate(*arguments: str) -> str:
+    """What `tessera federate` says when it does its work."""
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert result.output.count(": registered") == 1
-    assert "was registered already" in result.output
+    return result.output
+
+
+def test_a_registered_device_comes_online_and_is_listed_until_it_is_revoked(running: Running, tmp_path: Path) -> None:
+    public = make_node_key(tmp_path / "node.key")
+    told = federate("register", "--dir", str(running.server.folder), str(public), str(public))
+    assert told.count(": registered") == 1
+    assert "was registered already" in told
     address, ca = f"localhost:{running.server.port}", running.server.certificates.ca
     node = start_supernode("node", tmp_path, address, ca, tmp_path / "home", tmp_path / "node.log")
     try:
@@ -164,9 +171,25 @@ def test_a_registered_device_comes_online(running: Running, tmp_path: Path) -> N
             node.require()
             assert time.monotonic() < deadline, node.tail()
             time.sleep(0.1)
+        folder = ["--dir", str(running.server.folder)]
+        (listed,) = json.loads(federate("list", *folder, "--json"))
+        assert (listed["state"], listed["file"], listed["key"][:7]) == ("online", str(public), "SHA256:")
+        assert f"{listed['number']}: revoked" in federate("revoke", *folder, str(public))
+        assert "was revoked already" in federate("revoke", *folder, listed["number"])
+        assert "revoked" in federate("list", *folder)
+        with pytest.raises(RunError, match=r"was revoked, and no revoked key is taken again; (.*)remove node\.key"):
+            running.control.register(public)
+        assert node.popen.wait(60) is not None  # it sees that it is shut out, and ends by itself
     finally:
         stop([node])
     assert none_left(tmp_path)
+
+
+def test_who_is_unknown_cannot_be_revoked(running: Running, tmp_path: Path) -> None:
+    known = running.control.devices()
+    for name in ("12345", str(make_node_key(tmp_path / "node.key"))):
+        with pytest.raises(RunError, match=f"knows no device {name}"):
+            find(known, name)
 
 
 def test_what_is_no_public_key_is_refused(running: Running, tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,97 +19,69 @@ from deploy.job import deal
 from deploy.processes import end_leftovers, remains, start, stop
 from deploy.superlink import Control, Server
 from server.checkpoint import read_metrics
+from tests.deploy.commands import SECONDS, Start, commands, wait
 from tests.deploy.test_federate import SETTINGS, left_behind, linux
-
-Commands = list["subprocess.Popen[bytes]"]
-TESSERA = Path(sys.executable).parent / "tessera"
-SECONDS = 150.0
-"""How long anything may take to start or to end where many others run; it is a few seconds where none do."""
-
-
-def wait(what: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + SECONDS
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return what()
 
 
 @pytest.fixture
-def commands() -> Iterator[Commands]:
-    """Commands that a test started: killed with -9, all of them, at the latest when it ends."""
-    started: list[subprocess.Popen[bytes]] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def launch(commands: Commands, log: Path, *arguments: object) -> Callable[[], str]:
-    """Start `tessera`; return what reads its output so far."""
-    with log.open("wb") as output:
-        commands.append(
-            subprocess.Popen(
-                [str(TESSERA), *map(str, arguments)], stdout=output, stderr=subprocess.STDOUT, cwd=log.parent
-            )
-        )
-    return lambda: log.read_text(errors="replace")
+def start_command() -> Iterator[Start]:
+    with commands() as start:
+        yield start
 
 
 @linux
 @pytest.mark.slow
-def test_a_killed_server_device_and_submit_leave_nothing_behind(shop: Path, tmp_path: Path, commands: Commands) -> None:
+def test_a_killed_server_device_and_submit_leave_nothing_behind(
+    shop: Path, tmp_path: Path, start_command: Start
+) -> None:
     """Each folder is used by one process at a time. A run whose `submit` is killed goes on, and holds its folder."""
     server = Server.local(tmp_path / "server")
     (device,) = deal(shop, tmp_path, 1)
     make_certificates(server.folder, [], 1)
-    ports = ["--host", server.host, "--port", str(server.port), "--control-port", str(server.control_port)]
-    up = launch(commands, tmp_path / "server.log", "federate", "server", "--dir", server.folder, *ports)
-    assert wait(lambda: "Uvicorn running" in up()), up()
+    ports = ["--host", server.host, "--port", server.port, "--control-port", server.control_port]
+    up = start_command(tmp_path / "server.log", "federate", "server", "--dir", server.folder, *ports)
+    up.says("Uvicorn running")
     Control(server).register(make_node_key(device / "node.key"))
     join = ["federate", "join", "--server", f"localhost:{server.port}", "--data-dir", device]
     join += ["--ca", server.certificates.ca]
-    joined = launch(commands, tmp_path / "join.log", *join)
-    assert wait(lambda: "SuperNode ID" in joined()), joined()
-    again = launch(commands, tmp_path / "again.log", *join)
-    assert commands[-1].wait(SECONDS) == 1
-    assert f"{device} is in use by process {commands[1].pid}" in " ".join(again().split())
-    submitted_and_killed(server, shop, tmp_path, commands)
-    for process in (commands[1], commands[0]):
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    joined = start_command(tmp_path / "join.log", *join)
+    joined.says("SuperNode ID")
+    again = start_command(tmp_path / "again.log", *join)
+    again.says(f"{device} is in use by process {joined.popen.pid}")
+    submitted_and_killed(server, shop, tmp_path, start_command)
+    joined.kill()
+    up.kill()
     assert wait(lambda: not left_behind(tmp_path)), left_behind(tmp_path)
 
 
-def submitted_and_killed(server: Server, shop: Path, tmp_path: Path, commands: Commands) -> None:
-    """Kill a `submit` after its first round: its folder is not taken from the run, which comes to its end."""
+def submitted_and_killed(server: Server, shop: Path, tmp_path: Path, start_command: Start) -> None:
+    """Kill a `submit` when its run has begun: its folder is not taken from the run, which comes to its end."""
     config, run = tmp_path / "config.yaml", tmp_path / "runs" / "small"
     config.write_text(yaml.safe_dump(SETTINGS | {"rounds": 2, "federation": {"nodes": 1}}))
     submit = ["federate", "submit", config, "--dir", server.folder, "--catalogue", shop, "--runs", run.parent]
-    told = launch(commands, tmp_path / "submit.log", *submit)
-    assert wait(lambda: (run / "config.yaml").exists()), told()
-    commands[-1].kill()
-    commands[-1].wait()
-    told = launch(commands, tmp_path / "resume.log", *submit, "--resume")
-    assert commands[-1].wait(SECONDS) == 1
-    assert f"{run} is in use by process" in told()
+    first = start_command(tmp_path / "submit.log", *submit)
+    assert wait(lambda: (run / "config.yaml").exists()), first.told()
+    first.kill()
+    second = start_command(tmp_path / "resume.log", *submit, "--resume")
+    assert second.ends() == 1
+    assert f"{run} is in use by process" in second.told()
     assert wait(lambda: json.loads((run / "status.json").read_text())["state"] == "completed")
     assert [line["kind"] for line in read_metrics(run)] == ["census", "round", "round", "result"]
 
 
 @linux
 @pytest.mark.slow
-def test_a_killed_run_over_grpc_leaves_nothing_behind_and_is_resumed(tmp_path: Path, commands: Commands) -> None:
+def test_a_killed_run_over_grpc_leaves_nothing_behind_and_is_resumed(tmp_path: Path, start_command: Start) -> None:
     convert_shop(tmp_path / "shop", n_items=80, n_users=8)
     config, run = tmp_path / "config.yaml", tmp_path / "runs" / "small"
     config.write_text(yaml.safe_dump(SETTINGS | {"rounds": 2}))
     train = ["train", config, "--data", tmp_path, "--executor", "grpc", "--runs", run.parent]
-    told = launch(commands, tmp_path / "train.log", *train)
-    assert wait(lambda: any(line["kind"] == "round" for line in read_metrics(run))), told()
-    commands[0].kill()
-    commands[0].wait()
+    first = start_command(tmp_path / "train.log", *train)
+    assert wait(lambda: any(line["kind"] == "round" for line in read_metrics(run))), first.told()
+    first.kill()
     assert wait(lambda: not left_behind(tmp_path)), left_behind(tmp_path)
-    told = launch(commands, tmp_path / "resume.log", *train, "--resume")
-    assert commands[1].wait(SECONDS) == 0, told()
+    second = start_command(tmp_path / "resume.log", *train, "--resume")
+    assert second.ends() == 0, second.told()
     assert [line["kind"] for line in read_metrics(run)] == ["census", "round", "round", "result"]
 
 
