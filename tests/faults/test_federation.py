@@ -4,6 +4,7 @@ One server and two devices live through all of it, one fault after the other, an
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,8 +34,6 @@ START = 150.0
 """Seconds that something may take to begin, where many other processes run."""
 CUT = 30.0
 DEADLINE = 30.0
-OFFLINE = 60.0
-"""Seconds after which Flower takes a device that does not speak to be gone."""
 SGD = {"optimizer": "sgd", "learning_rate": 0.5}
 pytestmark = [
     pytest.mark.faults,
@@ -182,18 +181,20 @@ def test_an_expired_certificate_is_renewed_and_devices_keep_theirs(federation: F
         federation.join(node)
 
 
-def test_a_device_cut_off_for_30_seconds_misses_at_most_one_round(federation: Federation) -> None:
-    """Its connections break and cannot be made again for half a minute. Flower mostly takes it to be there still, and the round
-    waits for it; nobody need do anything for it to come back."""
-    federation.submit("cut", 5)
+def test_a_device_cut_off_for_30_seconds_comes_back_by_itself(federation: Federation) -> None:
+    """Its connections break and cannot be made again for half a minute. Flower needs about a minute to have it back: a round
+    that it was cut off in may wait for it or close without it, and those in between go on without it."""
+    federation.submit("cut", 3)
     federation.reaches("cut", 1)
     federation.way.cut()
     time.sleep(CUT)
     federation.way.mend()
     federation.finishes("cut")
+    wait(lambda: "Connection successful" in federation.said("device-1"))
+    federation.submit("cut", 4, "--resume")
+    federation.finishes("cut")
     nodes = [line["nodes"] for line in federation.rounds("cut")]
-    assert (len(nodes), nodes[0], nodes[-1]) == (5, 2, 2), federation.warned("cut")
-    assert nodes.count(1) <= 1, federation.warned("cut")
+    assert (len(nodes), nodes[0], nodes[-1]) == (4, 2, 2), federation.warned("cut")
 
 
 def test_a_device_slower_than_the_deadline_is_left_out_of_its_round_and_takes_part_in_a_later_one(
@@ -216,27 +217,25 @@ def test_a_device_slower_than_the_deadline_is_left_out_of_its_round_and_takes_pa
 
 
 def test_a_device_killed_in_a_round_is_named_and_comes_back_after_a_minute(federation: Federation) -> None:
-    """Its round goes on without it as soon as Flower takes it to be gone; the other's reply is kept. To come back earlier is
-    refused, with what to do. What it had learnt before is there, and it takes part in the next round there is."""
-    device = federation.devices[1]
-    federation.submit("killed", 3)
-    federation.reaches("killed", 1)
+    """Its round goes on without it as soon as Flower takes it to be gone; the other's reply is kept. Started again at once, it
+    tries until the server takes it back. What it had learnt before is there, and it takes part in the next round."""
+    device, name = federation.devices[1], "killed"
+    federation.submit(name, 3)
+    federation.reaches(name, 1)
     wait(lambda: processes(device, "flwr-clientapp"))
     federation.kill(device, "device-1")
-    killed = time.monotonic()
-    kept = {path.name: path.read_bytes() for path in device.glob("private/killed-*/block-*/*.safetensors")}
-    assert "round-000001.safetensors" in kept
-    assert federation.try_to_join(1).wait(START) == 1
-    assert "cut off less than a minute ago: wait a minute and join again" in federation.said("device-1")
-    federation.finishes("killed")
-    assert [line["nodes"] for line in federation.rounds("killed")] == [2, 1, 1]
-    assert "failed: " in federation.warned("killed")
-    time.sleep(max(0.0, killed + OFFLINE - time.monotonic()))
+    (kept,) = device.glob(f"private/{name}-*/block-0000/round-000001.safetensors")
+    learnt = kept.read_bytes()
     federation.join(1)
-    federation.submit("killed", 4, "--resume")
-    federation.finishes("killed")
-    assert [line["nodes"] for line in federation.rounds("killed")] == [2, 1, 1, 2]
-    assert {path.name for path in device.glob("private/killed-*/block-*/*")} >= {"round-000004.safetensors"}
+    federation.finishes(name)
+    assert [line["nodes"] for line in federation.rounds(name)][:2] == [2, 1]
+    gone = re.search(r"SuperNode ID: (\d+)", federation.said("device-1"))
+    assert gone
+    assert f"node {gone[1]} failed: " in federation.warned(name)
+    assert kept.read_bytes() == learnt
+    federation.submit(name, 4, "--resume")
+    federation.finishes(name)
+    assert [line["nodes"] for line in federation.rounds(name)][3:] == [2]
 
 
 def test_a_run_whose_serverapp_is_killed_and_then_its_whole_server_is_resumed_each_time(federation: Federation) -> None:
