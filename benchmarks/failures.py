@@ -18,7 +18,7 @@ from typing import Any
 from flwr.app import Error, Message
 
 from common import seeds
-from common.config import load_settings
+from common.config_file import load_settings
 from common.protocol import unpack_task
 from deploy.inline import CLIENT_APP_FAILED, InlineGrid, device_app
 from deploy.prepared import prepared_dataset

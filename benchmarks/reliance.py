@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from common.config import load_settings
+from common.config_file import load_settings
 from deploy.prepared import prepared_dataset
 from deploy.reliance import correlations, gains, reliances, spearman
 from deploy.train import make_job, train

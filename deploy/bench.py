@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import NAME, Settings, nested, overlaid, parse_settings, read_yaml
+from common.config import NAME, Settings
+from common.config_file import nested, overlaid, parse_settings, read_yaml
 from common.errors import ConfigError
 
 Content = dict[str, Any]

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.config import Settings, load_settings
+from common.config import Settings
+from common.config_file import load_settings
 from common.errors import RunError, TesseraError
 from common.locks import alone
 from deploy.environment import quieten

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from common.clip import ClipEncoder
-from common.config import DataSettings, load_settings
+from common.config import DataSettings
+from common.config_file import load_settings
 from common.datasets import Columns, Options, convert, convert_shop, describe
 from common.datasets.paper import in_the_paper, verdict
 from common.datasets.shop import N_ITEMS, N_USERS

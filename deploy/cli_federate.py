@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from common.config import load_settings
+from common.config_file import load_settings
 from common.errors import RunError
 from common.locks import alone
 from deploy.certificates import make_certificates

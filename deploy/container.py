@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from common.config import Settings, load_settings
+from common.config import Settings
+from common.config_file import load_settings
 from common.errors import RunError, TesseraError
 from common.files import read_json, write_bytes, write_json
 from common.interactions import INTERACTIONS

@@ -15,7 +15,8 @@ from uuid import uuid4
 
 import yaml
 
-from common.config import Settings, load_settings
+from common.config import Settings
+from common.config_file import load_settings
 from common.errors import ConfigError, DamagedError, DataError, RunError, StorageError
 from common.files import read_json, read_tensors, storing, sweep, write_bytes, write_json, write_tensors
 from common.protocol import Tensors

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from common.config import Settings, parse_settings
+from common.config import Settings
+from common.config_file import parse_settings
 from deploy.job import Job
 from deploy.train import make_job
 from tests.pupils import BLOCKS, N_ITEMS, RANK, pupils_dataset

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from common.catalogue import Catalogue, Features
-from common.config import Settings, parse_settings
+from common.config import Settings
+from common.config_file import parse_settings
 from common.contributions import Contribution
 from common.files import write_tensors
 from common.protocol import Task, Tensors, Update, pack_update, unpack_task, unpack_update

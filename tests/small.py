@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import hypothesis
 import numpy as np
 
-from common.config import Settings, parse_settings
+from common.config import Settings
+from common.config_file import parse_settings
 from common.interactions import ABSENT, Split
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from common.catalogue import Catalogue, Features
-from common.config import Settings, parse_settings
+from common.config import Settings
+from common.config_file import parse_settings
 from common.interactions import Interactions, Split
 from deploy.job import Job
 from deploy.train import make_job

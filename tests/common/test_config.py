@@ -8,7 +8,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from common.config import Settings, load_settings, parse_settings
+from common.config import Settings
+from common.config_file import load_settings, parse_settings
 from common.errors import ConfigError
 from deploy.bench import Bench
 

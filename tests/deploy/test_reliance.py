@@ -9,7 +9,7 @@ import torch
 from client.histories import histories
 from client.recommend import Personal
 from client.router import pool, route
-from common.config import load_settings
+from common.config_file import load_settings
 from common.datasets import convert_shop
 from common.protocol import HISTORY, VIEWS
 from deploy import inline
