@@ -25,7 +25,7 @@ class RunDisplay:
     def __init__(self, settings: Settings, console: Console) -> None:
         self.settings, self.console = settings, console
         self.k = max(settings.evaluation.ks)
-        self.score, self.nodes = "-", 0
+        self.score, self.nodes = "-", settings.federation.nodes
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=20),

@@ -183,6 +183,8 @@ def _judge(told: tuple[str, str], status: RunStatus, log: Callable[[], str]) -> 
         raise RunError("the run was stopped from outside; go on with --resume")
     if told[0] != "completed" or status.state == "finished:failed":
         reason = told[1] or status.details
+        if told[0] == "running":  # it was killed, or had no room to write why it failed
+            reason = f"the run's ServerApp ended without a word: {reason or status.state}; go on with --resume"
         raise RunError(reason or f"the run ended as {status.state!r} without a result; its log ends:\n{tail(log())}")
 
 

@@ -248,7 +248,8 @@ def test_a_run_whose_serverapp_is_killed_and_then_its_whole_server_is_resumed_ea
     for pid in processes(folder, "flwr-serverapp"):
         os.kill(pid, signal.SIGKILL)
     assert federation.commands[name].wait(START) == 1
-    assert "error: " in federation.said(name)
+    assert "the run's ServerApp ended without a word: " in federation.said(name)
+    assert "go on with --resume" in federation.said(name)
 
     federation.submit(name, 4, "--resume")
     federation.reaches(name, 2)
