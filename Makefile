@@ -20,7 +20,7 @@ demo: setup
 	$(TESSERA) demo
 
 test: setup
-	$(VENV)/bin/python -m pytest -m 'not docker and not faults and not network and not slow'
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not docker and not faults and not network and not slow'
 
 # Builds the image and runs docker-compose.yml; says so where no Docker engine answers.
 test-docker: setup
