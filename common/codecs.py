@@ -87,18 +87,21 @@ def rotation(seed: int, round: int = 0) -> int:
 
 
 class Format(Protocol):
-    """One way to write tables [n_views, n_items, dim] in float32. Each item is written by itself."""
+    """One way to write float32 tables [n_views, n_items, dim], whose rows may draw by their `keys` [n_views, n_items].
+
+    Of the parts, numbers [..., n_items, _] and scales [..., n_items] are each item's own.
+    """
 
     def layout(self, parts: Tensors, shape: tuple[int, int, int]) -> Layout:
         """What the parts of a table of this shape must be. Raises `RunError` where the parts say something impossible."""
         ...
 
-    def write(self, table: Tensor, salt: int) -> dict[str, Tensor]:
+    def write(self, table: Tensor, keys: Tensor) -> dict[str, Tensor]:
         """Write a table."""
         ...
 
     def read(self, parts: Tensors, keys: Tensor, dim: int) -> Tensor:
-        """Read a table of some items; `keys` [n_views, n_items] are what each row may draw by."""
+        """Read a table."""
         ...
 
 
@@ -112,7 +115,7 @@ class Float:
         """The numbers."""
         return {"": (torch.int16 if self.dtype == torch.bfloat16 else self.dtype, shape)}
 
-    def write(self, table: Tensor, salt: int) -> dict[str, Tensor]:
+    def write(self, table: Tensor, keys: Tensor) -> dict[str, Tensor]:
         """Round to nearest."""
         return {"": table.to(self.dtype).view(torch.int16 if self.dtype == torch.bfloat16 else self.dtype)}
 
@@ -129,7 +132,7 @@ class Int8:
         """A byte for each number, and the steps."""
         return {"": (torch.int8, shape), SCALES: (torch.float32, shape[:2])}
 
-    def write(self, table: Tensor, salt: int) -> dict[str, Tensor]:
+    def write(self, table: Tensor, keys: Tensor) -> dict[str, Tensor]:
         """Round to nearest: off by half a step at most."""
         steps = table.abs().amax(-1) / 127
         whole = (table / steps.clamp(min=TINY)[..., None]).round().nan_to_num()
@@ -158,15 +161,14 @@ class Components:
             BITS: (torch.uint8, (len(bits),)),
         }
 
-    def write(self, table: Tensor, salt: int) -> dict[str, Tensor]:
+    def write(self, table: Tensor, keys: Tensor) -> dict[str, Tensor]:
         """Turn the views into components, and write those that count."""
         mix, bits = self._components(table)
-        keys = _keys((len(bits), table.shape[1]), salt)
         components = (mix @ table.flatten(1)).view(len(bits), *table.shape[1:])
-        written = [_quantised(*one) for one in zip(components, keys, bits, strict=True)]
+        written = [_quantised(*one) for one in zip(components, keys, bits, strict=False)]
         planes = [plane for planes, _ in written for plane in planes]
         empty = torch.zeros(0, table.shape[1], _width(table.shape[2]) // 8, dtype=torch.uint8)
-        scales = torch.stack([scale for _, scale in written]) if written else torch.zeros(keys.shape)
+        scales = torch.stack([scale for _, scale in written]) if written else torch.zeros(0, table.shape[1])
         return {
             "": torch.stack(planes) if planes else empty,
             SCALES: scales.bfloat16().view(torch.int16),
@@ -178,7 +180,7 @@ class Components:
         """Read the components, and turn them back into views."""
         bits, mix, scales = parts[BITS].tolist(), parts[MIX], parts[SCALES].view(torch.bfloat16).float()
         planes = torch.split(parts[""], bits)
-        rows = [_restored(*one, dim) for one in zip(planes, keys, scales, strict=False)]
+        rows = [_restored(*one, dim) for one in zip(planes, keys, scales, strict=False)]  # keys are of more
         components = torch.stack(rows) if rows else torch.zeros(0, keys.shape[1], dim)
         return (mix.T @ components.flatten(1)).view(mix.shape[1], *components.shape[1:])
 
@@ -252,7 +254,7 @@ def _restored(planes: Tensor, keys: Tensor, scales: Tensor, dim: int) -> Tensor:
 def _write(table: Tensor, format: Format, salt: int) -> dict[str, Tensor]:
     """The parts of a table: of all items, or of those that are not zero, by whichever is smaller."""
     views = table.reshape(-1, *table.shape[-2:])
-    parts = format.write(views, salt)
+    parts = format.write(views, _keys(views.shape[:2], salt))
     items = views.any(-1).any(0).nonzero().flatten().int()
     by_item = {part: axis for part, axis in (("", -2), (SCALES, -1)) if part in parts}
     size = sum(parts[part].nbytes for part in by_item)
@@ -306,8 +308,8 @@ def _width(dim: int) -> int:
     return max(8, 1 << (dim - 1).bit_length())
 
 
-def _keys(shape: tuple[int, int], salt: int) -> Tensor:
-    """What the rows of a table draw their signs by, [n_views or n_components, n_items]."""
+def _keys(shape: tuple[int, ...], salt: int) -> Tensor:
+    """What rows draw their signs by, [n_views, n_items]."""
     return seeds.mix(salt, torch.arange(math.prod(shape)).view(shape))
 
 
