@@ -28,7 +28,7 @@ test-docker: setup
 
 # Kills, stops, cuts off and fills up real processes and disks, and says what each time is kept. Some need root.
 test-faults: setup
-	$(VENV)/bin/python -m pytest -m faults -rs
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m faults -rs
 
 # A federation of machines with addresses of their own, one of them cut off: network namespaces, which need root.
 test-network: setup
