@@ -119,7 +119,8 @@ class Nodes:
             replies = list(self.grid.pull_messages(waiting.keys()))
             for reply in replies:
                 node = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node is None or node != reply.metadata.src_node_id:
+                # An error that the SuperLink reports speaks for the node that was asked.
+                if node is None or (reply.has_content() and node != reply.metadata.src_node_id):
                     answer.drop(STRAY, reply.metadata.src_node_id, "answered a second time, or for another node")
                 elif self._take(reply, node, question, answer):
                     if node in resent:
