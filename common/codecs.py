@@ -255,7 +255,7 @@ def _write(table: Tensor, format: Format, salt: int) -> dict[str, Tensor]:
     """The parts of a table: of all items, or of those that are not zero, by whichever is smaller."""
     views = table.reshape(-1, *table.shape[-2:])
     parts = format.write(views, _keys(views.shape[:2], salt))
-    items = views.any(-1).any(0).nonzero().flatten().int()
+    items = (views.abs().amax((0, 2)) != 0).nonzero().flatten().int()  # `any` takes three times as long
     by_item = {part: axis for part, axis in (("", -2), (SCALES, -1)) if part in parts}
     size = sum(parts[part].nbytes for part in by_item)
     if len(items) * (size + items.itemsize * views.shape[1]) < size * views.shape[1]:
