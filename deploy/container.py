@@ -43,8 +43,6 @@ DAYS = 365
 BEAT = 2.0
 """Seconds between two looks of a client at the shares, and two signs of life."""
 REPORT_WIDTH = 100
-REFUSED = 65.0
-"""Seconds before a client joins again: for about a minute Flower takes one that was killed to be online still."""
 
 
 def server() -> None:
@@ -94,15 +92,12 @@ def client() -> NoReturn:
 
 
 def _take_part(key: str, shares: dict[str, Any]) -> None:
-    """Join with this client's share until the shares change. Refused, wait until the server has forgotten an earlier self."""
+    """Join with this client's share until the shares change. Raises `RunError` when `join`, which is patient, gives up."""
     take_share(DEVICE, shares["dataset"], shares["clients"].index(key), len(shares["clients"]))
     with _joined() as process:
         _beat_while(lambda: process.poll() is None and _shares() == shares)
-        if process.returncode is None:
-            return
-    print(f"joining again in {REFUSED:g} s", flush=True)
-    again = time.monotonic() + REFUSED
-    _beat_while(lambda: time.monotonic() < again)
+        if process.returncode is not None:
+            raise RunError(f"`tessera federate join` ended with exit code {process.returncode}")
 
 
 def enrolled(folder: Path) -> dict[str, Path]:
