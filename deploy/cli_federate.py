@@ -126,7 +126,7 @@ def revoke(
             typer.echo(f"{device.number}: was revoked already, on {device.since}")
             continue
         control.revoke(device)
-        typer.echo(f"{device.number}: revoked. It is cut off within a minute; runs go on without it.")
+        typer.echo(f"{device.number}: revoked. It is cut off within half a minute; runs go on without it.")
 
 
 @app.command(epilog="Example: tessera federate join --server server.example:9092 --data-dir device --ca ca.crt")

@@ -21,7 +21,7 @@ from tests.deploy.commands import TESSERA, Command, Start, commands, wait
 from tests.deploy.test_federate import SETTINGS, left_behind
 
 ADDRESSES = {"server": "10.77.0.1", "one": "10.77.0.2", "two": "10.77.0.3"}
-ROUNDS = 16
+ROUNDS = 14
 KNOCK = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
 
 
