@@ -26,9 +26,9 @@ test: setup
 test-docker: setup
 	$(VENV)/bin/python -m pytest -m docker -rs
 
-# Kills, stops, cuts off and fills up real processes and disks, and says what each time is kept. Some need root.
+# Kills, stops, cuts off, fills up and damages real processes, disks and files, and says what each time is kept. Some need root.
 test-faults: setup
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m faults -rs
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -rs tests/faults
 
 # A federation of machines with addresses of their own, one of them cut off: network namespaces, which need root.
 test-network: setup
