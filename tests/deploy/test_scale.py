@@ -17,6 +17,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from client.app import device_app
 from client.recommend import Personal
+from common.errors import RunError
 from deploy import inline, simulate
 from deploy.inline import InlineGrid
 from deploy.job import Job, Report
@@ -92,6 +93,19 @@ def test_where_ray_runs_and_what_a_worker_gets(monkeypatch: pytest.MonkeyPatch) 
     assert named["init_args"]["address"] == "10.0.0.2:6379"
     assert "_node_ip_address" not in named["init_args"]
     assert named["client_resources"] == {"num_cpus": 1, "num_gpus": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("simulation", "reason"),
+    [({"address": "127.0.0.1:1"}, "no Ray answers at 127.0.0.1:1"), ({"gpus": 0.5}, "sees no CUDA device")],
+)
+def test_what_would_wait_for_ever_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, simulation: dict, reason: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RunError, match=reason):
+        simulate.execute(small_job(tmp_path, simulation=simulation), silent)
 
 
 def test_the_cluster_file_is_one_that_ray_takes() -> None:
