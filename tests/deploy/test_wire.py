@@ -57,7 +57,7 @@ def test_a_node_sends_rows_of_its_peoples_items_only(tmp_path: Path) -> None:
             assert gradients["views"].numpy().shape[1] == items[-1]
         return [reply]
 
-    job = small_job(tmp_path, "run", 7, local=local, wire=PLAIN)
+    job = small_job(tmp_path, "run", 7, local=local, wire=PLAIN, rounds=2)
     carry_out(job, listen)
     assert 0 < max(items) < 40
     result = read_metrics(job.run_dir)[-1]
