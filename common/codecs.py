@@ -73,10 +73,12 @@ def decode(encoded: Tensors, shapes: Shapes, codec: Codec, salt: int) -> dict[st
     Who wrote it is not trusted. Raises `RunError` for parts that do not fit a table, before it makes room for one. A whole
     table of floats, and what is no table, may have any shape: they are as large as what came.
     """
-    rest, decoded = dict(encoded), {}
+    rest, decoded, format = dict(encoded), {}, FORMATS[codec]
     for name in TABLES:
         parts = {part: rest.pop(name + part) for part in ("", ITEMS, SCALES, MIX, BITS) if name + part in rest}
-        if parts:
+        if parts.keys() == {""} and isinstance(format, Float) and parts[""].dtype == format.stored:
+            decoded[name] = format.read(parts)
+        elif parts:
             decoded[name] = _read(name, parts, shapes.get(name), codec, salt)
     return decoded | {name: value.float() for name, value in rest.items()}
 
@@ -111,15 +113,20 @@ class Float:
 
     dtype: torch.dtype
 
+    @property
+    def stored(self) -> torch.dtype:
+        """Type of what travels."""
+        return torch.int16 if self.dtype == torch.bfloat16 else self.dtype
+
     def layout(self, parts: Tensors, shape: tuple[int, int, int]) -> Layout:
         """The numbers."""
-        return {"": (torch.int16 if self.dtype == torch.bfloat16 else self.dtype, shape)}
+        return {"": (self.stored, shape)}
 
     def write(self, table: Tensor, keys: Tensor) -> dict[str, Tensor]:
         """Round to nearest."""
-        return {"": table.to(self.dtype).view(torch.int16 if self.dtype == torch.bfloat16 else self.dtype)}
+        return {"": table.to(self.dtype).view(self.stored)}
 
-    def read(self, parts: Tensors, keys: Tensor, dim: int) -> Tensor:
+    def read(self, parts: Tensors, keys: Tensor | None = None, dim: int = 0) -> Tensor:
         """Widen."""
         return parts[""].view(self.dtype).float()
 
@@ -268,11 +275,8 @@ def _write(table: Tensor, format: Format, salt: int) -> dict[str, Tensor]:
 def _read(name: str, parts: dict[str, Tensor], shape: tuple[int, ...] | None, codec: Codec, salt: int) -> Tensor:
     """The table `name` [*shape] from its parts. Raises `RunError` unless they fit."""
     format, items = FORMATS[codec], parts.pop(ITEMS, None)
-    if isinstance(format, Float) and items is None and parts.keys() == {""}:
-        shape = tuple(parts[""].shape)
-        parts = {"": parts[""].reshape(-1, *shape[-2:])}
-    if shape is None or len(shape) < 2:
-        raise RunError(f"{name!r} came, and is no table that was asked for")
+    if shape is None:
+        raise RunError(f"{name!r} came, which is no table that was asked for")
     n_views, (n_items, dim) = math.prod(shape[:-2]), shape[-2:]
     if items is not None and not _ascending(items, n_items):
         raise RunError(f"{name!r} came with items that are not numbers from 0 to {n_items - 1} in ascending order")

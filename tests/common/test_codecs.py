@@ -189,6 +189,18 @@ def test_rows_that_do_not_say_of_which_items_are_no_table(codec: Codec) -> None:
         decode(encoded, {VIEWS: (2, 30, 8)}, codec, SALT)
 
 
+@every_codec
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (3, 0, 5), (0, 2), (0, 30, 8), (2, 30, 0), (10**12, 5, 0)])
+def test_shapes_without_numbers_are_no_surprise(codec: Codec, shape: tuple[int, ...]) -> None:
+    """Floats of any shape are a table, which `check_gradients` refuses; the rest is refused here."""
+    for kind in (torch.float32, torch.float16, torch.int16, torch.int8, torch.uint8):
+        try:
+            read = decode({VIEWS: torch.zeros(shape, dtype=kind)}, {VIEWS: (2, 30, 8)}, codec, SALT)
+        except RunError:
+            continue
+        assert read[VIEWS].shape == shape
+
+
 def test_a_table_nobody_asked_for_is_refused() -> None:
     with pytest.raises(RunError, match="'history'"):
         decode(encode({HISTORY: few()[0]}, "int8", SALT), {VIEWS: (2, 30, 8)}, "int8", SALT)
