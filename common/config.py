@@ -239,13 +239,18 @@ class FederationSettings(_Settings):
     min_fraction: Share = 0.0
     """The same as a share of `participants`, or of `nodes` where all are asked."""
     largest_gradient: Amount = 0.0
-    """A node's update is dropped whose gradients, divided by its weight, have a larger Euclidean norm; 0 takes any."""
+    """A node's update is dropped whose gradients, divided by its weight, have a larger Euclidean norm; 0 takes any. It is
+    for accidents: a node that lies may also lie about its weight."""
     checkpoint_every: Positive = 1
 
     @model_validator(mode="after")
     def _of_those_drawn(self) -> "FederationSettings":
         if self.over_selection and not self.participants:
             raise ValueError("over_selection is a share of participants: set participants too")
+        if self.least > self.nodes:
+            raise ValueError(
+                f"min_nodes or min_fraction asks for {self.least} answers: the run begins with {self.nodes} nodes, set as many"
+            )
         return self
 
     @property

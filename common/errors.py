@@ -1,5 +1,7 @@
 """The errors a user can do something about: printed as one message, without a traceback."""
 
+from collections.abc import Mapping
+
 
 class TesseraError(Exception):
     """Something went wrong that the message explains: it names the stage and says what to do next."""
@@ -22,7 +24,11 @@ class StorageError(TesseraError):
 
 
 class RoundAbandoned(TesseraError):
-    """Too little came back in a round to learn from; the run goes on with the next."""
+    """Too little came back in a round to learn from; the run goes on with the next. `dropped` counts what came, by kind."""
+
+    def __init__(self, reason: str, dropped: Mapping[str, int] | None = None) -> None:
+        super().__init__(reason)
+        self.dropped = dict(dropped or {})
 
 
 class RunError(TesseraError):

@@ -49,14 +49,8 @@ class InlineGrid(Grid):
         return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Take messages in; each is handled when its reply is asked for. Those of another question never will be."""
-        pushed, messages = [], list(messages)
-        asked = {(message.metadata.group_id, message.metadata.message_type) for message in messages}
-        self.pending = {
-            name: old
-            for name, old in self.pending.items()
-            if (old.metadata.group_id, old.metadata.message_type) in asked
-        }
+        """Take messages in; each is handled when its reply is asked for."""
+        pushed = []
         for message in messages:
             self._count += 1
             message.metadata.__dict__["_message_id"] = name = f"inline-{self._count}"

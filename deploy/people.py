@@ -29,6 +29,7 @@ from common.errors import RunError
 from common.files import PRIVATE, write_bytes
 from common.interactions import Split
 from common.metrics import hit_rate, ndcg, standing
+from server.rounds import SCORED
 
 METRICS = ("hr", "ndcg")
 QUARTILES = ("q1", "q2", "q3", "q4")
@@ -116,7 +117,7 @@ class BestState:
 
     def __call__(self, line: dict[str, Any]) -> None:
         """Take in one line of the metrics: the same rule as the round loop's."""
-        scores = line.get("scores", {}) if line["kind"] == "round" else {}
+        scores = line.get("scores", {}) if line["kind"] in SCORED else {}
         if scores and (reached := scores.get(self.criterion, 0.0)) > self.reached:
             self.round, self.reached = line["round"], reached
             shutil.rmtree(self.kept, ignore_errors=True)

@@ -1,7 +1,8 @@
 """The round loop: broadcast, gather, step, evaluate, checkpoint."""
 
+import logging
 import time
-from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from statistics import mean
@@ -15,12 +16,16 @@ from common.config import Settings
 from common.errors import RoundAbandoned, RunError
 from common.metrics import Sums, ranking_means
 from common.protocol import BASIS, CONTENT, COUNTS, Kind, Task, Tensors
+from server.answer import Answer
 from server.checkpoint import RunFolder, read_metrics
-from server.nodes import Answer, Nodes, nothing
+from server.nodes import Nodes, nothing
 from server.spectral import leading_vectors
 from server.strategies.base import Strategy
 
+log = logging.getLogger("tessera.server")
 ACCURACY = "/accuracy"
+SCORED = ("round", "evaluation")
+"""Lines of the metrics that may hold scores: of a round, or of an evaluation after one that was abandoned."""
 ABANDONED = 3
 """Rounds, or the same question of a round, that may come to nothing one after the other before the run gives up."""
 
@@ -45,8 +50,8 @@ def run_rounds(
             # 5. One vector-Jacobian product takes the sum to all parameters; one step.
             strategy.absorb(answer.update)
         except RoundAbandoned as reason:
+            answer = None
             run.abandon(reason)
-            continue
         # 6. Every few rounds the devices evaluate what they now have, and return sums.
         due = round % settings.evaluation.every == 0 or round == settings.rounds
         evaluation, scores = run.evaluate(facts) if due else (None, {})
@@ -57,7 +62,7 @@ def run_rounds(
 
 
 class Run:
-    """What the round loop carries from round to round, all of it in every checkpoint."""
+    """What the round loop carries from round to round. What a resumed run cannot find out again is in every checkpoint."""
 
     def __init__(self, nodes: Nodes, strategy: Strategy, settings: Settings, folder: RunFolder) -> None:
         self.nodes, self.strategy, self.settings, self.folder = nodes, strategy, settings, folder
@@ -66,6 +71,7 @@ class Run:
         self.baselines: dict[str, float] = {}
         self.seconds = 0.0
         self.people = 0.0
+        self._short = 0
         self._since = time.monotonic()
 
     def restore(self) -> None:
@@ -77,8 +83,8 @@ class Run:
             self.strategy.restore(tensors)
         self._since = time.monotonic()
 
-    def ask(self, kind: Kind, facts: Tensors | None = None) -> Answer:
-        """Give nodes a task of this round, and with it what the strategy has for each.
+    def ask(self, kind: Kind, facts: Tensors | None = None, counts: Mapping[str, torch.Size] | None = None) -> Answer:
+        """Give nodes a task of this round, and with it what the strategy has for each; `counts` are shapes that may come back.
 
         Training that too few answered is abandoned by raising `RoundAbandoned`; anything else is asked again, and raises
         `RunError` when that is of no use.
@@ -86,7 +92,7 @@ class Run:
         parcel = self.strategy.parcel if kind in ("train", "evaluate") else nothing
         views, items = self.strategy.views, self.strategy.catalogue
         task = Task(kind, self.folder.run, self.round, self.folder.durable(), views, items, self.settings)
-        ask = partial(self.nodes.ask, task, parcel, facts, self.strategy.check)
+        ask = partial(self.nodes.ask, task, parcel, facts, self.strategy.check, counts)
         if kind == "train":
             return ask()
         for _ in range(ABANDONED - 1):
@@ -103,15 +109,18 @@ class Run:
         There are none when a device withholds its own: then warm and cold targets cannot be told apart.
         """
         started = time.monotonic()
-        answer = self.ask("census")
+        answer = self.ask("census", counts={COUNTS: torch.Size([len(catalogue)])})
+        self.people = answer.update.sums["users"]
+        if not self.people:
+            raise RunError("no device has anybody to train")
         counts = {} if answer.update.sums["withheld"] else {COUNTS: answer.update.counts[COUNTS]}
         if self.settings.evaluation.baselines and not self.baselines:
             facts = {} if self.settings.asks_questions else counts | _content(catalogue)
             self.baselines = _means(self.ask("baselines", facts).update.sums)
         if not self.round:
             line = {"kind": "census", "round": 0, **dict(answer.update.sums.values), "nodes": answer.nodes}
-            self.folder.report(line | {"baselines": self.baselines, "seconds": time.monotonic() - started})
-        self.people = answer.update.sums["users"]
+            line |= answer.faults() | {"baselines": self.baselines, "seconds": time.monotonic() - started}
+            self.folder.report(line)
         self._since = time.monotonic()
         return counts
 
@@ -120,7 +129,7 @@ class Run:
         views = self.settings.views
         if self.round or not views.spectral_rounds:
             return
-        product = lambda basis: self.ask("power", {BASIS: basis}).update.counts[BASIS]  # noqa: E731
+        product = lambda basis: self.ask("power", {BASIS: basis}, {BASIS: basis.shape}).update.counts[BASIS]  # noqa: E731
         rank = min(views.dim, views.id_dim, n_items)
         vectors, values = leading_vectors(product, n_items, rank, views.spectral_rounds, self.settings.seed)
         self.strategy.start_from(vectors, values)
@@ -129,20 +138,33 @@ class Run:
     def abandon(self, reason: RoundAbandoned) -> None:
         """Note that a round brought nothing. Raises `RunError` when it is one of too many in a row."""
         self.abandoned += 1
-        self.folder.report({"kind": "abandoned", "round": self.round, "reason": str(reason)})
+        line = {"kind": "abandoned", "round": self.round, "reason": str(reason)}
+        self.folder.report(line | ({"dropped": reason.dropped} if reason.dropped else {}))
         if self.abandoned >= ABANDONED:
             raise RunError(f"round {self.round}: {ABANDONED} rounds in a row were abandoned; the last one: {reason}")
 
     def evaluate(self, facts: Tensors) -> tuple[Answer, dict[str, float]]:
-        """Have the devices rank the catalogue; scores of fewer people than there are never make a round the best."""
+        """Have the devices rank the catalogue, and see whether the round is the best."""
         answer = self.ask("evaluate", facts)
         sums = answer.update.sums
         scores = _means(Sums({name: value for name, value in sums.values.items() if "/" in name}))
-        everybody = sums["evaluated"] >= self.people
-        worth = self._worth(scores)
+        worth, everybody = self._worth(scores), self._everybody(sums["evaluated"])
         if (everybody or not self.best) and worth > self.best.get("criterion", -1.0):
             self.best = {"round": self.round, "criterion": worth, "scores": scores}
         return answer, scores
+
+    def _everybody(self, evaluated: float) -> bool:
+        """Whether all people were evaluated: scores of others are not comparable, and make no round the best.
+
+        People who are missing several times in a row are gone; then, and when somebody is there again, the search begins anew.
+        """
+        self._short = self._short + 1 if evaluated < self.people else 0
+        if 0 < self._short < ABANDONED:
+            return False
+        if evaluated != self.people:
+            log.warning("round %d: of %d people %d are evaluated from here on", self.round, self.people, evaluated)
+            self.people, self._short, self.best = evaluated, 0, {}
+        return True
 
     def _worth(self, scores: dict[str, float]) -> float:
         """What a round is selected by: NDCG on validation. Of questions there is no validation: the last round counts."""
@@ -155,31 +177,25 @@ class Run:
         patience = self.settings.evaluation.patience * self.settings.evaluation.every
         return bool(patience and self.best and self.round - self.best["round"] >= patience)
 
-    def report(self, training: Answer, evaluation: Answer | None, scores: dict[str, float]) -> None:
-        """Append the round's line to the metrics; bytes are those of its training and its evaluation."""
+    def report(self, training: Answer | None, evaluation: Answer | None, scores: dict[str, float]) -> None:
+        """Append the round's line to the metrics; bytes are those of its training and its evaluation.
+
+        A round that was abandoned has said so already; there only an evaluation is reported.
+        """
+        answers = [answer for answer in (training, evaluation) if answer]
+        if not answers:
+            return
         now = time.monotonic()
         self.seconds, took, self._since = self.seconds + now - self._since, now - self._since, now
-        self.abandoned = 0
-        sums, answers = training.update.sums, [training, *([evaluation] if evaluation else [])]
-        down, up = (sum(getattr(answer, way) for answer in answers) for way in ("bytes_down", "bytes_up"))
-        line: dict[str, Any] = {
-            "kind": "round",
-            "round": self.round,
-            "loss": sums.mean("loss", "users"),
-            "users": int(sums["users"]),
-            "nodes": training.nodes,
-            "seconds": took,
-            "bytes_down_per_user": down / self.people,
-            "bytes_up_per_user": up / self.people,
-            "bytes_down_per_node": down / training.nodes,
-            "bytes_up_per_node": up / training.nodes,
-        }
-        if dropped := sum((answer.dropped for answer in answers), Counter[str]()):
-            line |= {
-                "dropped": dict(dropped),
-                "troubles": [trouble for answer in answers for trouble in answer.troubles],
-            }
-        self.folder.report(line | ({"scores": scores} if scores else {}))
+        line: dict[str, Any] = {"kind": "round" if training else "evaluation", "round": self.round}
+        if training:
+            self.abandoned, sums = 0, training.update.sums
+            line |= {"loss": sums.mean("loss", "users"), "users": int(sums["users"])}
+        line |= {"nodes": answers[0].nodes, "seconds": took}
+        for way in ("bytes_down", "bytes_up"):
+            there = sum(getattr(answer, way) for answer in answers)
+            line |= {f"{way}_per_user": there / self.people, f"{way}_per_node": there / answers[0].nodes}
+        self.folder.report(line | answers[0].faults(*answers[1:]) | ({"scores": scores} if scores else {}))
 
     def checkpoint(self) -> None:
         """Save everything, where the settings or the end of the run ask for it."""
@@ -197,7 +213,7 @@ class Run:
     def _areas(self) -> dict[str, float]:
         """Mean of each accuracy over the evaluations of the run (A_AUC, Koh et al. 2022)."""
         evaluated = [
-            line["scores"] for line in read_metrics(self.folder.path) if line["kind"] == "round" and "scores" in line
+            line["scores"] for line in read_metrics(self.folder.path) if line["kind"] in SCORED and "scores" in line
         ]
         groups = sorted(
             {name.removesuffix(ACCURACY) for scores in evaluated for name in scores if name.endswith(ACCURACY)}

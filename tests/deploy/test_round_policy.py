@@ -1,6 +1,7 @@
 """Which updates a round takes: from whom, until when, and what it drops, counts and names."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Error, Message
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from common.errors import RunError
 from common.metrics import Sums
-from common.protocol import VIEWS, Task, Update, pack_update, unpack_task, unpack_update
+from common.protocol import BASIS, COUNTS, VIEWS, Task, Update, pack_update, unpack_task, unpack_update
 from deploy import inline
 from deploy.inline import CLIENT_APP_FAILED, InlineGrid
 from deploy.job import Job
@@ -77,7 +78,11 @@ def poisoned(views: torch.Tensor) -> torch.Tensor:
     [
         ("nonfinite", "the gradient for 'views' is not finite", with_gradient(poisoned)),
         ("nonfinite", "its weight", lambda update: replace(update, weight=float("nan"))),
-        ("nonfinite", "its weight", lambda update: replace(update, weight=-4.0)),
+        ("malformed", "negative", lambda update: replace(update, weight=-4.0)),
+        ("nonfinite", "of inf users", lambda update: replace(update, sums=Sums({"nonfinite": 1.0, "users": math.inf}))),
+        ("malformed", "a sum called 'a/users'", lambda update: replace(update, sums=Sums({"a/users": 1.0}))),
+        ("malformed", "'counts' of shape (3,)", lambda update: replace(update, counts={COUNTS: torch.ones(3)})),
+        ("malformed", "shape", with_gradient(lambda views: torch.zeros(3, 0, 8))),
         ("nonfinite", "the loss of 2 of", lambda update: replace(update, sums=update.sums + Sums({"nonfinite": 2.0}))),
         ("malformed", "a gradient of shape", with_gradient(lambda views: views[:, :-1])),
         ("large", "norm above 50", with_gradient(lambda views: 1e6 * views)),
@@ -107,6 +112,95 @@ def test_what_is_unfit_is_dropped_counted_and_named_and_changes_nothing(
     carry_out(without, unreachable)
     for name, value in last_checkpoint(without.run_dir).items():
         torch.testing.assert_close(last_checkpoint(job.run_dir)[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "counts"),
+    [
+        ("census", r"node 1 returned something malformed: 'counts' of shape \(3,\)[^;]*", {COUNTS: torch.ones(3)}),
+        ("census", r"node 1 returned something malformed: 'counts' of shape \(40,\) and type torch.uint8", None),
+        (
+            "power",
+            "node 1 returned something nonfinite: 'basis' is not finite",
+            {BASIS: torch.full((40, 24), torch.nan)},
+        ),
+    ],
+)
+def test_vectors_that_are_none_of_those_asked_for_are_their_nodes_own_fault(
+    tmp_path: Path, kind: str, said: str, counts: dict | None
+) -> None:
+    """All nodes must answer these, so the run ends; but it names who is to blame, not those that came after."""
+    counts = counts or {COUNTS: torch.ones(40, dtype=torch.uint8)}
+    job = small_job(tmp_path, "run", 3, views={"dim": 8, "id_dim": 8, "spectral_rounds": 2})
+    with pytest.raises(RunError, match=f"2 nodes answered to {kind}, 3 must: {said}$"):
+        carry_out(job, forging(1, lambda update: replace(update, counts=counts), kind, round=0))
+
+
+def test_what_is_no_message_at_all_is_its_nodes_own_fault(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "run", 3)
+
+    def reply(question: Message, honest: Message) -> list[Message]:
+        task, node = task_of(question), honest.metadata.src_node_id
+        if (node, task.kind, task.round) == (2, "train", 2):
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "what Flower reads may not even be a record")
+        if (node, task.kind, task.round) == (3, "train", 3):
+            honest.content = RecordDict({"refusal": ConfigRecord({"reason": "\x1b[2J" + "long " * 1000})})
+        if (node, task.kind, task.round) == (3, "train", 4):
+            honest.content = RecordDict({"answers": honest.content["answers"]})
+        return [honest]
+
+    carry_out(job, reply)
+    assert [line["nodes"] for line in rounds(job)] == [3, 2, 2, 2]
+    assert [line.get("dropped") for line in rounds(job)[1:]] == [{"malformed": 1}, {"refused": 1}, {"malformed": 1}]
+    assert rounds(job)[1]["troubles"] == ["node 2 sent what is no message"]
+    (refused,) = rounds(job)[2]["troubles"]
+    assert "\x1b" not in refused
+    assert len(refused) < 400
+
+
+def gone_from(round: int, node: int, *kinds: str) -> Reply:
+    """Let one node fail in such tasks from a round on."""
+
+    def reply(question: Message, honest: Message) -> list[Message]:
+        task = task_of(question)
+        fails = honest.metadata.src_node_id == node and task.round >= round and task.kind in kinds
+        return [Message(Error(CLIENT_APP_FAILED, "gone"), reply_to=question)] if fails else [honest]
+
+    return reply
+
+
+def test_a_device_that_is_gone_for_good_does_not_end_the_search_for_the_best_round(tmp_path: Path) -> None:
+    """After three evaluations without it, those that are left are everybody."""
+    job = small_job(tmp_path, "run", 3, rounds=8, evaluation={"every": 1}, planted=True)
+    carry_out(job, gone_from(3, 2, "train", "evaluate"))
+    result = read_metrics(job.run_dir)[-1]
+    assert result["selected_round"] >= 5
+    left = next(line for line in rounds(job) if line["round"] == 8)["scores"]
+    assert result["scores"]["test/all/users"] == left["test/all/users"]
+
+
+def test_a_last_round_that_is_abandoned_is_evaluated_and_saved_all_the_same(tmp_path: Path) -> None:
+    federation = {"min_nodes": 3, "checkpoint_every": 3}
+    job = small_job(tmp_path, "run", 3, evaluation={"every": 4}, federation=federation)
+    carry_out(job, gone_from(4, 2, "train"))
+    assert [line["kind"] for line in read_metrics(job.run_dir)][-3:] == ["abandoned", "evaluation", "result"]
+    assert read_metrics(job.run_dir)[-1]["selected_round"] == 4
+    assert read_metrics(job.run_dir)[-1]["scores"]["test/all/users"] == 14
+    assert (job.run_dir / "checkpoints" / "round-000004.safetensors").exists()
+
+
+def test_nobody_being_there_for_a_while_abandons_no_round(tmp_path: Path) -> None:
+    """As when the server's own network is cut, or all devices are restarted."""
+    job, looks = small_job(tmp_path, "run", 2), list[int]()
+
+    class Away(InlineGrid):
+        def get_node_ids(self) -> list[int]:
+            looks.append(1)
+            return [] if 5 < len(looks) < 9 else super().get_node_ids()
+
+    serve(Away(inline.device_app(job.devices[0].parent), 2), job.settings, job.catalogue, job.run_dir, resume=False)
+    assert len(looks) > 9
+    assert [line["nodes"] for line in rounds(job)] == [2] * 4
 
 
 def test_useless_scores_of_one_node_do_not_stop_the_others(tmp_path: Path) -> None:
@@ -154,9 +248,8 @@ def test_a_second_answer_counts_for_nothing(tmp_path: Path) -> None:
 
 
 def test_a_round_is_closed_with_the_first_to_answer_of_more_than_it_needs(tmp_path: Path) -> None:
-    """Two of six are needed, three are asked: others each round, and never all."""
+    """Two of six are needed, three are asked, others each round. Who was not waited for is not asked before it has answered."""
     federation = {"participants": 2, "over_selection": 0.5, "checkpoint_every": 4}
-    job = small_job(tmp_path, "run", 6, federation=federation, rounds=8)
     asked: list[tuple[int, int]] = []
 
     def note(question: Message, honest: Message) -> list[Message]:
@@ -164,15 +257,19 @@ def test_a_round_is_closed_with_the_first_to_answer_of_more_than_it_needs(tmp_pa
             asked.append((task_of(question).round, question.metadata.dst_node_id))
         return [honest]
 
-    carry_out(job, note)
-    assert [line["nodes"] for line in rounds(job)] == [2] * 8
-    assert all("dropped" not in line for line in rounds(job)), "whoever was not needed is no trouble"
-    assert Counter(round for round, _ in asked) == dict.fromkeys(range(1, 9), 2)
-    assert len({node for _, node in asked}) >= 5
-    drawn = set(asked)
-    asked.clear()
-    carry_out(small_job(tmp_path, "again", 6, federation=federation, rounds=8), note)
-    assert set(asked) == drawn, "drawn by the seed"
+    runs = []
+    for name in ("run", "again"):
+        job = small_job(tmp_path, name, 6, federation=federation, rounds=8)
+        carry_out(job, note)
+        assert [line["nodes"] for line in rounds(job)] == [2] * 8
+        assert [line["dropped"] for line in rounds(job)] == [{"late": 1}] * 8
+        assert not any(line["troubles"] for line in rounds(job)), "whoever is not waited for is no trouble"
+        assert Counter(round for round, _ in asked) == dict.fromkeys(range(1, 9), 3)
+        assert len({node for _, node in asked}) == 6
+        assert asked == sorted(asked, key=lambda one: one[0]), "a node works off its tasks in order"
+        runs.append(list(asked))
+        asked.clear()
+    assert runs[0] == runs[1], "drawn by the seed"
 
 
 def test_a_failing_node_is_made_up_for_by_a_spare_one(tmp_path: Path) -> None:
