@@ -91,8 +91,12 @@ class Node(ABC):
     def _take(self, path: Path) -> None:
         """Link a file of the shelf to `path`, if it is there and not here: so it stays for as long as this node needs it."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        shared = shelf(self.folder.parent) / path.name
         with suppress(FileNotFoundError, FileExistsError):
-            os.link(shelf(self.folder.parent) / path.name, path)
+            try:
+                os.link(shared, path)
+            except PermissionError:  # how file systems without hard links refuse
+                write_bytes(path, shared.read_bytes())
 
     def conclude(self, task: Task) -> None:
         """Note which tensors belong to the state that `task` left, and drop those that no run's last state needs."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 from common.config import Settings
 from common.errors import RunError
 from common.files import read_json
-from common.locks import clear
+from common.locks import SERVING, alone, clear
 from deploy.job import Executor, Job, Report, deal, device_folders
 from server.checkpoint import read_metrics, require
 
@@ -23,7 +23,8 @@ def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, ove
     if resume and overwrite:
         raise RunError("--resume goes on with a run and --overwrite replaces it: pass one of them")
     if overwrite and (run_dir / "config.yaml").exists():
-        clear(run_dir)
+        with alone(run_dir, SERVING):  # a ServerApp whose `submit` was killed may still be at it
+            clear(run_dir)
     require(run_dir, resume)
     if resume:
         dealt = len(list((run_dir / DEVICES).glob("node-*")))

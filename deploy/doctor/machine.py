@@ -1,4 +1,4 @@
-"""Checks of the machine: Python and packages, CUDA, disk, memory, and what Ray left behind."""
+"""Checks of the machine: Python and packages, CUDA, disk, memory, and the Ray that is named."""
 
 import os
 import re
@@ -122,21 +122,14 @@ def memory() -> Finding:
 
 
 def ray_address() -> Finding:
-    """Whether Ray's note of a running cluster is stale: `--executor ray` would look for that cluster, and hang."""
-    root = os.environ.get("RAY_TMPDIR") or (os.environ.get("TMPDIR") if sys.platform == "linux" else None) or "/tmp"
-    note = Path(root) / "ray" / "ray_current_cluster"
-    try:
-        address = note.read_text().strip()
-    except FileNotFoundError:
-        return ok("ray", "no cluster is noted; a run starts its own")
-    except OSError as error:
-        return warning(
-            "ray", f"{note} cannot be read: {error}", f"remove {note}, or set RAY_TMPDIR to a folder of yours"
-        )
+    """Whether the Ray cluster that the environment names answers: `--executor ray` would run there."""
+    address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.rpartition(":")
+    if not port.isdigit():  # none, or one like auto, which is Ray's to look up
+        return ok("ray", f"RAY_ADDRESS is {address}" if address else "no cluster is named; a run starts its own")
     try:
         socket.create_connection((host, int(port)), RAY_SECONDS).close()
-    except (OSError, ValueError, OverflowError):
-        remedy = f"remove {note}: with it, --executor ray waits for a cluster that is gone"
-        return warning("ray", f"{note} names {address}, where nobody answers", remedy)
-    return ok("ray", f"a cluster answers at {address}; --executor ray would use it")
+    except (OSError, OverflowError):
+        remedy = "start it there (ray start --head), or unset RAY_ADDRESS for a Ray of the run's own"
+        return warning("ray", f"RAY_ADDRESS names {address}, where nobody answers", remedy)
+    return ok("ray", f"a cluster answers at {address}, where --executor ray runs")

@@ -267,15 +267,13 @@ def test_data_that_cannot_be_loaded(device: Path) -> None:
 # --- Ray
 
 
-def test_a_note_of_a_cluster_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert ray_address().level is Level.ok
-    note = tmp_path / "ray" / "ray_current_cluster"
-    note.parent.mkdir()
+def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "a run starts its own" in ray_address().found
     with socket.create_server(("127.0.0.1", 0)) as cluster:
-        note.write_text(f"127.0.0.1:{cluster.getsockname()[1]}")
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{cluster.getsockname()[1]}")
         assert "a cluster answers" in ray_address().found
-    assert f"remove {note}" in only(iter([ray_address()]), Level.warning)
+    assert "unset RAY_ADDRESS" in only(iter([ray_address()]), Level.warning)
 
 
 def test_what_lies_in_folders_is_not_looked_at_without_being_asked() -> None:
