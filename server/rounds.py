@@ -53,7 +53,7 @@ def run_rounds(
             answer = None
             run.abandon(reason)
         # 6. Every few rounds the devices evaluate what they now have, and return sums.
-        due = round % settings.evaluation.every == 0 or round == settings.rounds
+        due = (answer and round % settings.evaluation.every == 0) or round == settings.rounds
         evaluation, scores = run.evaluate(facts) if due else (None, {})
         # 7. Report, and checkpoint.
         run.report(answer, evaluation, scores)

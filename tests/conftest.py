@@ -1,5 +1,8 @@
-"""Before anything imports torch: the environment that the command sets too."""
+"""Before anything imports torch or rich: the environment that the command sets too, and lines that do not break."""
+
+import os
 
 from deploy.environment import quieten
 
 quieten()
+os.environ["COLUMNS"] = "200"

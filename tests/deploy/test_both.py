@@ -11,6 +11,7 @@ from client.device import Device
 from client.recommend import Personal
 from client.store import Store
 from common.catalogue import load_catalogue
+from common.codecs import decode, rotation
 from common.errors import DataError
 from common.files import read_tensors
 from common.protocol import HISTORY, VIEWS
@@ -64,8 +65,9 @@ def test_what_leaves_is_the_servers_views_gradient_and_what_a_class_may_send(
             assert not update.modules
             assert not update.gradients
             continue
-        shapes = {name: tuple(value.shape) for name, value in update.gradients.items()}
-        assert shapes == {VIEWS: (len(NAMES) - 1, n_items, 64), HISTORY: (n_items, 64)}
+        full = {VIEWS: (len(NAMES) - 1, n_items, 64), HISTORY: (n_items, 64)}
+        came = decode(update.gradients, full, "float32", rotation(job.settings.seed, exchange.task.round))
+        assert {name: tuple(value.shape) for name, value in came.items()} == full
         (client,) = update.modules
         sent = {name: tuple(part.shape) for name, part in update.modules[client].parts().items()}
         assert sent == allowed[update.towers[client]]
