@@ -59,6 +59,7 @@ def train() -> None:
     config, run = Path(os.environ["CONFIG"]), RUNS / os.environ["RUN"]
     settings = load_settings(config, "grpc", [f"name={run.name}"])
     if _completed(run):
+        _write_report(run, settings)
         print(f"the run in runs/{run.name} is complete; RUN=another begins a new one", flush=True)
         return
     resume, badges = (run / "config.yaml").exists(), enrolled(ENROLMENT)
@@ -75,8 +76,7 @@ def train() -> None:
     write_json(SHARES, shares)
     changes = [f"name={run.name}", f"federation.nodes={len(badges)}"]
     cli_federate.submit(config, SERVER, dataset, RUNS, changes, resume)
-    with (run / "report.txt").open("w", encoding="utf-8") as file:
-        show_result(Console(file=file, width=REPORT_WIDTH), read_metrics(run)[-1], settings, run)
+    _write_report(run, settings)
 
 
 def client() -> NoReturn:
@@ -137,6 +137,12 @@ def _dataset(settings: Settings) -> Path:
 def _completed(run: Path) -> bool:
     status = run / "status.json"
     return status.exists() and read_json(status)["state"] == "completed"
+
+
+def _write_report(run: Path, settings: Settings) -> None:
+    """What a completed run ended with, for people to read."""
+    with (run / "report.txt").open("w", encoding="utf-8") as file:
+        show_result(Console(file=file, width=REPORT_WIDTH), read_metrics(run)[-1], settings, run)
 
 
 def _shares() -> dict[str, Any]:
