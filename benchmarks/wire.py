@@ -21,7 +21,7 @@ import polars as pl
 from deploy.bench import Bench
 from deploy.bench_runs import run_bench
 from deploy.comparison import Outcome
-from server.checkpoint import read_metrics
+from server.checkpoint import read_scores
 
 DATASETS = ("ml-latest-small", "gift-cards-2018")
 PLAIN = "float32-float32"
@@ -82,8 +82,7 @@ def mean(rows: pl.DataFrame, column: str) -> float:
 
 def mean_along(runs: Path, method: str, seeds: Sequence[int], score: str) -> float:
     """The mean of a score over all evaluations of a method's runs."""
-    lines = [line for seed in seeds for line in read_metrics(runs / method / f"seed{seed}")]
-    return fmean(line["scores"][score] for line in lines if line["kind"] == "round" and "scores" in line)
+    return fmean(scores[score] for seed in seeds for scores in read_scores(runs / method / f"seed{seed}"))
 
 
 def lost(own: float, plain: float) -> float:

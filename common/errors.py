@@ -33,3 +33,7 @@ class RoundAbandoned(TesseraError):
 
 class RunError(TesseraError):
     """A run cannot go on: the message names the round, and the node where one is to blame."""
+
+
+class NotFiniteError(RunError):
+    """Numbers that should be finite are not."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from common.compute import finite
 from common.config import NAME, Settings
 from common.contributions import MODULE, Contribution, flat, unflat
-from common.errors import DataError, RunError
+from common.errors import DataError, NotFiniteError, RunError
 from common.metrics import Sums
 
 Tensors = Mapping[str, Tensor]
@@ -130,7 +130,7 @@ def check_gradients(update: Update, sent: Tensors) -> None:
             found = "no gradient" if gradient is None else f"a gradient of shape {tuple(gradient.shape)}"
             raise RunError(f"{found} for {name!r}, which was sent with shape {tuple(tensor.shape)}")
         if not finite(gradient):
-            raise RunError(f"the gradient for {name!r} is not finite")
+            raise NotFiniteError(f"the gradient for {name!r} is not finite")
 
 
 def content_hash(tensors: Tensors) -> str:

@@ -159,7 +159,7 @@ def submit(
     """
     from deploy.display import RunDisplay, show_result, summary
     from deploy.federate import carry_out
-    from server.checkpoint import read_metrics
+    from server.checkpoint import read_result
 
     settings = load_settings(config, "grpc", change or ())
     job = Job(settings, catalogue.absolute(), (), (runs / settings.name).absolute(), resume)
@@ -168,6 +168,6 @@ def submit(
     console = Console(highlight=False)
     with terminable(), alone(job.run_dir), RunDisplay(settings, console) as display:
         carry_out(job, Control(Server.load(folder)), display.report)
-    result = next(line for line in reversed(read_metrics(job.run_dir)) if line["kind"] == "result")
+    result = read_result(job.run_dir)
     show_result(console, result, settings, job.run_dir)
     print(json.dumps(summary(result)))

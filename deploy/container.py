@@ -31,7 +31,7 @@ from deploy.prepared import prepared_dataset
 from deploy.processes import program, terminable
 from deploy.superlink import PORT, Control, Server
 from deploy.supernode import HOME, KEY, public_key
-from server.checkpoint import read_metrics
+from server.checkpoint import read_result
 
 SERVER, DEVICE, RUNS, DATA = Path("/server"), Path("/device"), Path("/runs"), Path("/data")
 CHECKOUT = Path(__file__).parent.parent / "benchmarks"
@@ -142,7 +142,7 @@ def _completed(run: Path) -> bool:
 def _write_report(run: Path, settings: Settings) -> None:
     """What a completed run ended with, for people to read."""
     with (run / "report.txt").open("w", encoding="utf-8") as file:
-        show_result(Console(file=file, width=REPORT_WIDTH), read_metrics(run)[-1], settings, run)
+        show_result(Console(file=file, width=REPORT_WIDTH), read_result(run), settings, run)
 
 
 def _shares() -> dict[str, Any]:

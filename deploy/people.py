@@ -29,7 +29,7 @@ from common.errors import RunError
 from common.files import PRIVATE, write_bytes
 from common.interactions import Split
 from common.metrics import hit_rate, ndcg, standing
-from server.rounds import SCORED
+from server.checkpoint import SCORED
 
 METRICS = ("hr", "ndcg")
 QUARTILES = ("q1", "q2", "q3", "q4")

@@ -11,7 +11,7 @@ from common.errors import RunError
 from common.files import read_json
 from common.locks import SERVING, alone, clear
 from deploy.job import Executor, Job, Report, deal, device_folders
-from server.checkpoint import read_metrics, require
+from server.checkpoint import read_result, require
 
 EXECUTORS = {"inline": "deploy.inline", "ray": "deploy.simulate", "grpc": "deploy.federate"}
 DEVICES = "devices"
@@ -64,4 +64,4 @@ def train(job: Job, executor: str, report: Report) -> dict[str, Any]:
     status = read_json(job.run_dir / "status.json")
     if status["state"] != "completed":
         raise RunError(f"the run ended {status['state']}: {status['reason']}")
-    return next(line for line in reversed(read_metrics(job.run_dir)) if line["kind"] == "result")
+    return read_result(job.run_dir)

@@ -25,6 +25,8 @@ log = logging.getLogger("tessera.server")
 KEPT = 3
 Report = Callable[[dict[str, Any]], None]
 """Called with each line of a run's metrics as it is written."""
+SCORED = ("round", "evaluation")
+"""Lines of the metrics that may hold scores: of a round, or of an evaluation after one that was abandoned."""
 MAY_CHANGE = frozenset({"rounds", "device", "federation", "simulation"})
 
 
@@ -161,3 +163,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             raise DataError(f"{file}, line {number}, is damaged: remove the line, or restore the file") from None
     return lines
+
+
+def read_scores(path: Path) -> list[dict[str, float]]:
+    """The scores of a run's evaluations, one after the other."""
+    return [line["scores"] for line in read_metrics(path) if line["kind"] in SCORED and "scores" in line]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a completed run ended with."""
+    return next(line for line in reversed(read_metrics(path)) if line["kind"] == "result")

@@ -17,15 +17,13 @@ from common.errors import RoundAbandoned, RunError
 from common.metrics import Sums, ranking_means
 from common.protocol import BASIS, CONTENT, COUNTS, Kind, Task, Tensors
 from server.answer import Answer
-from server.checkpoint import RunFolder, read_metrics
+from server.checkpoint import RunFolder, read_metrics, read_scores
 from server.nodes import Nodes, nothing
 from server.spectral import leading_vectors
 from server.strategies.base import Strategy
 
 log = logging.getLogger("tessera.server")
 ACCURACY = "/accuracy"
-SCORED = ("round", "evaluation")
-"""Lines of the metrics that may hold scores: of a round, or of an evaluation after one that was abandoned."""
 ABANDONED = 3
 """Rounds, or the same question of a round, that may come to nothing one after the other before the run gives up."""
 
@@ -212,9 +210,7 @@ class Run:
 
     def _areas(self) -> dict[str, float]:
         """Mean of each accuracy over the evaluations of the run (A_AUC, Koh et al. 2022)."""
-        evaluated = [
-            line["scores"] for line in read_metrics(self.folder.path) if line["kind"] in SCORED and "scores" in line
-        ]
+        evaluated = read_scores(self.folder.path)
         groups = sorted(
             {name.removesuffix(ACCURACY) for scores in evaluated for name in scores if name.endswith(ACCURACY)}
         )

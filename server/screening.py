@@ -14,6 +14,7 @@ from flwr.app import RecordDict
 
 from common.codecs import decode, rotation
 from common.compute import finite
+from common.errors import NotFiniteError
 from common.metrics import Sums
 from common.protocol import Kind, Task, Tensors, Update, check_gradients, in_answer_to, unpack_update
 
@@ -31,7 +32,7 @@ FIGURES: Mapping[Kind, frozenset[str]] = {
     "baselines": frozenset({"evaluated", CONSTANT, NONFINITE}),
 }
 """The plain sums of each task."""
-SCORED: Mapping[Kind, re.Pattern[str]] = {
+SCORES: Mapping[Kind, re.Pattern[str]] = {
     "evaluate": re.compile(r"[\w-]{1,40}/[\w-]{1,40}/[\w@]{1,40}"),
     "baselines": re.compile(r"[\w-]{1,40}(/[\w-]{1,40}){1,2}/[\w@]{1,40}"),
 }
@@ -67,12 +68,14 @@ def taken(content: RecordDict, wanted: Wanted) -> Update:
         _check_sums(update, task.kind)
         _check_counts(update.counts, wanted.counts)
         if task.kind == "train":
-            _check_size(update, wanted.largest)
             check_gradients(update, wanted.sent)
+            _check_size(update, wanted.largest)
         elif update.gradients:
             raise Unfit(MALFORMED, f"gradients, which nobody wants of {task.kind}")
     except Unfit:
         raise
+    except NotFiniteError as error:
+        raise Unfit(NONFINITE, str(error)) from None
     except Exception as error:  # whatever a node has made up
         raise Unfit(MALFORMED, str(error) or type(error).__name__) from None
     return update
@@ -98,7 +101,7 @@ def _read(content: RecordDict, task: Task, sent: Tensors) -> Update:
 def _check_sums(update: Update, kind: Kind) -> None:
     """Whether weight and sums are those of the task, and proper numbers."""
     for name in update.sums.values.keys() - FIGURES[kind]:
-        if kind not in SCORED or not SCORED[kind].fullmatch(name):
+        if kind not in SCORES or not SCORES[kind].fullmatch(name):
             raise Unfit(MALFORMED, f"a sum called {name!r}")
     if said := degenerate(kind, update.sums):
         raise Unfit(*said, update.sums)
@@ -117,9 +120,6 @@ def _check_counts(counts: Tensors, wanted: Mapping[str, torch.Size]) -> None:
 
 
 def _check_size(update: Update, largest: float) -> None:
-    for name, gradient in update.gradients.items():
-        if not finite(gradient):
-            raise Unfit(NONFINITE, f"the gradient for {name!r} is not finite")
     norm = math.hypot(*(float(g.double().norm()) for g in update.gradients.values())) if largest else 0.0
     if norm > largest * update.weight:
         raise Unfit(LARGE, f"its gradients have a norm above {largest:g} for each unit of its weight")
