@@ -14,16 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from naive import NaiveClient, Received, personalized_refinement
 
-from client import cohort
-from client.histories import histories
-from common.catalogue import load_catalogue
-from common.config import LocalSettings, Settings
-from common.errors import DataError
-from common.interactions import Split, load_interactions
-from deploy.prepared import prepared_dataset
-from server.strategies.fedvlr import FedVLR
+from tessera.benchmarks.reference_client import NaiveClient, Received, personalized_refinement
+from tessera.client import cohort
+from tessera.client.histories import histories
+from tessera.client.private_state import PrivateState
+from tessera.common.config.settings import LocalSettings, Settings
+from tessera.common.data.catalogue import load_catalogue
+from tessera.common.data.interactions import Split, load_interactions
+from tessera.common.errors import DataError
+from tessera.common.protocol.messages import Update
+from tessera.deploy.provisioning.datasets import prepared_dataset
+from tessera.server.strategies.fedvlr import FedVLR
 
 LOCAL = LocalSettings(backbone="fedavg", loss="bce", negatives=4, local_epochs=5, history_mask=0.0, learning_rate=0.01)
 
@@ -41,7 +43,8 @@ def main() -> None:
     people = histories(split)
     state = cohort.start_state(split.users, LOCAL, sent["views"], seed=0)
 
-    fast, update = [], None
+    fast: list[float] = []
+    update = Update()
     for _ in range(arguments.rounds + 2):
         started = time.perf_counter()
         _, update = cohort.train(state, sent, people, LOCAL, 0, 1)
@@ -69,7 +72,7 @@ def broadcast(data: Path | None, cache: Path) -> tuple[str, Split, dict[str, tor
     try:
         folder, name = prepared_dataset(settings.data, data, cache), "ku"
     except DataError:
-        from common.datasets import convert_shop
+        from tessera.common.datasets import convert_shop
 
         folder, name = cache / "shop", "generated: 204 users, 560 items"
         convert_shop(folder, n_items=560, n_users=204)
@@ -79,7 +82,7 @@ def broadcast(data: Path | None, cache: Path) -> tuple[str, Split, dict[str, tor
     return name, split, {name: value.float() for name, value in sent.items()}
 
 
-def naive_round(state: cohort.PrivateState, split: Split, sent: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
+def naive_round(state: PrivateState, split: Split, sent: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
     """One round of the naive twin: the summed gradient of the views and the mean loss."""
     total, losses = torch.zeros_like(sent["views"]), []
     received = Received(sent)

@@ -17,14 +17,15 @@ from typing import Any
 
 from flwr.app import Error, Message
 
-from common import seeds
-from common.config_file import load_settings
-from common.protocol import unpack_task
-from deploy.inline import CLIENT_APP_FAILED, InlineGrid, device_app
-from deploy.prepared import prepared_dataset
-from deploy.train import make_job
-from server.app import serve
-from server.checkpoint import read_metrics
+from tessera.client.app import device_app
+from tessera.common.config.loading import load_settings
+from tessera.common.protocol.messages import unpack_task
+from tessera.common.utils import counter_rng as seeds
+from tessera.deploy.executors.inline import CLIENT_APP_FAILED, InlineGrid
+from tessera.deploy.executors.run import make_job
+from tessera.deploy.provisioning.datasets import prepared_dataset
+from tessera.server.app import serve
+from tessera.server.run_folder import read_metrics
 
 CONFIG = Path(__file__).parent / "ml-latest-small" / "fedvlr-history.yaml"
 
@@ -61,8 +62,8 @@ def main() -> None:
     print(f"{'share failing':>14} {'seed':>5} {'rounds':>7} {'lost':>6} {'HR@50':>7} {'NDCG@50':>8}")
     for share, several in runs.items():
         for one in several:
-            figures = f"{one['seed']:>5} {one['rounds']:>7} {one['lost']:>6} {one['hr']:>7.2f} {one['ndcg']:>8.3f}"
-            print(f"{share:>14} {figures}")
+            line = f"{one['seed']:>5} {one['rounds']:>7} {one['lost']:>6} {one['hr']:>7.2f} {one['ndcg']:>8.3f}"
+            print(f"{share:>14} {line}")
     figures = {
         "config": CONFIG.name, "nodes": arguments.nodes, "rounds": arguments.rounds, "share": arguments.share,
         "completed": [one["rounds"] for one in runs[arguments.share]],

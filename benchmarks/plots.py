@@ -19,12 +19,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from client.privacy import epsilon
-from client.recommend import Personal
-from common.catalogue import read_table
-from common.errors import DataError
-from common.files import read_json
-from server.checkpoint import read_metrics
+from tessera.client.privacy import epsilon
+from tessera.client.recommend import Personal
+from tessera.common.data.catalogue import read_table
+from tessera.common.errors import DataError
+from tessera.common.utils.atomic_files import read_json
+from tessera.server.run_folder import read_metrics
 
 METRIC, LABEL = "test/warm/ndcg@50", "NDCG@50, warm targets, %"
 COLOURS = ("#3b6ea5", "#d1783c", "#5d9b62", "#b0508b", "#7a6a58", "#4fa3a8", "#8c8c8c")

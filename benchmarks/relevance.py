@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.plots import STYLE, save
-from common.errors import DataError
-from common.files import read_json
+from tessera.benchmarks.plots import STYLE, save
+from tessera.common.errors import DataError
+from tessera.common.utils.atomic_files import read_json
 
 METHOD = "fedmosaic"
 

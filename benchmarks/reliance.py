@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from common.config_file import load_settings
-from deploy.prepared import prepared_dataset
-from deploy.reliance import correlations, gains, reliances, spearman
-from deploy.train import make_job, train
+from tessera.benchmarks.harness.reliance import correlations, gains, reliances, spearman
+from tessera.common.config.loading import load_settings
+from tessera.deploy.executors.run import make_job, train
+from tessera.deploy.provisioning.datasets import prepared_dataset
 
 DEMO = Path(__file__).parent / "demo.yaml"
 PLOT = Path(__file__).parent / "plots" / "reliance.png"

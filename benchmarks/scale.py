@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.crowds import BEAUTY, write_beauty, write_crowd
-from common.errors import DataError
-from deploy.prepared import VARIABLE
-from server.checkpoint import read_metrics
+from tessera.benchmarks.synthetic_users import BEAUTY, write_beauty, write_crowd
+from tessera.common.errors import DataError
+from tessera.deploy.provisioning.datasets import VARIABLE
+from tessera.server.run_folder import read_metrics
 
 CONFIG = Path(__file__).parent / BEAUTY / "scale.yaml"
 TESSERA = Path(sys.executable).with_name("tessera")

@@ -18,10 +18,10 @@ from typing import Any
 
 import polars as pl
 
-from deploy.bench import Bench
-from deploy.bench_runs import run_bench
-from deploy.comparison import Outcome
-from server.checkpoint import read_scores
+from tessera.benchmarks.harness.runner import run_bench
+from tessera.benchmarks.harness.spec import Bench
+from tessera.benchmarks.harness.tables import Outcome
+from tessera.server.run_folder import read_scores
 
 DATASETS = ("ml-latest-small", "gift-cards-2018")
 PLAIN = "float32-float32"

@@ -8,12 +8,12 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.device import Device
-from client.node import Node, TensorsMissing
-from common.codecs import encode, rotation
-from common.config import Settings
-from common.errors import DataError, StorageError, TesseraError
-from common.protocol import in_answer_to, missing_tensors, pack_update, refusal, unpack_task
+from tessera.client.base import Node, TensorsMissing
+from tessera.client.recommendation import Device
+from tessera.common.config.settings import Settings
+from tessera.common.errors import DataError, StorageError, TesseraError
+from tessera.common.protocol.codecs import encode, rotation
+from tessera.common.protocol.messages import in_answer_to, missing_tensors, pack_update, refusal, unpack_task
 
 log = logging.getLogger("tessera.device")
 
@@ -62,7 +62,7 @@ def _kind(settings: Settings) -> type[Node]:
     """Which kind of device a run needs. PEFT is read only where adapters are trained: a device should start fast."""
     if not settings.asks_questions:
         return Device
-    from client.pupil import Pupil
+    from tessera.client.qa_client import Pupil
 
     return Pupil
 

@@ -9,16 +9,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from client import optimizers
-from client.backbones import BACKBONES, Given, Scored
-from client.histories import Histories
-from client.losses import LOSSES
-from client.router import Routed, pool, route, router_shapes
-from client.store import PrivateState
-from common import seeds
-from common.config import LocalSettings
-from common.metrics import Sums
-from common.protocol import VIEWS, Tensors, Update
+from tessera.client import optimizers
+from tessera.client.backbones import BACKBONES, Given, Scored
+from tessera.client.histories import Histories
+from tessera.client.losses import LOSSES
+from tessera.client.private_state import PrivateState
+from tessera.client.router import Routed, pool, route, router_shapes
+from tessera.common.config.settings import LocalSettings
+from tessera.common.metrics.ranking import Sums
+from tessera.common.protocol.messages import VIEWS, Tensors, Update
+from tessera.common.utils import counter_rng as seeds
 
 
 def start_state(users: tuple[str, ...], settings: LocalSettings, views: Tensor, seed: int) -> PrivateState:

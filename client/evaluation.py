@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.histories import Histories, histories
-from common.config import EvaluationSettings
-from common.interactions import Split
-from common.metrics import Sums, ranking_sums, standing
-from common.protocol import CONTENT, COUNTS, Tensors
+from tessera.client.histories import Histories, histories
+from tessera.common.config.settings import EvaluationSettings
+from tessera.common.data.interactions import Split
+from tessera.common.metrics.ranking import Sums, ranking_sums, standing
+from tessera.common.protocol.messages import CONTENT, COUNTS, Tensors
 
 CPU = torch.device("cpu")
 Scorer = Callable[[Histories], Tensor]

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from common import seeds
-from common.interactions import Split
+from tessera.common.data.interactions import Split
+from tessera.common.utils import counter_rng as seeds
 
 
 @dataclass(frozen=True)

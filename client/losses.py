@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from client.histories import Histories
-from common import seeds
-from common.config import LocalSettings
+from tessera.client.histories import Histories
+from tessera.common.config.settings import LocalSettings
+from tessera.common.utils import counter_rng as seeds
 
 SPARE = 16
 

@@ -7,7 +7,7 @@ different rounds.
 import torch
 from torch import Tensor
 
-from common.config import LocalSettings
+from tessera.common.config.settings import LocalSettings
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 STEPS, MOMENTS = "steps", ("mean", "square")

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client import cohort
-from client.histories import histories
-from client.store import PrivateState
-from common import seeds
-from common.config import Settings
-from common.interactions import Split
-from common.protocol import VIEWS, Tensors, Update
+from tessera.client import cohort
+from tessera.client.histories import histories
+from tessera.client.private_state import PrivateState
+from tessera.common.config.settings import Settings
+from tessera.common.data.interactions import Split
+from tessera.common.protocol.messages import VIEWS, Tensors, Update
+from tessera.common.utils import counter_rng as seeds
 
 
 def train(

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from client import cohort
-from client.backbones import BACKBONES
-from client.device import Device, blocks
-from client.histories import Histories, histories
-from client.router import Routed
-from common.config import Settings
-from common.errors import DataError
-from common.files import read_json, read_tensors
-from common.interactions import Split
-from common.protocol import VIEWS, Task
+from tessera.client import cohort
+from tessera.client.backbones import BACKBONES
+from tessera.client.histories import Histories, histories
+from tessera.client.recommendation import Device, blocks
+from tessera.client.router import Routed
+from tessera.common.config.settings import Settings
+from tessera.common.data.interactions import Split
+from tessera.common.errors import DataError
+from tessera.common.protocol.messages import VIEWS, Task
+from tessera.common.utils.atomic_files import read_json, read_tensors
 
 
 @dataclass(frozen=True)

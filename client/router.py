@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from client.histories import Histories
+from tessera.client.histories import Histories
 
 SCALE, BIAS = "router.scale", "router.bias"
 

@@ -17,24 +17,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from client import optimizers
-from client.adapted import SIGNER, TOWER, Adapted
-from client.adapters.attach import activate, receive
-from client.adapters.pq_lora import LOCAL
-from client.node import Node
-from client.regimes import METHODS
-from client.signature import last_layer_gradient, sign
-from common.catalogue import load_catalogue
-from common.compute import resolve_device
-from common.config import LocalSettings, MosaicSettings
-from common.contributions import MODULE, Contribution
-from common.errors import DataError
-from common.protocol import VIEWS, Task, Tensors, Update
-from common.questions import PICTURE, TEXT
-from common.regimes import REGIMES
-from common.towers.files import load_reader
-from common.towers.reader import Reader, instructions
-from common.towers.starts import last_layer
+from tessera.client import optimizers
+from tessera.client.adapters.adapted_tower import SIGNER, TOWER, Adapted
+from tessera.client.adapters.attach import activate, receive
+from tessera.client.adapters.pq_lora import LOCAL
+from tessera.client.adapters.signature import last_layer_gradient, sign
+from tessera.client.base import Node
+from tessera.client.methods import METHODS
+from tessera.common.config.settings import LocalSettings, MosaicSettings
+from tessera.common.data.catalogue import load_catalogue
+from tessera.common.data.questions import PICTURE, TEXT
+from tessera.common.errors import DataError
+from tessera.common.protocol.adapters import MODULE, Contribution
+from tessera.common.protocol.messages import VIEWS, Task, Tensors, Update
+from tessera.common.registry.methods import REGIMES
+from tessera.common.towers.aligned_init import last_layer
+from tessera.common.towers.io import load_reader
+from tessera.common.towers.qa_reader import Reader, instructions
+from tessera.common.utils.torch_device import resolve_device
 
 INSTRUCTION = "describe the picture and the text"
 """Words that readers know from their fit, whose task of that kind is to say what is shown, as a vector."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from common.catalogue import Catalogue, load_catalogue, save_items
-from common.config import Settings
-from common.interactions import Interactions, assign, load_interactions
-from server.checkpoint import Report
+from tessera.common.config.settings import Settings
+from tessera.common.data.catalogue import Catalogue, load_catalogue, save_items
+from tessera.common.data.interactions import Interactions, assign, load_interactions
+from tessera.server.run_folder import Report
 
 __all__ = ["Executor", "Job", "Report", "deal", "deal_share", "device_folders"]
 

@@ -5,18 +5,18 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.catalogue import Catalogue, load_catalogue
-from common.compute import resolve_device
-from common.config import Settings
-from common.locks import SERVING, alone
-from common.tethered import tether
-from server.checkpoint import Report, RunFolder
-from server.nodes import Nodes
-from server.rounds import run_rounds
-from server.strategies.base import Strategy
-from server.strategies.both import Both
-from server.strategies.fedmosaic import FedMosaic, expected
-from server.strategies.fedvlr import FedVLR
+from tessera.common.config.settings import Settings
+from tessera.common.data.catalogue import Catalogue, load_catalogue
+from tessera.common.utils.folder_lock import SERVING, alone
+from tessera.common.utils.parent_death import tether
+from tessera.common.utils.torch_device import resolve_device
+from tessera.server.dispatch import Nodes
+from tessera.server.rounds import run_rounds
+from tessera.server.run_folder import Report, RunFolder
+from tessera.server.strategies.base import Strategy
+from tessera.server.strategies.combined import Both
+from tessera.server.strategies.fedmosaic import FedMosaic, expected
+from tessera.server.strategies.fedvlr import FedVLR
 
 
 def serve(

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.catalogue import Catalogue
-from common.config import Settings
-from common.errors import RoundAbandoned, RunError
-from common.metrics import Sums, ranking_means
-from common.protocol import BASIS, CONTENT, COUNTS, Kind, Task, Tensors
-from server.answer import Answer
-from server.checkpoint import RunFolder, read_metrics, read_scores
-from server.nodes import Nodes, nothing
-from server.spectral import leading_vectors
-from server.strategies.base import Strategy
+from tessera.common.config.settings import Settings
+from tessera.common.data.catalogue import Catalogue
+from tessera.common.errors import RoundAbandoned, RunError
+from tessera.common.metrics.ranking import Sums, ranking_means
+from tessera.common.protocol.messages import BASIS, CONTENT, COUNTS, Kind, Task, Tensors
+from tessera.server.aggregate import Answer
+from tessera.server.dispatch import Nodes, nothing
+from tessera.server.run_folder import RunFolder, read_metrics, read_scores
+from tessera.server.strategies.base import Strategy
+from tessera.server.views.spectral_init import leading_vectors
 
 log = logging.getLogger("tessera.server")
 ACCURACY = "/accuracy"

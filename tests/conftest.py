@@ -2,7 +2,7 @@
 
 import os
 
-from deploy.environment import quieten
+from tessera.deploy.environment import quieten
 
 quieten()
 os.environ["COLUMNS"] = "200"

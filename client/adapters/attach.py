@@ -12,12 +12,12 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from client.adapters.pq_lora import FILE_TYPE, GLOBAL, LOCAL, GatedLinear, PQLoraConfig
-from common import seeds
-from common.errors import ConfigError, DataError
-from common.files import PRIVATE, read_json, read_tensors, write_json, write_tensors
-from common.projections import Projections
-from common.towers.places import placement
+from tessera.client.adapters.pq_lora import FILE_TYPE, GLOBAL, LOCAL, GatedLinear, PQLoraConfig
+from tessera.common.errors import ConfigError, DataError
+from tessera.common.towers.adapter_placement import placement
+from tessera.common.towers.projections import Projections
+from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils.atomic_files import PRIVATE, read_json, read_tensors, write_json, write_tensors
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 

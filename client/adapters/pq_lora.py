@@ -20,10 +20,10 @@ from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from client.adapters.fused import Branch, fits, fused
-from common import seeds
-from common.errors import ConfigError, DataError
-from common.projections import Projections, random_projections
+from tessera.client.adapters.fused_linear import Branch, fits, fused
+from tessera.common.errors import ConfigError, DataError
+from tessera.common.towers.projections import Projections, random_projections
+from tessera.common.utils import counter_rng as seeds
 
 LOCAL, GLOBAL = "local", "global"
 FILE_TYPE = "PQ_LORA"

@@ -1,12 +1,15 @@
-"""Prediction models by name. A new one is one file here, one line below, and one in `common.backbones`: what it needs."""
+"""Prediction models by name.
 
-from client.backbones.base import Backbone, Given, Parameter, Scored
-from client.backbones.fcf import FCF
-from client.backbones.fedavg import FedAvg
-from client.backbones.fedncf import FedNCF
-from client.backbones.fedrap import FedRAP
-from client.backbones.history import History
-from client.backbones.pfedrec import PFedRec
+A new one is one file here, one line below, and one in `tessera.common.registry.backbones`: what it needs.
+"""
+
+from tessera.client.backbones.base import Backbone, Given, Parameter, Scored
+from tessera.client.backbones.fcf import FCF
+from tessera.client.backbones.fedavg import FedAvg
+from tessera.client.backbones.fedncf import FedNCF
+from tessera.client.backbones.fedrap import FedRAP
+from tessera.client.backbones.history import History
+from tessera.client.backbones.pfedrec import PFedRec
 
 BACKBONES: dict[str, Backbone] = {
     "fedavg": FedAvg(),

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from client.histories import Histories
-from client.losses import pick
-from client.router import Routed
-from common.config import LocalSettings
-from common.protocol import Tensors
+from tessera.client.histories import Histories
+from tessera.client.losses import pick
+from tessera.client.router import Routed
+from tessera.common.config.settings import LocalSettings
+from tessera.common.protocol.messages import Tensors
 
 
 @dataclass(frozen=True)

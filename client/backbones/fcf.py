@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from client.backbones.base import Backbone, Given, Parameter, quadratic
-from common.config import LocalSettings
+from tessera.client.backbones.base import Backbone, Given, Parameter, quadratic
+from tessera.common.config.settings import LocalSettings
 
 
 class FCF(Backbone):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from client.backbones.base import Backbone, Given, Parameter
+from tessera.client.backbones.base import Backbone, Given, Parameter
 
 
 class FedAvg(Backbone):

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from client.backbones.base import Backbone, Given, Parameter
-from common.config import LocalSettings
+from tessera.client.backbones.base import Backbone, Given, Parameter
+from tessera.common.config.settings import LocalSettings
 
 
 class FedRAP(Backbone):

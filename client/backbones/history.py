@@ -7,8 +7,8 @@ once, with p_u = 0.
 
 from torch import Tensor
 
-from client.backbones.base import Backbone, Given, Parameter
-from common.protocol import HISTORY
+from tessera.client.backbones.base import Backbone, Given, Parameter
+from tessera.common.protocol.messages import HISTORY
 
 
 class History(Backbone):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from client.backbones.base import Backbone, Given, Parameter
+from tessera.client.backbones.base import Backbone, Given, Parameter
 
 
 class PFedRec(Backbone):

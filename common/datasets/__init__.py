@@ -1,23 +1,23 @@
-"""Converters: raw data in, the one on-disk format of `common.catalogue` out."""
+"""Converters: raw data in, the one on-disk format of `tessera.common.data.catalogue` out."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.config import DataSettings
-from common.datasets.amazon import read_amazon
-from common.datasets.fedvlr import read_fedvlr
-from common.datasets.folder import describe, replacing, write_description
-from common.datasets.movielens import read_movielens
-from common.datasets.ninerec import read_ninerec
-from common.datasets.prepare import prepare
-from common.datasets.questions import write_questions
-from common.datasets.raw import Columns, Options, Raw
-from common.datasets.sequences import read_sequences
-from common.datasets.shop import N_ITEMS, N_USERS, write_shop
-from common.datasets.table import read_tables
-from common.errors import DataError
-from common.features import Encoder
+from tessera.common.config.settings import DataSettings
+from tessera.common.datasets.amazon import read_amazon
+from tessera.common.datasets.dataset_folder import describe, replacing, write_description
+from tessera.common.datasets.demo_shop import N_ITEMS, N_USERS, write_shop
+from tessera.common.datasets.fedvlr_release import read_fedvlr
+from tessera.common.datasets.movielens import read_movielens
+from tessera.common.datasets.ninerec import read_ninerec
+from tessera.common.datasets.preprocess import prepare
+from tessera.common.datasets.qa.build import write_questions
+from tessera.common.datasets.raw import Columns, Options, Raw
+from tessera.common.datasets.sequences import read_sequences
+from tessera.common.datasets.user_table import read_tables
+from tessera.common.encoders.base import Encoder
+from tessera.common.errors import DataError
 
 __all__ = ["KINDS", "Columns", "Options", "convert", "convert_shop", "describe"]
 

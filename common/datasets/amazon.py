@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import polars as pl
 
-from common.datasets.paper import AMAZON_RELEASE, MISSING_TITLE, UNTITLED
-from common.datasets.raw import ENCODERS, NAME, NO_ITEMS, NUMBER, WHOLE, Raw, read_features
-from common.errors import DataError
+from tessera.common.datasets.published_counts import AMAZON_RELEASE, MISSING_TITLE, UNTITLED
+from tessera.common.datasets.raw import ENCODERS, NAME, NO_ITEMS, NUMBER, WHOLE, Raw, read_features
+from tessera.common.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 REVIEWS_OF_2023 = {"user": "user_id", "rating": "rating", "timestamp": "timestamp"}

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.catalogue import DATASET, FEATURES, Catalogue, Features, load_catalogue
-from common.datasets.folder import WITHOUT_PEOPLE, write_description
-from common.errors import DataError
-from common.features import Encoder, Vectors, open_picture, sentences
-from common.files import digest, file_digest, read_json, read_tensors, write_tensors
+from tessera.common.data.catalogue import DATASET, FEATURES, Catalogue, Features, load_catalogue
+from tessera.common.datasets.dataset_folder import WITHOUT_PEOPLE, write_description
+from tessera.common.encoders.base import Encoder, Vectors, open_picture, sentences
+from tessera.common.errors import DataError
+from tessera.common.utils.atomic_files import digest, file_digest, read_json, read_tensors, write_tensors
 
 BATCH = 64
 """Pictures or texts that are encoded, and lost when the process is killed, at once."""

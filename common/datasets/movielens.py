@@ -4,8 +4,8 @@ from pathlib import Path
 
 import polars as pl
 
-from common.datasets.raw import NAME, NUMBER, WHOLE, Raw, read_features, read_items, read_rows
-from common.errors import DataError
+from tessera.common.datasets.raw import NAME, NUMBER, WHOLE, Raw, read_features, read_items, read_rows
+from tessera.common.errors import DataError
 
 ENCODERS = {"image": "MobileNetV1 (ImageNet)", "text": "all-MiniLM-L6-v2"}
 """What computed the features that ml-latest-small's README describes; encoders.json overrides it."""

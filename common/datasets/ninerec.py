@@ -6,10 +6,10 @@ from pathlib import Path
 
 import polars as pl
 
-from common.datasets.paper import MISSING_TITLE, UNTITLED
-from common.datasets.raw import NAME, NO_ITEMS, WHOLE, Raw, read_features
-from common.datasets.sequences import read_sequences
-from common.errors import DataError
+from tessera.common.datasets.published_counts import MISSING_TITLE, UNTITLED
+from tessera.common.datasets.raw import NAME, NO_ITEMS, WHOLE, Raw, read_features
+from tessera.common.datasets.sequences import read_sequences
+from tessera.common.errors import DataError
 
 PAIRS, BEHAVIOUR, ITEMS, COVERS = "*_pair.csv", "*_behaviour.tsv", "*_item.csv", "*_cover"
 HEADERS = {

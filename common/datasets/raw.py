@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from common.errors import DataError
-from common.features import Encoder
-from common.files import read_json
+from tessera.common.encoders.base import Encoder
+from tessera.common.errors import DataError
+from tessera.common.utils.atomic_files import read_json
 
 WHOLE, NUMBER, NAME = pl.Int64, pl.Float64, pl.String
 EXPECTED = {WHOLE: "a whole number", NUMBER: "a number", NAME: "a text"}

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import polars as pl
 
-from common.datasets.raw import Raw
-from common.errors import DataError
+from tessera.common.datasets.raw import Raw
+from tessera.common.errors import DataError
 
 
 def read_sequences(source: Path) -> Raw:

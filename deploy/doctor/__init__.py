@@ -7,8 +7,8 @@ machine without it can be told so.
 from collections.abc import Iterator
 from pathlib import Path
 
-from deploy.doctor.finding import Finding, Level
-from deploy.doctor.machine import computing, disk, memory, packages, python, ray_address
+from tessera.deploy.doctor.finding import Finding, Level
+from tessera.deploy.doctor.machine import computing, disk, memory, packages, python, ray_address
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -27,8 +27,8 @@ def examine(server: Path | None, device: Path | None, address: str | None, ca: P
     yield ray_address()
     if any(finding.level is Level.problem for finding in essential):
         return
-    from deploy.doctor.device import check_device
-    from deploy.doctor.server import check_address, check_server_folder
+    from tessera.deploy.doctor.device import check_device
+    from tessera.deploy.doctor.server import check_address, check_server_folder
 
     if server is not None:
         yield from check_server_folder(server)

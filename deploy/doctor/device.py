@@ -8,12 +8,12 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
-from common.catalogue import load_catalogue
-from common.errors import DataError
-from common.interactions import INTERACTIONS, load_interactions
-from common.questions import Questions
-from deploy.doctor.finding import Finding, ok, problem, warning
-from deploy.supernode import KEY
+from tessera.common.data.catalogue import load_catalogue
+from tessera.common.data.interactions import INTERACTIONS, load_interactions
+from tessera.common.data.questions import Questions
+from tessera.common.errors import DataError
+from tessera.deploy.doctor.finding import Finding, ok, problem, warning
+from tessera.deploy.federation.supernode import KEY
 
 OTHERS = 0o077
 """What the owner's group and everybody may do with a file."""

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from deploy.doctor.finding import Finding, ok, problem, warning
+from tessera.deploy.doctor.finding import Finding, ok, problem, warning
 
 INSTALL = "install Tessera again in this environment: pip install --editable ."
 PYTHON = (3, 11)

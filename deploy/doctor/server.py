@@ -10,13 +10,19 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from common.errors import TesseraError
-from deploy.certificates import LOCAL_NAMES, CertificateError, Certificates, certificate_names, check_server
-from deploy.doctor.device import check_mode
-from deploy.doctor.finding import Finding, ok, problem, warning
-from deploy.processes import LOOPBACK
-from deploy.superlink import CONTROL_PORT, PORT, Server
-from deploy.supernode import parse_address
+from tessera.common.errors import TesseraError
+from tessera.deploy.doctor.device import check_mode
+from tessera.deploy.doctor.finding import Finding, ok, problem, warning
+from tessera.deploy.federation.certificates import (
+    LOCAL_NAMES,
+    CertificateError,
+    Certificates,
+    certificate_names,
+    check_server,
+)
+from tessera.deploy.federation.processes import LOOPBACK
+from tessera.deploy.federation.superlink import CONTROL_PORT, PORT, Server
+from tessera.deploy.federation.supernode import parse_address
 
 SOON = timedelta(days=30)
 """How long before its end a certificate should be renewed."""

@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from common.protocol import Parcel, Tensors, Update
+from tessera.common.protocol.messages import Parcel, Tensors, Update
 
 
 class Strategy(Protocol):

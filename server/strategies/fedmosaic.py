@@ -1,6 +1,6 @@
 """FedMosaic: every device gets its own mix of all devices' adapters, G_i = sum_j w_ij L_j, by who learns what it learns.
 
-Its peers that merge adapters differ in the weights only (`common.regimes`).
+Its peers that merge adapters differ in the weights only (`tessera.common.registry.methods`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from common.config import Settings
-from common.contributions import MODULE, Contribution
-from common.errors import RoundAbandoned, RunError
-from common.protocol import Parcel, Tensors, Update
-from common.regimes import REGIMES
-from common.towers.files import load_reader, tower_path
-from common.towers.starts import last_layer, mark, shapes, size_of, smallest
-from server.merging import Contributions, Shapes
-from server.relevance import relevance, similarity, uniform
+from tessera.common.config.settings import Settings
+from tessera.common.errors import RoundAbandoned, RunError
+from tessera.common.protocol.adapters import MODULE, Contribution
+from tessera.common.protocol.messages import Parcel, Tensors, Update
+from tessera.common.registry.methods import REGIMES
+from tessera.common.towers.aligned_init import last_layer, mark, shapes, size_of, smallest
+from tessera.common.towers.io import load_reader, tower_path
+from tessera.server.adapters.merging import Contributions, Shapes
+from tessera.server.adapters.relevance import relevance, similarity, uniform
 
 
 def expected(dataset: Path, settings: Settings) -> dict[str, Shapes]:

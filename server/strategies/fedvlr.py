@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.backbones import BACKBONES
-from common.catalogue import Catalogue
-from common.codecs import encode, rotation
-from common.config import ServerSettings, Settings
-from common.errors import RoundAbandoned
-from common.protocol import Parcel, Tensors, Update, check_gradients
-from server.views import ViewGenerator
+from tessera.common.config.settings import ServerSettings, Settings
+from tessera.common.data.catalogue import Catalogue
+from tessera.common.errors import RoundAbandoned
+from tessera.common.protocol.codecs import encode, rotation
+from tessera.common.protocol.messages import Parcel, Tensors, Update, check_gradients
+from tessera.common.registry.backbones import BACKBONES
+from tessera.server.views.generator import ViewGenerator
 
 
 class FedVLR:

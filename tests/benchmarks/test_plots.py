@@ -8,14 +8,14 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
-from benchmarks import plots
-from client.recommend import Personal
-from common.errors import DataError
-from common.files import read_json
-from deploy.bench import Bench
-from deploy.bench_runs import run_bench
-from deploy.inline import execute
-from tests.worlds import small_dataset, small_job
+from tessera.benchmarks import plots
+from tessera.benchmarks.harness.runner import run_bench
+from tessera.benchmarks.harness.spec import Bench
+from tessera.client.recommend import Personal
+from tessera.common.errors import DataError
+from tessera.common.utils.atomic_files import read_json
+from tessera.deploy.executors.inline import execute
+from tests.support.catalogues import small_dataset, small_job
 
 HISTORY, FEDAVG = {"backbone": "history"}, {"backbone": "fedavg", "loss": "bce"}
 GRIDS = {

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.relevance import finished, separation
-from common.files import write_json
+from tessera.benchmarks.relevance import finished, separation
+from tessera.common.utils.atomic_files import write_json
 
 RELEVANCE = {
     "families": ["a", "a", "b", "b"],

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from client import cohort
-from client.histories import histories
-from common.config import LocalSettings
-from common.interactions import Split
-from common.protocol import Update
-from tests.worlds import small_split
+from tessera.client import cohort
+from tessera.client.histories import histories
+from tessera.common.config.settings import LocalSettings
+from tessera.common.data.interactions import Split
+from tessera.common.protocol.messages import Update
+from tests.support.catalogues import small_split
 
 N_ITEMS, DIM, N_VIEWS = 30, 8, 5
 SETTINGS = {

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from client.device import Device
-from common.cold import item_parts, split_as
-from common.datasets import convert_shop
-from common.interactions import ABSENT, Part, load_interactions
-from common.protocol import BASIS, COUNTS, Task, Update, content_hash
-from deploy import inline
-from deploy.job import Job
-from deploy.train import make_job
-from server.checkpoint import read_metrics
-from tests.small import settings
-from tests.worlds import small_interactions, small_job, small_settings
+from tessera.client.recommendation import Device
+from tessera.common.data.interactions import ABSENT, Part, load_interactions
+from tessera.common.data.splits import item_parts, split_as
+from tessera.common.datasets import convert_shop
+from tessera.common.protocol.messages import BASIS, COUNTS, Task, Update, content_hash
+from tessera.deploy.executors import inline
+from tessera.deploy.executors.run import make_job
+from tessera.deploy.job import Job
+from tessera.server.run_folder import read_metrics
+from tests.support.catalogues import small_interactions, small_job, small_settings
+from tests.support.splits import settings
 
 SHARE = 0.2
 COLD_ITEMS, COLD_USERS = {"folder": "small", "cold_items": SHARE}, {"folder": "small", "cold_users": 0.3}

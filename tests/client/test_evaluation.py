@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.evaluation import baselines, evaluate
-from client.histories import Histories
-from common.config import EvaluationSettings
-from common.interactions import Split
-from common.metrics import Sums, ranking_means
-from common.protocol import CONTENT, COUNTS
-from tests.small import ragged, settings, split_of, tries
+from tessera.client.evaluation import baselines, evaluate
+from tessera.client.histories import Histories
+from tessera.common.config.settings import EvaluationSettings
+from tessera.common.data.interactions import Split
+from tessera.common.metrics.ranking import Sums, ranking_means
+from tessera.common.protocol.messages import CONTENT, COUNTS
+from tests.support.splits import ragged, settings, split_of, tries
 
 N_ITEMS, KS = 25, (1, 5, 10)
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.histories import Histories, histories, single
-from common import seeds
-from tests.small import ragged, split_of, tries
+from tessera.client.histories import Histories, histories, single
+from tessera.common.utils import counter_rng as seeds
+from tests.support.splits import ragged, split_of, tries
 
 N_ITEMS = 12
 SALT = seeds.key("test", 2)

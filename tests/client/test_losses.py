@@ -7,10 +7,10 @@ import torch
 from scipy import stats
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from client.histories import Histories, histories, single
-from client.losses import bce, sample_negatives, softmax
-from common import seeds
-from tests.small import ragged, settings, split_of
+from tessera.client.histories import Histories, histories, single
+from tessera.client.losses import bce, sample_negatives, softmax
+from tessera.common.utils import counter_rng as seeds
+from tests.support.splits import ragged, settings, split_of
 
 SALT = seeds.key("test", 1)
 N_ITEMS = 60

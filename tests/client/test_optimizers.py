@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client import optimizers
-from client.store import PrivateState
-from common.config import LocalSettings
-from tests.small import settings, tries
+from tessera.client import optimizers
+from tessera.client.private_state import PrivateState
+from tessera.common.config.settings import LocalSettings
+from tests.support.splits import settings, tries
 
 SHAPES = {"router.scale": (3, 4), "user": (4,), "bias": (1,)}
 KINDS = {"sgd": torch.optim.SGD, "adam": torch.optim.AdamW}

@@ -7,17 +7,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.errors import ConfigError, DataError
-from common.projections import random_projections
-from common.towers.towers import SIZES, ImageTower
+from tessera.common.errors import ConfigError, DataError
+from tessera.common.towers.projections import random_projections
+from tessera.common.towers.transformer import SIZES, ImageTower
 
 pytest.importorskip("peft", reason="the extra `test` or `clip` installs PEFT")
 
 import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from client.adapters.attach import activate, attach, lora_tensors, pq_tensors, receive, restore, save, set_projections
-from client.adapters.pq_lora import FILE_TYPE, GLOBAL, LOCAL, GatedLinear
+from tessera.client.adapters.attach import (
+    activate,
+    attach,
+    lora_tensors,
+    pq_tensors,
+    receive,
+    restore,
+    save,
+    set_projections,
+)
+from tessera.client.adapters.pq_lora import FILE_TYPE, GLOBAL, LOCAL, GatedLinear
 
 RANK = 4
 IMAGES = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))

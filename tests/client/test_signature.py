@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from client.signature import LIMIT, Signature, last_layer_gradient
-from common.signatures import KEPT, kept_coordinates
+from tessera.client.adapters.signature import LIMIT, Signature, last_layer_gradient
+from tessera.common.protocol.signature_mask import KEPT, kept_coordinates
 
 
 def gradients(task: Tensor, seed: int, n_batches: int = 4) -> Tensor:

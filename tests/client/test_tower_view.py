@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from client import cohort, tower_view
-from client.device import Device
-from client.histories import histories
-from client.store import Store
-from client.tower_view import TowerView, sized, typical_size
-from common import seeds
-from common.catalogue import FEATURES, load_catalogue
-from common.config import TOWER_DIM
-from common.errors import ConfigError, DataError
-from common.files import read_tensors, write_tensors
-from common.protocol import HISTORY, VIEWS, Task, Update, content_hash
-from common.signatures import kept_coordinates
-from common.towers.files import load_reader
-from common.towers.starts import last_layer
-from common.towers.towers import OUTPUT_DIM
-from tests.people import people_job, people_settings, people_with_towers
+from tessera.client import cohort, tower_view
+from tessera.client.histories import histories
+from tessera.client.private_state import Store
+from tessera.client.recommendation import Device
+from tessera.client.tower_view import TowerView, sized, typical_size
+from tessera.common.config.settings import TOWER_DIM
+from tessera.common.data.catalogue import FEATURES, load_catalogue
+from tessera.common.errors import ConfigError, DataError
+from tessera.common.protocol.messages import HISTORY, VIEWS, Task, Update, content_hash
+from tessera.common.protocol.signature_mask import kept_coordinates
+from tessera.common.towers.aligned_init import last_layer
+from tessera.common.towers.io import load_reader
+from tessera.common.towers.transformer import OUTPUT_DIM
+from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils.atomic_files import read_tensors, write_tensors
+from tests.support.devices import people_job, people_settings, people_with_towers
 
 Sent = dict[str, Tensor]
 

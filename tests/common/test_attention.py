@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.towers.attention import SplitAttention, split_attention
+from tessera.common.towers.attention import SplitAttention, split_attention
 
 CAUSAL = torch.full((6, 6), -torch.inf).triu(1)
 MASKS = {"none": None, "causal": CAUSAL, "boolean": CAUSAL.isinf(), "per-head": CAUSAL.isinf().repeat(12, 1, 1)}

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from common.catalogue import Catalogue, Features, load_catalogue, save_items
-from common.errors import DataError
+from tessera.common.data.catalogue import Catalogue, Features, load_catalogue, save_items
+from tessera.common.errors import DataError
 
 PRESENT = np.array([True, False, True])
 

@@ -6,11 +6,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.codecs import BITS, FORMATS, ITEMS, MIX, SCALES, Float, decode, encode, hadamard, rotation, shared_out
-from common.config import Codec
-from common.errors import RunError
-from common.protocol import HISTORY, VIEWS
-from tests.small import tries
+from tessera.common.config.settings import Codec
+from tessera.common.errors import RunError
+from tessera.common.protocol.codecs import (
+    BITS,
+    FORMATS,
+    ITEMS,
+    MIX,
+    SCALES,
+    Float,
+    decode,
+    encode,
+    hadamard,
+    rotation,
+    shared_out,
+)
+from tessera.common.protocol.messages import HISTORY, VIEWS
+from tests.support.splits import tries
 
 SALT = rotation(0)
 EXACT = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from common.config import Settings
-from common.config_file import load_settings, parse_settings
-from common.errors import ConfigError
-from deploy.bench import Bench
+from tessera.benchmarks.harness.spec import Bench
+from tessera.common.config.loading import load_settings, parse_settings
+from tessera.common.config.settings import Settings
+from tessera.common.errors import ConfigError
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 LEAST: dict[str, Any] = {"name": "run", "data": {"folder": "shop"}}

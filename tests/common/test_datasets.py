@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.catalogue import Catalogue, load_catalogue
-from common.config import DataSettings
-from common.datasets import Options, convert, describe
-from common.datasets.folder import replacing
-from common.datasets.prepare import first_events, k_core
-from common.errors import DataError
-from common.files import read_json
-from common.interactions import Interactions, load_interactions
+from tessera.common.config.settings import DataSettings
+from tessera.common.data.catalogue import Catalogue, load_catalogue
+from tessera.common.data.interactions import Interactions, load_interactions
+from tessera.common.datasets import Options, convert, describe
+from tessera.common.datasets.dataset_folder import replacing
+from tessera.common.datasets.preprocess import first_events, k_core
+from tessera.common.errors import DataError
+from tessera.common.utils.atomic_files import read_json
 
 RATINGS = """userId,movieId,rating,timestamp
 1,10,4.0,30

@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from common.catalogue import Catalogue, load_catalogue
-from common.config import DataSettings
-from common.datasets import Options, convert
-from common.datasets.amazon import NO_PICTURE, plain
-from common.datasets.paper import MISSING_TITLE, PAPER_COUNTS, UNTITLED, in_the_paper, verdict
-from common.errors import DataError
-from common.features import BuiltinEncoder
-from common.interactions import load_interactions
-from deploy.cli_data import app
+from tessera.common.config.settings import DataSettings
+from tessera.common.data.catalogue import Catalogue, load_catalogue
+from tessera.common.data.interactions import load_interactions
+from tessera.common.datasets import Options, convert
+from tessera.common.datasets.amazon import NO_PICTURE, plain
+from tessera.common.datasets.published_counts import MISSING_TITLE, PAPER_COUNTS, UNTITLED, in_the_paper, verdict
+from tessera.common.encoders.base import BuiltinEncoder
+from tessera.common.errors import DataError
+from tessera.deploy.cli.data import app
 
 Records = list[dict[str, Any]]
 

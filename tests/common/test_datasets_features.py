@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.catalogue import load_catalogue
-from common.clip import ClipEncoder
-from common.config import DataSettings
-from common.datasets import Options, convert
-from common.datasets.shop_pictures import COLOURS, LAYOUTS, PATTERNS, SHAPES, Look, render
-from common.errors import DataError
-from common.features import GREYS, HUES, BuiltinEncoder
+from tessera.common.config.settings import DataSettings
+from tessera.common.data.catalogue import load_catalogue
+from tessera.common.datasets import Options, convert
+from tessera.common.datasets.demo_shop_images import COLOURS, LAYOUTS, PATTERNS, SHAPES, Look, render
+from tessera.common.encoders.base import GREYS, HUES, BuiltinEncoder
+from tessera.common.encoders.clip import ClipEncoder
+from tessera.common.errors import DataError
 
 ENCODER = BuiltinEncoder()
 

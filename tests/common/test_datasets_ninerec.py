@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.catalogue import Catalogue, load_catalogue
-from common.config import DataSettings
-from common.datasets import Options, convert
-from common.datasets.paper import MISSING_TITLE, UNTITLED, in_the_paper
-from common.errors import DataError
-from common.features import BuiltinEncoder
-from common.interactions import load_interactions
+from tessera.common.config.settings import DataSettings
+from tessera.common.data.catalogue import Catalogue, load_catalogue
+from tessera.common.data.interactions import load_interactions
+from tessera.common.datasets import Options, convert
+from tessera.common.datasets.published_counts import MISSING_TITLE, UNTITLED, in_the_paper
+from tessera.common.encoders.base import BuiltinEncoder
+from tessera.common.errors import DataError
 
 PAIRS = "u1,v10,30\nu1,v2,20\nu2,v2,7\nu1,v10,5\n"
 ITEMS = 'v2,"韩国电影，《女教师》","Korean Movie, ""The Governess"""\nv10,只有中文,\nv7,,\n'

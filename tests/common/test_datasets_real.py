@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.catalogue import load_catalogue
-from common.config import DataSettings
-from common.datasets import Options, convert, describe
-from common.interactions import load_interactions
+from tessera.common.config.settings import DataSettings
+from tessera.common.data.catalogue import load_catalogue
+from tessera.common.data.interactions import load_interactions
+from tessera.common.datasets import Options, convert, describe
 
 DATA = os.environ.get("TESSERA_DATA")
 pytestmark = [

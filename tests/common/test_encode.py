@@ -12,16 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from common.catalogue import load_catalogue
-from common.clip import ClipEncoder
-from common.config import DataSettings
-from common.datasets import Options, convert, describe
-from common.datasets.encode import BATCH, ENCODED, encode_dataset
-from common.errors import DataError
-from common.features import BuiltinEncoder
-from common.files import read_json
-from common.towers.encoders import KINDS, TowerEncoder, encoder_path, load_encoder, pixels, save_encoder
-from common.towers.towers import SIZES, words
+from tessera.common.config.settings import DataSettings
+from tessera.common.data.catalogue import load_catalogue
+from tessera.common.datasets import Options, convert, describe
+from tessera.common.datasets.encode import BATCH, ENCODED, encode_dataset
+from tessera.common.encoders.base import BuiltinEncoder
+from tessera.common.encoders.clip import ClipEncoder
+from tessera.common.encoders.towers import KINDS, TowerEncoder, encoder_path, load_encoder, pixels, save_encoder
+from tessera.common.errors import DataError
+from tessera.common.towers.transformer import SIZES, words
+from tessera.common.utils.atomic_files import read_json
 
 N_ITEMS = 150
 MISSING = 7
@@ -96,8 +96,8 @@ def test_features_are_what_the_tower_says_and_say_what_they_were_made_from(datas
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from common.datasets.encode import encode_dataset
-from common.towers.encoders import TowerEncoder
+from tessera.common.datasets.encode import encode_dataset
+from tessera.common.encoders.towers import TowerEncoder
 
 def begin(modality, total, done):
     return lambda n: os.kill(os.getpid(), signal.SIGKILL) if modality == "text" else None

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import DataError
-from common.interactions import ABSENT, Interactions, Part, Split, assign, from_frame, load_interactions
-from tests.small import tries
+from tessera.common.data.interactions import ABSENT, Interactions, Part, Split, assign, from_frame, load_interactions
+from tessera.common.errors import DataError
+from tests.support.splits import tries
 
 N_ITEMS = 9
 Event = tuple[str, int, int]

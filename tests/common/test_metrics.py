@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.metrics import Sums, hit_rate, ndcg, ranking_means, ranking_sums, standing
-from tests.small import tries
+from tessera.common.metrics.ranking import Sums, hit_rate, ndcg, ranking_means, ranking_sums, standing
+from tests.support.splits import tries
 
 KS = (1, 2, 3, 10)
 exact_sums = st.builds(Sums, st.dictionaries(st.sampled_from("abcd"), st.integers(-1000, 1000).map(float)))

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.catalogue import load_catalogue
-from common.config import DataSettings
-from common.datasets import convert, describe
-from common.datasets.question_draws import RECEPTION, Domain, Movies, Task
-from common.datasets.question_tasks import CLIENTS, UNSEEN
-from common.datasets.questions import read_movies
-from common.errors import DataError
-from common.questions import NOTHING, PICTURE, TEXT, WORD, Codebook, Questions, concatenate
+from tessera.common.config.settings import DataSettings
+from tessera.common.data.catalogue import load_catalogue
+from tessera.common.data.questions import NOTHING, PICTURE, TEXT, WORD, Codebook, Questions, concatenate
+from tessera.common.datasets import convert, describe
+from tessera.common.datasets.qa.build import read_movies
+from tessera.common.datasets.qa.sampling import RECEPTION, Domain, Movies, Task
+from tessera.common.datasets.qa.tasks import CLIENTS, UNSEEN
+from tessera.common.errors import DataError
 
 GENRES = (
     "Action", "Adventure", "Animation", "Children", "Comedy", "Crime", "Drama", "Fantasy", "Horror", "Mystery",

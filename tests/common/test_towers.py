@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.towers.towers import LENGTH, OUTPUT_DIM, SIZES, ImageTower, TextTower, words
+from tessera.common.towers.transformer import LENGTH, OUTPUT_DIM, SIZES, ImageTower, TextTower, words
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.datasets.shop import write_shop
+from tessera.common.datasets.demo_shop import write_shop
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from deploy.certificates import (
+from tessera.deploy.federation.certificates import (
     CertificateError,
     Certificates,
     check_server,

@@ -16,12 +16,12 @@ import typer
 import yaml
 from click import Command, Group
 
-from common.catalogue import load_catalogue
-from common.datasets import convert_shop
-from common.files import read_json
-from common.interactions import load_interactions
-from deploy import cli
-from server.checkpoint import read_metrics
+from tessera.common.data.catalogue import load_catalogue
+from tessera.common.data.interactions import load_interactions
+from tessera.common.datasets import convert_shop
+from tessera.common.utils.atomic_files import read_json
+from tessera.deploy.cli import main as cli
+from tessera.server.run_folder import read_metrics
 
 TESSERA = Path(sys.executable).parent / "tessera"
 N_ITEMS, N_USERS = 120, 40

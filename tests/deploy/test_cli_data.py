@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from common.datasets import KINDS
-from common.errors import TesseraError
-from common.files import read_json
-from deploy.cli_data import app
+from tessera.common.datasets import KINDS
+from tessera.common.errors import TesseraError
+from tessera.common.utils.atomic_files import read_json
+from tessera.deploy.cli.data import app
 
 
 def run(*arguments: str | Path) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from common.datasets import convert_shop
-from common.errors import TesseraError
-from common.towers.encoders import KINDS, encoder_path, save_encoder
-from common.towers.towers import SIZES
-from deploy.cli_data import app
+from tessera.common.datasets import convert_shop
+from tessera.common.encoders.towers import KINDS, encoder_path, save_encoder
+from tessera.common.errors import TesseraError
+from tessera.common.towers.transformer import SIZES
+from tessera.deploy.cli.data import app
 
 
 def run(*arguments: str | Path) -> str:

@@ -9,18 +9,20 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from common.catalogue import load_catalogue
-from common.datasets import convert_shop
-from common.errors import ConfigError, DataError
-from common.towers.encoders import encoder_path, load_encoder
-from common.towers.files import load_reader, read_about, tower_path
-from common.towers.towers import OUTPUT_DIM, SIZES
-from deploy import transfer
-from deploy.cli_data import app as data
-from deploy.cli_towers import app
-from deploy.transfer import Carried, summary
-from server import distillation, sight, start
-from tests.pupils import N_ITEMS, N_PUBLIC, pupils_dataset
+from tessera.benchmarks.harness import transfer
+from tessera.benchmarks.harness.transfer import Carried, summary
+from tessera.common.data.catalogue import load_catalogue
+from tessera.common.datasets import convert_shop
+from tessera.common.encoders.towers import encoder_path, load_encoder
+from tessera.common.errors import ConfigError, DataError
+from tessera.common.towers.io import load_reader, read_about, tower_path
+from tessera.common.towers.transformer import OUTPUT_DIM, SIZES
+from tessera.deploy.cli.data import app as data
+from tessera.deploy.cli.towers import app
+from tessera.server.pretraining import aligned_init as start
+from tessera.server.pretraining import encoder_training as sight
+from tessera.server.pretraining import reader_training as distillation
+from tests.support.qa_devices import N_ITEMS, N_PUBLIC, pupils_dataset
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from uuid import uuid4
 
 import pytest
 
-from common.files import read_json
-from server.checkpoint import read_metrics
+from tessera.common.utils.atomic_files import read_json
+from tessera.server.run_folder import read_metrics
 
 pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[2]

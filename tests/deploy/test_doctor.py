@@ -15,18 +15,18 @@ from pathlib import Path
 
 import pytest
 
-import deploy.certificates
-from deploy.certificates import Certificates, make_certificates, make_node_key
-from deploy.doctor import Finding, Level, examine
-from deploy.doctor.device import check_device
-from deploy.doctor.machine import PACKAGES, packages, ray_address
-from deploy.doctor.server import check_address, check_server_folder
-from deploy.job import deal
-from deploy.superlink import Server
+import tessera.deploy.federation.certificates
+from tessera.deploy.doctor import Finding, Level, examine
+from tessera.deploy.doctor.device import check_device
+from tessera.deploy.doctor.machine import PACKAGES, packages, ray_address
+from tessera.deploy.doctor.server import check_address, check_server_folder
+from tessera.deploy.federation.certificates import Certificates, make_certificates, make_node_key
+from tessera.deploy.federation.superlink import Server
+from tessera.deploy.job import deal
 from tests.deploy.test_certificates import tls_server
 
 NOBODY = 65534
-DOCTOR = "from deploy.cli import main; sys.argv = ['tessera', 'doctor', *sys.argv[1:]]; main()"
+DOCTOR = "from tessera.deploy.cli.main import main; sys.argv = ['tessera', 'doctor', *sys.argv[1:]]; main()"
 
 
 def worst(findings: Iterator[Finding]) -> list[Finding]:
@@ -52,7 +52,7 @@ def expired(folder: Path, monkeypatch: pytest.MonkeyPatch, days: int) -> Certifi
             return datetime.now(UTC) - timedelta(days=days)
 
     with monkeypatch.context() as patch:
-        patch.setattr(deploy.certificates, "datetime", Then)
+        patch.setattr(tessera.deploy.federation.certificates, "datetime", Then)
         return make_certificates(folder, ["server.example"], 30)
 
 
@@ -115,9 +115,8 @@ def test_a_missing_package_is_a_problem_whose_remedy_is_shown() -> None:
 
 
 def test_without_a_package_other_commands_point_to_the_doctor() -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None; from deploy.cli import main; sys.argv = ['tessera', 'demo']; main()"
-    )
+    code = "import sys; sys.modules['torch'] = None; from tessera.deploy.cli.main import main; "
+    code += "sys.argv = ['tessera', 'demo']; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "tessera doctor" in done.stderr
@@ -193,7 +192,7 @@ def test_a_folder_without_certificates_is_told_the_command(tmp_path: Path) -> No
 
 
 def test_a_held_port_names_who_holds_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.certificates.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("tessera.deploy.federation.certificates.CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", server.port)):
         told = only(check_server_folder(server.folder), Level.problem)
     assert f"port {server.port} (devices) is held by process {os.getpid()} (" in told

@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from client.device import Device
-from client.recommend import Personal
-from common.errors import RunError, TesseraError
-from common.files import read_tensors
-from common.protocol import content_hash
-from deploy import inline, simulate
-from deploy.job import Job
-from deploy.train import train
-from server.checkpoint import read_metrics
-from server.spectral import leading_vectors
-from tests.worlds import small_dataset, small_job, small_split
+from tessera.client.recommend import Personal
+from tessera.client.recommendation import Device
+from tessera.common.errors import RunError, TesseraError
+from tessera.common.protocol.messages import content_hash
+from tessera.common.utils.atomic_files import read_tensors
+from tessera.deploy.executors import inline
+from tessera.deploy.executors import ray as simulate
+from tessera.deploy.executors.run import train
+from tessera.deploy.job import Job
+from tessera.server.run_folder import read_metrics
+from tessera.server.views.spectral_init import leading_vectors
+from tests.support.catalogues import small_dataset, small_job, small_split
 
 # Adam divides by the size of a gradient and so blows up the rounding of sums taken in another order: SGD shows it as it is.
 SGD = {"optimizer": "sgd", "learning_rate": 0.5}

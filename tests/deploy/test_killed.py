@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.datasets import convert_shop
-from common.errors import RunError
-from common.locks import alone, clear
-from deploy.certificates import make_certificates, make_node_key
-from deploy.job import deal
-from deploy.processes import end_leftovers, remains, start, stop
-from deploy.superlink import Control, Server
-from server.checkpoint import read_metrics
-from tests.deploy.commands import SECONDS, Start, commands, wait
-from tests.deploy.test_federate import SETTINGS, left_behind, linux
+from tessera.common.datasets import convert_shop
+from tessera.common.errors import RunError
+from tessera.common.utils.folder_lock import alone, clear
+from tessera.deploy.federation.certificates import make_certificates, make_node_key
+from tessera.deploy.federation.processes import end_leftovers, remains, start, stop
+from tessera.deploy.federation.superlink import Control, Server
+from tessera.deploy.job import deal
+from tessera.server.run_folder import read_metrics
+from tests.deploy.test_grpc import SETTINGS, left_behind, linux
+from tests.support.commands import SECONDS, Start, commands, wait
 
 
 @pytest.fixture
@@ -117,9 +117,8 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_lets_go_of_its_folder(tmp_path: Path) -> None:
-    code = (
-        f"import time; from pathlib import Path; from common.locks import alone\nwith alone(Path({str(tmp_path)!r})):\n"
-    )
+    code = "import time; from pathlib import Path; from tessera.common.utils.folder_lock import alone\n"
+    code += f"with alone(Path({str(tmp_path)!r})):\n"
     code += "    print('held', flush=True); time.sleep(300)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
         assert holder.stdout

@@ -9,30 +9,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.app import app
-from client.pupil import QUESTIONS, Pupil
-from client.regimes import METHODS, Lesson
-from client.signature import DECAYED, LIMIT, NOISE
-from client.store import Store
-from common.contributions import MODULE, Contribution
-from common.errors import DataError, RunError
-from common.files import read_tensors, write_tensors
-from common.protocol import Task, Update, array_bytes
-from common.questions import Questions
-from common.regimes import REGIMES
-from common.signatures import kept_coordinates, n_kept
-from common.towers.files import save_reader
-from common.towers.starts import start_path
-from common.towers.towers import OUTPUT_DIM
-from deploy import inline, simulate
-from deploy.inline import InlineGrid
-from deploy.job import Job
-from deploy.pupils import align
-from deploy.train import train
-from server.checkpoint import read_metrics
-from server.strategies.fedmosaic import expected
+from tessera.client.adapters.signature import DECAYED, LIMIT, NOISE
+from tessera.client.app import app
+from tessera.client.methods import METHODS, Lesson
+from tessera.client.private_state import Store
+from tessera.client.qa_client import QUESTIONS, Pupil
+from tessera.common.data.questions import Questions
+from tessera.common.errors import DataError, RunError
+from tessera.common.protocol.adapters import MODULE, Contribution
+from tessera.common.protocol.messages import Task, Update, array_bytes
+from tessera.common.protocol.signature_mask import kept_coordinates, n_kept
+from tessera.common.registry.methods import REGIMES
+from tessera.common.towers.aligned_init import start_path
+from tessera.common.towers.io import save_reader
+from tessera.common.towers.transformer import OUTPUT_DIM
+from tessera.common.utils.atomic_files import read_tensors, write_tensors
+from tessera.deploy.executors import inline
+from tessera.deploy.executors import ray as simulate
+from tessera.deploy.executors.inline import InlineGrid
+from tessera.deploy.executors.run import train
+from tessera.deploy.job import Job
+from tessera.deploy.provisioning.towers import align
+from tessera.server.run_folder import read_metrics
+from tessera.server.strategies.fedmosaic import expected
 from tests.deploy.test_executors import assert_bitwise, assert_same_run, kill_after, silent
-from tests.pupils import (
+from tests.support.qa_devices import (
     BLOCKS,
     RANK,
     READERS,
@@ -369,7 +370,7 @@ def test_grpc_equals_inline_where_devices_keep_their_secrets(
             self.nodes = {node + 1: {"data-dir": str(folder)} for node, folder in enumerate(again.devices)}
 
     monkeypatch.setattr(inline, "InlineGrid", OnDevices)
-    monkeypatch.setattr("server.checkpoint.uuid4", lambda: type("Same", (), {"hex": run.rpartition("-")[2]}))
+    monkeypatch.setattr("tessera.server.run_folder.uuid4", lambda: type("Same", (), {"hex": run.rpartition("-")[2]}))
     inline.execute(again, silent)
     assert_same_run(tmp_path / "inline", tmp_path / "grpc", 1e-5)
 

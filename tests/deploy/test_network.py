@@ -14,11 +14,11 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from deploy.job import deal
-from deploy.superlink import CONTROL_PORT, PORT
-from server.checkpoint import read_metrics
-from tests.deploy.commands import TESSERA, Command, Start, commands, wait
-from tests.deploy.test_federate import SETTINGS, left_behind
+from tessera.deploy.federation.superlink import CONTROL_PORT, PORT
+from tessera.deploy.job import deal
+from tessera.server.run_folder import read_metrics
+from tests.deploy.test_grpc import SETTINGS, left_behind
+from tests.support.commands import TESSERA, Command, Start, commands, wait
 
 ADDRESSES = {"server": "10.77.0.1", "one": "10.77.0.2", "two": "10.77.0.3"}
 ROUNDS = 14

@@ -7,11 +7,11 @@ import pytest
 import torch
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from client.backbones import BACKBONES
-from client.recommend import Personal
-from client.store import Store
-from deploy import inline
-from tests.worlds import small_job
+from tessera.client.backbones import BACKBONES
+from tessera.client.private_state import Store
+from tessera.client.recommend import Personal
+from tessera.deploy.executors import inline
+from tests.support.catalogues import small_job
 
 
 class Wiretap(inline.InlineGrid):

@@ -11,16 +11,16 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from common.errors import RunError
-from common.metrics import Sums
-from common.protocol import BASIS, COUNTS, VIEWS, Task, Update, pack_update, unpack_task, unpack_update
-from deploy import inline
-from deploy.inline import CLIENT_APP_FAILED, InlineGrid
-from deploy.job import Job
-from server.app import serve
-from server.checkpoint import read_metrics
+from tessera.common.errors import RunError
+from tessera.common.metrics.ranking import Sums
+from tessera.common.protocol.messages import BASIS, COUNTS, VIEWS, Task, Update, pack_update, unpack_task, unpack_update
+from tessera.deploy.executors import inline
+from tessera.deploy.executors.inline import CLIENT_APP_FAILED, InlineGrid
+from tessera.deploy.job import Job
+from tessera.server.app import serve
+from tessera.server.run_folder import read_metrics
 from tests.deploy.test_executors import SGD, assert_bitwise, last_checkpoint, silent
-from tests.worlds import small_job
+from tests.support.catalogues import small_job
 
 Reply = Callable[[Message, Message], list[Message]]
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message
 
-from client.recommend import Personal
-from deploy import inline
-from server.checkpoint import read_metrics
+from tessera.client.recommend import Personal
+from tessera.deploy.executors import inline
+from tessera.server.run_folder import read_metrics
 from tests.deploy.test_executors import assert_bitwise, silent
 from tests.deploy.test_round_policy import carry_out, rounds, task_of
-from tests.worlds import small_job
+from tests.support.catalogues import small_job
 
 PLAIN = {"views": "float32", "gradients": "float32"}
 

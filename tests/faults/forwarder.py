@@ -4,7 +4,7 @@ import socket
 import threading
 from contextlib import suppress
 
-from deploy.processes import LOOPBACK
+from tessera.deploy.federation.processes import LOOPBACK
 
 CHUNK = 1 << 16
 

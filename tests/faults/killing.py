@@ -17,11 +17,11 @@ from typing import Any
 
 import torch._dynamo  # noqa: F401  (every optimiser reads it: once here rather than in each fork)
 
-from common.files import digest, read_tensors
-from common.protocol import content_hash
-from deploy import inline
-from server.checkpoint import read_metrics
-from tests.worlds import small_job
+from tessera.common.protocol.messages import content_hash
+from tessera.common.utils.atomic_files import digest, read_tensors
+from tessera.deploy.executors import inline
+from tessera.server.run_folder import read_metrics
+from tests.support.catalogues import small_job
 
 SETTINGS: dict[str, Any] = {
     "fraction": 0.7,

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from client.device import Device
-from common.files import digest
-from common.protocol import HISTORY, VIEWS, Task, content_hash
+from tessera.client.recommendation import Device
+from tessera.common.protocol.messages import HISTORY, VIEWS, Task, content_hash
+from tessera.common.utils.atomic_files import digest
 from tests.faults.killing import forked, killed_everywhere
-from tests.worlds import small_settings
+from tests.support.catalogues import small_settings
 
 Files = dict[str, str]
 

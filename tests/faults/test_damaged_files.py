@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from client.device import Device
-from common.errors import DataError, RunError
-from common.files import digest
-from deploy import inline
-from server.checkpoint import read_metrics
+from tessera.client.recommendation import Device
+from tessera.common.errors import DataError, RunError
+from tessera.common.utils.atomic_files import digest
+from tessera.deploy.executors import inline
+from tessera.server.run_folder import read_metrics
 from tests.faults.killing import outcome
-from tests.worlds import small_job
+from tests.support.catalogues import small_job
 
 
 def flipped(content: bytes) -> bytes:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.failures import Failing
-from deploy import inline
-from server.app import serve
-from server.checkpoint import read_metrics
+from tessera.benchmarks.failures import Failing
+from tessera.deploy.executors import inline
+from tessera.server.app import serve
+from tessera.server.run_folder import read_metrics
 from tests.deploy.test_executors import silent
-from tests.worlds import small_job
+from tests.support.catalogues import small_job
 
 pytestmark = pytest.mark.faults
 

@@ -18,16 +18,16 @@ import pytest
 import torch
 import yaml
 
-from common.files import read_tensors
-from deploy import inline
-from deploy.certificates import make_certificates
-from deploy.job import Job, deal
-from deploy.superlink import Control, Server
-from deploy.supernode import public_key
-from server.checkpoint import read_metrics
-from tests.deploy.test_federate import left_behind
+from tessera.common.utils.atomic_files import read_tensors
+from tessera.deploy.executors import inline
+from tessera.deploy.federation.certificates import make_certificates
+from tessera.deploy.federation.superlink import Control, Server
+from tessera.deploy.federation.supernode import public_key
+from tessera.deploy.job import Job, deal
+from tessera.server.run_folder import read_metrics
+from tests.deploy.test_grpc import left_behind
 from tests.faults.forwarder import Forwarder
-from tests.worlds import small_dataset, small_settings
+from tests.support.catalogues import small_dataset, small_settings
 
 TESSERA = Path(sys.executable).parent / "tessera"
 START = 150.0

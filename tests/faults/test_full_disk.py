@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import yaml
 
-from client.app import device_app
-from common.errors import StorageError
-from common.files import digest
-from deploy import inline
-from deploy.inline import InlineGrid
-from deploy.job import deal
-from deploy.train import make_job
-from server.app import serve
-from server.checkpoint import read_metrics
+from tessera.client.app import device_app
+from tessera.common.errors import StorageError
+from tessera.common.utils.atomic_files import digest
+from tessera.deploy.executors import inline
+from tessera.deploy.executors.inline import InlineGrid
+from tessera.deploy.executors.run import make_job
+from tessera.deploy.job import deal
+from tessera.server.app import serve
+from tessera.server.run_folder import read_metrics
 from tests.faults.killing import outcome
-from tests.worlds import small_dataset, small_job, small_settings
+from tests.support.catalogues import small_dataset, small_job, small_settings
 
 TESSERA = Path(sys.executable).parent / "tessera"
 ROUNDS = 4

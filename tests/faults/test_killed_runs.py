@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.job import deal
-from tests.worlds import small_dataset
+from tessera.deploy.job import deal
+from tests.support.catalogues import small_dataset
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.faults

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from common.towers.places import placement
-from common.towers.reader import Reader
-from common.towers.towers import TowerSize
-from server.activations import DIRECTIONS, _ways, activations
-from server.distillation import Eyes, Quiz
-from server.pretext import Pretext
-from server.start import STACKS
+from tessera.common.towers.adapter_placement import placement
+from tessera.common.towers.qa_reader import Reader
+from tessera.common.towers.transformer import TowerSize
+from tessera.server.pretraining.activations import DIRECTIONS, _ways, activations
+from tessera.server.pretraining.aligned_init import STACKS
+from tessera.server.pretraining.pretext_tasks import Pretext
+from tessera.server.pretraining.reader_training import Eyes, Quiz
 
 N, WIDTHS, PLACE = 40, (32, 64), "reader.1.mlp.c_fc"
 

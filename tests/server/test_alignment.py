@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.errors import ConfigError
-from common.projections import Projections, orthonormal, polar
-from server.alignment import ALIGNMENTS, Activations, difference, paper, random, whitened
+from tessera.common.errors import ConfigError
+from tessera.common.towers.projections import Projections, orthonormal, polar
+from tessera.server.pretraining.alignment import ALIGNMENTS, Activations, difference, paper, random, whitened
 
 WIDTHS = ((32, 40), (56, 64))
 SEEN = 1000

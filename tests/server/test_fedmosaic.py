@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.config import Settings
-from common.contributions import MODULE, Contribution
-from common.errors import DataError, RoundAbandoned, RunError
-from common.protocol import Update
-from server.strategies.fedmosaic import FedMosaic
-from tests.pupils import naive_mix
-from tests.small import settings
+from tessera.common.config.settings import Settings
+from tessera.common.errors import DataError, RoundAbandoned, RunError
+from tessera.common.protocol.adapters import MODULE, Contribution
+from tessera.common.protocol.messages import Update
+from tessera.server.strategies.fedmosaic import FedMosaic
+from tests.support.qa_devices import naive_mix
+from tests.support.splits import settings
 
 CLIENTS = [f"{number:016x}" for number in range(5)]
 TOWERS = ["tiny-a", "tiny-a", "small-b", "tiny-a", "base-c"]

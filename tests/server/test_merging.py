@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.contributions import Contribution
-from common.errors import DataError
-from server.merging import Contributions, merge
-from server.relevance import relevance, similarity, uniform
+from tessera.common.errors import DataError
+from tessera.common.protocol.adapters import Contribution
+from tessera.server.adapters.merging import Contributions, merge
+from tessera.server.adapters.relevance import relevance, similarity, uniform
 
 PLACE = "image.0.attn.q_proj"
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from common.backbones import BACKBONES
-from common.catalogue import Catalogue
-from common.config import ViewSettings
-from common.errors import DataError
-from server.views import ViewGenerator
-from tests.worlds import small_catalogue
+from tessera.common.config.settings import ViewSettings
+from tessera.common.data.catalogue import Catalogue
+from tessera.common.errors import DataError
+from tessera.common.registry.backbones import BACKBONES
+from tessera.server.views.generator import ViewGenerator
+from tests.support.catalogues import small_catalogue
 
 
 def views(catalogue: Catalogue, **changes: object) -> tuple[ViewGenerator, torch.Tensor]:

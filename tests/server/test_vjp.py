@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from benchmarks.naive import NaiveClient, personalized_refinement
-from client import cohort
-from client.histories import histories
-from common.config import Settings
-from common.protocol import Update
-from server.strategies.fedvlr import FedVLR
-from tests.worlds import small_catalogue, small_split
+from tessera.benchmarks.reference_client import NaiveClient, personalized_refinement
+from tessera.client import cohort
+from tessera.client.histories import histories
+from tessera.common.config.settings import Settings
+from tessera.common.protocol.messages import Update
+from tessera.server.strategies.fedvlr import FedVLR
+from tests.support.catalogues import small_catalogue, small_split
 
 VARIANTS = {
     "fedavg-bce-sgd": {"backbone": "fedavg", "loss": "bce", "optimizer": "sgd", "local_epochs": 3, "history_mask": 0.0},

@@ -1,0 +1,152 @@
+"""What a bench keeps of each simulated person: their hit, gain and activity, for quartiles and paired comparisons.
+
+No message of the protocol carries any of this. A device sends sums over its people, and not even the replicates of
+weighted sums that a bootstrap over nodes would need: from a few of them, the people of a small node could be solved for. The
+devices of a bench are simulated and lie on the researcher's own machine; here, and only here, they are read side by side.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from tessera.client import cohort
+from tessera.client.evaluation import Scorer
+from tessera.client.histories import Histories, histories
+from tessera.client.recommend import Personal
+from tessera.common.config.settings import EvaluationSettings, LocalSettings
+from tessera.common.data.catalogue import read_table
+from tessera.common.data.interactions import Split
+from tessera.common.errors import RunError
+from tessera.common.metrics.ranking import hit_rate, ndcg, standing
+from tessera.common.utils.atomic_files import PRIVATE, write_bytes
+from tessera.common.utils.torch_device import resolve_device
+from tessera.server.run_folder import SCORED
+
+METRICS = ("hr", "ndcg")
+QUARTILES = ("q1", "q2", "q3", "q4")
+"""Groups of people by their number of training events, the least active first."""
+BEST = "best"
+
+
+@dataclass(frozen=True)
+class People:
+    """How people with a test item are served: user, activity (training events), warm (whether the target occurs in training),
+    hr and ndcg (expected, at the largest K, in %). `covered` [n_items]: is the item among anybody's first K?"""
+
+    table: pl.DataFrame
+    covered: Tensor
+
+    def figures(self, k: int) -> dict[str, float]:
+        """HR and NDCG by quartile of activity, and the share of the catalogue in anybody's first K, in %.
+
+        People as active as a quartile's bound are below it, so that equal people are never told apart.
+        """
+        bounds = np.quantile(self.table["activity"].to_numpy(), [0.25, 0.5, 0.75]) if len(self.table) else []
+        quartile = np.searchsorted(np.asarray(bounds), self.table["activity"].to_numpy(), side="left")
+        found = {f"coverage@{k}": 100 * float(self.covered.double().mean())}
+        for number, name in enumerate(QUARTILES):
+            members = self.table.filter(quartile == number)
+            if len(members):
+                found[f"test/{name}/users"] = float(len(members))
+                found[f"test/{name}/most_events"] = float(members["activity"].to_numpy().max())
+                found |= {f"test/{name}/{metric}@{k}": float(members[metric].to_numpy().mean()) for metric in METRICS}
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write the table, readable by its owner alone."""
+        buffer = BytesIO()
+        self.table.write_parquet(buffer)
+        write_bytes(path, buffer.getvalue(), PRIVATE)
+
+
+def load_people(path: Path) -> pl.DataFrame:
+    """Read the table that `People.save` wrote."""
+    return read_table(path, ("user", "activity", "warm", *METRICS))
+
+
+def ranked(scorer: Scorer, split: Split, counts: Tensor, settings: EvaluationSettings) -> People:
+    """Rank the catalogue for the test item of everybody in `split`, person by person; `tessera.client.evaluation` gives the
+    sums.
+
+    `counts` [n_items] says how often an item occurs in anybody's training data.
+    """
+    seen = histories(split, split.validation)
+    known = seen if settings.history_at_test == "train+validation" else histories(split)
+    scores = scorer(known.to(counts.device, torch.get_default_dtype()))
+    candidates, k = ~seen.mask().to(counts.device), max(settings.ks)
+    best = scores.masked_fill(~candidates, -torch.inf).topk(min(k, split.n_items), dim=1)
+    covered = torch.zeros(split.n_items, dtype=torch.bool, device=counts.device)
+    covered[best.indices[best.values > -torch.inf]] = True
+    rows = np.flatnonzero(split.test >= 0)
+    targets, places = torch.from_numpy(split.test[rows]).to(counts.device), torch.from_numpy(rows).to(counts.device)
+    above, ties = standing(scores[places], targets, candidates[places])
+    columns = {
+        "user": [split.users[row] for row in rows],
+        "activity": np.diff(split.offsets)[rows],
+        "warm": (counts[targets] > 0).cpu().numpy(),
+        "hr": (100 * hit_rate(above, ties, k).double()).cpu().numpy(),
+        "ndcg": (100 * ndcg(above, ties, k).double()).cpu().numpy(),
+    }
+    return People(pl.DataFrame(columns, schema_overrides={"user": pl.String}), covered.cpu())
+
+
+def together(parts: Sequence[People]) -> People:
+    """The people of several devices or blocks, in the order of their names."""
+    covered = torch.stack([part.covered for part in parts]).any(0)
+    return People(pl.concat([part.table for part in parts]).sort("user"), covered)
+
+
+class BestState:
+    """Hears the metrics of an inline run and keeps the devices as the round best on validation leaves them.
+
+    The reported scores are that round's, while devices and checkpoints move on. Their files are only ever replaced, never
+    written into, so hard links keep a whole state at no cost.
+    """
+
+    def __init__(self, devices: Path, k: int) -> None:
+        self.devices, self.kept, self.criterion = devices, devices.parent / BEST, f"validation/all/ndcg@{k}"
+        self.round, self.reached = 0, -1.0
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        """Take in one line of the metrics: the same rule as the round loop's."""
+        scores = line.get("scores", {}) if line["kind"] in SCORED else {}
+        if scores and (reached := scores.get(self.criterion, 0.0)) > self.reached:
+            self.round, self.reached = line["round"], reached
+            shutil.rmtree(self.kept, ignore_errors=True)
+            shutil.copytree(self.devices, self.kept, copy_function=os.link)
+
+    def people(self, selected_round: int | None) -> People:
+        """Rank for everybody with the state that was kept. Raises `RunError` when it is not that of `selected_round`."""
+        if selected_round is None:
+            raise RunError(f"no round was evaluated; {self.devices.parent / 'metrics.jsonl'} says why")
+        if self.round != selected_round:
+            raise RunError(f"round {selected_round} was selected, but the devices were kept as of round {self.round}")
+        devices = [Personal.open(folder) for folder in sorted(self.kept.glob("node-*"))]
+        settings = devices[0].task.settings
+        target = resolve_device(settings.device)
+        counts = torch.from_numpy(sum(device.device.split(settings).members().counts() for device in devices)).to(
+            target
+        )
+        parts = []
+        for device in devices:
+            sent = {name: value.to(target) for name, value in device.sent.items()}
+            for block, private in replace(device, sent=sent).people():
+                if not block.visiting:
+                    parts.append(ranked(_scorer(private, sent, settings.local), block, counts, settings.evaluation))
+        return together(parts)
+
+
+def _scorer(private: dict[str, Tensor], sent: dict[str, Tensor], settings: LocalSettings) -> Scorer:
+    def scorer(users: Histories) -> Tensor:
+        return cohort.scores(private, sent, users, settings)[0]
+
+    return scorer

@@ -1,0 +1,57 @@
+"""Benches of devices that answer questions: one run, and the tables of Self and Others."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tessera.benchmarks.harness.fast_adaptation import adapt
+from tessera.client.qa_client import QUESTIONS, Pupil
+from tessera.common.config.settings import Settings
+from tessera.common.data.questions import Questions
+from tessera.common.towers.aligned_init import bytes_at_places
+from tessera.common.towers.io import load_reader, tower_path
+from tessera.deploy.executors.run import DEVICES, make_job, train
+from tessera.deploy.provisioning.towers import class_of
+from tessera.server.pretraining.fit_readers import ensure_towers
+
+Content = dict[str, Any]
+Tell = Callable[[str], None]
+
+
+def train_questions(settings: Settings, dataset: Path, run_dir: Path, tell: Tell) -> Content:
+    """Train, and return the result with the devices' families in the order of its relevance matrix."""
+    ensure_towers(dataset, settings, tell)
+    job = make_job(settings, dataset, run_dir, resume=False, overwrite=True)
+    try:
+        result = train(job, "inline", lambda line: None)
+        # Beside the other rows: as devices stand before any merge.
+        result["baselines"] = {"{}/before/{}".format(*name.split("/", 1)): v for name, v in result["baselines"].items()}
+        checkpoint = sorted((run_dir / "checkpoints").glob("*.safetensors"))[-1]
+        devices = {class_of(node, settings): folder for node, folder in enumerate(job.devices)}
+        result["scores"] |= adapt(settings, dataset, devices, checkpoint)
+        result["uploads"] = uploads(settings, dataset)
+        if "relevance" in result:
+            result["relevance"]["families"] = _families(job.devices, result["relevance"].pop("clients"))
+    finally:
+        for folder in (DEVICES, "checkpoints"):
+            shutil.rmtree(run_dir / folder, ignore_errors=True)
+    return result
+
+
+def _families(devices: tuple[Path, ...], clients: list[str]) -> list[str]:
+    """The family of each client's tasks; of simulated devices, whose names can be told."""
+    family = {}
+    for folder in devices:
+        asked = Questions.load(folder / QUESTIONS / "test.safetensors")
+        family[Pupil(folder, simulated=True).client("")] = asked.names[0].partition("/")[0]
+    return [family[client] for client in clients]
+
+
+def uploads(settings: Settings, dataset: Path) -> Content:
+    """Bytes up per client and round of the layers with P and Q, by device class, beside LoRA of the same layers."""
+    found: Content = {}
+    for name in dict.fromkeys(settings.mosaic.classes):
+        pq, lora = bytes_at_places(load_reader(tower_path(dataset, name)), settings.mosaic)
+        found[name] = {"pq": pq, "lora": lora}
+    return found

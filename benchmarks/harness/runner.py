@@ -1,0 +1,268 @@
+"""The runs of a bench: each method, choice and seed once, each peer once; a killed bench goes on where it was."""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import torch
+
+from tessera.benchmarks.harness.per_user import BEST, BestState, load_people, ranked
+from tessera.benchmarks.harness.spec import Bench, Content
+from tessera.benchmarks.harness.tables import DIFFERENCES, Outcome, paired_differences
+from tessera.client.recommend import Personal
+from tessera.common.config.settings import Settings
+from tessera.common.data.catalogue import load_catalogue, write_table
+from tessera.common.data.interactions import load_interactions
+from tessera.common.errors import ConfigError, DataError, TesseraError
+from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
+from tessera.deploy.executors.run import DEVICES, make_job, train
+from tessera.deploy.provisioning.datasets import prepared_dataset
+
+if TYPE_CHECKING:
+    from tessera.benchmarks.baselines.base import Peer
+
+RESULT = "result.json"
+NOT_FIGURES = ("all/users", "warm/users", "cold/users", "new-users/users", "untrained/users")
+ASKED = "before/validation/accuracy"
+"""What settings of devices that answer questions are chosen on."""
+TRAFFIC = ("bytes_down_per_node", "bytes_up_per_node", "bytes_down_per_user", "bytes_up_per_user")
+COLUMNS = {"dataset": pl.String, "method": pl.String, "seed": pl.Int64, "chosen": pl.String, "left_out": pl.String}
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Progress:
+    """Which of how many runs begins, the time that passed, and what is left by the mean of the runs made so far."""
+
+    total: int
+    tell: Tell
+    done: int = 0
+    made: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def begin(self, what: str) -> None:
+        """Say that a run begins."""
+        passed = time.monotonic() - self.began
+        left = f", about {_clock(passed / self.made * (self.total - self.done))} left" if self.made else ""
+        self.tell(f"{what}: run {self.done + 1} of {self.total}, {_clock(passed)} passed{left}")
+
+    def end(self, made: bool) -> None:
+        """Count a run, `made` now or found from before."""
+        self.done, self.made = self.done + 1, self.made + made
+
+
+def run_bench(bench: Bench, data: Path | None, runs: Path, tell: Tell) -> Outcome:
+    """Run what has no result yet below `runs`; write results.parquet, differences.parquet and results.md there.
+
+    What fails is left out of the tables, with its reason, and tried again next time. A finished run of the same settings is
+    not repeated.
+    """
+    progress, rows, pairs = Progress(bench.runs(), tell), [], []
+    for dataset in bench.methods:
+        session = Session(bench, dataset, data, runs / bench.name / dataset, progress)
+        session.run()
+        named = {"dataset": dataset or bench.shared[dataset].data.folder}
+        rows += [named | row for row in session.rows]
+        pairs += [named | row for row in paired_differences(session.people, bench.pairs)]
+    table = pl.DataFrame(rows, schema_overrides=COLUMNS, infer_schema_length=None)
+    table = table.with_columns(
+        pl.lit(None, dtype=kind).alias(name) for name, kind in COLUMNS.items() if name not in table
+    )
+    outcome = Outcome(table, pl.DataFrame(pairs, schema=DIFFERENCES))
+    write_table(runs / bench.name / "results.parquet", outcome.table)
+    write_table(runs / bench.name / "differences.parquet", outcome.differences)
+    write_bytes(runs / bench.name / "results.md", outcome.markdown().encode())
+    return outcome
+
+
+@dataclass
+class Session:
+    """A bench on one dataset: its rows so far, and each method's results person by person, a table a seed."""
+
+    bench: Bench
+    dataset: str
+    data: Path | None
+    folder: Path
+    progress: Progress
+    rows: list[Content] = field(default_factory=list)
+    people: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
+    baselines: dict[tuple[str, int], Content] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Run every method and peer; the trivial baselines come last."""
+        for method in self.bench.methods[self.dataset]:
+            self._method(method)
+        for peer in self.bench.peers:
+            self._peer(peer)
+        there = {row["method"] for row in self.rows}
+        self.rows += [{"method": name} | scores for (name, _), scores in self.baselines.items() if name not in there]
+
+    def _method(self, method: str) -> None:
+        """Try a method's candidates with the first seed, keep the best NDCG on validation, and run it with all seeds. Test
+        is not looked at."""
+        seeds = self.bench.seeds[method]
+        tried = [(one, self._result(method, one, seeds[0])) for one in self.bench.candidates(method)]
+        chosen, first = max(tried, key=lambda pair: _validation(pair[1]))
+        shown = [{**one, "validation": _validation(result)} for one, result in tried if "scores" in result]
+        shown += [{**one, "left_out": result["left_out"]} for one, result in tried if "left_out" in result]
+        write_json(self.folder / method / "tried.json", {"tried": shown, "chosen": chosen})
+        for seed in seeds:
+            result = first if seed == seeds[0] else self._result(method, chosen, seed)
+            row = {"method": method, "seed": seed, "chosen": _said(chosen)}
+            self._add(row | _figures(result), self._run_dir(method, chosen, seed))
+            # A seed draws who and what is cold; otherwise it changes nothing about the baselines. The first method's stay:
+            # one that is told the validation item would show contents more of a history.
+            for name, scores in _baselines(result).items():
+                self.baselines.setdefault((name, seed if self._cold else 0), scores)
+
+    @property
+    def _cold(self) -> bool:
+        data = self.bench.shared[self.dataset].data
+        return bool(data.cold_items or data.cold_users)
+
+    def _peer(self, peer: str) -> None:
+        """Search a peer's grid with the first seed and fit what validation chose with every seed, or read what was found."""
+        shared, run_dir = self.bench.shared[self.dataset], self.folder / peer
+        wanted = shared.model_dump(mode="json", include={"data": True, "evaluation": {"ks", "history_at_test"}})
+        wanted |= {"seeds": list(self.bench.peer_seeds), "quick": self.bench.quick}
+        result = self._made(run_dir, wanted, lambda: self._fit(peer, run_dir))
+        if "left_out" in result:
+            self._add({"method": peer, "seed": self.bench.peer_seeds[0], "left_out": result["left_out"]}, run_dir)
+        for figures in result.get("runs", ()):
+            self._add({"method": peer, "chosen": _said(result["chosen"])} | figures, run_dir)
+
+    def _add(self, row: Content, run_dir: Path) -> None:
+        """Add a row, and the results of its people, who lie beside it."""
+        self.rows.append(row)
+        if "left_out" not in row and not self.bench.shared[self.dataset].asks_questions:
+            self.people.setdefault(row["method"], []).append(load_people(run_dir / _people_file(row["seed"])))
+
+    def _run_dir(self, method: str, chosen: Content, seed: int) -> Path:
+        label = "-".join([f"seed{seed}", *(f"{key.split('.')[-1]}={value}" for key, value in chosen.items())])
+        return self.folder / method / label
+
+    def _result(self, method: str, chosen: Content, seed: int) -> Content:
+        """Run one method with one choice and seed, or read the result it left."""
+        settings, run_dir = self.bench.settings(self.dataset, method, chosen, seed), self._run_dir(method, chosen, seed)
+        return self._made(run_dir, settings.model_dump(mode="json"), lambda: self._train(settings, run_dir))
+
+    def _made(self, run_dir: Path, wanted: Content, make: Callable[[], Content]) -> Content:
+        """The result of `make`, or the one that lies in `run_dir` if it is of the settings `wanted`; {"left_out": reason} when
+        it fails, so that a run that diverges does not lose the rest."""
+        if (run_dir / RESULT).is_file() and (found := read_json(run_dir / RESULT))["settings"] == wanted:
+            self.progress.end(made=False)
+            return found
+        name = str(run_dir.relative_to(self.folder))
+        self.progress.begin(" ".join(filter(None, (self.dataset, name))))
+        try:
+            result = make() | {"settings": wanted}
+            write_json(run_dir / RESULT, result)
+        except TesseraError as error:
+            self.progress.tell(f"{name} is left out: {error}")
+            result = {"left_out": str(error)}
+        self.progress.end(made=True)
+        return result
+
+    def _train(self, settings: Settings, run_dir: Path) -> Content:
+        """Train, and rank for everybody with the state of the round that validation selected."""
+        dataset = prepared_dataset(settings.data, self.data)
+        if settings.asks_questions:
+            from tessera.benchmarks.harness.qa_runs import train_questions
+
+            return train_questions(settings, dataset, run_dir, self.progress.tell)
+        job = make_job(settings, dataset, run_dir, resume=False, overwrite=True)
+        k = max(settings.evaluation.ks)
+        best = BestState(run_dir / DEVICES, k)
+        try:
+            result = train(job, "inline", best)
+            people = best.people(result["selected_round"])
+            people.save(run_dir / _people_file(settings.seed))
+            result["scores"] |= people.figures(k)
+            result["private_parameters"] = _private_parameters(job.devices[0])
+        finally:  # everybody's own item table is half a gigabyte a run with PFedRec: what no table needs is not kept
+            for folder in (DEVICES, BEST, "checkpoints"):
+                shutil.rmtree(run_dir / folder, ignore_errors=True)
+        return result
+
+    def _fit(self, name: str, run_dir: Path) -> Content:
+        """Search, fit and measure a peer, and rank for everybody with what each seed gave."""
+        from tessera.benchmarks.baselines.selection import compare
+
+        settings = self.bench.shared[self.dataset]
+        if self._cold:
+            raise ConfigError("peers are not fitted without cold items or cold users")
+        dataset, k = prepared_dataset(settings.data, self.data), max(settings.evaluation.ks)
+        catalogue = load_catalogue(dataset)
+        split = load_interactions(dataset, len(catalogue)).split(given=settings.data.split == "given")
+        found: dict[int, Content] = {}
+
+        def inspect(peer: "Peer", seed: int) -> None:
+            people = ranked(peer.scores, split, torch.from_numpy(split.counts()), settings.evaluation)
+            people.save(run_dir / _people_file(seed))
+            found[seed] = people.figures(k)
+
+        result = compare(name, split, catalogue, self.bench.peer_seeds, settings.evaluation, self.bench.quick, inspect)
+        runs = []
+        for run in result.runs:
+            percent = {figure: 100 * value for figure, value in run.items() if "/" in figure}
+            seed = int(run["seed"])
+            runs.append({"seed": seed, "seconds": run["seconds"]} | percent | found[seed])
+        return {"runs": runs, "chosen": result.chosen, "tried": result.tried}
+
+
+def _people_file(seed: int) -> str:
+    return f"people-seed{seed}.parquet"
+
+
+def _said(chosen: Mapping[str, Any]) -> str:
+    """What was chosen, in a word: learning_rate=0.01, rank=64."""
+    return ", ".join(f"{key.split('.')[-1]}={value}" for key, value in chosen.items())
+
+
+def _private_parameters(device: Path) -> int:
+    """How many private numbers a device keeps for one person, the optimiser's aside."""
+    _, private = Personal.open(device).people()[0]
+    if not private:
+        raise DataError(f"{device}: no private state was written")
+    return sum(value[0].numel() for value in private.values())
+
+
+def _baselines(result: Content) -> dict[str, Content]:
+    """Scores of each trivial baseline, by name; they are the same in every run on one split."""
+    found: dict[str, Content] = {}
+    for name, value in result.get("baselines", {}).items():
+        row, _, metric = name.partition("/")
+        if not metric.endswith("/users"):
+            found.setdefault(row, {})[metric] = value
+    return found
+
+
+def _figures(result: Content) -> Content:
+    if "left_out" in result:
+        return {"left_out": result["left_out"]}
+    scores = {name: value for name, value in result["scores"].items() if not name.endswith(NOT_FIGURES)}
+    kept = ("selected_round", "rounds", "seconds", "private_parameters", *TRAFFIC)
+    rest = {name: result[name] for name in kept if name in result}
+    return {**scores, **rest, "seconds_per_round": result["seconds"] / result["rounds"]}
+
+
+def _validation(result: Content) -> float:
+    """NDCG on validation at the largest K, or accuracy; below anything where the run failed."""
+    if ASKED in result.get("scores", {}):
+        return float(result["scores"][ASKED])
+    prefix = "validation/all/ndcg@"
+    scores = {
+        int(name.removeprefix(prefix)): value
+        for name, value in result.get("scores", {}).items()
+        if name.startswith(prefix)
+    }
+    return float(scores[max(scores)]) if scores else -1.0
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,191 @@
+"""A bench's tables: quality over seeds, who is served, what it costs, and paired differences over people."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tessera.benchmarks.harness.per_user import METRICS, QUARTILES
+from tessera.benchmarks.harness.qa_tables import answered
+from tessera.common.utils import counter_rng as seeds
+
+NAMES = dict.fromkeys(("dataset", "method", "minus"), pl.String)
+DIFFERENCES = NAMES | {f"{metric}{end}": pl.Float64 for metric in METRICS for end in ("", "_low", "_high")}
+"""Columns of the differences: method minus another, and the ends of their 95% intervals, in points of %."""
+QUALITY = "Quality on test, in %, ties at their expected value: mean and [smallest, largest] over seeds"
+SERVED = "Who is served: targets that occur in training and those that do not; the catalogue's share in anybody's first"
+GROUPS = ("warm", "cold", "new-users", "new-users-untrained")
+RESAMPLES = 10_000
+CHUNK = 100
+"""Resamples drawn at once, which bounds the memory."""
+
+
+def paired_differences(
+    people: Mapping[str, Sequence[pl.DataFrame]], pairs: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Mean difference of each pair of methods in HR and NDCG, in points of %, with its 95% interval over people.
+
+    `people` holds a table a seed; a person's results are averaged over seeds first, so the interval is about
+    other people, not other seeds. Pairs of which one is missing are left out, and so are people whom not every method that
+    is compared has: where seeds draw who is evaluated, and one of them failed.
+    """
+    pairs = [pair for pair in pairs if people.get(pair[0]) and people.get(pair[1])]
+    if not pairs:
+        return []
+    frames = {method: pl.concat(people[method]) for pair in pairs for method in pair}
+    everybody = set.intersection(*(set(frame["user"]) for frame in frames.values()))
+    means = {method: _over_seeds(frame.filter(pl.col("user").is_in(everybody))) for method, frame in frames.items()}
+    values = np.concatenate([means[left] - means[right] for left, right in pairs], axis=1)
+    low, high = np.quantile(bootstrap(values), [0.025, 0.975], axis=0)
+    rows = []
+    for number, (left, right) in enumerate(pairs):
+        row: dict[str, Any] = {"method": left, "minus": right}
+        for column, metric in enumerate(METRICS, start=len(METRICS) * number):
+            row |= {
+                metric: float(values[:, column].mean()),
+                f"{metric}_low": low[column],
+                f"{metric}_high": high[column],
+            }
+        rows.append(row)
+    return rows
+
+
+def bootstrap(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means of `values` [n_people, n_columns] over people drawn with replacement, all columns alike: [RESAMPLES, n_columns]."""
+    random, n = np.random.default_rng(abs(seeds.key("bootstrap"))), len(values)
+    draws = (random.multinomial(n, np.full(n, 1 / n), size=CHUNK) for _ in range(RESAMPLES // CHUNK))
+    return np.concatenate([counts @ values / n for counts in draws])
+
+
+def _over_seeds(people: pl.DataFrame) -> NDArray[np.float64]:
+    """Each person's HR and NDCG, averaged over seeds, in the order of their names: [n_people, 2]."""
+    means = people.group_by("user").agg(pl.col(METRICS).mean()).sort("user")
+    return means.select(METRICS).to_numpy()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a bench found: a row a dataset, method and seed, and a row a dataset and pair that was compared."""
+
+    table: pl.DataFrame
+    differences: pl.DataFrame
+
+    @property
+    def k(self) -> int:
+        """The largest K, which is reported."""
+        cuts = [name.rpartition("@")[2] for name in self.table.columns if name.startswith("test/all/hr@")]
+        return max(map(int, cuts), default=0)
+
+    def means(self) -> dict[str, dict[str, Any]]:
+        """Means over seeds of what the tables show at the largest K, by "method" or, with several, "dataset/method"; what is
+        not there is left out, and what failed says why."""
+        found, several = {}, self.table["dataset"].n_unique() > 1
+        questions = [name for _, columns, _ in answered(self.table) for name in columns.values()]
+        shown = questions or [*_quality(self.k).values(), *_served(self.k).values(), *_cost().values()]
+        for (dataset, method), rows in self.table.group_by("dataset", "method", maintain_order=True):
+            means = {name: _mean(rows[name]) for name in shown if name in rows.columns and rows[name].count()}
+            reasons = {"left_out": rows["left_out"].drop_nulls().to_list()}
+            found[f"{dataset}/{method}" if several else str(method)] = means | (reasons if reasons["left_out"] else {})
+        return found
+
+    def markdown(self) -> str:
+        """All tables; under a heading for each dataset, where there are several."""
+        datasets = self.table["dataset"].unique(maintain_order=True).to_list()
+        parts = []
+        for dataset in datasets:
+            rows = self.table.filter(pl.col("dataset") == dataset)
+            pairs = self.differences.filter(pl.col("dataset") == dataset)
+            parts += [f"# {dataset}\n"] if len(datasets) > 1 else []
+            if questions := answered(rows):
+                in_kb = rows.with_columns(pl.col("^bytes_.*$") / 1000)
+                parts += [_table(title, in_kb, columns, about) for title, columns, about in questions]
+                continue
+            parts.append(_table(QUALITY, rows, _quality(self.k), ("seeds", "chosen")))
+            parts.append(_table(f"{SERVED} {self.k}", rows, _served(self.k)))
+            parts.append(_by_activity(rows, self.k))
+            in_kb = rows.with_columns(pl.col("^bytes_.*$") / 1000)
+            parts.append(_table("Cost, means over seeds", in_kb, _cost(), spread=False))
+            parts += [_differences(pairs, self.k)] if len(pairs) else []
+        return "\n".join(filter(None, parts))
+
+
+def _quality(k: int) -> dict[str, str]:
+    columns = {f"HR@{k}": f"test/all/hr@{k}", f"NDCG@{k}": f"test/all/ndcg@{k}"}
+    return columns | {f"NDCG@{k} on validation": f"validation/all/ndcg@{k}"}
+
+
+def _served(k: int) -> dict[str, str]:
+    pairs = [(group, metric) for group in GROUPS for metric in METRICS]
+    columns = {f"{group} {metric.upper()}@{k}": f"test/{group}/{metric}@{k}" for group, metric in pairs}
+    return columns | {f"coverage@{k}": f"coverage@{k}"}
+
+
+def _cost() -> dict[str, str]:
+    columns = {"private numbers a person": "private_parameters"}
+    for of in ("user", "node"):
+        columns |= {f"kB {way} a {of} and round": f"bytes_{way}_per_{of}" for way in ("down", "up")}
+    return columns | {"seconds a round": "seconds_per_round", "seconds in all": "seconds"}
+
+
+def _by_activity(rows: pl.DataFrame, k: int) -> str:
+    """The quartiles' sizes are the same for all methods, and said in the title."""
+    columns: dict[str, str] = {}
+    sizes = []
+    for name in QUARTILES:
+        if f"test/{name}/users" in rows.columns and rows[f"test/{name}/users"].count():
+            people, most = (rows[f"test/{name}/{fact}"].drop_nulls()[0] for fact in ("users", "most_events"))
+            sizes.append(f"{people:.0f} people up to {most:.0f}")
+            columns |= {f"{name} {metric.upper()}@{k}": f"test/{name}/{metric}@{k}" for metric in METRICS}
+    return _table("By quartile of training events: " + ", ".join(sizes), rows, columns)
+
+
+def _table(
+    title: str, rows: pl.DataFrame, columns: Mapping[str, str], about: Sequence[str] = (), spread: bool = True
+) -> str:
+    """A table with those of `columns` that any method has a value in, and of the methods that have any; "" without any."""
+    columns = {head: name for head, name in columns.items() if name in rows.columns and rows[name].count()}
+    if not columns and not about:
+        return ""
+    lines = [f"{title}\n", "| " + " | ".join(["method", *columns, *about]) + " |"]
+    lines.append("|---" * (1 + len(columns) + len(about)) + "|")
+    for (method,), own in rows.group_by("method", maintain_order=True):
+        reasons = own["left_out"].drop_nulls().to_list()
+        cells = [_cell(own[name].drop_nulls().to_list(), spread) for name in columns.values()]
+        chosen = own["chosen"].drop_nulls().to_list()[:1]
+        remarks = "; ".join(filter(None, [*chosen, *(f"left out: {reason}" for reason in reasons)]))
+        said = {"seeds": str(own["seed"].count() - len(reasons)) if own["seed"].count() else "-", "chosen": remarks}
+        if about or any(cell != "-" for cell in cells):
+            lines.append("| " + " | ".join([str(method), *cells, *(said[name] for name in about)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(values: pl.Series) -> float:
+    """Five significant digits of the mean."""
+    return float(f"{statistics.fmean(values.drop_nulls()):.5g}")
+
+
+def _cell(values: Sequence[float], spread: bool) -> str:
+    if not values:
+        return "-"
+    mean = statistics.fmean(values)
+    shown = f"{mean:.2f}" if mean < 100 or spread else f"{mean:,.0f}"
+    return shown + (f" [{min(values):.2f}, {max(values):.2f}]" if spread and len(values) > 1 else "")
+
+
+def _differences(pairs: pl.DataFrame, k: int) -> str:
+    """Bold where the interval excludes 0."""
+    title = "Differences on test, in points: mean and 95% interval of a paired bootstrap over people, seeds averaged"
+    lines = [f"{title}; not corrected for the number of comparisons\n"]
+    lines += [f"| difference | HR@{k} | NDCG@{k} |", "|---|---|---|"]
+    for row in pairs.to_dicts():
+        cells = []
+        for metric in METRICS:
+            mean, low, high = row[metric], row[f"{metric}_low"], row[f"{metric}_high"]
+            mark = "**" if low > 0 or high < 0 else ""
+            cells.append(f"{mark}{mean:+.2f}{mark} [{low:+.2f}, {high:+.2f}]")
+        lines.append(f"| {row['method']} - {row['minus']} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,110 @@
+"""A device's tower with its adapter: made once, then given the private state of whichever round is asked for.
+
+tower/class.json                this device's class
+tower/reader.safetensors        the frozen tower; tower/start-*.safetensors its aligned matrices
+tower/signer.safetensors        the frozen small tower that signs
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from tessera.client.adapters.attach import attach, branch_tensors, gates, set_projections
+from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
+from tessera.client.private_state import PrivateState, Store
+from tessera.common.config.settings import MosaicSettings
+from tessera.common.errors import DataError
+from tessera.common.protocol.adapters import Contribution
+from tessera.common.protocol.messages import Task
+from tessera.common.towers.aligned_init import READER, STACKS, load_start, mark, n_blocks, start_path
+from tessera.common.towers.io import load_reader
+from tessera.common.towers.qa_reader import PIECES, READ
+from tessera.common.utils.atomic_files import read_json
+
+TOWER = "tower"
+SIGNER = "signer.safetensors"
+CLASS = "class.json"
+BLOCK = 0
+"""An adapter is stored as the private state of one block: the device's own."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """An adapted reader, the `sight` [3, n_items, width] of its items, and the private tensors it `begins` with."""
+
+    model: PeftModel
+    sight: Tensor
+    mark: str
+    begins: Mapping[str, Tensor]
+
+    @classmethod
+    def make(cls, folder: Path, mosaic: MosaicSettings, seed: int, image: Tensor, text: Tensor) -> "Adapted":
+        """Adapt the reader in a device's folder for items with standardised features [n_items, d]. Raises `DataError`."""
+        tower = folder / TOWER
+        reader = load_reader(tower / READER).to(image.device)
+        with torch.no_grad():
+            sight = reader.look(image, text)
+        model = attach(reader, STACKS, mosaic.rank, lambda adapted: probe(adapted, sight), n_blocks(mosaic), seed)
+        if n_blocks(mosaic):
+            set_projections(model, load_start(start_path(tower, mosaic)))
+        named = mark(tower, str(read_json(tower / CLASS)["class"]), mosaic)
+        return cls(model, sight, named, {name: value.clone() for name, value in private_tensors(model).items()})
+
+    def take_up(self, private: Path, before: int, owner: str) -> Mapping[str, Tensor]:
+        """Put in the state that the newest round below `before` left, or the start; return what else was kept with it.
+
+        Raises `DataError` when it is of another device, tower or rank.
+        """
+        kept = Store(private).load(BLOCK, before)
+        if kept is not None and kept.users != (owner,):
+            raise DataError(f"{private}: the adapter kept there is another device's; start a new run")
+        own = private_tensors(self.model)
+        tensors = {name: value[0] for name, value in kept.parameters.items()} if kept else dict(self.begins)
+        if any(name not in tensors or tensors[name].shape != value.shape for name, value in own.items()):
+            raise DataError(f"{private}: the adapter kept there is of another tower or rank; start a new run")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(tensors[name])
+        return {name: value.to(self.sight.device) for name, value in tensors.items() if name not in own}
+
+    def restart(self) -> None:
+        """Put in the start."""
+        for name, value in private_tensors(self.model).items():
+            value.copy_(self.begins[name])
+
+    def keep(self, private: Path, task: Task, owner: str, more: Mapping[str, Tensor]) -> None:
+        """Write the private state that the task's round leaves, with `more` that belongs to it."""
+        tensors = {**private_tensors(self.model), **more}
+        state = PrivateState((owner,), {name: value.detach()[None].clone() for name, value in tensors.items()}, {})
+        Store(private).save(BLOCK, task.round, task.durable, state)
+
+    def contribution(self, branch: str, signature: Tensor) -> Contribution:
+        """What is sent of a branch. The gate is no part of it."""
+        pq, lora = (_copied(part) for part in branch_tensors(self.model, branch))
+        return Contribution(self.mark, pq, lora, signature)
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}
+
+
+def private_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """All that training moves: both branches and the gates, by name. The tensors are the model's own."""
+    found = dict(gates(model))
+    for branch in (LOCAL, GLOBAL):
+        for part in branch_tensors(model, branch):
+            found |= {f"{branch}/{name}": value for name, value in part.items()}
+    return found
+
+
+def probe(model: torch.nn.Module, sight: Tensor) -> Tensor:
+    """The reader's answers to a few made-up questions that touch all of it."""
+    words = torch.arange(1, 1 + 2 * READ, device=sight.device).view(2, READ)
+    kinds = torch.tensor([[1, 2, 1, 2, 1], [2, 1, 2, 1, 2]], device=sight.device)[:, :PIECES]
+    items = torch.arange(2 * PIECES, device=sight.device).view(2, PIECES) % sight.shape[1]
+    answered: Tensor = model(words, torch.stack([kinds, items], -1), sight)
+    return answered

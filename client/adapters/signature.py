@@ -1,0 +1,65 @@
+"""What a device lets the server know of its tasks: a gradient of a small frozen model, blurred (FedMosaic Eq. 1 to 3).
+
+Similar tasks pull the same frozen model the same way, so cosines of signatures say who can learn from whom. The gradient is
+averaged over the batches of a round, decayed over rounds, clipped, noised, and only a part of its coordinates is sent.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tessera.common.protocol.signature_mask import kept_coordinates
+from tessera.common.utils import counter_rng as seeds
+
+DECAYED = "signature"
+"""What the decayed gradient is called among a device's private tensors."""
+DECAY = 0.5
+"""Weight of the newest round."""
+LIMIT = 1.0
+"""Largest Euclidean norm of what is noised."""
+NOISE = 1e-4
+"""Standard deviation of the noise of each coordinate."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The decayed gradient [size] of the rounds so far: private state, like the router."""
+
+    decayed: Tensor | None = None
+
+    def after(self, gradients: Tensor) -> "Signature":
+        """With one more round, from the `gradients` [n_batches, size] seen in it (Eq. 2). The first round counts in full."""
+        mean = gradients.mean(0)
+        return Signature(mean if self.decayed is None else (1 - DECAY) * self.decayed + DECAY * mean)
+
+    def sanitised(self, mask: Tensor, secret: int, round: int) -> Tensor:
+        """What may leave the device, [n_kept] (Eq. 3): clipped, noised, and only the coordinates in `mask`.
+
+        `secret` is a number that only this device knows: noise drawn from the run's seed could be taken off by the server.
+        """
+        if self.decayed is None:
+            raise ValueError("there is no signature before the first round")
+        clipped = self.decayed * (LIMIT / self.decayed.norm().clamp(min=LIMIT))
+        noise = seeds.normal(seeds.key("signature-noise", secret, round), torch.arange(len(clipped)))
+        noised: Tensor = clipped + NOISE * noise.to(clipped)
+        return noised[mask]
+
+
+def sign(
+    kept: Mapping[str, Tensor], gradients: Tensor, seed: int, noise_key: int, round: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The signature that leaves after a round with `gradients` [n_batches, size], and what of it stays, from what was `kept`.
+
+    `seed` is the run's: it draws which coordinates all clients send.
+    """
+    now = Signature(kept.get(DECAYED)).after(gradients)
+    sent = now.sanitised(kept_coordinates(gradients.shape[1], seed), noise_key, round)
+    return sent, {} if now.decayed is None else {DECAYED: now.decayed}
+
+
+def last_layer_gradient(loss: Tensor, last_layer: nn.Module) -> Tensor:
+    """Gradient of a batch's loss by the frozen model's last layer, flat [size] (Eq. 1). Nothing is stepped or accumulated."""
+    gradients = torch.autograd.grad(loss, list(last_layer.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients])

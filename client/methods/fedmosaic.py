@@ -1,0 +1,18 @@
+"""FedMosaic (Algorithm 1): the local branch is trained under the gate, beside what others know."""
+
+from tessera.client.adapters.pq_lora import LOCAL
+from tessera.client.methods.base import BOTH, Lesson, Method
+
+
+class FedMosaic(Method):
+    """The local branch travels; what the server made of everybody's comes back as the global one, and stays as it is.
+
+    How the server weighs them is its own matter: `pq` and `fedmosaic` are the same on the device.
+    """
+
+    uploads = LOCAL
+    answers_with = BOTH
+
+    def train(self, lesson: Lesson) -> float:
+        """Train the local branch and the gate with both active (Eq. 7)."""
+        return lesson.fit(BOTH, [LOCAL])

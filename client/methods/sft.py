@@ -1,0 +1,14 @@
+"""SFT: every device for itself."""
+
+from tessera.client.adapters.pq_lora import LOCAL
+from tessera.client.methods.base import Lesson, Method
+
+
+class SFT(Method):
+    """Supervised fine-tuning of the local branch. Nothing is sent."""
+
+    uploads: str | None = None
+
+    def train(self, lesson: Lesson) -> float:
+        """Train the local branch alone."""
+        return lesson.fit([LOCAL], [LOCAL])

@@ -1,0 +1,52 @@
+"""Questions as a device answers them: an answer is a vector, and the choice that it points at most is taken."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from tessera.common.data.questions import Codebook, Questions, choice_logits
+from tessera.common.metrics.ranking import standing
+from tessera.common.towers.qa_reader import instructions
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Questions with what a reader of one class needs to be asked them.
+
+    `read` [n, READ] are the words of each question's instruction, `offered` [n, n_choices, dim] the vectors of its choices,
+    `sight` [3, n_items, width] the items as `Reader.look` shows them.
+    """
+
+    questions: Questions
+    read: Tensor
+    offered: Tensor
+    sight: Tensor
+
+    @classmethod
+    def of(cls, questions: Questions, codebook: Codebook, sight: Tensor) -> "Bank":
+        """Look words and choices up once for all rounds, on the device that `sight` is on."""
+        read = instructions(questions.instructions)[questions.tasks]
+        return cls(questions, read.to(sight.device), codebook.vectors(questions.choices).to(sight.device), sight)
+
+    def __len__(self) -> int:
+        """Return the number of questions."""
+        return len(self.questions)
+
+    def vectors(self, reader: Callable[..., Tensor], rows: Tensor) -> Tensor:
+        """What `reader` says to the questions `rows` [n], [n, dim]."""
+        return reader(self.read[rows], self.questions.pieces[rows].to(self.sight.device), self.sight)
+
+    def logits(self, reader: Callable[..., Tensor], rows: Tensor) -> Tensor:
+        """What the answers say of their choices, [n, n_choices], as `choice_logits`."""
+        return choice_logits(self.vectors(reader, rows), self.offered[rows], self.questions.choices[rows])
+
+    def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Mean cross-entropy of the right choices."""
+        return cross_entropy(logits, self.questions.answers[rows].to(logits.device))
+
+    def correct(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Chance of each question to be answered rightly, [n]: 1 or 0, or its share where the best choices are tied."""
+        above, ties = standing(logits, self.questions.answers[rows].to(logits.device), logits.isfinite())
+        return (above == 0) / ties

@@ -1,0 +1,187 @@
+"""A device: its folder, its people's data, and what it does when the server asks.
+
+interactions.parquet, items.parquet     its people's events; the public titles
+private/RUN/block-*/round-*.safetensors the private states
+features/, tower/                       in runs with towers: what the device's own looks at; see `client.adapters.adapted_tower`
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tessera.client import cohort, evaluation, privacy
+from tessera.client.base import Node
+from tessera.client.histories import Histories, histories
+from tessera.client.private_state import PrivateState, Store
+from tessera.common.config.settings import Settings
+from tessera.common.data.catalogue import Catalogue, load_catalogue
+from tessera.common.data.interactions import Interactions, Split, load_interactions
+from tessera.common.data.splits import split_as
+from tessera.common.errors import DataError
+from tessera.common.metrics.ranking import Sums
+from tessera.common.protocol.codecs import decode, rotation
+from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, VIEWS, Task, Tensors, Update
+from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils.torch_device import resolve_device
+
+if TYPE_CHECKING:
+    from tessera.client.tower_view import TowerView
+
+GUESTS, UNTRAINED = "new-users", "new-users-untrained"
+"""Groups of the metrics: guests with the private parameters their own device learnt, and with those of the start."""
+
+
+class Device(Node):
+    """One node's people and their private data."""
+
+    def perform(self, task: Task, tensors: Tensors | None, facts: Tensors) -> Update:
+        """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
+        tower = self.tower(task)
+        update = self._perform(task, tensors, facts, tower)
+        return replace(update, towers=tower.towers) if tower else update
+
+    def _perform(self, task: Task, tensors: Tensors | None, facts: Tensors, tower: "TowerView | None") -> Update:
+        settings = task.settings
+        if self.catalogue().sha256 != task.catalogue:
+            raise DataError(f"{self.folder} has other items than the server's catalogue; use one dataset")
+        split = self.split(settings)
+        if task.kind == "census":
+            return _census(split.members())
+        target = resolve_device(settings.device)
+        facts = {name: value.to(target, torch.float32) for name, value in facts.items()}
+        people = list(blocks(split, settings.local.block))
+        if task.kind == "power":
+            return sum((_power(block, facts[BASIS]) for block in people if not block.visiting), Update())
+        if task.kind == "baselines":
+            baselines = [(block, evaluation.baselines(block, settings.evaluation, facts, target)) for block in people]
+            return Update(sums=sum((_reported(block, sums) for block, sums in baselines), Sums()))
+        sent = {name: value.to(target) for name, value in self.sent(task, self.hold(task, tensors)).items()}
+        sent = tower.beside(sent) if tower else sent
+        work = self._train if task.kind == "train" else self._evaluate
+        total = Update()
+        for number, block in enumerate(people):
+            total += work(task, sent, facts, block, number)
+        if tower and task.kind == "train":
+            total = tower.learn(total, sent)
+        self.conclude(task)
+        return total
+
+    def sent(self, task: Task, held: Tensors) -> dict[str, Tensor]:
+        """What the server sent for a task, float32, from what this device holds of it."""
+        settings, items = task.settings, (len(self.catalogue()), task.settings.views.dim)
+        shapes = {VIEWS: (len(task.views), *items), HISTORY: items}
+        return decode(held, shapes, settings.wire.views, rotation(settings.seed))
+
+    def tower(self, task: Task) -> "TowerView | None":
+        """The device's own view, in runs with one. PEFT is read only there: a device should start fast."""
+        if task.settings.strategy == "fedvlr":
+            return None
+        from tessera.client.tower_view import TowerView
+
+        return TowerView.of(self, task)
+
+    def split(self, settings: Settings) -> Split:
+        """Read this device's people's events, split as the run's settings say."""
+        _, interactions = _load(self.folder, _changed(self.folder))
+        return split_as(interactions, settings.data, settings.seed)
+
+    def catalogue(self) -> Catalogue:
+        """Read what the device can show of the items."""
+        return _load(self.folder, _changed(self.folder))[0]
+
+    def state(self, task: Task, users: tuple[str, ...], block: int, views: Tensor) -> PrivateState:
+        """Private state of a block's users before `task`, on the views' device; users without one start afresh."""
+        local, seed = task.settings.local, task.settings.seed
+        kept = Store(self.private(task.run)).load(block, task.round + (task.kind != "train"))
+        if kept is None:
+            return cohort.start_state(users, local, views.cpu(), seed).to(views.device)
+        if kept.users != users or _shapes(kept) != _shapes(cohort.start_state(users[:1], local, views.cpu(), seed)):
+            raise DataError(
+                f"the private state of run {task.run}, block {block}, is of other users or another model; start a new run"
+            )
+        return kept.to(views.device)
+
+    def _train(self, task: Task, sent: Tensors, facts: Tensors, block: Split, number: int) -> Update:
+        settings = task.settings
+        state = self.state(task, block.users, number, sent[VIEWS])
+        people = histories(block)
+        draws = seeds.uniform(seeds.key("participation", settings.seed, task.round), people.keys)
+        rows = torch.from_numpy(np.flatnonzero((draws < settings.fraction).numpy() & (people.lengths() > 0).numpy()))
+        if not len(rows):
+            return Update()
+        active, rows = block.take(rows.numpy()), rows.to(sent[VIEWS].device)
+        if settings.privacy.clip:
+            moved, update = privacy.train(state.take(rows), sent, active, settings, task.round, self.simulated)
+        else:
+            known = histories(active).to(sent[VIEWS].device, sent[VIEWS].dtype)
+            moved, update = cohort.train(state.take(rows), sent, known, settings.local, settings.seed, task.round)
+        Store(self.private(task.run)).save(number, task.round, task.durable, state.put(rows, moved))
+        return Update() if block.visiting else update  # what guests learn is for themselves alone
+
+    def _evaluate(self, task: Task, sent: Tensors, facts: Tensors, block: Split, number: int) -> Update:
+        settings, target = task.settings, sent[VIEWS].device
+
+        def sums(state: PrivateState) -> Sums:
+            def scorer(users: Histories) -> Tensor:
+                return cohort.scores(state.parameters, sent, users, settings.local)[0]
+
+            return evaluation.evaluate(scorer, block, settings.evaluation, facts.get(COUNTS), target)
+
+        total = _reported(block, sums(self.state(task, block.users, number, sent[VIEWS])))
+        if block.visiting:
+            fresh = cohort.start_state(block.users, settings.local, sent[VIEWS].cpu(), settings.seed)
+            total += evaluation.as_group(sums(fresh.to(target)), UNTRAINED)
+        return Update(sums=total)
+
+
+def blocks(split: Split, size: int) -> Iterator[Split]:
+    """Cut a device's people into blocks of `size`, trained and stored one after the other; guests are in the last ones."""
+    for people in (split.members(), split.visitors()):
+        for start in range(0, len(people.users), size):
+            yield people.take(np.arange(start, min(start + size, len(people.users))))
+
+
+def _reported(block: Split, sums: Sums) -> Sums:
+    """Sums of a block as they are reported: those of guests apart."""
+    return evaluation.as_group(sums, GUESTS) if block.visiting else sums
+
+
+def _census(split: Split) -> Update:
+    """How many people and events there are, and how often each item occurs; one person's counts would be their history,
+    so a device with one person withholds them."""
+    held_out = {"validation": float((split.validation >= 0).sum()), "test": float((split.test >= 0).sum())}
+    withheld = len(split.users) == 1
+    sums = {"users": float(len(split.users)), "events": float(len(split.train_items)), "withheld": float(withheld)}
+    counts = {} if withheld else {COUNTS: torch.from_numpy(split.counts()).float()}
+    return Update(sums=Sums(sums | held_out), counts=counts)
+
+
+def _power(block: Split, basis: Tensor) -> Update:
+    """One power iteration's share: sum_u x_u (x_u^T basis), [n_items, width], with x_u = r_u / |history|^(1/4)."""
+    people = histories(block).to(basis.device, basis.dtype)
+    totals = people.total(basis) / people.sizes().sqrt()[:, None]
+    return Update(counts={BASIS: torch.zeros_like(basis).index_add_(0, people.items, totals[people.owners])})
+
+
+def _shapes(state: PrivateState) -> dict[str, torch.Size]:
+    """Shape of one user's part of each tensor."""
+    return {name: value.shape[1:] for name, value in (state.parameters | state.optimizer).items()}
+
+
+def _changed(folder: Path) -> float:
+    path = folder / "interactions.parquet"
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+@lru_cache(maxsize=8)
+def _load(folder: Path, changed: float) -> tuple[Catalogue, Interactions]:
+    """Read a device's tables. A process of few devices reads them once per version of the file; a worker that comes by at many
+    reads them again, which takes milliseconds, and does not grow with their number."""
+    catalogue = load_catalogue(folder, modalities=False)
+    return catalogue, load_interactions(folder, len(catalogue))

@@ -1,0 +1,333 @@
+"""Settings of a run: frozen, typed, validated once, when the YAML is read."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from tessera.common.registry.backbones import BACKBONES
+from tessera.common.registry.methods import REGIMES
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""Names of runs, and of folders made for them."""
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Step = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+EXECUTORS = ("inline", "ray", "grpc")
+TOWER_DIM = 64
+"""What all towers answer in, whatever their size."""
+ADAPTING = ("sft", "pq", "fedmosaic")
+"""Regimes that train one branch by one loss: what a view's gradient can be taken to, one step a round."""
+DeviceClass = Literal["tiny", "small", "base"]
+Operator = Literal["sum", "mlp", "gate", "attention", "concat"]
+Codec = Literal["float32", "float16", "bfloat16", "int8", "1%", "4%", "15%"]
+
+
+class _Settings(BaseModel):
+    """Frozen, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def _known_backbone(name: str) -> str:
+    if name not in BACKBONES:
+        raise ValueError(f"there is no backbone {name!r}; known are {', '.join(BACKBONES)}")
+    return name
+
+
+def _known_regime(name: str) -> str:
+    if name not in REGIMES:
+        raise ValueError(f"there is no regime {name!r}; known are {', '.join(REGIMES)}")
+    return name
+
+
+class DataSettings(_Settings):
+    """Which dataset, and what a raw one goes through when it is converted."""
+
+    folder: str
+    """Below `--data` or TESSERA_DATA: a converted dataset, or a raw one of `kind`."""
+    kind: Literal["converted", "movielens", "amazon", "ninerec", "fedvlr", "sequences", "shop", "questions"] = (
+        "converted"
+    )
+    min_user_events: Natural = 5
+    min_item_events: Natural = 5
+    min_rating: Amount = 0.0
+    split: Literal["leave-one-out", "given"] = "leave-one-out"
+    cold_items: Annotated[float, Field(ge=0, le=0.25)] = 0.0
+    """Share of the items that nobody's training knows, drawn by seed, on which people are tested; validation has another such
+    share, so that no round is chosen on the items of the test. It replaces `split`."""
+    cold_users: Rate = 0.0
+    """Share of the users, drawn by seed, who take no part in training and are evaluated as "new-users"."""
+    shop_seed: Natural = 0
+    encode: Literal["builtin"] | None = None
+    """Compute the features of a raw dataset from its titles, texts and pictures; those it comes with are used otherwise."""
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> "DataSettings":
+        if self.encode and self.kind == "converted":
+            raise ValueError("encode is for raw data: name their kind, or leave encode out")
+        if self.cold_items and self.split == "given":
+            raise ValueError("cold_items replaces the split: leave split out")
+        return self
+
+
+class ViewSettings(_Settings):
+    """What the server makes of the catalogue."""
+
+    dim: Positive = 64
+    id_dim: Positive = 64
+    operators: tuple[Operator, ...] = ("sum", "mlp", "gate", "attention")
+    single: bool = True
+    """Each modality's own projection is a view too, so that its router weight reads as reliance on it."""
+    modalities: tuple[str, ...] | None = None
+    """Which of the catalogue's modalities to use; all of them by default, none with []."""
+    item_ids: bool = True
+    """Whether a learnt embedding of each item stands beside the modalities."""
+    noise: tuple[str, ...] = ()
+    """Modalities whose features are replaced by standard normal noise (an ablation); `id` freezes the embedding's start."""
+    id_scale: Amount = 0.1
+    """Standard deviation of the ID and history embeddings at the start."""
+    content_scale: Step = 1.0
+    """Size of the modalities' projections at the start, as a multiple of torch's."""
+    spectral_rounds: Natural = 0
+    """Power iterations before round 1 that start both embeddings from singular vectors of the interactions; 0: none."""
+    spectral_scale: Step = 10.0
+    """Size of the spectral start: how sharply the first scores tell items apart."""
+    unseen_scale: Amount = 1.0
+    """With a spectral start, the size of items that nobody has yet, as their contents predict them, beside the others': more
+    puts new items in front; 0 starts them at zero."""
+
+    @model_validator(mode="after")
+    def _some_view(self) -> "ViewSettings":
+        if not self.operators and not self.single:
+            raise ValueError("operators and single leave no view at all")
+        return self
+
+
+class LocalSettings(_Settings):
+    """What a device does with what it was sent. Travels with every broadcast."""
+
+    backbone: Annotated[str, AfterValidator(_known_backbone)] = "history"
+    loss: Literal["softmax", "next", "bce", "squares"] = "softmax"
+    """softmax asks for all of the history from what is shown of it, `next` for one event from those before it."""
+    cuts: Positive = 8
+    """How many events of each user are asked for in a local step (next)."""
+    recency: Amount = 0.0
+    """An event counts (1 + number of later events)^-recency in the router's input and the history view; 0: all alike."""
+    negatives: Positive = 4
+    """Sampled negatives for each event (bce)."""
+    confidence: Amount = 10.0
+    """How much more an event counts than anything else (squares, FCF)."""
+    ridge: Amount = 1.0
+    """Weight of the user factor's squared norm (FCF)."""
+    difference: Amount = 0.1
+    """How much personal and common items are pushed apart (FedRAP)."""
+    sparsity: Amount = 0.1
+    """Weight of the common items' absolute size (FedRAP)."""
+    local_epochs: Positive = 1
+    optimizer: Literal["sgd", "adam"] = "adam"
+    learning_rate: Step = 0.01
+    weight_decay: Amount = 0.0
+    history_mask: Rate = 0.5
+    """Share of the history hidden from router and backbone in each local step; the loss still asks for all of it."""
+    route: Literal["history", "uniform"] = "history"
+    """How views are weighed: by the router, from the user's history, or all alike (an ablation)."""
+    weighting: Literal["users", "examples"] = "users"
+    """Whether a user's gradient counts once or once for each training event."""
+    block: Positive = 512
+    """Users trained at once. Bounds the memory of a node; changes no result."""
+
+    @model_validator(mode="after")
+    def _next_after_something(self) -> "LocalSettings":
+        if self.loss == "next" and not BACKBONES[self.backbone].history:
+            able = ", ".join(name for name, needs in BACKBONES.items() if needs.history)
+            raise ValueError(f"loss next needs a backbone with a history view: {able}, not {self.backbone}")
+        return self
+
+
+class ServerSettings(_Settings):
+    """How the server steps on the aggregated gradient."""
+
+    optimizer: Literal["sgd", "adam"] = "adam"
+    learning_rate: Step = 0.003
+    weight_decay: Amount = 0.0
+    by_fan_in: bool = False
+    """Divide the rate of a linear map's weights by its number of inputs (Yang et al. 2021, Tensor Programs V): under Adam
+    the contents' maps, a thousand inputs wide, otherwise outrun the embeddings."""
+
+
+class EvaluationSettings(_Settings):
+    """When devices evaluate and what is reported."""
+
+    every: Positive = 5
+    ks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (10, 20, 50)
+    patience: Natural = 0
+    """Evaluations without a better validation NDCG before the run stops early; 0 never stops it."""
+    history_at_test: Literal["train", "train+validation"] = "train"
+    baselines: bool = True
+
+
+class WireSettings(_Settings):
+    """Number formats on the wire: see `tessera.common.protocol.codecs`."""
+
+    views: Codec = "float16"
+    gradients: Codec = "float32"
+
+
+class PrivacySettings(_Settings):
+    """What each person's upload goes through before it is added to others'. Applies to the gradients of training."""
+
+    clip: Amount = 0.0
+    """Largest Euclidean norm of a person's gradients of a round, all tensors together; 0 does not clip."""
+    noise_multiplier: Amount = 0.0
+    """Standard deviation of the noise that each person adds to each coordinate, as a multiple of `clip`."""
+
+    @model_validator(mode="after")
+    def _noise_of_known_size(self) -> "PrivacySettings":
+        if self.noise_multiplier and not self.clip:
+            raise ValueError("noise_multiplier is a multiple of clip: set clip too")
+        return self
+
+
+class MosaicSettings(_Settings):
+    """How devices of different classes adapt their towers and learn from one another (FedMosaic)."""
+
+    classes: Annotated[tuple[DeviceClass, ...], Field(min_length=1)] = ("tiny", "small", "base")
+    """The nodes' device classes, given out in turn."""
+    regime: Annotated[str, AfterValidator(_known_regime)] = "fedmosaic"
+    """How a device trains its branches, and what becomes of what it sends."""
+    rank: Positive = 16
+    blocks: Positive = 4
+    """Layers of a tower that carry PQ-LoRA; the others carry plain LoRA."""
+    alignment: Literal["effects", "whitened", "paper", "random"] = "effects"
+    """How A and B of towers of different size are given a common start."""
+    temperature: Step = 0.5
+    include_self: bool = False
+    """Whether a client's own module counts in what it gets back."""
+    largest: Step = 1000.0
+    """A tensor with a larger Euclidean norm is refused."""
+    stream: Literal["static", "dynamic"] = "static"
+    """Whether a device's tasks come mixed, or one after the other over the rounds; what was seen stays in memory."""
+    steps: Positive = 40
+    """Batches of a round that a device learns from."""
+    batch: Positive = 16
+    learning_rate: Step = 0.001
+    """Of A and B of plain LoRA."""
+    pq_learning_rate: Step = 0.004
+    """Of P, Q and the gate."""
+    proximity: Amount = 0.1
+    """How strongly a personal branch is held to the common one (DITTO)."""
+
+
+class FederationSettings(_Settings):
+    """How the work is spread over nodes, and how long the server waits for them."""
+
+    nodes: Positive = 1
+    timeout: Step = 600.0
+    """Seconds a round may take; whoever has not answered by then is left out."""
+    participants: Natural = 0
+    """Nodes whose training a round needs, drawn anew each round; 0 asks all."""
+    over_selection: Amount = 0.0
+    """How many more are asked, as a share of `participants`; the round closes with the first to answer, the rest are late."""
+    min_nodes: Positive = 1
+    """A round that fewer nodes answered is abandoned; the run fails after three such rounds in a row."""
+    min_fraction: Share = 0.0
+    """The same as a share of `participants`, or of `nodes` where all are asked."""
+    largest_gradient: Amount = 0.0
+    """A node's update is dropped whose gradients, divided by its weight, have a larger Euclidean norm; 0 takes any. It is
+    for accidents: a node that lies may also lie about its weight."""
+    checkpoint_every: Positive = 1
+
+    @model_validator(mode="after")
+    def _of_those_drawn(self) -> "FederationSettings":
+        if self.over_selection and not self.participants:
+            raise ValueError("over_selection is a share of participants: set participants too")
+        if self.least > self.nodes:
+            raise ValueError(
+                f"min_nodes or min_fraction asks for {self.least} answers: the run begins with {self.nodes} nodes, set as many"
+            )
+        return self
+
+    @property
+    def asked(self) -> int:
+        """Nodes that are asked to train in a round."""
+        return math.ceil(self.participants * (1 + self.over_selection)) if self.participants else self.nodes
+
+    @property
+    def least(self) -> int:
+        """Nodes that must answer a round."""
+        return max(self.min_nodes, math.ceil(self.min_fraction * (self.participants or self.nodes)))
+
+
+class SimulationSettings(_Settings):
+    """Where simulated nodes run: with the Ray executor, workers of one CPU each."""
+
+    address: str = ""
+    """Address of a Ray cluster that is there; without it RAY_ADDRESS, and without that a Ray of the run's own on loopback."""
+    gpus: Fraction | None = None
+    """Share of a GPU that a worker takes; by default the one of this machine is shared by as many as it has CPUs."""
+
+
+class Settings(_Settings):
+    """Everything that defines a run."""
+
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    data: DataSettings
+    seed: Natural = 0
+    rounds: Positive = 100
+    strategy: Literal["fedvlr", "fedmosaic", "both"] = "fedvlr"
+    """Whether devices send gradients of the server's views, adapters of their own towers, or both."""
+    fraction: Fraction = 1.0
+    """Chance of each user to take part in a round, drawn on the device."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    views: ViewSettings = ViewSettings()
+    local: LocalSettings = LocalSettings()
+    server: ServerSettings = ServerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    wire: WireSettings = WireSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    mosaic: MosaicSettings = MosaicSettings()
+    federation: FederationSettings = FederationSettings()
+    simulation: SimulationSettings = SimulationSettings()
+
+    @property
+    def asks_questions(self) -> bool:
+        """Whether devices answer questions about items; otherwise they recommend items to people."""
+        return self.data.kind == "questions"
+
+    @model_validator(mode="after")
+    def _questions_for_towers(self) -> "Settings":
+        if self.asks_questions and self.strategy != "fedmosaic":
+            raise ValueError("questions are answered by adapted towers: set strategy to fedmosaic")
+        if self.strategy == "fedmosaic" and self.views.spectral_rounds:
+            raise ValueError("fedmosaic has no item embeddings to start: set views.spectral_rounds to 0")
+        if self.asks_questions and self.privacy.clip:
+            raise ValueError("devices that answer questions send no gradients of people's: leave privacy out")
+        if self.asks_questions and self.fraction < 1:
+            raise ValueError("devices that answer questions take part in every round: set fraction to 1")
+        return self
+
+    @model_validator(mode="after")
+    def _towers_beside_views(self) -> "Settings":
+        if self.strategy == "fedvlr" or self.asks_questions:
+            return self
+        if self.strategy == "fedmosaic":
+            raise ValueError("fedmosaic alone leaves people without the server's views: set strategy to both")
+        if self.views.dim != TOWER_DIM:
+            raise ValueError(f"a device's tower is a view of {TOWER_DIM} dimensions: set views.dim to {TOWER_DIM}")
+        if self.mosaic.regime not in ADAPTING:
+            raise ValueError(f"both adapts towers by {', '.join(ADAPTING)}: set mosaic.regime to one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _private_as_said(self) -> "Settings":
+        if self.privacy.clip and self.local.weighting != "users":
+            raise ValueError("privacy.clip bounds everybody alike: set local.weighting to users")
+        if self.privacy.noise_multiplier and self.views.spectral_rounds:
+            raise ValueError("privacy.noise_multiplier does not noise a spectral start: set views.spectral_rounds to 0")
+        return self

@@ -1,0 +1,1 @@
+"""Items, interactions, questions, and how they are split into training, validation and test."""

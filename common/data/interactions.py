@@ -1,0 +1,217 @@
+"""Users' events and how they are split into training, validation and test."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tessera.common.data.catalogue import read_table, write_table
+from tessera.common.errors import DataError
+
+INTERACTIONS = "interactions.parquet"
+ABSENT = -1
+
+
+class Part(IntEnum):
+    """Which part of the data an event belongs to, where the data's own authors say so."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+
+
+@dataclass(frozen=True)
+class Split:
+    """The users' items by part. `train_items[offsets[u]:offsets[u + 1]]` are user u's training items, oldest first.
+
+    `validation` and `test` [n_users] hold one item each, or `ABSENT`. `withheld` [n_items] are items that no training may
+    know of, `guests` [n_users] people who take no part in it; None where there are none (`tessera.common.data.splits`).
+    """
+
+    users: tuple[str, ...]
+    offsets: NDArray[np.int64]
+    train_items: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+    n_items: int
+    withheld: NDArray[np.bool_] | None = None
+    guests: NDArray[np.bool_] | None = None
+
+    def take(self, rows: NDArray[np.integer]) -> "Split":
+        """The same split for a selection of users."""
+        events, offsets = _ranges(self.offsets, rows)
+        users = tuple(self.users[row] for row in rows)
+        guests = None if self.guests is None else self.guests[rows]
+        held_out = self.validation[rows], self.test[rows]
+        return Split(users, offsets, self.train_items[events], *held_out, self.n_items, self.withheld, guests)
+
+    @property
+    def visiting(self) -> bool:
+        """Whether there are guests here."""
+        return self.guests is not None and bool(self.guests.any())
+
+    def members(self) -> "Split":
+        """The users who take part in training."""
+        return self if self.guests is None else self.take(np.flatnonzero(~self.guests))
+
+    def visitors(self) -> "Split":
+        """The guests."""
+        return self.take(np.flatnonzero(np.zeros(len(self.users)) if self.guests is None else self.guests))
+
+    def counts(self) -> NDArray[np.int64]:
+        """How often each item occurs in training, [n_items]."""
+        return np.bincount(self.train_items, minlength=self.n_items)
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Events sorted by user and time; user u's are the rows `offsets[u]:offsets[u + 1]`.
+
+    Equal timestamps are ordered by item index. A second event of the same user and item is dropped: the first counts.
+    """
+
+    users: tuple[str, ...]
+    offsets: NDArray[np.int64]
+    items: NDArray[np.int64]
+    timestamps: NDArray[np.int64]
+    n_items: int
+    parts: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of events."""
+        return len(self.items)
+
+    def take(self, rows: NDArray[np.integer]) -> "Interactions":
+        """The events of a selection of users, in that order."""
+        events, offsets = _ranges(self.offsets, rows)
+        users = tuple(self.users[row] for row in rows)
+        parts = None if self.parts is None else self.parts[events]
+        return Interactions(users, offsets, self.items[events], self.timestamps[events], self.n_items, parts)
+
+    def split(self, given: bool = False) -> Split:
+        """Hold out the last event of each user for test and the one before for validation.
+
+        With `given`, the parts that the data's authors marked are used instead. A user with fewer than three events
+        keeps all of them for training and is not evaluated.
+        """
+        last, lengths = self.offsets[1:] - 1, np.diff(self.offsets)
+        if given:
+            return self._given_split()
+        enough = lengths >= 3
+        held_out = np.zeros(len(self), dtype=bool)
+        held_out[last[enough]] = held_out[last[enough] - 1] = True
+        validation = np.where(enough, self.items[last - 1], ABSENT)
+        test = np.where(enough, self.items[last], ABSENT)
+        return self._split(~held_out, validation, test)
+
+    def _given_split(self) -> Split:
+        if self.parts is None:
+            raise DataError("these interactions mark no parts: use the split 'leave-one-out'")
+        user_of = np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
+        for part in (Part.VALIDATION, Part.TEST):
+            rows = np.flatnonzero(self.parts == part)
+            if len(np.unique(user_of[rows])) != len(rows):
+                twice = self.users[int(np.argmax(np.bincount(user_of[rows])))]
+                raise DataError(f"user {twice!r} has more than one event marked {part.name.lower()}")
+        return self.split_by(self.parts)
+
+    def split_by(self, parts: NDArray[np.uint8]) -> Split:
+        """Split by the part of each event, [n_events]; a user's last event of a part is what is held out for it."""
+        user_of = np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
+        held_out = {}
+        for part in (Part.VALIDATION, Part.TEST):
+            rows = np.flatnonzero(parts == part)
+            held_out[part] = np.full(len(self.users), ABSENT)
+            held_out[part][user_of[rows]] = self.items[rows]  # of several, the last is what stays
+        return self._split(parts == Part.TRAIN, held_out[Part.VALIDATION], held_out[Part.TEST])
+
+    def _split(self, training: NDArray[np.bool_], validation: NDArray[np.int64], test: NDArray[np.int64]) -> Split:
+        before = np.concatenate([[0], np.cumsum(training)])
+        return Split(self.users, before[self.offsets], self.items[training], validation, test, self.n_items)
+
+    def frame(self) -> pl.DataFrame:
+        """The events as a table: user, item (its index), timestamp and, where marked, part."""
+        user_of = np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
+        users = pl.Series("user", list(self.users), dtype=pl.String).gather(user_of)
+        frame = pl.DataFrame([users, pl.Series("item", self.items), pl.Series("timestamp", self.timestamps)])
+        return frame if self.parts is None else frame.with_columns(pl.Series("part", self.parts))
+
+    def save(self, folder: Path) -> None:
+        """Write the events below `folder`."""
+        write_table(folder / INTERACTIONS, self.frame())
+
+
+def _ranges(offsets: NDArray[np.int64], rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the events of users `rows` stand, one user after the other, and the offsets they have there."""
+    lengths = np.diff(offsets)[rows]
+    taken = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    within = np.arange(taken[-1]) - np.repeat(taken[:-1], lengths)
+    return np.repeat(offsets[:-1][rows], lengths) + within, taken
+
+
+def load_interactions(folder: Path, n_items: int) -> Interactions:
+    """Read the events below `folder`. Raises `DataError` that names the file and the first bad row."""
+    path = folder / INTERACTIONS
+    try:
+        return from_frame(read_table(path, ("user", "item", "timestamp")), n_items)
+    except DataError as error:
+        raise DataError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+
+
+def from_frame(frame: pl.DataFrame, n_items: int) -> Interactions:
+    """Sort, check and deduplicate a table of events (user, item index, timestamp, optionally part).
+
+    Users are ordered as they first appear. Raises `DataError` that names the first bad row or column.
+    """
+    _check(frame, n_items)
+    users = frame["user"].cast(pl.String).unique(maintain_order=True)
+    order = pl.DataFrame({"user": users, "rank": np.arange(len(users))})
+    frame = (
+        frame.with_columns(pl.col("user").cast(pl.String))
+        .join(order, on="user", maintain_order="left")
+        .sort("rank", "timestamp", "item", maintain_order=True)
+        .unique(["rank", "item"], keep="first", maintain_order=True)
+    )
+    lengths = np.bincount(frame["rank"].to_numpy(), minlength=len(users))
+    return Interactions(
+        users=tuple(users.to_list()),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=frame["item"].cast(pl.Int64).to_numpy(),
+        timestamps=frame["timestamp"].cast(pl.Int64).to_numpy(),
+        n_items=n_items,
+        parts=frame["part"].cast(pl.UInt8).to_numpy() if "part" in frame.columns else None,
+    )
+
+
+def _check(frame: pl.DataFrame, n_items: int) -> None:
+    """Refuse an empty table, nulls, columns of another type, and items and parts that there are not."""
+    if frame.is_empty():
+        raise DataError("there are no interactions")
+    whole = [name for name in ("item", "timestamp", "part") if name in frame.columns]
+    for name in ("user", *whole):
+        if frame[name].null_count():
+            raise DataError(f"row {int(frame[name].is_null().arg_max() or 0)} has no {name}")
+        if name in whole and not frame[name].dtype.is_integer():
+            raise DataError(f"column {name} holds {frame[name].dtype}, not whole numbers")
+    outside = (frame["item"] < 0) | (frame["item"] >= n_items)
+    if outside.any():
+        row = int(outside.arg_max() or 0)
+        raise DataError(f"row {row} names item index {frame['item'][row]}, the catalogue has {n_items} items")
+    strange = ~frame["part"].is_in([int(part) for part in Part]) if "part" in frame.columns else pl.Series([False])
+    if strange.any():
+        row = int(strange.arg_max() or 0)
+        raise DataError(f"row {row}: part {frame['part'][row]} is not one of 0, 1, 2")
+
+
+def assign(users: Sequence[str], n_nodes: int) -> list[NDArray[np.int64]]:
+    """Deal the users out to nodes in turn: node j hosts users j, j + n_nodes, ...
+
+    Raises `DataError` when a node stays empty.
+    """
+    if n_nodes > len(users):
+        raise DataError(f"{n_nodes} nodes are more than the {len(users)} users")
+    return [np.arange(node, len(users), n_nodes) for node in range(n_nodes)]

@@ -1,0 +1,38 @@
+"""Cold items and cold users: what content is worth to items nobody has yet, and the federation to people it never saw.
+
+Both are drawn by a hash of the run's seed and the item's index or the user's id. So every device and the server agree on
+them without a message, the number of nodes changes nothing, and which ones they are says nothing about anybody.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tessera.common.config.settings import DataSettings
+from tessera.common.data.interactions import Interactions, Part, Split
+from tessera.common.utils import counter_rng as seeds
+
+
+def split_as(interactions: Interactions, data: DataSettings, seed: int) -> Split:
+    """Split as the settings of a run say.
+
+    With cold items a user's training history is all their events on other items, and held out are their last event on an
+    item withheld for validation and their last on one withheld for test; who has none is not evaluated.
+    """
+    if data.cold_items:
+        parts = item_parts(interactions.n_items, data.cold_items, seed)
+        split = replace(interactions.split_by(parts[interactions.items]), withheld=parts != Part.TRAIN)
+    else:
+        split = interactions.split(given=data.split == "given")
+    if not data.cold_users:
+        return split
+    draws = seeds.uniform(seeds.key("cold users", seed), seeds.user_keys(split.users))
+    return replace(split, guests=(draws < data.cold_users).numpy())
+
+
+def item_parts(n_items: int, share: float, seed: int) -> NDArray[np.uint8]:
+    """What each item is for, [n_items] of `Part`: a `share` is for test, as large a share for validation."""
+    draws = seeds.uniform(seeds.key("cold items", seed), torch.arange(n_items)).numpy()
+    return np.select([draws < share, draws < 2 * share], [Part.TEST, Part.VALIDATION], Part.TRAIN).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""Encoders: pictures and texts in, features out. Offline tools; no app imports them."""

@@ -1,0 +1,1 @@
+"""Ranking metrics, their names, and the lines that a run writes about itself."""

@@ -1,0 +1,1 @@
+"""What travels between server and devices: messages, their parts, and the formats of tensors on the wire."""

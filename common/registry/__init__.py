@@ -1,0 +1,1 @@
+"""What both sides must know of each backbone and of each method of training adapters."""

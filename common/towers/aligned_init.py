@@ -1,0 +1,109 @@
+"""A device class on disk: its reader, and the aligned matrices that its P and Q begin with.
+
+CLASS/reader.safetensors                            the frozen tower
+CLASS/start-whitened-r16-b4-base+tiny.safetensors   A, B and offset of each place, by alignment, rank, blocks and the classes
+                                                    that were aligned with each other
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from tessera.common.config.settings import MosaicSettings
+from tessera.common.errors import DataError
+from tessera.common.protocol.adapters import LORA, PQ, SIGNATURE
+from tessera.common.protocol.signature_mask import n_kept
+from tessera.common.registry.methods import REGIMES
+from tessera.common.towers.adapter_placement import placement
+from tessera.common.towers.projections import Projections
+from tessera.common.towers.transformer import SIZES
+from tessera.common.utils.atomic_files import digest, read_tensors, write_tensors
+
+READER = "reader.safetensors"
+STACKS = {"reader": "layers"}
+"""What of a reader is adapted."""
+
+
+def n_blocks(mosaic: MosaicSettings) -> int:
+    """Layers that carry PQ-LoRA: none where the regime does without."""
+    return mosaic.blocks if REGIMES[mosaic.regime].pq else 0
+
+
+def start_path(folder: Path, mosaic: MosaicSettings) -> Path:
+    """Where a device class keeps the start that a run's settings ask for."""
+    together = "+".join(sorted(set(mosaic.classes)))
+    return folder / f"start-{mosaic.alignment}-r{mosaic.rank}-b{mosaic.blocks}-{together}.safetensors"
+
+
+def save_start(path: Path, start: Mapping[str, Projections], readers: str) -> None:
+    """Write A [rank, d_in], B [d_out, rank] and the offset [rank] of each place, and which `readers` they were aligned for."""
+    tensors = {f"{place}/{part}": getattr(own, part) for place, own in start.items() for part in ("a", "b", "offset")}
+    write_tensors(path, tensors, {"readers": readers})
+
+
+def made_from(path: Path) -> str | None:
+    """The readers that a start was aligned for; None where there is no whole one."""
+    try:
+        return read_tensors(path)[1].get("readers")
+    except DataError:
+        return None
+
+
+def load_start(path: Path) -> dict[str, Projections]:
+    """Read what `save_start` wrote. Raises `DataError` that names the file."""
+    tensors, _ = read_tensors(path)
+    try:
+        places = sorted({name.rpartition("/")[0] for name in tensors})
+        return {
+            place: Projections(tensors[f"{place}/a"], tensors[f"{place}/b"], tensors[f"{place}/offset"])
+            for place in places
+        }
+    except KeyError as error:
+        raise DataError(f"{path} lacks {error}: it was not written by Tessera") from None
+
+
+def mark(folder: Path, device_class: str, mosaic: MosaicSettings) -> str:
+    """The class with the content of its reader and its start: only devices of the same mark can be merged."""
+    files = [folder / READER, *([start_path(folder, mosaic)] if n_blocks(mosaic) else [])]
+    try:
+        return f"{device_class}-{digest(b''.join(path.read_bytes() for path in files))[:12]}"
+    except FileNotFoundError as error:
+        make = "`tessera towers fit`" if Path(error.filename).name == READER else "`tessera data deal --config`"
+        raise DataError(f"{error.filename} does not exist: make it by {make}") from None
+
+
+def shapes(reader: nn.Module, mosaic: MosaicSettings, signer_size: int) -> dict[str, tuple[int, ...]]:
+    """Shape of every part of the `Contribution` of a device with this reader, by name."""
+    targets, places = placement(reader, STACKS, n_blocks(mosaic))
+    rank, relevant = mosaic.rank, REGIMES[mosaic.regime].shares == "relevant"
+    found: dict[str, tuple[int, ...]] = {SIGNATURE: (n_kept(signer_size) if relevant else 0,)}
+    for name in targets:
+        d_out, d_in = reader.get_parameter(f"{name}.weight").shape
+        if name in places:
+            found |= {f"{PQ}{places[name]}.P": (rank, rank), f"{PQ}{places[name]}.Q": (rank,)}
+        else:
+            found |= {f"{LORA}{name}.A": (rank, d_in), f"{LORA}{name}.B": (d_out, rank)}
+    return found
+
+
+def bytes_at_places(reader: nn.Module, mosaic: MosaicSettings) -> tuple[int, int]:
+    """Bytes that P and Q of all places take, r^2 + r numbers each, and LoRA on the same layers, r (d_in + d_out) each."""
+    _, places = placement(reader, STACKS, mosaic.blocks)
+    rank, shapes = mosaic.rank, [reader.get_parameter(f"{name}.weight").shape for name in places]
+    return 4 * len(shapes) * (rank**2 + rank), 4 * rank * sum(d_out + d_in for d_out, d_in in shapes)
+
+
+def smallest(classes: tuple[str, ...]) -> str:
+    """The class whose reader, frozen, signs for all devices: FedMosaic's W_s."""
+    return min(classes, key=lambda name: (SIZES[name].width, SIZES[name].depth))
+
+
+def last_layer(reader: nn.Module) -> nn.Module:
+    """The layer whose gradient is a signature."""
+    return reader.get_submodule("head")
+
+
+def size_of(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,44 @@
+"""Fitted readers on disk: a dataset's towers/CLASS/reader.safetensors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tessera.common.errors import DataError
+from tessera.common.towers.qa_reader import Reader
+from tessera.common.towers.transformer import TowerSize
+from tessera.common.utils.atomic_files import read_tensors, write_tensors
+
+
+def tower_path(dataset: Path, device_class: str) -> Path:
+    """Where the fitted reader of a device class lies."""
+    return dataset / "towers" / device_class / "reader.safetensors"
+
+
+def save_reader(reader: Reader, path: Path, about: dict[str, Any]) -> None:
+    """Write a reader, atomically, with what is told `about` its fit."""
+    width, depth = reader.positions.shape[1], len(reader.layers)
+    told = about | {"width": width, "depth": depth, "eyes": [eye.in_features for eye in reader.eyes]}
+    write_tensors(path, reader.state_dict(), {"reader": json.dumps(told)})
+
+
+def load_reader(path: Path) -> Reader:
+    """Read a reader, frozen. Raises `DataError` that names the file."""
+    tensors, metadata = read_tensors(path)
+    try:
+        about = json.loads(metadata["reader"])
+        reader = Reader(TowerSize(about["width"], about["depth"]), *about["eyes"])
+        reader.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path} holds no reader: {error}") from None
+    return reader.eval().requires_grad_(requires_grad=False)
+
+
+def read_about(path: Path, kind: str = "reader") -> dict[str, Any]:
+    """What is told about the fit of a "reader", or of a "tower" for raw contents. Raises `DataError` that names the file."""
+    _, metadata = read_tensors(path)
+    try:
+        about: dict[str, Any] = json.loads(metadata[kind])
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} holds no {kind}: {error}") from None
+    return about

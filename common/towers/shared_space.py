@@ -1,0 +1,74 @@
+"""The shared space: where all towers answer, whatever their size, and where pictures and texts of one item lie close.
+
+Regularised canonical correlation analysis (Hotelling 1936; Vinod 1976) of the catalogue's two modalities: public features
+in, no label used.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tessera.common.errors import ConfigError
+from tessera.common.towers.projections import orthonormal
+from tessera.common.utils import counter_rng as seeds
+
+SPACE_DIM = 64
+COMPONENTS = 256
+"""Principal components of a modality that are looked at: the rest is noise to a catalogue of a few thousand items."""
+RIDGE = 3.0
+"""Added to the covariances, as a multiple of their mean eigenvalue."""
+
+SIGNS = ("first", "second", "third", "fourth", "yes", "no", "odd")
+"""Words that mean a place or a verdict, not what an item is about."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Every item's unit vector in the shared space by modality, [n_items, SPACE_DIM] each."""
+
+    image: Tensor
+    text: Tensor
+
+
+def shared_space(image: Tensor, text: Tensor, rows: Tensor) -> Space:
+    """Map features `image` [n_items, d_image] and `text` [n_items, d_text] to one space, fitted on the items `rows` [n].
+
+    Raises `ConfigError` when there are fewer items, or features, than dimensions.
+    """
+    narrowest = min(image.shape[1], text.shape[1])
+    if narrowest < SPACE_DIM:
+        raise ConfigError(f"{narrowest} features of a modality are too few for a shared space of {SPACE_DIM}")
+    if len(rows) <= SPACE_DIM:
+        raise ConfigError(f"{len(rows)} items with picture and text are too few for a shared space of {SPACE_DIM}")
+    seen = [_components(part.double(), rows) for part in (image, text)]
+    white = [part @ _shrink(part[rows]) for part in seen]
+    u, s, vt = torch.linalg.svd(white[0][rows].T @ white[1][rows] / len(rows))
+    # Directions in which the modalities agree count by how well they do.
+    scale = s[:SPACE_DIM].sqrt()
+    left, right = white[0] @ u[:, :SPACE_DIM] * scale, white[1] @ vt[:SPACE_DIM].T * scale
+    return Space(normalize(left, dim=1).float(), normalize(right, dim=1).float())
+
+
+def signs() -> Tensor:
+    """Where the signs lie when readers are fitted: fixed orthonormal directions, [n_signs, SPACE_DIM].
+
+    A benchmark's codebook draws directions of its own, signs included: what a word is answered by is learnt from questions.
+    """
+    return orthonormal(seeds.key("questions", "words"), len(SIGNS), SPACE_DIM)
+
+
+def _components(features: Tensor, rows: Tensor) -> Tensor:
+    """Principal components of all items, [n_items, n_components], found on `rows`."""
+    centred = features - features[rows].mean(0)
+    vectors = torch.linalg.eigh(centred[rows].T @ centred[rows]).eigenvectors
+    components: Tensor = centred @ vectors[:, -COMPONENTS:]
+    return components
+
+
+def _shrink(part: Tensor) -> Tensor:
+    """C^-1/2 of the covariance with a ridge."""
+    values, vectors = torch.linalg.eigh(part.T @ part / len(part))
+    root: Tensor = vectors * (values.clamp(min=0) + RIDGE * values.mean()).rsqrt() @ vectors.T
+    return root

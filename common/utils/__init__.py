@@ -1,0 +1,1 @@
+"""Files, locks, random numbers and devices: what nothing here is about, and everything uses."""

@@ -1,0 +1,46 @@
+"""One process at a time for a folder: a run's, a bench's, a server's or a device's."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tessera.common.errors import RunError
+
+LOCK = ".lock"
+"""A file in the folder. It stays there: removing it would let two processes lock two files of this name."""
+SERVING = ".serving.lock"
+"""The same for a run's ServerApp, which outlives a killed `submit`: whoever commands a run and it hold one folder."""
+
+
+@contextmanager
+def alone(folder: Path, lock: str = LOCK) -> Iterator[None]:
+    """Hold `folder`, which is made if need be; however this process ends, the kernel lets go of it.
+
+    Raises `RunError` with the folder and the id of the process that holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / lock).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            raise RunError(
+                f"{folder} is in use by process {holder}: wait until that ends, or stop it; two would spoil each other's files"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def clear(folder: Path) -> None:
+    """Remove all that is in a folder but its locks."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (LOCK, SERVING):
+            path.unlink()

@@ -1,0 +1,1 @@
+"""The `tessera` command, a file for each group of commands."""

@@ -1,0 +1,95 @@
+"""`tessera data encode`: features of a dataset's own pictures and texts."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tessera.common.data.catalogue import DATASET
+from tessera.common.datasets.encode import ENCODED, encode_dataset
+from tessera.common.encoders.base import BuiltinEncoder, Encoder
+from tessera.common.encoders.clip import ClipEncoder
+from tessera.common.encoders.towers import TowerEncoder
+from tessera.common.errors import DataError
+from tessera.common.towers.transformer import SIZES
+from tessera.common.utils.atomic_files import read_json
+
+console = Console(highlight=False)
+EPILOG = (
+    "Examples: tessera data encode data/ml --model ViT-B-32 --pretrained laion2b_s34b_b79k --images raw/posters   |   "
+    "tessera data encode data/ml --model tiny"
+)
+
+
+class DeviceName(StrEnum):
+    """Where to encode."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Model = Annotated[str, typer.Option(help=f"An open_clip model, a tower of ours ({', '.join(SIZES)}), or builtin.")]
+Pretrained = Annotated[str | None, typer.Option(help="Weights of the open_clip model: a checkpoint or name.")]
+Towers = Annotated[
+    Path | None, typer.Option(help="Where CLASS/image and text.safetensors lie; DATASET/towers by default.")
+]
+Images = Annotated[
+    Path | None, typer.Option(help="Folder of pictures named after the items' ids; the dataset's own by default.")
+]
+Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Count pictures that cannot be read as missing.")]
+Device = Annotated[DeviceName, typer.Option(help="Where to encode: with auto on a GPU, if there is one.")]
+
+
+def encode_command(
+    dataset: Path,
+    model: Model,
+    pretrained: Pretrained = None,
+    towers: Towers = None,
+    images: Images = None,
+    skip_unreadable: Skip = False,
+    device: Device = DeviceName.auto,
+) -> None:
+    """Replace the features of DATASET by what a model makes of its pictures and texts.
+
+    What was killed goes on where it was, and the old features stay until the new ones are whole. The same pictures, texts,
+    model and weights are not encoded again.
+    """
+    encoder = _encoder(model, pretrained, towers, dataset, device)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+
+        def begin(modality: str, total: int, done: int) -> Callable[[int], None]:
+            task = bar.add_task(f"encoding {modality}", total=total, completed=done)
+            return lambda n: bar.advance(task, n)
+
+        made = encode_dataset(dataset, encoder, begin, images, skip_unreadable)
+    _show(dataset, made)
+
+
+def _encoder(model: str, pretrained: str | None, towers: Path | None, dataset: Path, device: str) -> Encoder:
+    """The model that was asked for. Raises `DataError` for an option that does not belong to it."""
+    ours = model in SIZES
+    if towers is not None and not ours:
+        raise DataError(f"--towers is for towers of ours ({', '.join(SIZES)}), not for {model}")
+    if pretrained is not None and (ours or model == "builtin"):
+        raise DataError(f"--pretrained is for open_clip models, not for {model}")
+    if ours:
+        return TowerEncoder(towers or dataset / "towers", model, device)
+    return BuiltinEncoder() if model == "builtin" else ClipEncoder(model, pretrained, device)
+
+
+def _show(dataset: Path, made: tuple[str, ...]) -> None:
+    """Print what the features of each modality are, and were made from."""
+    about = read_json(dataset / DATASET)
+    table = Table("modality", "encoder", "dim", "missing", "contents", "")
+    for modality, source in about[ENCODED].items():
+        features = about["features"][modality]
+        facts = (source["encoder"], features["dim"], features["missing"], source["content_sha256"][:12])
+        table.add_row(modality, *map(str, facts), "encoded" if modality in made else "as before")
+    console.print(table)

@@ -1,0 +1,173 @@
+"""`tessera federate`: a federation on separate machines.
+
+    server    tessera federate certificates SERVER_DIR --host server.example
+    server    tessera federate server --dir SERVER_DIR
+    device    tessera federate join --server server.example:9092 --data-dir DEVICE_DIR --ca ca.crt
+    server    tessera federate submit CONFIG --dir SERVER_DIR --catalogue DATASET
+
+and once for each device, `tessera federate register` on the server; `list` shows them there, `revoke` shuts them out.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tessera.common.config.loading import load_settings
+from tessera.common.errors import RunError
+from tessera.common.utils.folder_lock import alone
+from tessera.deploy.federation.certificates import make_certificates
+from tessera.deploy.federation.processes import end_leftovers, relay, terminable
+from tessera.deploy.federation.registry import REVOKED, find, table
+from tessera.deploy.federation.superlink import CONTROL_PORT, HOMES, PORT, Control, Server, start_superlink
+from tessera.deploy.federation.supernode import join as join_federation
+from tessera.deploy.federation.supernode import public_key
+from tessera.deploy.job import Job
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="A federation on separate machines, in four commands: `certificates` and `server` on the server, `join` on each "
+    "device, `submit` on the server. Once for each device, `register` its public key on the server; `list` shows them, "
+    "`revoke` shuts them out.",
+)
+
+ServerDir = Annotated[Path, typer.Option("--dir", help="The server's folder, made by `certificates`.")]
+
+
+@app.command(epilog="Example: tessera federate certificates server --host server.example --host 10.0.0.7")
+def certificates(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    host: Annotated[
+        list[str] | None, typer.Option(help="A name or address devices reach the server by; may be repeated.")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, help="Days that the server's certificate is valid.")] = 365,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Sign a new server certificate with the authority there is.")
+    ] = False,
+) -> None:
+    """Make a server's folder DIR with an authority and a server certificate, which always holds localhost too."""
+    files = make_certificates(folder, host or [], days, renew=renew)
+    typer.echo(f"Give each device {files.ca}. The other files stay on the server.")
+
+
+@app.command(epilog="Example: tessera federate server --dir server")
+def server(
+    folder: ServerDir,
+    host: Annotated[str, typer.Option(help="The address to listen on for devices; all by default.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port devices connect to.")] = PORT,
+    control_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="The port for register and submit, on this machine only.")
+    ] = CONTROL_PORT,
+) -> None:
+    """Run a server until interrupted. It lets in devices whose keys are registered, and no others."""
+    where = Server(folder.absolute(), host, port, control_port)
+    where.certificates.require()
+    with terminable(), alone(where.folder):
+        end_leftovers(where.folder / HOMES)
+        superlink = start_superlink(where)
+        typer.echo(f"Devices join --server HOST:{port} with a copy of {where.certificates.ca}")
+        last = relay(superlink, _show_server)
+    raise RunError(f"server: Flower's SuperLink ended:\n{last}")
+
+
+def _show_server(line: str) -> None:
+    """Show what the SuperLink says, but not each of a run's ten requests a second."""
+    if "[uvicorn.access]" not in line:
+        typer.echo(line)
+
+
+@app.command(epilog="Example: tessera federate key device")
+def key(data_dir: Annotated[Path, typer.Argument(exists=True, file_okay=False)]) -> None:
+    """Say where the public key of the device with folder DATA_DIR is, and what to do with it.
+
+    `join` makes the key as well, where there is none. The private key never leaves the folder.
+    """
+    path = public_key(data_dir)
+    typer.echo(f"{path} is this device's public key. Bring it to the server and register it there:")
+    typer.echo(f"    tessera federate register --dir SERVER_DIR {path.name}")
+
+
+@app.command(epilog="Example: tessera federate register --dir server node.key.pub")
+def register(folder: ServerDir, keys: Annotated[list[Path], typer.Argument(metavar="KEY.pub...")]) -> None:
+    """Let in the devices with these public keys. Once for each device, while the server runs, on its machine."""
+    control = Control(Server.load(folder))
+    for path in keys:
+        typer.echo(f"{path}: " + ("registered" if control.register(path) else "was registered already"))
+
+
+@app.command("list", epilog="Example: tessera federate list --dir server")
+def list_devices(
+    folder: ServerDir,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of a table.")] = False,
+) -> None:
+    """List the devices that a running server knows, on its machine: registered, online, offline or revoked, since when."""
+    devices = Control(Server.load(folder)).devices()
+    typer.echo(json.dumps([asdict(device) for device in devices]) if as_json else table(devices))
+
+
+@app.command(epilog="Example: tessera federate revoke --dir server node.key.pub 11531438331418944970")
+def revoke(
+    folder: ServerDir,
+    devices: Annotated[
+        list[str], typer.Argument(metavar="KEY.pub|NUMBER...", help="Their keys, or numbers in `list`.")
+    ],
+) -> None:
+    """Shut devices out for good, while the server runs, on its machine. A key that was revoked is never taken again.
+
+    A run that is going on goes on without them: what they had not returned yet is lost.
+    """
+    control = Control(Server.load(folder))
+    known = control.devices()
+    for device in [find(known, name) for name in devices]:
+        if device.state == REVOKED:
+            typer.echo(f"{device.number}: was revoked already, on {device.since}")
+            continue
+        control.revoke(device)
+        typer.echo(f"{device.number}: revoked. It is cut off within half a minute; runs go on without it.")
+
+
+@app.command(epilog="Example: tessera federate join --server server.example:9092 --data-dir device --ca ca.crt")
+def join(
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server; waited for if it is not up yet.")],
+    data_dir: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The device's folder.")],
+    ca: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The ca.crt of the server.")],
+) -> None:
+    """Take part in a federation with a device's folder, until interrupted.
+
+    Makes the device's key on first use; the server must register its public half once: see `key` and `register`.
+    """
+    typer.echo(f"The public key of this device is {public_key(data_dir)}")
+    with terminable():
+        join_federation(data_dir, server, ca, typer.echo)
+
+
+@app.command(epilog="Example: tessera federate submit benchmarks/demo.yaml --dir server --catalogue data/shop")
+def submit(
+    config: Annotated[Path, typer.Argument()],
+    folder: ServerDir,
+    catalogue: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The server's dataset folder.")],
+    runs: Annotated[Path, typer.Option(help="Folder the runs lie in.")] = Path("runs"),
+    change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")] = False,
+) -> None:
+    """Start a run with the settings CONFIG on a running server, on its machine, and follow it. Interrupted, it stops.
+
+    The run begins when as many devices have joined as the setting federation.nodes says.
+    """
+    from tessera.deploy.cli.display import RunDisplay, show_result, summary
+    from tessera.deploy.executors.grpc import carry_out
+    from tessera.server.run_folder import read_result
+
+    settings = load_settings(config, "grpc", change or ())
+    job = Job(settings, catalogue.absolute(), (), (runs / settings.name).absolute(), resume)
+    if (job.run_dir / "config.yaml").exists() and not resume:
+        raise RunError(f"submit: {job.run_dir} holds a run already; go on with it by --resume, or choose other --runs")
+    console = Console(highlight=False)
+    with terminable(), alone(job.run_dir), RunDisplay(settings, console) as display:
+        carry_out(job, Control(Server.load(folder)), display.report)
+    result = read_result(job.run_dir)
+    show_result(console, result, settings, job.run_dir)
+    print(json.dumps(summary(result)))

@@ -1,0 +1,114 @@
+"""`tessera towers`: fit the towers of device classes on a catalogue, and test what P and Q carry over between them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from tessera.common.towers.transformer import SIZES
+
+app = typer.Typer(
+    no_args_is_help=True, help="Fit the towers of device classes, and test what carries over between them."
+)
+console = Console(highlight=False)
+READER = "reader"
+KINDS = (READER, "image", "text")
+FIT_EPILOG = (
+    "Examples: tessera towers fit data/questions --classes tiny,small,base   |   "
+    "tessera towers fit data/ml --classes tiny,base --kinds image,text"
+)
+TRANSFER_EPILOG = "Example: tessera towers transfer data/questions --classes tiny,base --task contrast"
+Classes = Annotated[str, typer.Option(help="Device classes, separated by commas.")]
+
+
+@app.command("fit", epilog=FIT_EPILOG)
+def fit_command(
+    dataset: Path,
+    classes: Classes = ",".join(SIZES),
+    steps: Annotated[int, typer.Option(min=20, help="Batches to learn from.")] = 1500,
+    kinds: Annotated[str, typer.Option(help=f"What towers read, separated by commas: {', '.join(KINDS)}.")] = READER,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of pictures named after the items' ids; the dataset's own by default.")
+    ] = None,
+) -> None:
+    """Fit a reader of each class on the pictures and texts of DATASET: no label, nobody's events and no test item is used.
+
+    The largest is fitted first, and smaller ones are derived from it. A fit that is there already is not repeated. Readers
+    read features, as devices with adapters need; towers for image and text read raw pictures and words, and serve
+    `tessera data encode`.
+    """
+    from tessera.server.pretraining.fit_encoders import fit_encoders
+    from tessera.server.pretraining.fit_readers import fit_towers, refuse_unknown
+
+    asked, wanted = _split(classes), _split(kinds)
+    refuse_unknown("kind of tower", wanted, KINDS)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+
+        def begin(name: str, total: int) -> Callable[[], None]:
+            task = bar.add_task(name, total=total)
+            return lambda: bar.advance(task)
+
+        raw = tuple(kind for kind in wanted if kind != READER)
+        encoders = fit_encoders(dataset, asked, raw, steps, images, begin) if raw else {}
+        readers = fit_towers(dataset, asked, steps, begin) if READER in wanted else {}
+    if readers:
+        _show_readers({name: readers[name] for name in asked})
+    if encoders:
+        _show_encoders(encoders)
+
+
+def _show_readers(told: Mapping[str, dict[str, Any]]) -> None:
+    """Print how well readers answer what they were not shown."""
+    table = Table(
+        "class", "width", "layers", "right", "hardest", title="pretext questions about items not seen in the fit, %"
+    )
+    for name, about in told.items():
+        right = about["accuracy"]
+        hardest = min(right, key=lambda instruction: right[instruction])
+        facts = (about["width"], about["depth"], f"{100 * right['all']:.1f}")
+        table.add_row(name, *map(str, facts), f"{hardest}: {100 * right[hardest]:.0f}")
+    console.print(table)
+
+
+def _show_encoders(told: Mapping[tuple[str, str], dict[str, Any]]) -> None:
+    """Print how close towers come to where items lie that they were not shown."""
+    table = Table("class", "reads", "width", "layers", "cosine", "one of four, %", title="items not seen in the fit")
+    for (name, kind), about in told.items():
+        facts = (about["width"], about["depth"], f"{about['cosine']:.2f}", f"{100 * about['retrieval']:.1f}")
+        table.add_row(name, kind, *map(str, facts))
+    console.print(table)
+
+
+@app.command("transfer", epilog=TRANSFER_EPILOG)
+def transfer_command(
+    dataset: Path,
+    classes: Classes = ",".join(SIZES),
+    task: Annotated[str, typer.Option(help="Only tasks with this in their names.")] = "",
+    alignments: Annotated[str, typer.Option(help="Alignments, separated by commas.")] = "effects,whitened,paper,random",
+    rank: Annotated[int, typer.Option(min=1, help="Size of P.")] = 16,
+) -> None:
+    """Train P and Q on tasks in one tower, plug them into another, and score both: does anything carry over?
+
+    A tower's gain is that of its accuracy on the tests over what it was before. What random A and B carry over is chance.
+    """
+    from tessera.benchmarks.harness.transfer import summary, transfer
+
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("trying", total=None)
+
+        def advance(trainings: int) -> None:
+            bar.update(shown, total=trainings) if trainings else bar.advance(shown)
+
+        found = transfer(dataset, _split(classes), _split(alignments), task, rank, advance)
+    table = Table("family", "alignment", "learnt by", "got by", "tasks", "own gain", "transferred", "share")
+    for row in summary(found):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _split(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(","))

@@ -1,0 +1,190 @@
+"""What the containers of docker-compose.yml do: `python -m tessera.deploy.docker.entrypoint server|client|train`.
+
+They meet in two volumes. In `enrolment` each client shows its public key, whose private half stays in the client's own
+volume. In `published` the server's side shows `ca.crt`, the dataset, and `shares.json`: whose key is registered, in
+the order in which people are dealt out to them. Containers come and go, so a client counts as long as it touches its key.
+"""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import Popen
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from tessera.common.config.loading import load_settings
+from tessera.common.config.settings import Settings
+from tessera.common.data.interactions import INTERACTIONS
+from tessera.common.errors import RunError, TesseraError
+from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
+from tessera.deploy.cli import federate as cli_federate
+from tessera.deploy.cli.display import show_result
+from tessera.deploy.docker.healthcheck import BADGE, ENROLMENT, PUBLISHED, SERVER_NAME, fresh
+from tessera.deploy.federation.certificates import make_certificates
+from tessera.deploy.federation.processes import program, terminable
+from tessera.deploy.federation.superlink import PORT, Control, Server
+from tessera.deploy.federation.supernode import HOME, KEY, public_key
+from tessera.deploy.job import deal_share
+from tessera.deploy.provisioning.datasets import prepared_dataset
+from tessera.server.run_folder import read_result
+
+SERVER, DEVICE, RUNS, DATA = Path("/server"), Path("/device"), Path("/runs"), Path("/data")
+CHECKOUT = Path(__file__).parents[2] / "benchmarks"
+"""Mounted from where docker-compose.yml lies; its owner owns the runs."""
+USER = 1000
+"""The image's own user."""
+SHARES = PUBLISHED / "shares.json"
+DAYS = 365
+BEAT = 2.0
+"""Seconds between two looks of a client at the shares, and two signs of life."""
+REPORT_WIDTH = 100
+
+
+def server() -> None:
+    """Run the server until stopped. Its authority is made once; its certificate is signed anew at each start."""
+    _become_owner(SERVER, PUBLISHED)
+    files = make_certificates(SERVER, [SERVER_NAME], DAYS, renew=(SERVER / "ca.crt").exists())
+    write_bytes(PUBLISHED / "ca.crt", files.ca.read_bytes())
+    cli_federate.server(SERVER)
+
+
+def train() -> None:
+    """Register the clients there are, give each a share, and carry out the run; go on with one that was cut short."""
+    _become_owner()
+    config, run = Path(os.environ["CONFIG"]), RUNS / os.environ["RUN"]
+    settings = load_settings(config, "grpc", [f"name={run.name}"])
+    if _completed(run):
+        _write_report(run, settings)
+        print(f"the run in runs/{run.name} is complete; RUN=another begins a new one", flush=True)
+        return
+    resume, badges = (run / "config.yaml").exists(), enrolled(ENROLMENT)
+    dataset = _dataset(settings)
+    shares = {"dataset": str(dataset), "clients": list(badges)}
+    if resume and _shares() != shares:
+        raise RunError(
+            f"runs/{run.name} was begun with other clients or data, and what devices learnt stays with them: "
+            "start as many, with the same volumes, or choose another RUN"
+        )
+    control = Control(Server.load(SERVER))
+    for badge in badges.values():
+        control.register(badge)
+    write_json(SHARES, shares)
+    changes = [f"name={run.name}", f"federation.nodes={len(badges)}"]
+    cli_federate.submit(config, SERVER, dataset, RUNS, changes, resume)
+    _write_report(run, settings)
+
+
+def client() -> NoReturn:
+    """Show this device's key until there is a share for it; take the share, and join; anew when the shares change."""
+    key = public_key(DEVICE).read_text()
+    write_bytes(BADGE, key.encode())
+    try:
+        while True:
+            _beat_while(lambda: key not in _shares().get("clients", ()))
+            _take_part(key, _shares())
+    finally:
+        BADGE.unlink()
+
+
+def _take_part(key: str, shares: dict[str, Any]) -> None:
+    """Join with this client's share until the shares change. Raises `RunError` when `join`, which is patient, gives up."""
+    take_share(DEVICE, shares["dataset"], shares["clients"].index(key), len(shares["clients"]))
+    with _joined() as process:
+        _beat_while(lambda: process.poll() is None and _shares() == shares)
+        if process.returncode is not None:
+            raise RunError(f"`tessera federate join` ended with exit code {process.returncode}")
+
+
+def enrolled(folder: Path) -> dict[str, Path]:
+    """The keys that live clients show in `folder`, in an order that depends on the keys alone, and where. Raises `RunError`."""
+    found = {path.read_text(): path for path in folder.glob("*.pub") if fresh(path)}
+    if not found:
+        raise RunError("no client shows its key: does one run? See `docker compose ps`")
+    return dict(sorted(found.items()))
+
+
+def take_share(device: Path, dataset: str, share: int, shares: int) -> None:
+    """Deal a device its share of a dataset, unless it holds it, or interactions that its owner brought.
+
+    What was learnt about people of another share goes with them; the key and Flower's home stay.
+    """
+    wanted, note = {"dataset": dataset, "share": share, "of": shares}, device / "share.json"
+    if read_json(note) == wanted if note.exists() else (device / INTERACTIONS).exists():
+        return
+    write_json(note, {})  # from here until the end neither this share's nor the owner's
+    for path in device.iterdir():
+        if path.name in (HOME, KEY, f"{KEY}.pub", note.name):
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    deal_share(Path(dataset), device, share, shares)
+    write_json(note, wanted)
+
+
+def _dataset(settings: Settings) -> Path:
+    """The run's dataset, converted where all containers see it."""
+    if settings.strategy != "fedvlr":
+        raise RunError(
+            f"clients are dealt interactions alone, and strategy {settings.strategy} needs towers: set fedvlr"
+        )
+    return prepared_dataset(settings.data, DATA, PUBLISHED / "datasets")
+
+
+def _completed(run: Path) -> bool:
+    status = run / "status.json"
+    return status.exists() and read_json(status)["state"] == "completed"
+
+
+def _write_report(run: Path, settings: Settings) -> None:
+    """What a completed run ended with, for people to read."""
+    with (run / "report.txt").open("w", encoding="utf-8") as file:
+        show_result(Console(file=file, width=REPORT_WIDTH), read_result(run), settings, run)
+
+
+def _shares() -> dict[str, Any]:
+    return read_json(SHARES) if SHARES.exists() else {}
+
+
+def _beat_while(condition: Callable[[], bool]) -> None:
+    """Show that this client lives, while `condition` holds."""
+    while condition():
+        BADGE.touch()
+        time.sleep(BEAT)
+
+
+@contextmanager
+def _joined() -> Iterator[Popen[bytes]]:
+    """Within it, this device has joined; afterwards it has signed off."""
+    command = ["tessera", "federate", "join", "--server", f"{SERVER_NAME}:{PORT}", "--data-dir", str(DEVICE)]
+    process = Popen([program(command[0]), *command[1:], "--ca", str(PUBLISHED / "ca.crt")])
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _become_owner(*folders: Path) -> None:
+    """Give up root for the owner of the checkout, who gets `folders` and the runs; for the image's user where that is root."""
+    there = CHECKOUT.stat()
+    user, group = (there.st_uid, there.st_gid) if there.st_uid else (USER, USER)
+    for folder in folders:
+        if folder.stat().st_uid != user:
+            for path in (folder, *folder.rglob("*")):
+                os.chown(path, user, group, follow_symlinks=False)
+    os.chown(RUNS, user, group)
+    os.setgroups([])
+    os.setgid(group)
+    os.setuid(user)
+
+
+if __name__ == "__main__":
+    try:
+        with terminable():
+            {"server": server, "client": client, "train": train}[sys.argv[1]]()
+    except TesseraError as error:
+        sys.exit(f"error: {error}")

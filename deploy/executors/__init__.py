@@ -1,0 +1,1 @@
+"""Three ways to run a job: in this process, on Ray, over gRPC."""

@@ -1,0 +1,71 @@
+"""`tessera train` without its options: from settings to a run's result, over any executor."""
+
+import shutil
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+from tessera.common.config.settings import Settings
+from tessera.common.errors import RunError
+from tessera.common.utils.atomic_files import read_json
+from tessera.common.utils.folder_lock import SERVING, alone, clear
+from tessera.deploy.job import Executor, Job, Report, deal, device_folders
+from tessera.server.run_folder import read_result, require
+
+EXECUTORS = {
+    "inline": "tessera.deploy.executors.inline",
+    "ray": "tessera.deploy.executors.ray",
+    "grpc": "tessera.deploy.executors.grpc",
+}
+DEVICES = "devices"
+
+
+def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, overwrite: bool) -> Job:
+    """Lay out a run's folder: deal the dataset's users out to device folders, or find those of the run to resume."""
+    n_nodes = settings.federation.nodes
+    if resume and overwrite:
+        raise RunError("--resume goes on with a run and --overwrite replaces it: pass one of them")
+    if overwrite and (run_dir / "config.yaml").exists():
+        with alone(run_dir, SERVING):  # a ServerApp whose `submit` was killed may still be at it
+            clear(run_dir)
+    require(run_dir, resume)
+    if resume:
+        dealt = len(list((run_dir / DEVICES).glob("node-*")))
+        if dealt != n_nodes:
+            raise RunError(f"{run_dir} was run with {dealt} nodes, not {n_nodes}: resume it with --nodes {dealt}")
+        folders = tuple(device_folders(run_dir / DEVICES, n_nodes))
+    else:
+        shutil.rmtree(run_dir / DEVICES, ignore_errors=True)  # of a run that never began
+        folders = deal_for(dataset, run_dir / DEVICES, settings)
+    return Job(settings, dataset.absolute(), tuple(folder.absolute() for folder in folders), run_dir.absolute(), resume)
+
+
+def deal_for(dataset: Path, out: Path, settings: Settings) -> tuple[Path, ...]:
+    """Deal a dataset out to one device folder a node below `out`, with all that the settings' strategy needs there.
+
+    Raises, before anything is written, `RunError` without PEFT and `DataError` without towers where the strategy needs them.
+    """
+    if settings.strategy == "fedvlr":
+        return deal(dataset, out, settings.federation.nodes)
+    if find_spec("peft") is None:
+        raise RunError("towers are adapted by PEFT, which is not installed: pip install --editable '.[mosaic]'")
+    from tessera.deploy.provisioning.towers import align, deal_questions, deal_towers
+
+    align(dataset, settings)
+    if settings.asks_questions:
+        folders = deal_questions(dataset, out, settings.federation.nodes)
+    else:
+        folders = deal(dataset, out, settings.federation.nodes)
+    deal_towers(dataset, folders, settings)
+    return folders
+
+
+def train(job: Job, executor: str, report: Report) -> dict[str, Any]:
+    """Carry out a job and return its result line. Raises `RunError` when it did not complete."""
+    execute = cast(Executor, import_module(EXECUTORS[executor]).execute)
+    execute(job, report)
+    status = read_json(job.run_dir / "status.json")
+    if status["state"] != "completed":
+        raise RunError(f"the run ended {status['state']}: {status['reason']}")
+    return read_result(job.run_dir)

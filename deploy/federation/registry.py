@@ -1,0 +1,78 @@
+"""Which devices a server knows: what Flower says of each, beside the key it was registered with, which Flower does not say.
+
+A server's folder notes each key in a file of its own, `devices/NUMBER.json`.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tessera.common.errors import RunError
+from tessera.common.utils.atomic_files import read_json, write_json
+from tessera.deploy.federation.certificates import check_public_key
+
+REVOKED = "revoked"
+STATES = {
+    "registered": ("registered", "created-at"),
+    "online": ("online", "online-at"),
+    "offline": ("offline", "offline-at"),
+    "unregistered": (REVOKED, "deleted-at"),
+}
+"""For each of Flower's states of a device: ours, and where Flower says since when."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device a server knows by its number. Of one that an older Tessera registered, `key` and `file` are ""."""
+
+    number: str
+    state: str
+    since: str
+    key: str
+    file: str
+
+
+def fingerprint(public_key: Path) -> str:
+    """A public key as `ssh-keygen -l` names it. Raises `CertificateError` for what is none."""
+    check_public_key(public_key)
+    blob = base64.b64decode(public_key.read_bytes().split()[1])
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def note(server: Path, number: str, public_key: Path) -> None:
+    """Note in a server's folder which key a device was registered with."""
+    write_json(_file(server, number), {"key": fingerprint(public_key), "file": str(public_key)})
+
+
+def roster(server: Path, nodes: Sequence[dict[str, Any]]) -> list[Device]:
+    """The devices that `nodes`, Flower's list, holds, with what is noted of them."""
+    devices = []
+    for node in nodes:
+        number, (state, since) = str(node["node-id"]), STATES[node["status"]]
+        noted = read_json(_file(server, number)) if _file(server, number).exists() else {"key": "", "file": ""}
+        devices.append(Device(number, state, node[since], noted["key"], noted["file"]))
+    return devices
+
+
+def find(devices: Sequence[Device], name: str) -> Device:
+    """The device with the number or the public key file `name`. Raises `TesseraError` when there is none."""
+    wanted = name if name.isdecimal() else fingerprint(Path(name))
+    for device in devices:
+        if wanted in (device.number, device.key):
+            return device
+    raise RunError(f"revoke: the server knows no device {name}; `tessera federate list` shows those it knows")
+
+
+def table(devices: Sequence[Device]) -> str:
+    """Devices line by line, under a heading."""
+    rows = [("device", "state", "since", "key", "registered from")]
+    rows += [(one.number, one.state, one.since, one.key or "-", one.file or "-") for one in devices]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _file(server: Path, number: str) -> Path:
+    return server / "devices" / f"{number}.json"

@@ -1,0 +1,1 @@
+"""Adapters on the server: who learns from whom, and the mix that each client gets."""

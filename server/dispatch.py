@@ -1,0 +1,270 @@
+"""The federation's nodes as the round loop sees them: ask all of them, add up what they answer."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from tessera.common.config.settings import FederationSettings
+from tessera.common.errors import RoundAbandoned, RunError, TesseraError
+from tessera.common.protocol.messages import Parcel, Task, Tensors, Update, array_bytes, pack_task
+from tessera.common.utils import counter_rng as seeds
+from tessera.server.aggregate import Answer
+from tessera.server.validation import (
+    FAILED,
+    LATE,
+    MALFORMED,
+    REFUSED,
+    REMEDIES,
+    STRAY,
+    Unfit,
+    Wanted,
+    degenerate,
+    taken,
+)
+
+log = logging.getLogger("tessera.server")
+POLL = 0.1
+TRIES = 3
+"""How often a node is asked the same within a question, when it fails or has lost the tensors it needs."""
+
+For = Callable[[str | None], Parcel]
+"""What goes to a client, or to a node of which no client is known yet."""
+Check = Callable[[Update], None]
+"""Raises a `TesseraError` for an update that cannot be taken."""
+
+
+def nothing(client: str | None) -> Parcel:
+    """No tensors."""
+    return Parcel({})
+
+
+@dataclass(frozen=True)
+class Question:
+    """A task as it goes to several nodes: what each is to hold for it, and what must be true of their answers."""
+
+    task: Task
+    parcels: Mapping[int, Parcel] = field(default_factory=dict)
+    facts: Tensors | None = None
+    counts: Mapping[str, torch.Size] = field(default_factory=dict)
+    check: Check = lambda update: None
+    tries: Counter[int] = field(default_factory=Counter)
+
+    def again(self, node: int) -> bool:
+        """Whether a node may be asked once more, which counts."""
+        self.tries[node] += 1
+        return self.tries[node] < TRIES
+
+    def alike(self, holds: Callable[[int], bool]) -> list[list[int]]:
+        """The nodes in groups that get the very same message."""
+        groups: dict[tuple[str, bool], list[int]] = {}
+        for node, parcel in self.parcels.items():
+            groups.setdefault((parcel.name, holds(node)), []).append(node)
+        return list(groups.values())
+
+
+class Nodes:
+    """All nodes of a federation, over Flower's Grid."""
+
+    def __init__(self, grid: Grid, settings: FederationSettings) -> None:
+        self.grid, self.settings = grid, settings
+        self._held: dict[int, str] = {}
+        self._clients: dict[int, str | None] = {}
+        self._late: dict[str, tuple[int, float]] = {}
+
+    def wait(self) -> None:
+        """Wait until as many nodes as the settings say are online. Raises `RunError` when they are not in time."""
+        deadline = time.monotonic() + self.settings.timeout
+        while (online := len(list(self.grid.get_node_ids()))) < self.settings.nodes:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"only {online} of {self.settings.nodes} nodes came online in {self.settings.timeout:g} s"
+                )
+            time.sleep(POLL)
+
+    def ask(
+        self,
+        task: Task,
+        parcel: For = nothing,
+        facts: Tensors | None = None,
+        check: Check = lambda update: None,
+        counts: Mapping[str, torch.Size] | None = None,
+    ) -> Answer:
+        """Give nodes `task` and add up their updates as they arrive, so memory does not grow with the nodes.
+
+        All are asked, and to train as many as the settings say. A client's parcel goes only to nodes that lack its tensors
+        by their content hash; `facts` always. Vectors come back by the names and shapes in `counts`, and no others. What is
+        unfit, or does not pass `check`, is dropped, counted and its node named. Raises `RoundAbandoned` when too few answered
+        in time (all nodes must where the answer stands for the whole run), and `RunError` when at least half of the answers
+        were of no use in the same way.
+        """
+        answer = Answer()
+        asked = self._draw(self._ready(task, answer), task)
+        parcels = {node: parcel(self._clients.get(node)) for node in asked}
+        question = Question(task, parcels, facts, counts or {}, check)
+        waiting: dict[str, int] = {}
+        for nodes in question.alike(lambda node: self._held.get(node) == parcels[node].name):
+            waiting |= self._send(nodes, question, answer)
+        self._gather(waiting, question, answer)
+        self._require(answer, task)
+        return answer
+
+    def _ready(self, task: Task, answer: Answer) -> list[int]:
+        """Wait until as many nodes are online as must answer, and, but for training, until none is still at an earlier task.
+
+        A node works off its tasks one after the other: one that owes an answer would answer this one ever later.
+        """
+        deadline = time.monotonic() + self.settings.timeout
+        while True:
+            self._drop_late()
+            online, owing = list(self.grid.get_node_ids()), {node for node, _ in self._late.values()}
+            ready = [node for node in online if node not in owing]
+            enough = len(ready) >= self._least(task) and (task.kind == "train" or len(ready) == len(online))
+            if enough or time.monotonic() > deadline:
+                break
+            time.sleep(POLL)
+        if 0 < len(online) < self.settings.nodes:
+            answer.troubles.append(f"only {len(online)} of {self.settings.nodes} nodes are online")
+        return ready
+
+    def _draw(self, ready: list[int], task: Task) -> list[int]:
+        """The nodes that get `task`: all, or those whose draw for a round of training is lowest."""
+        if task.kind != "train" or not self.settings.participants:
+            return ready
+        draws = {node: seeds.key("participants", task.settings.seed, task.round, node) for node in ready}
+        return sorted(ready, key=draws.__getitem__)[: self.settings.asked]
+
+    def _gather(self, waiting: dict[str, int], question: Question, answer: Answer) -> None:
+        """Take replies until all are in, enough are, or the time is over; nodes are `waiting` by message."""
+        enough = self.settings.participants if question.task.kind == "train" else 0
+        deadline = time.monotonic() + self.settings.timeout
+        while waiting and not 0 < enough <= answer.nodes:
+            began, heard = time.monotonic(), False
+            for message in list(waiting):
+                replies = self._pull(message)
+                heard = heard or replies != []
+                if replies is None:
+                    answer.drop(MALFORMED, waiting.pop(message), "sent what is no message")
+                for reply in replies or ():
+                    node = waiting.pop(message, None)
+                    # An error that the SuperLink reports speaks for the node that was asked.
+                    if node is None or (reply.has_content() and node != reply.metadata.src_node_id):
+                        answer.drop(STRAY, reply.metadata.src_node_id, "answered a second time, or for another node")
+                    elif self._take(reply, node, question, answer):
+                        waiting |= self._send([node], question, answer)
+                if 0 < enough <= answer.nodes:
+                    break
+            if not heard:
+                if time.monotonic() > deadline:  # only now: the inline nodes answer one after the other, when asked
+                    for node in waiting.values():
+                        answer.drop(LATE, node, f"did not answer in {self.settings.timeout:g} s")
+                    break
+                time.sleep(max(POLL, time.monotonic() - began))
+        if 0 < enough <= answer.nodes:  # whoever was not waited for is late, and no trouble
+            answer.dropped[LATE] += len(waiting)
+        forget = time.monotonic() + self.settings.timeout
+        self._late |= {message: (node, forget) for message, node in waiting.items()}
+
+    def _pull(self, message: str) -> list[Message] | None:
+        """The reply to one message, if it is there; None for one that cannot be read, which must cost no other node's."""
+        try:
+            return list(self.grid.pull_messages([message]))
+        except TesseraError:
+            raise
+        except Exception:
+            self.grid.get_node_ids()  # raises too where it is the server that cannot be reached
+            return None
+
+    def _drop_late(self) -> None:
+        """Drop what has come to questions that were closed without it, and was counted then: its round is over."""
+        for message, (_, forget) in list(self._late.items()):
+            if self._pull(message) != [] or time.monotonic() > forget:
+                del self._late[message]
+
+    def _send(self, nodes: list[int], question: Question, answer: Answer) -> dict[str, int]:
+        """Send nodes that are to get the same parcel their messages; return the nodes by message."""
+        task, parcel = question.task, question.parcels[nodes[0]]
+        tensors = None if self._held.get(nodes[0]) == parcel.name or not parcel.tensors else parcel.content
+        content = pack_task(replace(task, tensors=parcel.name), tensors, question.facts)
+        kind = task.kind if task.kind in ("train", "evaluate") else "query"
+        messages = [Message(content, node, kind, group_id=str(task.round)) for node in nodes]
+        pushed = list(self.grid.push_messages(messages))
+        if len(pushed) < len(nodes):
+            raise RunError(
+                f"round {task.round}: Flower's SuperLink does not take a message of {array_bytes(content)} bytes"
+            )
+        for node in (node for message, node in zip(pushed, nodes, strict=True) if not message):
+            answer.drop(FAILED, node, "cannot be sent to; it was revoked a moment ago")
+        sent = {message: node for message, node in zip(pushed, nodes, strict=True) if message}
+        answer.bytes_down += array_bytes(content) * len(sent)
+        return sent
+
+    def _take(self, reply: Message, node: int, question: Question, answer: Answer) -> bool:
+        """Add one reply to the answer; true when the node is to be asked again."""
+        if reply.has_error():
+            if question.task.kind != "train" and question.again(node):
+                return True
+            answer.drop(FAILED, node, f"failed: {reply.error.reason}")
+            return False
+        records = reply.content.config_records
+        if "missing" in records:
+            self._held.pop(node, None)
+            if question.again(node):
+                return True
+            answer.drop(FAILED, node, "keeps losing the tensors it is sent")
+            return False
+        if "refusal" in records:
+            answer.drop(REFUSED, node, f"refused: {records['refusal'].get('reason', '')!s}")
+            return False
+        answer.bytes_up += array_bytes(reply.content)
+        try:
+            answer.update += self._fitting(reply, node, question)
+        except Unfit as unfit:
+            answer.drop(unfit.kind, node, f"returned something {unfit.kind}: {unfit}")
+            answer.lost += unfit.sums
+            return False
+        answer.nodes += 1
+        self._held[node] = question.parcels[node].name or self._held.get(node, "")
+        return False
+
+    def _fitting(self, reply: Message, node: int, question: Question) -> Update:
+        """The update of a node that has been looked at from all sides. Raises `Unfit`."""
+        wanted = Wanted(question.task, question.parcels[node].tensors, question.counts, self.settings.largest_gradient)
+        update = taken(reply.content, wanted)
+        try:
+            self._know(node, update)
+            question.check(update)
+        except Exception as error:
+            raise Unfit(MALFORMED, str(error) or type(error).__name__) from None
+        return update
+
+    def _know(self, node: int, update: Update) -> None:
+        """Keep a node's client. Raises `RunError` when it sends for another than before, for another node's, or for several."""
+        known, said = self._clients.get(node), next(iter(update.towers), None)
+        others = {client for other, client in self._clients.items() if other != node and client}
+        if len(update.towers) > 1 or (known and said != known) or said in others:
+            raise RunError("it speaks for another client than its own")
+        self._clients[node] = said
+
+    def _least(self, task: Task) -> int:
+        """How many nodes must answer: all that the run began with, where their answer stands for the whole run."""
+        if task.kind in ("census", "power"):
+            return max(self.settings.nodes, self.settings.min_nodes)
+        return self.settings.least if task.kind == "train" else self.settings.min_nodes
+
+    def _require(self, answer: Answer, task: Task) -> None:
+        for kind, remedy in REMEDIES.items():
+            if answer.dropped[kind] and answer.dropped[kind] >= answer.nodes:
+                _, told = degenerate(task.kind, answer.update.sums + answer.lost) or ("", answer.troubles[-1])
+                raise RunError(f"round {task.round}: {told}; {remedy}")
+        for trouble in answer.troubles:
+            log.warning("round %d, %s: %s", task.round, task.kind, trouble)
+        if answer.nodes < (least := self._least(task)):
+            why = "; ".join(answer.troubles) or "no node is online"
+            reason = f"round {task.round}: {answer.nodes} nodes answered to {task.kind}, {least} must: {why}"
+            raise RoundAbandoned(reason, answer.dropped)

@@ -1,0 +1,60 @@
+"""What the layers that carry P and Q get and give while a reader answers public questions, and what that is worth."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from tessera.common.data.questions import NOTHING
+from tessera.common.towers.qa_reader import Reader
+from tessera.common.utils import counter_rng as seeds
+from tessera.server.pretraining.alignment import Activations
+from tessera.server.pretraining.reader_training import Eyes, Quiz
+
+DIRECTIONS = 2
+"""Random directions in which answers are pulled, beside that from the wrong choices to the right one."""
+
+
+def activations(reader: Reader, places: Mapping[str, str], eyes: Eyes, quiz: Quiz) -> dict[str, Activations]:
+    """What the modules of `places` see, by place: a row a position that is present, in the same order for all readers.
+
+    The pulls are on the answer as a unit vector, in directions that are the same for all readers too.
+    """
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def watch(module: nn.Module, place: str) -> torch.utils.hooks.RemovableHandle:
+        def keep(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            inputs[place] = given[0].detach()
+            outputs[place] = output if output.requires_grad else output.requires_grad_()
+            return outputs[place]
+
+        return module.register_forward_hook(keep)
+
+    hooks = [watch(reader.get_submodule(module), place) for module, place in places.items()]
+    try:
+        with torch.enable_grad():
+            answered = normalize(eyes.answer(reader, quiz), dim=1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    pulls = [torch.autograd.grad(answered, list(outputs.values()), way, retain_graph=True) for way in _ways(quiz)]
+    present = quiz.present
+    return {
+        place: Activations(
+            inputs[place][present],
+            outputs[place].detach()[present],
+            torch.cat([pull[number][present] for pull in pulls]),
+        )
+        for number, place in enumerate(outputs)
+    }
+
+
+def _ways(quiz: Quiz) -> list[Tensor]:
+    """Directions of the answers, [n, dim] each: from the wrong choices to the right one, and random ones."""
+    wrong = (quiz.questions.choices[..., 0] != NOTHING).sum(1, keepdim=True) - 1
+    right = quiz.right - (quiz.offered.sum(1) - quiz.right) / wrong
+    counters = torch.arange(right.numel(), dtype=torch.int64)
+    drawn = [seeds.normal(seeds.key("way", number), counters).view_as(right) for number in range(DIRECTIONS)]
+    return [right, *(normalize(way, dim=1) for way in drawn)]

@@ -1,0 +1,67 @@
+"""The shared start of a federation of different towers: A and B of every place, aligned on public pretext questions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tessera.common.data.catalogue import Catalogue, load_catalogue
+from tessera.common.errors import DataError
+from tessera.common.towers.adapter_placement import placement
+from tessera.common.towers.aligned_init import STACKS
+from tessera.common.towers.io import load_reader, tower_path
+from tessera.common.towers.projections import Projections
+from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils.atomic_files import read_tensors
+from tessera.server.pretraining.activations import activations
+from tessera.server.pretraining.alignment import ALIGNMENTS
+from tessera.server.pretraining.pretext_tasks import Pretext
+from tessera.server.pretraining.reader_training import Eyes, Quiz
+
+ASKED, LOST = 600, 0.4
+"""Pretext questions that towers are aligned on, some 2,000 positions, and the share of their words that are replaced: what
+devices will be asked is in words that no pretext has."""
+
+
+def eyes_of(catalogue: Catalogue) -> Eyes:
+    """What readers look at. Raises `DataError` when a modality is missing."""
+    for name in ("image", "text"):
+        if name not in catalogue.features:
+            raise DataError(f"readers need features of the modality {name!r}: convert the dataset with an encoder")
+    image, text = (torch.from_numpy(catalogue.features[name].standardised()) for name in ("image", "text"))
+    return Eyes(image, text)
+
+
+def public_rows(dataset: Path, catalogue: Catalogue) -> Tensor:
+    """The items [n] that may be asked about in public: those a dataset of questions names, or all with both modalities."""
+    path = dataset / "questions" / "public.safetensors"
+    if path.is_file():
+        return read_tensors(path)[0]["rows"]
+    both = catalogue.features["image"].present & catalogue.features["text"].present
+    return torch.from_numpy(np.flatnonzero(both))
+
+
+def shared_start(
+    dataset: Path, classes: Sequence[str], rank: int, n_blocks: int, alignment: str
+) -> dict[str, dict[str, Projections]]:
+    """The frozen matrices of every place by device class, from the fitted readers of `dataset`.
+
+    The same files give the same start. Raises `DataError` when a reader was not fitted, `ConfigError` when `rank` or
+    `n_blocks` do not fit.
+    """
+    catalogue = load_catalogue(dataset)
+    eyes = eyes_of(catalogue)
+    world = Pretext.of(eyes.image, eyes.text, public_rows(dataset, catalogue))
+    quiz = Quiz.of(world, ASKED, seeds.key("alignment"), LOST)
+    seen = []
+    for name in classes:
+        reader = load_reader(tower_path(dataset, name))
+        seen.append(activations(reader, placement(reader, STACKS, n_blocks)[1], eyes, quiz))
+    start: dict[str, dict[str, Projections]] = {name: {} for name in classes}
+    for place in seen[0]:
+        aligned = ALIGNMENTS[alignment]([tower[place] for tower in seen], rank, seeds.key("start", place))
+        for name, own in zip(classes, aligned, strict=True):
+            start[name][place] = own
+    return start

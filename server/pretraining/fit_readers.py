@@ -1,0 +1,93 @@
+"""Fit the towers of a dataset: from the largest class to the smaller ones that are derived from it."""
+
+from collections.abc import Callable, Collection, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tessera.common.config.settings import Settings
+from tessera.common.data.catalogue import Catalogue, load_catalogue
+from tessera.common.errors import ConfigError, DataError
+from tessera.common.towers.io import load_reader, read_about, save_reader, tower_path
+from tessera.common.towers.qa_reader import Reader
+from tessera.common.towers.transformer import SIZES
+from tessera.common.utils.atomic_files import digest
+from tessera.server.pretraining import reader_training as distillation
+from tessera.server.pretraining.aligned_init import eyes_of, public_rows
+from tessera.server.pretraining.pretext_tasks import TASKS, Pretext
+
+TEACHER = "base"
+
+Begin = Callable[[str, int], Callable[[], None]]
+"""Told what begins and how many steps it takes; what it returns is called after each."""
+
+
+def fit_towers(dataset: Path, classes: Sequence[str], steps: int, begin: Begin) -> dict[str, dict[str, Any]]:
+    """Fit the readers of `classes` and return what is told about each.
+
+    `begin` is called with a class and its steps before a fit, and what it returns after each step. A fit that lies there
+    from the same content and settings is not repeated. Raises `ConfigError` for an unknown class, `DataError` for a dataset
+    without pictures or texts.
+    """
+    refuse_unknown("device class", classes, SIZES)
+    catalogue = load_catalogue(dataset)
+    eyes, rows = eyes_of(catalogue), public_rows(dataset, catalogue)
+    world = cache(lambda: Pretext.of(eyes.image, eyes.text, rows))  # seconds, for nothing where all fits are there
+    told: dict[str, dict[str, Any]] = {}
+    teacher: Reader | None = None
+    names = ("BATCH", "RATE", "TOWARDS", "HIDDEN", "LOST", "LOST_DERIVED", "N_BLOCKS")
+    constants = {name: getattr(distillation, name) for name in names}
+    questions = [(instruction, weight) for instruction, _, weight in TASKS]
+    content = content_hash(catalogue, rows, steps, constants, questions)
+    for name in (TEACHER, *(name for name in SIZES if name in classes and name != TEACHER)):
+        path, key = tower_path(dataset, name), digest(f"{content} {name} {SIZES[name]}".encode())
+        if not is_fitted(path, key):
+            reader = distillation.fit(SIZES[name], world(), eyes, teacher, steps, begin(name, steps))
+            right = distillation.accuracy(reader, world().about(held_out(catalogue, rows)), eyes)
+            about = {"class": name, "key": key, "accuracy": right}
+            save_reader(reader, path, about)
+        told[name] = read_about(path)
+        teacher = load_reader(path) if name == TEACHER else teacher
+    return {name: told[name] for name in classes}
+
+
+def ensure_towers(dataset: Path, settings: Settings, tell: Callable[[str], None]) -> None:
+    """Fit the towers that a run needs, unless they are there. `tell` hears of each fit: it takes minutes."""
+
+    def begin(name: str, steps: int) -> Callable[[], None]:
+        tell(f"fitting the tower {name!r} on the catalogue, {steps} steps: minutes, once for this dataset")
+        return lambda: None
+
+    fit_towers(dataset, settings.mosaic.classes, distillation.STEPS, begin)
+
+
+def refuse_unknown(what: str, asked: Sequence[str], known: Collection[str]) -> None:
+    """Raise `ConfigError` that names the first of `asked` that is not among the `known`."""
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise ConfigError(f"there is no {what} {unknown[0]!r}; known are {', '.join(known)}")
+
+
+def is_fitted(path: Path, key: str, kind: str = "reader") -> bool:
+    """Whether what lies at `path` is what a fit would give."""
+    try:
+        return bool(read_about(path, kind)["key"] == key)
+    except (DataError, KeyError):
+        return False
+
+
+def content_hash(catalogue: Catalogue, rows: Tensor, steps: int, *settings: object) -> str:
+    """Hash of all that a fit depends on, but for the class."""
+    features = [catalogue.features[name].sha256 for name in ("image", "text")]
+    return digest(repr((features, rows.tolist(), steps, *settings)).encode())
+
+
+def held_out(catalogue: Catalogue, rows: Tensor) -> Tensor:
+    """The items that a fit never sees, [n]; where there are none, those it sees."""
+    both = catalogue.features["image"].present & catalogue.features["text"].present
+    both[rows.numpy()] = False
+    return torch.from_numpy(np.flatnonzero(both)) if both.any() else rows

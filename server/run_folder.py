@@ -1,0 +1,183 @@
+"""A run's folder: its resolved settings, its metrics as JSON lines, and checkpoints it can go on from.
+
+config.yaml  status.json  metrics.jsonl  checkpoints/round-000012.safetensors
+"""
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+
+from tessera.common.config.loading import load_settings
+from tessera.common.config.settings import Settings
+from tessera.common.errors import ConfigError, DamagedError, DataError, RunError, StorageError
+from tessera.common.protocol.messages import Tensors
+from tessera.common.utils.atomic_files import (
+    read_json,
+    read_tensors,
+    storing,
+    sweep,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
+
+log = logging.getLogger("tessera.server")
+KEPT = 3
+Report = Callable[[dict[str, Any]], None]
+"""Called with each line of a run's metrics as it is written."""
+SCORED = ("round", "evaluation")
+"""Lines of the metrics that may hold scores: of a round, or of an evaluation after one that was abandoned."""
+MAY_CHANGE = frozenset({"rounds", "device", "federation", "simulation"})
+
+
+@dataclass
+class RunFolder:
+    """One run's folder, open for writing. `run` tells this run's private states on the devices from another's."""
+
+    path: Path
+    run: str
+    listener: Report | None = None
+
+    @classmethod
+    def create(cls, path: Path, settings: Settings) -> "RunFolder":
+        """Start a new run. Raises `RunError` when the folder holds one already."""
+        require(path, resume=False)
+        sweep(path)
+        folder = cls(path, f"{settings.name}-{uuid4().hex[:8]}")
+        folder.status("running")  # before config.yaml, which says that there is a run
+        write_bytes(path / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False).encode())
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path, settings: Settings) -> "RunFolder":
+        """Go on with a run. Raises `ConfigError` when its settings differ in more than rounds, device and federation."""
+        require(path, resume=True)
+        before = load_settings(path / "config.yaml").model_dump()
+        changed = [
+            name for name, value in settings.model_dump().items() if before[name] != value and name not in MAY_CHANGE
+        ]
+        if changed:
+            raise ConfigError(
+                f"{path} was run with another {changed[0]!r}; a resumed run may change only {', '.join(sorted(MAY_CHANGE))}"
+            )
+        folder = cls(path, read_json(path / "status.json")["run"])
+        sweep(path)
+        sweep(path / "checkpoints")
+        folder.status("running")
+        return folder
+
+    def status(self, state: str, reason: str = "") -> None:
+        """Record whether the run is running, completed or failed, and why."""
+        write_json(self.path / "status.json", {"run": self.run, "state": state, "reason": reason})
+
+    def fail(self, reason: str) -> None:
+        """Record why the run failed, unless the disk that it failed for has no room for that either."""
+        with suppress(StorageError):
+            self.status("failed", reason)
+
+    def report(self, line: dict[str, Any]) -> None:
+        """Append one line to the metrics."""
+        path = self.path / "metrics.jsonl"
+        with storing(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.listener:
+            self.listener(line)
+
+    def save(self, round: int, tensors: Tensors, progress: dict[str, Any]) -> None:
+        """Write the checkpoint of `round`, and drop the oldest beyond three."""
+        write_tensors(self._checkpoint(round), tensors, {"progress": json.dumps(progress)})
+        self._drop(round)
+
+    def load(self) -> tuple[int, dict[str, Any], Tensors] | None:
+        """Read the newest checkpoint that is whole, as (round, progress, tensors); a corrupt one is skipped with a warning.
+
+        What was reported after that round is taken out of the metrics: those rounds will run again. Raises `RunError` when
+        there are checkpoints, but none is whole; then nothing is changed.
+        """
+        rounds = self._rounds()
+        for round in reversed(rounds):
+            try:
+                tensors, metadata = read_tensors(self._checkpoint(round))
+                progress = json.loads(metadata["progress"])
+            except (DamagedError, KeyError, ValueError) as error:
+                log.warning("checkpoint of round %d is skipped: %s", round, error)
+                continue
+            self._forget_after(round)
+            return round, progress, tensors
+        if rounds:
+            names = ", ".join(self._checkpoint(round).name for round in rounds)
+            raise RunError(
+                f"none of the checkpoints {names} in {self.path / 'checkpoints'} is whole: restore one from a backup, or "
+                "begin the run again in another folder"
+            )
+        self._forget_after(-1)
+        return None
+
+    def _forget_after(self, round: int) -> None:
+        before = read_metrics(self.path)
+        lines = [line for line in before if line.get("round", 0) <= round and line["kind"] != "result"]
+        if lost := [line["round"] for line in before if line["kind"] == "round" and line["round"] > round]:
+            log.warning("rounds after %d, up to %d, run again: there is no checkpoint of them", max(round, 0), lost[-1])
+        write_bytes(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+        self._drop(round)
+
+    def _drop(self, newest: int) -> None:
+        """Remove the checkpoints after `newest`, and up to it the oldest beyond three."""
+        rounds = self._rounds()
+        kept = [round for round in rounds if round <= newest][-KEPT:]
+        for other in (round for round in rounds if round not in kept):
+            self._checkpoint(other).unlink()
+
+    def durable(self) -> tuple[int, ...]:
+        """Rounds there are checkpoints of; a run that never saved one would begin again, before round 1."""
+        return tuple(self._rounds()) or (0,)
+
+    def _rounds(self) -> list[int]:
+        names = (
+            re.fullmatch(r"round-(\d{6})\.safetensors", path.name) for path in (self.path / "checkpoints").glob("*")
+        )
+        return sorted(int(name.group(1)) for name in names if name)
+
+    def _checkpoint(self, round: int) -> Path:
+        return self.path / "checkpoints" / f"round-{round:06d}.safetensors"
+
+
+def require(path: Path, resume: bool) -> None:
+    """Raise `RunError` unless `path` holds a run to resume or, to start one, none."""
+    there = (path / "config.yaml").exists()
+    if resume and not there:
+        raise RunError(f"{path} holds no run to resume")
+    if there and not resume:
+        raise RunError(f"{path} holds a run already: go on with it by --resume, or replace it by --overwrite")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read a run's metrics; a last line cut short by a kill is left out. Raises `DataError` that names a damaged one."""
+    file = path / "metrics.jsonl"
+    if not file.exists():
+        return []
+    lines = []
+    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), 1):
+        try:
+            lines += [json.loads(line)] if line.endswith(b"\n") else []
+        except ValueError:
+            raise DataError(f"{file}, line {number}, is damaged: remove the line, or restore the file") from None
+    return lines
+
+
+def read_scores(path: Path) -> list[dict[str, float]]:
+    """The scores of a run's evaluations, one after the other."""
+    return [line["scores"] for line in read_metrics(path) if line["kind"] in SCORED and "scores" in line]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a completed run ended with."""
+    return next(line for line in reversed(read_metrics(path)) if line["kind"] == "result")

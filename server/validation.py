@@ -1,0 +1,125 @@
+"""What is taken of what nodes return, and what is dropped: each for a reason that is counted, and said with the node's number.
+
+Nothing that is dropped changes anything: it is not added, and a round goes on with the rest. Nodes are not trusted: whatever
+they send is taken, or `Unfit`.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from flwr.app import RecordDict
+
+from tessera.common.errors import NotFiniteError
+from tessera.common.metrics.ranking import Sums
+from tessera.common.protocol.codecs import decode, rotation
+from tessera.common.protocol.messages import Kind, Task, Tensors, Update, check_gradients, in_answer_to, unpack_update
+from tessera.common.utils.torch_device import finite
+
+FAILED, REFUSED, LATE, STRAY = "failed", "refused", "late", "stray"
+MALFORMED, NONFINITE, CONSTANT, LARGE = "malformed", "nonfinite", "constant", "large"
+REMEDIES = {NONFINITE: "lower the learning rates", CONSTANT: "nothing was learnt: check losses and rates"}
+"""What ails most nodes is the run's own fault, and this is what to do."""
+SIGNED = "loss"
+"""The only sum that may be negative."""
+FIGURES: Mapping[Kind, frozenset[str]] = {
+    "census": frozenset({"users", "events", "withheld", "validation", "test"}),
+    "power": frozenset(),
+    "train": frozenset({"users", SIGNED, NONFINITE}),
+    "evaluate": frozenset({"evaluated", CONSTANT, NONFINITE}),
+    "baselines": frozenset({"evaluated", CONSTANT, NONFINITE}),
+}
+"""The plain sums of each task."""
+SCORES: Mapping[Kind, re.Pattern[str]] = {
+    "evaluate": re.compile(r"[\w-]{1,40}/[\w-]{1,40}/[\w@]{1,40}"),
+    "baselines": re.compile(r"[\w-]{1,40}(/[\w-]{1,40}){1,2}/[\w@]{1,40}"),
+}
+"""Names of scores, like "test/all/hr@50", where a task has some; of a baseline after its own name."""
+
+
+class Unfit(Exception):
+    """An update that cannot be added to others': `kind` is what such are counted as, `sums` what it says of its users."""
+
+    def __init__(self, kind: str, reason: str, sums: Sums | None = None) -> None:
+        super().__init__(reason)
+        self.kind, self.sums = kind, sums or Sums()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an update must fit: the tensors its node had, the shapes of counts that may come, and a bound of its gradients'
+    norm by weight, where 0 is none."""
+
+    task: Task
+    sent: Tensors
+    counts: Mapping[str, torch.Size]
+    largest: float
+
+
+def taken(content: RecordDict, wanted: Wanted) -> Update:
+    """Read a node's update. Raises `Unfit` when it answers another task, is malformed, not finite or too large."""
+    task = wanted.task
+    try:
+        if dict(content.config_records.get("answers", {})) != dict(in_answer_to(task)):
+            raise Unfit(STRAY, "it answers another task than this round's")
+        update = _read(content, task, wanted.sent)
+        _check_sums(update, task.kind)
+        _check_counts(update.counts, wanted.counts)
+        if task.kind == "train":
+            check_gradients(update, wanted.sent)
+            _check_size(update, wanted.largest)
+        elif update.gradients:
+            raise Unfit(MALFORMED, f"gradients, which nobody wants of {task.kind}")
+    except Unfit:
+        raise
+    except NotFiniteError as error:
+        raise Unfit(NONFINITE, str(error)) from None
+    except Exception as error:  # whatever a node has made up
+        raise Unfit(MALFORMED, str(error) or type(error).__name__) from None
+    return update
+
+
+def degenerate(kind: Kind, sums: Sums) -> tuple[str, str] | None:
+    """Whether users' losses or scores are useless, as (what it counts as, how many of how many); never whose."""
+    if kind == "train" and sums[NONFINITE]:
+        return NONFINITE, f"the loss of {sums[NONFINITE]:.0f} of {sums['users']:.0f} users is not finite"
+    if kind == "evaluate":
+        for what, words in ((NONFINITE, "not finite"), (CONSTANT, "all the same")):
+            if sums[what]:
+                return what, f"the scores of {sums[what]:.0f} of {sums['evaluated']:.0f} users are {words}"
+    return None
+
+
+def _read(content: RecordDict, task: Task, sent: Tensors) -> Update:
+    update, wire, shapes = unpack_update(content), task.settings.wire, {name: tuple(sent[name].shape) for name in sent}
+    gradients = decode(update.gradients, shapes, wire.gradients, rotation(task.settings.seed, task.round))
+    return replace(update, gradients=gradients)
+
+
+def _check_sums(update: Update, kind: Kind) -> None:
+    """Whether weight and sums are those of the task, and proper numbers."""
+    for name in update.sums.values.keys() - FIGURES[kind]:
+        if kind not in SCORES or not SCORES[kind].fullmatch(name):
+            raise Unfit(MALFORMED, f"a sum called {name!r}")
+    if said := degenerate(kind, update.sums):
+        raise Unfit(*said, update.sums)
+    if not all(map(math.isfinite, (update.weight, *update.sums.values.values()))):
+        raise Unfit(NONFINITE, "its weight or a sum of its metrics is no finite number")
+    if update.weight < 0 or any(value < 0 for name, value in update.sums.values.items() if name != SIGNED):
+        raise Unfit(MALFORMED, "its weight or a sum of its metrics is negative")
+
+
+def _check_counts(counts: Tensors, wanted: Mapping[str, torch.Size]) -> None:
+    for name, value in counts.items():
+        if value.shape != wanted.get(name) or value.dtype != torch.float32:
+            raise Unfit(MALFORMED, f"{name!r} of shape {tuple(value.shape)} and type {value.dtype}")
+        if not finite(value):
+            raise Unfit(NONFINITE, f"{name!r} is not finite")
+
+
+def _check_size(update: Update, largest: float) -> None:
+    norm = math.hypot(*(float(g.double().norm()) for g in update.gradients.values())) if largest else 0.0
+    if norm > largest * update.weight:
+        raise Unfit(LARGE, f"its gradients have a norm above {largest:g} for each unit of its weight")

@@ -1,0 +1,246 @@
+"""What each regime trains, sends, takes in and answers with, on a tiny reader and made-up questions."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+pytest.importorskip("peft", reason="the extra `test` or `clip` installs PEFT")
+
+from peft import PeftModel
+
+from tessera.client.adapters.attach import attach, lora_tensors, pq_tensors, receive
+from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, GatedLinear, weigh
+from tessera.client.methods import METHODS, Lesson, answer
+from tessera.client.methods.base import learnt
+from tessera.client.methods.feddat import divergence
+from tessera.client.methods.feddpa import MOST, REFERENCES
+from tessera.client.qa_dataset import Bank
+from tessera.common.config.settings import MosaicSettings
+from tessera.common.data.questions import PICTURE, TEXT, WORD, Codebook, Questions
+from tessera.common.registry.methods import REGIMES
+from tessera.common.towers.qa_reader import Reader
+from tessera.common.towers.transformer import TowerSize
+from tessera.common.utils import counter_rng as seeds
+
+N_ITEMS = 40
+SHORT = MosaicSettings(steps=8, batch=8, learning_rate=2e-3, pq_learning_rate=1e-2)
+every_regime = pytest.mark.parametrize("name", REGIMES)
+
+
+def draw(purpose: str, *shape: int) -> Tensor:
+    size = int(torch.tensor(shape).prod())
+    return seeds.normal(seeds.key("regimes-test", purpose), torch.arange(size)).view(shape)
+
+
+@cache
+def asked(n: int = 200, purpose: str = "own") -> Bank:
+    """Which of two items has more of the first feature: a poster and an overview, answered in words."""
+    features = draw("features", N_ITEMS, 8)
+    items = (draw(purpose, n, 2).abs() * 1000).long() % N_ITEMS
+    kinds = torch.tensor([PICTURE, TEXT]).expand(n, 2)
+    choices = torch.stack([torch.full((n, 2), WORD), torch.tensor([0, 1]).expand(n, 2)], -1)
+    words, image, text = (normalize(draw(part, rows, 64), dim=1) for part, rows in (("w", 2), ("i", 40), ("t", 40)))
+    more = features[items, 0].argmax(1)
+    questions = Questions(
+        torch.zeros(n, dtype=torch.int64),
+        torch.stack([kinds, items], -1),
+        choices,
+        more,
+        ("more",),
+        ("which has more",),
+    )
+    with torch.no_grad():
+        sight = reader().look(features, features)
+    return Bank.of(questions, Codebook(words, image, text, ("first", "second")), sight)
+
+
+def reader() -> Reader:
+    torch.manual_seed(0)
+    return Reader(TowerSize(32, 2), 8, 8).eval()
+
+
+def adapted(name: str) -> PeftModel:
+    bank = asked()
+    n_blocks = 1 if REGIMES[name].pq else 0
+    model = attach(reader(), {"reader": "layers"}, 4, lambda m: bank.vectors(m, torch.arange(8)), n_blocks=n_blocks)
+    METHODS[name].prepare(model)
+    return model
+
+
+def lesson(model: PeftModel, training: MosaicSettings = SHORT, round: int = 1) -> Lesson:
+    return Lesson(model, asked(), training, seeds.key("lesson", 0, "client", round))
+
+
+def stir(model: PeftModel, branch: str, scale: float = 0.2) -> None:
+    """Move what a branch learns, which is all that `receive` replaces."""
+    tensors = pq_tensors(model, branch) | lora_tensors(model, branch)
+    receive(model, {name: value + scale * draw(name + branch, *value.shape) for name, value in tensors.items()}, branch)
+
+
+def copied(model: PeftModel, branch: str) -> Tensor:
+    return torch.cat([parameter.detach().flatten().clone() for parameter in learnt(model, branch)])
+
+
+def gates(model: PeftModel) -> Tensor:
+    return torch.stack([layer.lora_gate[LOCAL].detach() for layer in model.modules() if isinstance(layer, GatedLinear)])
+
+
+def test_every_regime_is_known_to_both_sides() -> None:
+    assert METHODS.keys() == REGIMES.keys()
+    for name, regime in REGIMES.items():
+        assert (METHODS[name].uploads is None) == (regime.shares == "nothing")
+
+
+@every_regime
+def test_a_device_answers_like_the_frozen_reader_before_it_learns_and_better_afterwards(name: str) -> None:
+    model, method, bank = adapted(name), METHODS[name], asked()
+    rows = torch.arange(len(bank))
+    before = method.logits(model, bank, bank)
+    torch.testing.assert_close(before, bank.logits(reader(), rows), rtol=0, atol=1e-4)
+    method.train(lesson(model, MosaicSettings(steps=40, batch=16, learning_rate=2e-3, pq_learning_rate=1e-2)))
+    after = method.logits(model, bank, bank)
+    assert float(bank.loss(after, rows)) < float(bank.loss(before, rows)) - 0.02
+
+
+@every_regime
+def test_all_regimes_read_the_same_number_of_batches(name: str) -> None:
+    model, forward, backward = adapted(name), list[int](), list[int]()
+
+    def count(module: object, given: object, output: Tensor) -> None:
+        forward.append(1)
+        output.register_hook(lambda _: backward.append(1))  # type: ignore[no-untyped-call]
+
+    model.get_base_model().register_forward_hook(count)
+    METHODS[name].train(lesson(model))
+    assert (len(forward), len(backward)) == (SHORT.steps, SHORT.steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "sent", "received"),
+    [
+        ("sft", {LOCAL}, None, GLOBAL),
+        ("fedit", {LOCAL}, LOCAL, LOCAL),
+        ("ditto", {LOCAL, GLOBAL}, GLOBAL, GLOBAL),
+        ("fedsim", {LOCAL, GLOBAL}, GLOBAL, GLOBAL),
+        ("feddpa", {LOCAL, GLOBAL}, GLOBAL, GLOBAL),
+        ("feddat", {LOCAL, GLOBAL}, GLOBAL, GLOBAL),
+        ("pq", {LOCAL}, LOCAL, GLOBAL),
+        ("fedmosaic", {LOCAL}, LOCAL, GLOBAL),
+    ],
+)
+def test_what_is_trained_what_is_sent_and_where_the_merged_goes(
+    name: str, trained: set[str], sent: str | None, received: str
+) -> None:
+    model, method = adapted(name), METHODS[name]
+    stir(model, GLOBAL)
+    before = {branch: copied(model, branch) for branch in (LOCAL, GLOBAL)}
+    method.train(lesson(model))
+    assert {branch for branch, value in before.items() if not torch.equal(value, copied(model, branch))} == trained
+    assert (method.uploads, method.receives) == (sent, received)
+    gated = name in ("pq", "fedmosaic")  # elsewhere the gate never counts, and never moves
+    assert bool((gates(model) != 0).all()) == gated
+    assert bool((gates(model) == 0).all()) == (not gated)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("fedit", True),
+        ("ditto", False),
+        ("fedsim", True),
+        ("feddpa", True),
+        ("feddat", True),
+        ("fedmosaic", True),
+    ],
+)
+def test_what_the_server_merged_changes_the_answers_at_once_where_it_takes_part_in_them(
+    name: str, changes: bool
+) -> None:
+    model, method, bank = adapted(name), METHODS[name], asked()
+    before = method.logits(model, bank, bank)
+    stir(model, method.receives)
+    assert torch.allclose(method.logits(model, bank, bank), before, atol=1e-4) != changes
+    alone = answer(model, bank, [method.receives])
+    assert not torch.allclose(alone, before, atol=1e-3)
+    if name == "fedit":
+        torch.testing.assert_close(method.logits(model, bank, bank), alone)
+
+
+@every_regime
+def test_a_round_can_be_repeated_and_the_next_one_draws_other_questions(name: str) -> None:
+    def trained(round: int) -> Tensor:
+        model = adapted(name)
+        METHODS[name].train(lesson(model, round=round))
+        return torch.cat([copied(model, LOCAL), copied(model, GLOBAL), gates(model)])
+
+    assert torch.equal(trained(1), trained(1))
+    assert not torch.equal(trained(1), trained(2))
+
+
+def test_a_batch_is_drawn_by_round_and_step_from_all_questions() -> None:
+    model = adapted("sft")
+    drawn = [lesson(model, round=round).rows(step) for round in (1, 2) for step in (0, 1)]
+    assert len({tuple(rows.tolist()) for rows in drawn}) == 4
+    many = torch.cat([lesson(model).rows(step) for step in range(200)])
+    assert set(many.tolist()) == set(range(len(asked())))
+
+
+def test_the_penalty_of_ditto_holds_the_personal_branch_to_the_average_that_came() -> None:
+    def distance(proximity: float) -> float:
+        model = adapted("ditto")
+        stir(model, GLOBAL)
+        average = pq_tensors(model, GLOBAL) | lora_tensors(model, GLOBAL)
+        receive(model, average, LOCAL)
+        came = copied(model, GLOBAL)
+        training = MosaicSettings(steps=40, batch=8, learning_rate=2e-3, pq_learning_rate=1e-2, proximity=proximity)
+        METHODS["ditto"].train(lesson(model, training))
+        return float((copied(model, LOCAL) - came).norm())
+
+    free, weak, strong = distance(0.0), distance(0.1), distance(1e6)
+    assert strong < 0.1 * free
+    assert strong < weak < free
+
+
+def test_what_one_of_feddats_pair_knows_pulls_the_other_over_the_choices_there_are() -> None:
+    known, learning = torch.tensor([[2.0, 0.0, -torch.inf]]), torch.zeros(1, 3)
+    learning[0, 2] = -torch.inf
+    chances = known.softmax(1)[0, :2]
+    wanted = (chances * (2 * chances).log()).sum()  # from even chances of the two that are there
+    torch.testing.assert_close(divergence(known, learning), wanted)
+    learning.requires_grad_()
+    divergence(known, learning).backward()  # type: ignore[no-untyped-call]
+    assert learning.grad is not None
+    assert learning.grad[0].sign().tolist() == [-1, 1, 0]
+
+
+def test_fedsim_adds_both_branches_in_full() -> None:
+    model = adapted("fedsim")
+    for branch in (LOCAL, GLOBAL):
+        stir(model, branch)
+    layer = next(module for module in model.modules() if isinstance(module, GatedLinear))
+    x = draw("x", 5, layer.in_features)
+    added = sum((layer.get_delta_weight(branch) for branch in (LOCAL, GLOBAL)), layer.base_layer.weight)
+    torch.testing.assert_close(layer(x), x @ added.T + layer.base_layer.bias, rtol=0, atol=1e-5)
+
+
+def test_feddpa_mixes_for_each_question_by_its_likeness_to_the_devices_own() -> None:
+    model, own, other = adapted("feddpa"), asked(), asked(12, "other")
+    for branch in (LOCAL, GLOBAL):
+        stir(model, branch)
+    logits = METHODS["feddpa"].logits(model, own, other)
+
+    bare, shares = reader(), []
+    spread = torch.linspace(0, len(own) - 1, REFERENCES).long()
+    known = own.vectors(bare, spread)
+    for row in torch.arange(len(other)):
+        vector = other.vectors(bare, row[None])[0]
+        cosines = [torch.cosine_similarity(vector, one, dim=0) for one in known]
+        shares.append(MOST * torch.stack(cosines).mean().clamp(min=0))
+        weigh(model, {LOCAL: shares[-1], GLOBAL: 1 - shares[-1]})
+        with torch.no_grad():
+            alone = other.logits(model.get_base_model(), row[None])
+        torch.testing.assert_close(logits[row], alone[0], rtol=0, atol=1e-4)
+    assert 0 < min(shares) < max(shares) <= MOST

@@ -1,0 +1,73 @@
+"""What containers do that needs no engine: shares, signs of life, and that nobody's telemetry is on."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tessera.common.data.catalogue import load_catalogue
+from tessera.common.data.interactions import INTERACTIONS, load_interactions
+from tessera.common.errors import RunError
+from tessera.deploy.docker.entrypoint import enrolled, take_share
+from tessera.deploy.docker.healthcheck import FRESH
+from tessera.deploy.environment import QUIET
+from tessera.deploy.federation.certificates import make_node_key
+from tessera.deploy.federation.supernode import KEY
+from tessera.deploy.job import deal
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+def people(folder: Path) -> list[str]:
+    return list(load_interactions(folder, len(load_catalogue(folder, modalities=False))).users)
+
+
+def test_the_shares_of_all_devices_are_what_deal_gives(shop: Path, tmp_path: Path) -> None:
+    for share, dealt in enumerate(deal(shop, tmp_path / "dealt", 3)):
+        device = tmp_path / f"device-{share}"
+        device.mkdir()
+        take_share(device, str(shop), share, 3)
+        assert people(device) == people(dealt)
+
+
+def test_another_share_replaces_people_and_what_was_learnt_of_them_but_not_the_key(shop: Path, tmp_path: Path) -> None:
+    make_node_key(tmp_path / KEY)
+    key = (tmp_path / KEY).read_bytes()
+    take_share(tmp_path, str(shop), 0, 2)
+    (tmp_path / "private").mkdir()
+    take_share(tmp_path, str(shop), 0, 2)
+    assert (tmp_path / "private").exists(), "the same share is left alone"
+    take_share(tmp_path, str(shop), 1, 2)
+    assert not (tmp_path / "private").exists()
+    assert (tmp_path / KEY).read_bytes() == key
+    assert people(tmp_path) == people(shop)[1::2]
+
+
+def test_a_share_that_was_being_dealt_when_killed_is_dealt_again(shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "share.json").write_text("{}")
+    (tmp_path / INTERACTIONS).write_bytes(b"half")
+    take_share(tmp_path, str(shop), 1, 2)
+    assert people(tmp_path) == people(shop)[1::2]
+
+
+def test_interactions_that_an_owner_brought_stay(tmp_path: Path) -> None:
+    (tmp_path / INTERACTIONS).write_bytes(b"mine")
+    take_share(tmp_path, "/nowhere", 0, 2)
+    assert (tmp_path / INTERACTIONS).read_bytes() == b"mine"
+
+
+def test_only_living_clients_are_counted_and_in_the_order_of_their_keys(tmp_path: Path) -> None:
+    for name, key in {"a": "third", "b": "first", "c": "gone"}.items():
+        (tmp_path / f"{name}.pub").write_text(key)
+    long_ago = time.time() - 2 * FRESH
+    os.utime(tmp_path / "c.pub", (long_ago, long_ago))
+    assert list(enrolled(tmp_path).items()) == [("first", tmp_path / "b.pub"), ("third", tmp_path / "a.pub")]
+    with pytest.raises(RunError, match="no client shows its key"):
+        enrolled(tmp_path / "empty")
+
+
+def test_the_image_is_as_quiet_as_the_processes_we_start() -> None:
+    dockerfile = (DEPLOY / "docker" / "Dockerfile").read_text()
+    for name, value in QUIET.items():
+        assert f"{name}={value}" in dockerfile or not name.startswith("FLWR_")

@@ -1,0 +1,66 @@
+"""Fitting readers: they learn, the same fit gives the same reader, and smaller ones take after the larger."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from tessera.common.towers.qa_reader import Reader
+from tessera.common.towers.transformer import TowerSize
+from tessera.server.pretraining.pretext_tasks import Pretext
+from tessera.server.pretraining.reader_training import Eyes, Quiz, accuracy, fit
+
+LARGE, SMALL, STEPS = TowerSize(64, 4), TowerSize(32, 4), 80
+EASY = "is it more or less one"
+
+
+@cache
+def eyes() -> Eyes:
+    """Pictures and texts of items that have 10 hidden things in common."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(300, 10, generator=generator)
+    image, text = (hidden @ torch.randn(10, n, generator=generator) / 3 for n in (90, 70))
+    return Eyes(image, text)
+
+
+@cache
+def world() -> Pretext:
+    return Pretext.of(eyes().image, eyes().text, torch.arange(200))
+
+
+def fitted(size: TowerSize, teacher: Reader | None, steps: int) -> tuple[Reader, int]:
+    calls: list[None] = []
+    reader = fit(size, world(), eyes(), teacher, steps, lambda: calls.append(None))
+    return reader, len(calls)
+
+
+@cache
+def large() -> Reader:
+    return fitted(LARGE, None, STEPS)[0]
+
+
+def test_a_reader_learns_what_holds_for_items_it_has_not_seen() -> None:
+    right = accuracy(large(), world().about(torch.arange(200, 300)), eyes())
+    assert right[EASY] > 0.7
+    assert right["all"] > accuracy(Reader(LARGE, 90, 70), world(), eyes())["all"] + 0.05
+    assert not any(parameter.requires_grad for parameter in large().parameters())
+
+
+def test_the_same_fit_gives_the_same_reader_and_counts_its_steps() -> None:
+    (one, steps), (again, _) = fitted(SMALL, None, 15), fitted(SMALL, None, 15)
+    assert steps == 15
+    assert all(torch.equal(mine, other) for mine, other in zip(one.parameters(), again.parameters(), strict=True))
+
+
+@torch.no_grad()
+def likeness(reader: Reader) -> float:
+    """Mean cosine to what the large reader says, to instructions with words that no pretext has."""
+    quiz = Quiz.of(world(), 300, salt=9, lost=0.5)
+    answers: list[Tensor] = [eyes().answer(each, quiz) for each in (reader, large())]
+    return float(cosine_similarity(*answers).mean())
+
+
+def test_a_derived_reader_takes_after_its_teacher() -> None:
+    derived, alone = fitted(SMALL, large(), STEPS)[0], fitted(SMALL, None, STEPS)[0]
+    assert likeness(derived) > likeness(alone) + 0.03
