@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as cache:
-        name, split, sent = broadcast(arguments.data, Path(cache))
+        name, split, sent = first_broadcast(arguments.data, Path(cache))
     people = histories(split)
     state = cohort.start_state(split.users, LOCAL, sent["views"], seed=0)
 
@@ -65,7 +65,7 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def broadcast(data: Path | None, cache: Path) -> tuple[str, Split, dict[str, torch.Tensor]]:
+def first_broadcast(data: Path | None, cache: Path) -> tuple[str, Split, dict[str, torch.Tensor]]:
     """KU's users and a first broadcast of seven views; or a generated set of the same size."""
     description = {"folder": "ku", "kind": "fedvlr", "split": "given"}
     settings = Settings.model_validate({"name": "speed", "data": description, "local": LOCAL.model_dump()})
@@ -78,7 +78,7 @@ def broadcast(data: Path | None, cache: Path) -> tuple[str, Split, dict[str, tor
         convert_shop(folder, n_items=560, n_users=204)
     catalogue = load_catalogue(folder)
     split = load_interactions(folder, len(catalogue)).split(given=name == "ku")
-    sent = FedVLR(settings, catalogue).broadcast()
+    sent = FedVLR(settings, catalogue).build_views()
     return name, split, {name: value.float() for name, value in sent.items()}
 
 

@@ -20,7 +20,7 @@ from flwr.app import Error, Message
 from tessera.client.app import device_app
 from tessera.common.config.loading import load_settings
 from tessera.common.protocol.messages import unpack_task
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 from tessera.deploy.executors.inline import CLIENT_APP_FAILED, InlineGrid
 from tessera.deploy.executors.run import make_job
 from tessera.deploy.provisioning.datasets import prepared_dataset
@@ -35,11 +35,11 @@ class Failing(InlineGrid):
 
     def __init__(self, devices: Path, n_nodes: int, share: float, seed: int) -> None:
         super().__init__(device_app(devices), n_nodes)
-        self.share, self.salt = share, seeds.key("failures", seed)
+        self.share, self.salt = share, counter_rng.key("failures", seed)
 
     def _handle(self, message: Message) -> Message:
         task, node = unpack_task(message.content)[0], message.metadata.dst_node_id
-        draw = (seeds.key(self.salt, task.round, node) % 2**32) / 2**32
+        draw = (counter_rng.key(self.salt, task.round, node) % 2**32) / 2**32
         if task.kind != "train" or draw >= self.share:
             return super()._handle(message)
         if draw >= self.share / 2:

@@ -136,7 +136,7 @@ def _protection(run: Path) -> str:
     multiplier = settings["privacy"]["noise_multiplier"]
     if not multiplier:
         return "clip only" if settings["privacy"]["clip"] else "none"
-    people = next(line["users"] for line in read_metrics(run) if line["kind"] == "census")
+    people = next(line["users"] for line in read_metrics(run) if line["kind"] == "item_statistics")
     return (
         f"{multiplier:g}\n\N{GREEK SMALL LETTER EPSILON} {epsilon(multiplier * people**0.5, settings['rounds']):,.0f}"
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tessera.client.histories import Histories, single
 from tessera.client.losses import sample_negatives
 from tessera.common.config.settings import LocalSettings
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 
 class NaiveClient(nn.Module):
@@ -66,7 +66,7 @@ def naive_next(
     salt: int,
 ) -> Tensor:
     """The next event from those before it, at each cut of one history, one after the other."""
-    before, asked = history.cuts(settings.cuts, salt)
+    before, asked = history.cuts(settings.next_item_samples, salt)
     shown = before.hidden(settings.history_mask, salt).shown.split(before.lengths().tolist())
     losses = []
     for seen, target in zip(shown, asked.items, strict=True):
@@ -100,7 +100,7 @@ def personalized_refinement(
     loss = torch.zeros(())
     generator.zero_grad()
     for epoch in range(settings.local_epochs):
-        salt = seeds.key("epoch", seed, round, epoch)
+        salt = counter_rng.key("epoch", seed, round, epoch)
         sent = generator()
         optimizer.zero_grad()
         if settings.loss == "next":

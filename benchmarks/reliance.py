@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tessera.benchmarks.harness.reliance import correlations, gains, reliances, spearman
 from tessera.common.config.loading import load_settings
-from tessera.deploy.executors.run import make_job, train
+from tessera.deploy.executors.run import make_job, run_job
 from tessera.deploy.provisioning.datasets import prepared_dataset
 
 DEMO = Path(__file__).parent / "demo.yaml"
@@ -58,7 +58,7 @@ def people_of(shop: int, runs: Path) -> pl.DataFrame:
         settings = load_settings(DEMO, "inline", [*same, *changes])
         dataset = prepared_dataset(settings.data, None, runs / "prepared")
         job = make_job(settings, dataset, runs / f"reliance-{shop}-{name}", resume=False, overwrite=True)
-        train(job, "inline", lambda line: None)
+        run_job(job, "inline", lambda line: None)
         return job.catalogue, job.devices
 
     dataset, devices = trained("all")

@@ -15,7 +15,7 @@ from tessera.common.datasets import Options
 from tessera.common.datasets.dataset_folder import replacing, write_description
 from tessera.common.datasets.preprocess import prepare
 from tessera.common.datasets.sequences import read_sequences
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 BEAUTY = "amazon-beauty-2014"
 N_ITEMS, WIDTH = 12_101, 64
@@ -39,11 +39,15 @@ def write_crowd(n_users: int, folder: Path) -> None:
     fitted to Beauty's quantiles of both. An item drawn twice counts once.
     """
     people = torch.arange(n_users)
-    chances = 1 - seeds.uniform(seeds.key("length", SEED), people).double().numpy()
+    chances = 1 - counter_rng.uniform(counter_rng.key("length", SEED), people).double().numpy()
     lengths = np.minimum(SHORTEST * chances ** (-1 / TAIL), LONGEST).astype(np.int64)
     owners = np.repeat(np.arange(n_users), lengths)
     places = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    draws = seeds.uniform(seeds.key("item", SEED), torch.from_numpy(owners), torch.from_numpy(places)).double().numpy()
+    draws = (
+        counter_rng.uniform(counter_rng.key("item", SEED), torch.from_numpy(owners), torch.from_numpy(places))
+        .double()
+        .numpy()
+    )
     heights = np.cumsum((np.arange(N_ITEMS) + FLAT) ** -SKEW)
     items = np.searchsorted(heights / heights[-1], draws, side="right")
     events = pl.DataFrame({"user": owners, "item": items, "timestamp": places})
@@ -59,7 +63,7 @@ def _finish(folder: Path, catalogue: Catalogue, about: dict[str, Any]) -> None:
     rows, columns = torch.arange(len(catalogue))[:, None], torch.arange(WIDTH)
     features = {}
     for name in ("image", "text"):
-        noise = seeds.normal(seeds.key("features", name, SEED), rows, columns).numpy()
+        noise = counter_rng.normal(counter_rng.key("features", name, SEED), rows, columns).numpy()
         features[name] = Features(noise, np.ones(len(catalogue), dtype=bool), f"noise, seed {SEED}")
     replace(catalogue, features=features).save(folder)
     write_description(folder, about)

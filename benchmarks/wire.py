@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 
 from tessera.benchmarks.harness.runner import run_bench
-from tessera.benchmarks.harness.spec import Bench
+from tessera.benchmarks.harness.spec import BenchSpec
 from tessera.benchmarks.harness.tables import Outcome
 from tessera.server.run_folder import read_scores
 
@@ -42,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = {}
     for dataset in [arguments.only] if arguments.only else DATASETS:
-        bench = Bench.load(Path(__file__).parent / dataset / "wire.yaml", arguments.quick)
+        bench = BenchSpec.load(Path(__file__).parent / dataset / "wire.yaml", arguments.quick)
         outcome = run_bench(bench, arguments.data, arguments.runs, lambda told: print(told, flush=True))
         found[dataset] = rows_of(outcome, arguments.runs / bench.name)
         show(dataset, found[dataset])

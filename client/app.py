@@ -8,8 +8,8 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from tessera.client.base import Node, TensorsMissing
-from tessera.client.recommendation import Device
+from tessera.client.base import Client, TensorsMissing
+from tessera.client.recommendation import RecommendationClient
 from tessera.common.config.settings import Settings
 from tessera.common.errors import DataError, StorageError, TesseraError
 from tessera.common.protocol.codecs import encode, rotation
@@ -32,7 +32,7 @@ def device_app(devices: Path | None = None) -> ClientApp:
     return app
 
 
-def answer(content: RecordDict, device: Callable[[Settings], Node], simulated: bool = False) -> RecordDict:
+def answer(content: RecordDict, device: Callable[[Settings], Client], simulated: bool = False) -> RecordDict:
     """Carry out a message's task on a device. What goes wrong is told to the server without naming a user: only
     what kind of trouble it is; what it says is in the device's own log.
 
@@ -58,13 +58,13 @@ def answer(content: RecordDict, device: Callable[[Settings], Node], simulated: b
         return refusal(f"{type(error).__name__} on the device; its own log says more")
 
 
-def _kind(settings: Settings) -> type[Node]:
+def _kind(settings: Settings) -> type[Client]:
     """Which kind of device a run needs. PEFT is read only where adapters are trained: a device should start fast."""
     if not settings.asks_questions:
-        return Device
-    from tessera.client.qa_client import Pupil
+        return RecommendationClient
+    from tessera.client.qa_client import QAClient
 
-    return Pupil
+    return QAClient
 
 
 def _folder(context: Context, devices: Path | None) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tessera.common.errors import DataError
 from tessera.common.protocol.messages import Task, Tensors, Update, content_hash
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import (
     PRIVATE,
     digest,
@@ -35,12 +35,12 @@ class TensorsMissing(Exception):
     """The device does not hold the tensors its task names: the server has to send them again."""
 
 
-def shelf(devices: Path) -> Path:
+def shared_tensors_folder(devices: Path) -> Path:
     """Where simulated nodes, whose folders lie side by side in `devices`, find the tensors that were sent to them."""
     return devices / "views"
 
 
-class Node(ABC):
+class Client(ABC):
     """What is below `folder`. A `simulated` device hides nothing: its noise and its name can be repeated."""
 
     def __init__(self, folder: Path, simulated: bool = False) -> None:
@@ -62,7 +62,7 @@ class Node(ABC):
     def secret(self) -> int:
         """A number that only this device knows."""
         if self.simulated:
-            return seeds.key("secret", self.folder.name)
+            return counter_rng.key("secret", self.folder.name)
         path = self.folder / "secret"
         if not path.exists():
             write_bytes(path, secrets.token_hex(8).encode(), PRIVATE)
@@ -73,7 +73,7 @@ class Node(ABC):
 
     def noise_key(self, run: str) -> int:
         """What this device's noise in a run is drawn from: of two runs it differs, or their difference would be free of it."""
-        return seeds.key("noise", "" if self.simulated else run, self.secret())
+        return counter_rng.key("noise", "" if self.simulated else run, self.secret())
 
     def client(self, run: str) -> str:
         """This device's name in a run, which tells nothing and links no two runs."""
@@ -100,7 +100,7 @@ class Node(ABC):
     def _take(self, path: Path) -> None:
         """Link a file of the shelf to `path`, if it is there and not here: so it stays for as long as this node needs it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        shared = shelf(self.folder.parent) / path.name
+        shared = shared_tensors_folder(self.folder.parent) / path.name
         with suppress(FileNotFoundError, FileExistsError):
             try:
                 os.link(shared, path)

@@ -10,40 +10,40 @@ import torch
 from torch import Tensor
 
 from tessera.client import optimizers
-from tessera.client.backbones import BACKBONES, Given, Scored
+from tessera.client.backbones import BACKBONES, BackboneInput, LazyScores
 from tessera.client.histories import Histories
 from tessera.client.losses import LOSSES
 from tessera.client.private_state import PrivateState
 from tessera.client.router import Routed, pool, route, router_shapes
 from tessera.common.config.settings import LocalSettings
-from tessera.common.metrics.ranking import Sums
+from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.messages import VIEWS, Tensors, Update
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 
 def start_state(users: tuple[str, ...], settings: LocalSettings, views: Tensor, seed: int) -> PrivateState:
     """Build the private state of users who never trained: each draws from (seed, user), whoever else is in the cohort."""
     n_views, n_items, dim = views.shape
-    keys = seeds.user_keys(users)
+    keys = counter_rng.user_keys(users)
     parameters = {name: torch.zeros(len(users), *shape) for name, shape in router_shapes(n_views, dim).items()}
     for name, parameter in BACKBONES[settings.backbone].parameters(dim, n_items).items():
         parameters[name] = torch.zeros(len(users), *parameter.shape)
         if parameter.scale:
             position = torch.arange(parameters[name][0].numel())
-            draws = seeds.normal(seeds.key("start", seed, name), keys[:, None], position)
+            draws = counter_rng.normal(counter_rng.key("start", seed, name), keys[:, None], position)
             parameters[name] = parameter.scale * draws.view(len(users), *parameter.shape)
     parameters = {name: value.to(views.dtype) for name, value in parameters.items()}
     return PrivateState(users, parameters, optimizers.start(settings, parameters))
 
 
-def routed(private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings) -> Given:
+def routed(private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings) -> BackboneInput:
     """Route the views by the users' histories, and solve for what has a closed form: what every backbone computes from."""
     views, backbone, histories = sent[VIEWS], BACKBONES[settings.backbone], histories.aged(settings.recency)
     if settings.route == "uniform" or len(views) == 1:
         weights = views.new_full((len(histories), len(views)), 1 / len(views))
     else:
         weights = route(private, pool(histories, views))
-    everything = Given(private, sent, histories, Routed(views, weights))
+    everything = BackboneInput(private, sent, histories, Routed(views, weights))
     with torch.no_grad():
         solved = backbone.solved(everything, settings)
     return replace(everything, private=private | solved)
@@ -70,7 +70,7 @@ def train(
     gradients = {name: torch.zeros_like(value) for name, value in sent.items()}
     losses = torch.zeros(0)
     for epoch in range(settings.local_epochs):
-        salt = seeds.key("epoch", seed, round, epoch)
+        salt = counter_rng.key("epoch", seed, round, epoch)
         for names in step.backbone.phases(list(parameters)):
             losses, own, sent_gradients = step.gradients(parameters, salt)
             parameters, moments = optimizers.step(settings, parameters, own, moments, names)
@@ -81,7 +81,7 @@ def train(
         "loss": float(losses.double().sum()),
         "nonfinite": float((~torch.isfinite(losses)).sum()),
     }
-    update = Update(gradients, float(step.weight.double().sum()), Sums(sums))
+    update = Update(gradients, float(step.weight.double().sum()), MetricSums(sums))
     return PrivateState(state.users, parameters, moments), update
 
 
@@ -125,11 +125,11 @@ class Step:
         """Each user's loss, [n_users]. Asked for the next event, a user counts as one person at each cut of the history."""
         known, asked, cuts = self.histories, self.histories, 1
         if self.settings.loss == "next":
-            cuts = self.settings.cuts
+            cuts = self.settings.next_item_samples
             known, asked = self.histories.cuts(cuts, salt)
             private = {name: value.repeat_interleave(cuts, dim=0) for name, value in private.items()}
         everything = routed(private, received, known.hidden(self.settings.history_mask, salt), self.settings)
-        losses = LOSSES[self.settings.loss](Scored(self.backbone, everything), asked, self.settings, salt)
+        losses = LOSSES[self.settings.loss](LazyScores(self.backbone, everything), asked, self.settings, salt)
         losses = losses + self.backbone.penalty(everything, self.settings, self.round)
         return losses.view(-1, cuts).mean(1)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tessera.client.histories import Histories, histories
 from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.interactions import Split
-from tessera.common.metrics.ranking import Sums, ranking_sums, standing
+from tessera.common.metrics.ranking import MetricSums, ranking_sums, standing
 from tessera.common.protocol.messages import CONTENT, COUNTS, Tensors
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ Scorer = Callable[[Histories], Tensor]
 
 def evaluate(
     scorer: Scorer, split: Split, settings: EvaluationSettings, counts: Tensor | None, device: torch.device = CPU
-) -> Sums:
+) -> MetricSums:
     """Rank the catalogue for the validation and the test item of every user of `split`.
 
     Training items are no candidates; at test neither is the validation item. With `counts` [n_items], how often each item
@@ -33,19 +33,19 @@ def evaluate(
     scores = scorer(known)
     scores_at_test = scorer(histories(split, split.validation).to(device, dtype)) if told else scores
     candidates = ~known.mask()
-    total = Sums(_degenerate(scores, scores_at_test, candidates, known.lengths() > 0))
+    total = MetricSums(_degenerate(scores, scores_at_test, candidates, known.lengths() > 0))
     total += _part("validation", scores, candidates, split.validation, counts, settings.ks)
     _exclude(candidates, split.validation)
     return total + _part("test", scores_at_test, candidates, split.test, counts, settings.ks)
 
 
-def as_group(sums: Sums, group: str) -> Sums:
+def as_group(sums: MetricSums, group: str) -> MetricSums:
     """Sums of people who are reported apart: what was called "all" is called `group`; of the rest only faults are kept."""
     apart = {name.replace("/all/", f"/{group}/"): value for name, value in sums.values.items() if "/all/" in name}
-    return Sums(apart | {"nonfinite": sums["nonfinite"]})
+    return MetricSums(apart | {"nonfinite": sums["nonfinite"]})
 
 
-def baselines(split: Split, settings: EvaluationSettings, facts: Tensors, device: torch.device = CPU) -> Sums:
+def baselines(split: Split, settings: EvaluationSettings, facts: Tensors, device: torch.device = CPU) -> MetricSums:
     """Evaluate what needs no learning, each as "name/..." sums: the trivial rankings beside every result."""
     counts = facts.get(COUNTS)
     order = torch.arange(split.n_items, dtype=torch.get_default_dtype(), device=device)
@@ -58,10 +58,10 @@ def baselines(split: Split, settings: EvaluationSettings, facts: Tensors, device
     scorers |= {f"content-{name}": _content(table) for name, table in tables.items()}
     if len(tables) > 1:
         scorers["content-all"] = _content(torch.cat(list(tables.values()), dim=1))
-    total = Sums()
+    total = MetricSums()
     for name, scorer in scorers.items():
         sums = evaluate(scorer, split, settings, counts, device)
-        total += Sums({f"{name}/{key}": value for key, value in sums.values.items() if "/" in key})
+        total += MetricSums({f"{name}/{key}": value for key, value in sums.values.items() if "/" in key})
     return total
 
 
@@ -72,7 +72,7 @@ def _part(
     targets: NDArray[np.int64],
     counts: Tensor | None,
     ks: Sequence[int],
-) -> Sums:
+) -> MetricSums:
     rows = torch.from_numpy(np.flatnonzero(targets >= 0)).to(scores.device)
     items = torch.from_numpy(targets[targets >= 0]).to(scores.device)
     above, ties = standing(scores[rows], items, candidates[rows])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from tessera.common.data.interactions import Split
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Histories:
         """Hide each event with chance `rate`, drawn by user, item and `salt`."""
         if rate == 0:
             return self
-        draws = seeds.uniform(seeds.key("hide", salt), self.keys[self.owners], self.items)
+        draws = counter_rng.uniform(counter_rng.key("hide", salt), self.keys[self.owners], self.items)
         return replace(self, shown=(draws >= rate).to(self.shown.dtype))
 
     def aged(self, recency: float) -> "Histories":
@@ -62,7 +62,7 @@ class Histories:
         histories, a user's side by side. Everybody needs an event.
         """
         salts = torch.arange(per_user, device=self.keys.device)
-        draws = seeds.uniform(seeds.key("cut", salt), self.keys[:, None], salts)
+        draws = counter_rng.uniform(counter_rng.key("cut", salt), self.keys[:, None], salts)
         spans = self.lengths()[:, None] - 1
         before = torch.minimum((draws * spans).long() + 1, spans).flatten()
         starts = self.offsets[:-1].repeat_interleave(per_user)
@@ -113,7 +113,7 @@ def histories(split: Split, extra: NDArray[np.int64] | None = None) -> Histories
         lengths = lengths + (extra >= 0)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Histories(
-        keys=seeds.user_keys(split.users),
+        keys=counter_rng.user_keys(split.users),
         items=torch.from_numpy(items),
         offsets=torch.from_numpy(offsets),
         owners=torch.from_numpy(owners),

@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tessera.client.histories import Histories
 from tessera.common.config.settings import LocalSettings
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 SPARE = 16
 
@@ -69,7 +69,7 @@ def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:
     A draw that hits the history is replaced by the first of `SPARE` spare draws that does not; where all do, which
     happens only to users who have almost the whole catalogue, it stays.
     """
-    people, n_items, salt = histories, histories.n_items, seeds.key("negatives", salt)
+    people, n_items, salt = histories, histories.n_items, counter_rng.key("negatives", salt)
     keys, base = people.keys[people.owners][:, None], (people.owners * n_items)[:, None]
     positions = people.items[:, None] * per_event + torch.arange(per_event, device=people.items.device)
     taken = people.mask() if people.withheld is None else people.mask() | people.withheld
@@ -91,7 +91,7 @@ def _without(histories: Histories, scores: Tensor, value: float) -> Tensor:
 
 def _draw(salt: int, *counters: Tensor) -> Tensor:
     """Non-negative hashes; taken modulo n_items their bias is below n_items / 2^62."""
-    return seeds.mix(salt, *counters) & 0x3FFFFFFFFFFFFFFF
+    return counter_rng.mix(salt, *counters) & 0x3FFFFFFFFFFFFFFF
 
 
 def pick(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from tessera.client.private_state import PrivateState
 from tessera.common.config.settings import Settings
 from tessera.common.data.interactions import Split
 from tessera.common.protocol.messages import VIEWS, Tensors, Update
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 
 def train(
@@ -40,7 +40,7 @@ def train(
         total += clipped(update, settings.privacy.clip)
     if settings.privacy.noise_multiplier:
         deviation = settings.privacy.noise_multiplier * settings.privacy.clip * math.sqrt(len(moved))
-        repeatable = torch.Generator().manual_seed(seeds.key("noise", settings.seed, round, *people.users))
+        repeatable = torch.Generator().manual_seed(counter_rng.key("noise", settings.seed, round, *people.users))
         total = noised(total, deviation, partial(torch.randn, generator=repeatable) if simulated else secret_normal)
     return _together(moved), total
 

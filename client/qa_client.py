@@ -13,25 +13,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tessera.client.adapters.adapted_tower import SIGNER, TOWER, Adapted
+from tessera.client.adapters.adapted_tower import SIGNER, TOWER, AdaptedTower
 from tessera.client.adapters.attach import receive
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
 from tessera.client.adapters.signature import last_layer_gradient, sign
-from tessera.client.base import Node
-from tessera.client.methods import METHODS, Lesson, Method, answer
-from tessera.client.qa_dataset import Bank
+from tessera.client.base import Client
+from tessera.client.methods import METHODS, LocalTraining, Method, answer
+from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import MosaicSettings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.questions import NOTHING, Codebook, Questions, concatenate
 from tessera.common.errors import DataError
-from tessera.common.metrics.ranking import Sums
-from tessera.common.protocol.adapters import MODULE, Contribution
+from tessera.common.metrics.ranking import MetricSums
+from tessera.common.protocol.adapters import MODULE, AdapterUpdate
 from tessera.common.protocol.messages import Task, Tensors, Update
-from tessera.common.registry.methods import REGIMES
+from tessera.common.registry.methods import METHOD_SPECS
 from tessera.common.towers.aligned_init import last_layer
 from tessera.common.towers.io import load_reader
-from tessera.common.towers.qa_reader import Reader
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.towers.qa_reader import QAReader
+from tessera.common.utils import counter_rng
 from tessera.common.utils.torch_device import resolve_device
 
 QUESTIONS = "questions"
@@ -45,23 +45,23 @@ CACHED = 16
 
 
 @dataclass(frozen=True)
-class Equipment:
+class QAContext:
     """What a device needs in every round: its adapted tower, the small tower that signs, and all questions."""
 
-    adapted: Adapted
-    signer: Reader
+    adapted: AdaptedTower
+    signer: QAReader
     signer_sight: Tensor
     codebook: Codebook
     train: Questions
-    tests: Mapping[str, Bank]
+    tests: Mapping[str, QADataset]
     catalogue: str
 
-    def bank(self, rows: Tensor, sight: Tensor) -> Bank:
+    def bank(self, rows: Tensor, sight: Tensor) -> QADataset:
         """Some of the training questions."""
-        return Bank.of(self.train.take(rows), self.codebook, sight)
+        return QADataset.of(self.train.take(rows), self.codebook, sight)
 
 
-class Pupil(Node):
+class QAClient(Client):
     """One device that learns from its own questions."""
 
     def perform(self, task: Task, tensors: Tensors | None, facts: Tensors) -> Update:
@@ -71,20 +71,22 @@ class Pupil(Node):
         if own.catalogue != task.catalogue:
             raise DataError(f"{self.folder} has other items than the server's catalogue; use one dataset")
         client = self.client(task.run)
-        towers = {client: own.adapted.mark}
-        if task.kind == "census":
-            return Update(sums=Sums({"users": 1.0, "events": float(len(own.train)), "withheld": 1.0}), towers=towers)
+        towers = {client: own.adapted.tower_id}
+        if task.kind == "item_statistics":
+            return Update(
+                sums=MetricSums({"users": 1.0, "events": float(len(own.train)), "withheld": 1.0}), towers=towers
+            )
         if task.kind == "baselines":
             return Update(sums=_baselines(own), towers=towers)
         if task.kind not in ("train", "evaluate"):
             raise DataError(f"a device that answers questions has no part in {task.kind!r}")
         sent = {name.removeprefix(MODULE): value for name, value in self.hold(task, tensors).items()}
         work = self._train if task.kind == "train" else self._evaluate
-        update = work(task, own, METHODS[settings.mosaic.regime], sent)
+        update = work(task, own, METHODS[settings.mosaic.method], sent)
         self.conclude(task)
         return replace(update, towers=towers)
 
-    def _train(self, task: Task, own: Equipment, method: Method, sent: Tensors) -> Update:
+    def _train(self, task: Task, own: QAContext, method: Method, sent: Tensors) -> Update:
         """One round: take in what the server merged, learn, sign, keep the state, and give what is to be merged."""
         private, client, mosaic = self.private(task.run), self.client(task.run), task.settings.mosaic
         kept = own.adapted.take_up(private, task.round, client)
@@ -92,21 +94,21 @@ class Pupil(Node):
         if sent:
             receive(own.adapted.model, sent, method.receives)
         rows = _seen(own.train, mosaic, task.round, task.settings.rounds)
-        key = seeds.key("lesson", task.settings.seed, self.folder.name if self.simulated else client, task.round)
-        lesson = Lesson(own.adapted.model, own.bank(rows, own.adapted.sight), mosaic, key)
+        key = counter_rng.key("lesson", task.settings.seed, self.folder.name if self.simulated else client, task.round)
+        lesson = LocalTraining(own.adapted.model, own.bank(rows, own.adapted.sight), mosaic, key)
         loss = method.train(lesson)
         sums = {"users": 1.0, "loss": loss, "nonfinite": float(not torch.tensor(loss).isfinite())}
         signature, more = torch.zeros(0), dict[str, Tensor]()
-        if REGIMES[mosaic.regime].shares == "relevant":
+        if METHOD_SPECS[mosaic.method].shares == "relevant":
             gradients = self._gradients(own, rows, lesson)
             signature, more = sign(kept, gradients, task.settings.seed, self.noise_key(task.run), task.round)
         own.adapted.keep(private, task, client, more)
-        modules: dict[str, Contribution] = {}
+        modules: dict[str, AdapterUpdate] = {}
         if method.uploads:
-            modules = {client: own.adapted.contribution(method.uploads, signature)}
-        return Update(weight=1.0, sums=Sums(sums), modules=modules)
+            modules = {client: own.adapted.adapter_update(method.uploads, signature)}
+        return Update(weight=1.0, sums=MetricSums(sums), modules=modules)
 
-    def _gradients(self, own: Equipment, rows: Tensor, lesson: Lesson) -> Tensor:
+    def _gradients(self, own: QAContext, rows: Tensor, lesson: LocalTraining) -> Tensor:
         """The small frozen tower's last-layer gradients on every tenth batch of the round, [n_batches, size]."""
         bank, layer = own.bank(rows, own.signer_sight), last_layer(own.signer)
         gradients = []
@@ -115,28 +117,28 @@ class Pupil(Node):
             gradients.append(last_layer_gradient(bank.loss(bank.logits(own.signer, batch), batch), layer))
         return torch.stack(gradients)
 
-    def _evaluate(self, task: Task, own: Equipment, method: Method, sent: Tensors) -> Update:
+    def _evaluate(self, task: Task, own: QAContext, method: Method, sent: Tensors) -> Update:
         """Answer all tests as the device stands: "before" what the server merged comes in, and in the last round also "after",
         and with either branch alone."""
         model = own.adapted.model
         own.adapted.take_up(self.private(task.run), task.round + 1, self.client(task.run))
         method.prepare(model)
         learnt = own.bank(_seen(own.train, task.settings.mosaic, task.round, task.settings.rounds), own.adapted.sight)
-        sums = Sums({"evaluated": 1.0, "nonfinite": 0.0})
+        sums = MetricSums({"evaluated": 1.0, "nonfinite": 0.0})
         for name, asked in own.tests.items():
-            sums += _score("before", name, method.logits(model, learnt, asked), asked, own.adapted.mark)
+            sums += _score("before", name, method.logits(model, learnt, asked), asked, own.adapted.tower_id)
         if task.round == task.settings.rounds:
             if sent:
                 receive(model, sent, method.receives)
             for name, asked in own.tests.items():
-                sums += _score("after", name, method.logits(model, learnt, asked), asked, own.adapted.mark)
+                sums += _score("after", name, method.logits(model, learnt, asked), asked, own.adapted.tower_id)
                 for branch in (LOCAL, GLOBAL):
-                    sums += _score(branch, name, answer(model, asked, [branch]), asked, own.adapted.mark)
+                    sums += _score(branch, name, answer(model, asked, [branch]), asked, own.adapted.tower_id)
         return Update(sums=sums)
 
 
 @lru_cache(maxsize=CACHED)
-def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device) -> Equipment:
+def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device) -> QAContext:
     """Read and make all that does not change over a run, once for each process."""
     catalogue = load_catalogue(folder)
     try:
@@ -144,26 +146,26 @@ def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device
     except KeyError as error:
         raise DataError(f"{folder} has no features {error}, which readers see items by") from None
     image, text = (torch.from_numpy(part).to(device) for part in parts)
-    adapted = Adapted.make(folder, mosaic, seed, image, text)
+    adapted = AdaptedTower.make(folder, mosaic, seed, image, text)
     signer = load_reader(folder / TOWER / SIGNER).to(device)
     last_layer(signer).requires_grad_()
     with torch.no_grad():
-        signer_sight = signer.look(image, text)
+        signer_sight = signer.embed_items(image, text)
     asked, codebook = folder / QUESTIONS, Codebook.load(folder / QUESTIONS / "codebook.safetensors")
     others = [Questions.load(path) for path in sorted((asked / "others").glob("*.safetensors"))]
     tests = {"self": Questions.load(asked / "test.safetensors")}
     if others:
         tests["others"] = concatenate([_some(test) for test in others])
     own = Questions.load(asked / "train.safetensors")
-    held_out = seeds.uniform(seeds.key("validation", *own.names), torch.arange(len(own))) < HELD_OUT
+    held_out = counter_rng.uniform(counter_rng.key("validation", *own.names), torch.arange(len(own))) < HELD_OUT
     train, tests["validation"] = own.take(~held_out), own.take(held_out)
-    banks = {name: Bank.of(test, codebook, adapted.sight) for name, test in tests.items()}
-    return Equipment(adapted, signer, signer_sight, codebook, train, banks, catalogue.sha256)
+    banks = {name: QADataset.of(test, codebook, adapted.sight) for name, test in tests.items()}
+    return QAContext(adapted, signer, signer_sight, codebook, train, banks, catalogue.sha256)
 
 
 def _some(test: Questions) -> Questions:
     """A share of a test, drawn by place: the same questions for everybody."""
-    draws = seeds.uniform(seeds.key("others", *test.names), torch.arange(len(test)))
+    draws = counter_rng.uniform(counter_rng.key("others", *test.names), torch.arange(len(test)))
     return test.take(draws.argsort(stable=True)[: max(1, round(SHARE_OF_OTHERS * len(test)))])
 
 
@@ -175,12 +177,12 @@ def _seen(train: Questions, mosaic: MosaicSettings, round: int, rounds: int) -> 
     return (train.tasks < begun).nonzero()[:, 0]
 
 
-def _score(variant: str, name: str, logits: Tensor, asked: Bank, tower: str) -> Sums:
+def _score(variant: str, name: str, logits: Tensor, asked: QADataset, tower: str) -> MetricSums:
     """Accuracy of one device on one set of tests; on its own also by device class and by family of tasks."""
     rows = torch.arange(len(asked))
     correct = asked.correct(logits, rows)
     if bool(logits.isnan().any()):
-        return Sums({"nonfinite": 1.0})
+        return MetricSums({"nonfinite": 1.0})
     groups = [f"{variant}/{name}"]
     if name == "self":
         groups += [
@@ -188,18 +190,18 @@ def _score(variant: str, name: str, logits: Tensor, asked: Bank, tower: str) -> 
             f"{variant}/self-{asked.questions.names[0].partition('/')[0]}",
         ]
     accuracy = float(correct.double().mean())
-    return Sums(
+    return MetricSums(
         {f"{group}/{what}": value for group in groups for what, value in (("accuracy", accuracy), ("users", 1.0))}
     )
 
 
-def _baselines(own: Equipment) -> Sums:
+def _baselines(own: QAContext) -> MetricSums:
     """Accuracy by chance, and of the frozen tower before any training."""
-    sums = Sums()
+    sums = MetricSums()
     own.adapted.restart()
     for name, asked in own.tests.items():
         offered = (asked.questions.choices[..., 0] != NOTHING).to(asked.offered.device)
         even = torch.zeros_like(asked.offered[..., 0]).masked_fill(~offered, -torch.inf)
-        sums += _score("chance", name, even, asked, own.adapted.mark)
-        sums += _score("frozen", name, answer(own.adapted.model, asked, [LOCAL, GLOBAL]), asked, own.adapted.mark)
+        sums += _score("chance", name, even, asked, own.adapted.tower_id)
+        sums += _score("frozen", name, answer(own.adapted.model, asked, [LOCAL, GLOBAL]), asked, own.adapted.tower_id)
     return sums

@@ -12,11 +12,11 @@ from tessera.common.towers.qa_reader import instructions
 
 
 @dataclass(frozen=True)
-class Bank:
+class QADataset:
     """Questions with what a reader of one class needs to be asked them.
 
     `read` [n, READ] are the words of each question's instruction, `offered` [n, n_choices, dim] the vectors of its choices,
-    `sight` [3, n_items, width] the items as `Reader.look` shows them.
+    `sight` [3, n_items, width] the items as `QAReader.embed_items` shows them.
     """
 
     questions: Questions
@@ -25,7 +25,7 @@ class Bank:
     sight: Tensor
 
     @classmethod
-    def of(cls, questions: Questions, codebook: Codebook, sight: Tensor) -> "Bank":
+    def of(cls, questions: Questions, codebook: Codebook, sight: Tensor) -> "QADataset":
         """Look words and choices up once for all rounds, on the device that `sight` is on."""
         read = instructions(questions.instructions)[questions.tasks]
         return cls(questions, read.to(sight.device), codebook.vectors(questions.choices).to(sight.device), sight)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tessera.client import cohort
 from tessera.client.backbones import BACKBONES
 from tessera.client.histories import Histories, histories
-from tessera.client.recommendation import Device, blocks
+from tessera.client.recommendation import RecommendationClient, blocks
 from tessera.client.router import Routed
 from tessera.common.config.settings import Settings
 from tessera.common.data.interactions import Split
@@ -35,7 +35,7 @@ class Personal:
     """What a device last learnt in one run: the views it holds, its own among them, and each block of people with their
     private parameters. `task.views` names all of them."""
 
-    device: Device
+    device: RecommendationClient
     task: Task
     sent: dict[str, Tensor]
 
@@ -47,7 +47,7 @@ class Personal:
             raise DataError(f"{folder} holds no private state{f' of run {run}' if run else ''}: it has not trained yet")
         note = read_json(notes[-1])
         settings = Settings.model_validate(note["settings"])
-        device, views = Device(folder), tuple(note["views"])
+        device, views = RecommendationClient(folder), tuple(note["views"])
         items = device.catalogue().sha256
         task = Task("evaluate", note["run"], note["round"], (), views, items, settings, note["tensors"])
         tensors, _ = read_tensors(device.views / f"{task.tensors}.safetensors")
@@ -59,7 +59,7 @@ class Personal:
     def people(self) -> list[tuple[Split, dict[str, Tensor]]]:
         """The people of this device, block by block, with their private parameters [n_users, ...]."""
         settings = self.task.settings
-        split = blocks(self.device.split(settings), settings.local.block)
+        split = blocks(self.device.split(settings), settings.local.batch_users)
         views = self.sent[VIEWS]
         return [
             (block, self.device.state(self.task, block.users, n, views).parameters) for n, block in enumerate(split)

@@ -16,28 +16,28 @@ import torch
 from torch import Tensor
 
 from tessera.client import cohort, evaluation, privacy
-from tessera.client.base import Node
+from tessera.client.base import Client
 from tessera.client.histories import Histories, histories
 from tessera.client.private_state import PrivateState, Store
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import Interactions, Split, load_interactions
-from tessera.common.data.splits import split_as
+from tessera.common.data.splits import make_split
 from tessera.common.errors import DataError
-from tessera.common.metrics.ranking import Sums
+from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import decode, rotation
 from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, VIEWS, Task, Tensors, Update
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 from tessera.common.utils.torch_device import resolve_device
 
 if TYPE_CHECKING:
     from tessera.client.tower_view import TowerView
 
-GUESTS, UNTRAINED = "new-users", "new-users-untrained"
+NEW_USERS, UNTRAINED = "new-users", "new-users-untrained"
 """Groups of the metrics: guests with the private parameters their own device learnt, and with those of the start."""
 
 
-class Device(Node):
+class RecommendationClient(Client):
     """One node's people and their private data."""
 
     def perform(self, task: Task, tensors: Tensors | None, facts: Tensors) -> Update:
@@ -51,16 +51,16 @@ class Device(Node):
         if self.catalogue().sha256 != task.catalogue:
             raise DataError(f"{self.folder} has other items than the server's catalogue; use one dataset")
         split = self.split(settings)
-        if task.kind == "census":
-            return _census(split.members())
+        if task.kind == "item_statistics":
+            return _item_statistics(split.training_users())
         target = resolve_device(settings.device)
         facts = {name: value.to(target, torch.float32) for name, value in facts.items()}
-        people = list(blocks(split, settings.local.block))
+        people = list(blocks(split, settings.local.batch_users))
         if task.kind == "power":
-            return sum((_power(block, facts[BASIS]) for block in people if not block.visiting), Update())
+            return sum((_power(block, facts[BASIS]) for block in people if not block.is_new), Update())
         if task.kind == "baselines":
             baselines = [(block, evaluation.baselines(block, settings.evaluation, facts, target)) for block in people]
-            return Update(sums=sum((_reported(block, sums) for block, sums in baselines), Sums()))
+            return Update(sums=sum((_reported(block, sums) for block, sums in baselines), MetricSums()))
         sent = {name: value.to(target) for name, value in self.sent(task, self.hold(task, tensors)).items()}
         sent = tower.beside(sent) if tower else sent
         work = self._train if task.kind == "train" else self._evaluate
@@ -89,7 +89,7 @@ class Device(Node):
     def split(self, settings: Settings) -> Split:
         """Read this device's people's events, split as the run's settings say."""
         _, interactions = _load(self.folder, _changed(self.folder))
-        return split_as(interactions, settings.data, settings.seed)
+        return make_split(interactions, settings.data, settings.seed)
 
     def catalogue(self) -> Catalogue:
         """Read what the device can show of the items."""
@@ -111,7 +111,7 @@ class Device(Node):
         settings = task.settings
         state = self.state(task, block.users, number, sent[VIEWS])
         people = histories(block)
-        draws = seeds.uniform(seeds.key("participation", settings.seed, task.round), people.keys)
+        draws = counter_rng.uniform(counter_rng.key("participation", settings.seed, task.round), people.keys)
         rows = torch.from_numpy(np.flatnonzero((draws < settings.fraction).numpy() & (people.lengths() > 0).numpy()))
         if not len(rows):
             return Update()
@@ -122,19 +122,19 @@ class Device(Node):
             known = histories(active).to(sent[VIEWS].device, sent[VIEWS].dtype)
             moved, update = cohort.train(state.take(rows), sent, known, settings.local, settings.seed, task.round)
         Store(self.private(task.run)).save(number, task.round, task.durable, state.put(rows, moved))
-        return Update() if block.visiting else update  # what guests learn is for themselves alone
+        return Update() if block.is_new else update  # what guests learn is for themselves alone
 
     def _evaluate(self, task: Task, sent: Tensors, facts: Tensors, block: Split, number: int) -> Update:
         settings, target = task.settings, sent[VIEWS].device
 
-        def sums(state: PrivateState) -> Sums:
+        def sums(state: PrivateState) -> MetricSums:
             def scorer(users: Histories) -> Tensor:
                 return cohort.scores(state.parameters, sent, users, settings.local)[0]
 
             return evaluation.evaluate(scorer, block, settings.evaluation, facts.get(COUNTS), target)
 
         total = _reported(block, sums(self.state(task, block.users, number, sent[VIEWS])))
-        if block.visiting:
+        if block.is_new:
             fresh = cohort.start_state(block.users, settings.local, sent[VIEWS].cpu(), settings.seed)
             total += evaluation.as_group(sums(fresh.to(target)), UNTRAINED)
         return Update(sums=total)
@@ -142,24 +142,24 @@ class Device(Node):
 
 def blocks(split: Split, size: int) -> Iterator[Split]:
     """Cut a device's people into blocks of `size`, trained and stored one after the other; guests are in the last ones."""
-    for people in (split.members(), split.visitors()):
+    for people in (split.training_users(), split.new_users()):
         for start in range(0, len(people.users), size):
             yield people.take(np.arange(start, min(start + size, len(people.users))))
 
 
-def _reported(block: Split, sums: Sums) -> Sums:
+def _reported(block: Split, sums: MetricSums) -> MetricSums:
     """Sums of a block as they are reported: those of guests apart."""
-    return evaluation.as_group(sums, GUESTS) if block.visiting else sums
+    return evaluation.as_group(sums, NEW_USERS) if block.is_new else sums
 
 
-def _census(split: Split) -> Update:
+def _item_statistics(split: Split) -> Update:
     """How many people and events there are, and how often each item occurs; one person's counts would be their history,
     so a device with one person withholds them."""
     held_out = {"validation": float((split.validation >= 0).sum()), "test": float((split.test >= 0).sum())}
     withheld = len(split.users) == 1
     sums = {"users": float(len(split.users)), "events": float(len(split.train_items)), "withheld": float(withheld)}
     counts = {} if withheld else {COUNTS: torch.from_numpy(split.counts()).float()}
-    return Update(sums=Sums(sums | held_out), counts=counts)
+    return Update(sums=MetricSums(sums | held_out), counts=counts)
 
 
 def _power(block: Split, basis: Tensor) -> Update:

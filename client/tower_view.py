@@ -2,7 +2,7 @@
 
 Nobody else ever has this view. Training a cohort gives dL/dF for all views alike; the part of this one stays here, and one
 vector-Jacobian product a round takes it to the adapter, as the server's takes the rest to what makes its views. What leaves
-is the branch that the regime shares, and a signature. Where people's gradients are clipped and noised, so is this part of
+is the branch that the method shares, and a signature. Where people's gradients are clipped and noised, so is this part of
 them: adapter and signature are computed from what is noised.
 
 private/RUN/tower/      the adapter after each round, its optimiser's moments, and the signature so far
@@ -18,22 +18,22 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tessera.client import optimizers
-from tessera.client.adapters.adapted_tower import SIGNER, TOWER, Adapted
+from tessera.client.adapters.adapted_tower import SIGNER, TOWER, AdaptedTower
 from tessera.client.adapters.attach import activate, receive
 from tessera.client.adapters.pq_lora import LOCAL
 from tessera.client.adapters.signature import last_layer_gradient, sign
-from tessera.client.base import Node
+from tessera.client.base import Client
 from tessera.client.methods import METHODS
 from tessera.common.config.settings import LocalSettings, MosaicSettings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.questions import PICTURE, TEXT
 from tessera.common.errors import DataError
-from tessera.common.protocol.adapters import MODULE, Contribution
+from tessera.common.protocol.adapters import MODULE, AdapterUpdate
 from tessera.common.protocol.messages import VIEWS, Task, Tensors, Update
-from tessera.common.registry.methods import REGIMES
+from tessera.common.registry.methods import METHOD_SPECS
 from tessera.common.towers.aligned_init import last_layer
 from tessera.common.towers.io import load_reader
-from tessera.common.towers.qa_reader import Reader, instructions
+from tessera.common.towers.qa_reader import QAReader, instructions
 from tessera.common.utils.torch_device import resolve_device
 
 INSTRUCTION = "describe the picture and the text"
@@ -45,7 +45,7 @@ CACHED = 16
 
 
 @dataclass(frozen=True)
-class Asking:
+class ItemPrompts:
     """What a reader is asked to describe: all items, as it sees them.
 
     `read` [1, READ] are the words of the instruction, `pieces` [n_items, 2, 2] the picture and the text of each item, where
@@ -92,12 +92,12 @@ def typical_size(views: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Gear:
+class TowerContext:
     """What a device needs in every round, read and made once: its adapted tower, what it is asked, and the last `layer` of the
     small frozen tower that signs, with what it is given of each item, `given` [n_items, width]."""
 
-    adapted: Adapted
-    asking: Asking
+    adapted: AdaptedTower
+    asking: ItemPrompts
     layer: nn.Module
     given: Tensor
 
@@ -107,14 +107,14 @@ class TowerView:
     """The own view of the device `node` for one `task`."""
 
     name = "tower"
-    node: Node
+    node: Client
     task: Task
-    gear: Gear
+    gear: TowerContext
     _kept: Mapping[str, Tensor] = field(default_factory=dict)
     _told: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @classmethod
-    def of(cls, node: Node, task: Task) -> "TowerView":
+    def of(cls, node: Client, task: Task) -> "TowerView":
         """Find the tower in a device's folder. Raises `DataError` when it was not dealt one."""
         settings = task.settings
         return cls(node, task, _equip(node.folder, settings.mosaic, settings.seed, resolve_device(settings.device)))
@@ -122,14 +122,14 @@ class TowerView:
     @property
     def towers(self) -> dict[str, str]:
         """This device's name in the run, and the mark of its tower."""
-        return {self.node.client(self.task.run): self.gear.adapted.mark}
+        return {self.node.client(self.task.run): self.gear.adapted.tower_id}
 
     def beside(self, sent: Tensors) -> dict[str, Tensor]:
         """What this device's people see: the server's views [n_views, n_items, dim] and, as the last one, the own view.
 
         The adapter is as its last round left it, with what the server merged for it.
         """
-        model, method = self.gear.adapted.model, METHODS[self.task.settings.mosaic.regime]
+        model, method = self.gear.adapted.model, METHODS[self.task.settings.mosaic.method]
         self._kept = self.gear.adapted.take_up(self._folder, self.task.round + (self.task.kind != "train"), OWNER)
         activate(model, method.answers_with, [LOCAL])
         modules = {name.removeprefix(MODULE): value for name, value in sent.items() if name.startswith(MODULE)}
@@ -150,14 +150,16 @@ class TowerView:
         mosaic, client, by_view = self.task.settings.mosaic, self.node.client(self.task.run), update.gradients[VIEWS]
         size, mean = typical_size(seen[VIEWS][:-1]), by_view[-1] / update.weight
         signature, more = torch.zeros(0), dict[str, Tensor]()
-        if REGIMES[mosaic.regime].shares == "relevant":
+        if METHOD_SPECS[mosaic.method].shares == "relevant":
             signature, more = self._sign(mean, size)
         told = self._told.requires_grad_()
         (by_answer,) = torch.autograd.grad(sized(told, size), told, mean)
         self.gear.asking.pull(self.gear.adapted.model.get_base_model(), by_answer)
         self.gear.adapted.keep(self._folder, self.task, OWNER, more | self._step())
-        branch = METHODS[mosaic.regime].uploads
-        modules = {client: self.gear.adapted.contribution(branch, signature)} if branch else dict[str, Contribution]()
+        branch = METHODS[mosaic.method].uploads
+        modules = (
+            {client: self.gear.adapted.adapter_update(branch, signature)} if branch else dict[str, AdapterUpdate]()
+        )
         return replace(update, gradients={**update.gradients, VIEWS: by_view[:-1]}, modules=modules)
 
     @property
@@ -193,7 +195,7 @@ class TowerView:
 
 
 @lru_cache(maxsize=CACHED)
-def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device) -> Gear:
+def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device) -> TowerContext:
     """Read and make all that does not change over a run, once for each process."""
     features = load_catalogue(folder).features
     if missing := {"image", "text"} - features.keys():
@@ -202,20 +204,20 @@ def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device
         )
     parts = [features[name] for name in ("image", "text")]
     image, text = (torch.from_numpy(part.standardised()).to(device) for part in parts)
-    adapted = Adapted.make(folder, mosaic, seed, image, text)
+    adapted = AdaptedTower.make(folder, mosaic, seed, image, text)
     kinds = [torch.from_numpy(part.present) * kind for part, kind in zip(parts, (PICTURE, TEXT), strict=True)]
     items = torch.arange(len(image)).expand(2, -1).T
     pieces = torch.stack([torch.stack(kinds, 1), items], -1).to(device)
-    asking = Asking(instructions([INSTRUCTION]).to(device), pieces, adapted.sight)
-    return Gear(adapted, asking, *_signer(load_reader(folder / TOWER / SIGNER).to(device), asking, image, text))
+    asking = ItemPrompts(instructions([INSTRUCTION]).to(device), pieces, adapted.sight)
+    return TowerContext(adapted, asking, *_signer(load_reader(folder / TOWER / SIGNER).to(device), asking, image, text))
 
 
 @torch.no_grad()
-def _signer(reader: Reader, asking: Asking, image: Tensor, text: Tensor) -> tuple[nn.Module, Tensor]:
+def _signer(reader: QAReader, asking: ItemPrompts, image: Tensor, text: Tensor) -> tuple[nn.Module, Tensor]:
     """The last layer of the tower that signs, and what it is given of each item, [n_items, width]."""
     given: list[Tensor] = []
     layer = last_layer(reader).requires_grad_()
     hook = layer.register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
-    replace(asking, sight=reader.look(image, text)).told(reader)
+    replace(asking, sight=reader.embed_items(image, text)).told(reader)
     hook.remove()
     return layer, torch.cat(given)

@@ -10,7 +10,7 @@ from tessera.common.data.catalogue import Catalogue, load_catalogue, save_items
 from tessera.common.data.interactions import Interactions, assign, load_interactions
 from tessera.server.run_folder import Report
 
-__all__ = ["Executor", "Job", "Report", "deal", "deal_share", "device_folders"]
+__all__ = ["Executor", "Job", "Report", "device_folders", "partition", "partition_one"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Executor(Protocol):
         ...
 
 
-def deal(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, ...]:
+def partition(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, ...]:
     """Deal a dataset's users out to `n_nodes` device folders below `out`: their own events and the items' titles only."""
     catalogue = load_catalogue(dataset, modalities=False)
     interactions = load_interactions(dataset, len(catalogue))
@@ -42,8 +42,8 @@ def deal(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, ...]:
     return folders
 
 
-def deal_share(dataset: Path, folder: Path, node: int, n_nodes: int) -> None:
-    """Deal to one device folder what `deal` would give node `node` of `n_nodes`."""
+def partition_one(dataset: Path, folder: Path, node: int, n_nodes: int) -> None:
+    """Deal to one device folder what `partition` would give node `node` of `n_nodes`."""
     catalogue = load_catalogue(dataset, modalities=False)
     interactions = load_interactions(dataset, len(catalogue))
     _hand_out(catalogue, interactions.take(assign(interactions.users, n_nodes)[node]), folder)
@@ -55,5 +55,5 @@ def _hand_out(catalogue: Catalogue, own: Interactions, folder: Path) -> None:
 
 
 def device_folders(out: Path, n_nodes: int) -> Sequence[Path]:
-    """Where `deal` puts the folders of `n_nodes` nodes."""
+    """Where `partition` puts the folders of `n_nodes` nodes."""
     return [out / f"node-{node}" for node in range(n_nodes)]

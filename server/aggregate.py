@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tessera.common.metrics.ranking import Sums
+from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.messages import Update
 
 SAID = 300
@@ -11,7 +11,7 @@ SAID = 300
 
 
 @dataclass
-class Answer:
+class Aggregate:
     """What the nodes returned to one question, added up as it came in; bytes are of tensors, over all messages.
 
     `dropped` counts by kind what was not added, `troubles` say why, node by node, and `lost` are the sums of what was unfit.
@@ -23,14 +23,14 @@ class Answer:
     bytes_up: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     troubles: list[str] = field(default_factory=list)
-    lost: Sums = field(default_factory=Sums)
+    lost: MetricSums = field(default_factory=MetricSums)
 
     def drop(self, kind: str, node: int, why: str) -> None:
         """Count something that is not added, and say why; what is not printable in a node's own words is left out."""
         self.dropped[kind] += 1
         self.troubles.append(f"node {node} {''.join(filter(str.isprintable, why))[:SAID]}")
 
-    def faults(self, later: "Answer | None" = None) -> dict[str, object]:
+    def faults(self, later: "Aggregate | None" = None) -> dict[str, object]:
         """What a line of the metrics says of it and of a later one: nothing where nothing was dropped."""
         answers = [self, later] if later else [self]
         dropped = sum((answer.dropped for answer in answers), Counter[str]())

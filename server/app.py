@@ -7,14 +7,14 @@ from flwr.serverapp import Grid, ServerApp
 
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
-from tessera.common.utils.folder_lock import SERVING, alone
+from tessera.common.utils.folder_lock import SERVING, hold_folder
 from tessera.common.utils.parent_death import tether
 from tessera.common.utils.torch_device import resolve_device
-from tessera.server.dispatch import Nodes
+from tessera.server.dispatch import Dispatcher
 from tessera.server.rounds import run_rounds
 from tessera.server.run_folder import Report, RunFolder
 from tessera.server.strategies.base import Strategy
-from tessera.server.strategies.combined import Both
+from tessera.server.strategies.combined import Combined
 from tessera.server.strategies.fedmosaic import FedMosaic, expected
 from tessera.server.strategies.fedvlr import FedVLR
 
@@ -30,7 +30,9 @@ def serve(
     folder.listener = report
     try:
         items = load_catalogue(catalogue)
-        run_rounds(Nodes(grid, settings.federation), make_strategy(settings, items, catalogue), settings, items, folder)
+        run_rounds(
+            Dispatcher(grid, settings.federation), make_strategy(settings, items, catalogue), settings, items, folder
+        )
     except Exception as error:
         folder.fail(str(error) or type(error).__name__)
         raise
@@ -47,7 +49,7 @@ def make_strategy(settings: Settings, items: Catalogue, dataset: Path) -> Strate
     fedmosaic = FedMosaic(settings, items.sha256, expected(dataset, settings))
     if settings.strategy == "fedmosaic":
         return fedmosaic
-    return Both(FedVLR(settings, items, resolve_device(settings.device)), fedmosaic)
+    return Combined(FedVLR(settings, items, resolve_device(settings.device)), fedmosaic)
 
 
 app = ServerApp()
@@ -60,5 +62,5 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     settings = Settings.model_validate_json(str(config["settings"]))
     run_dir = Path(str(config["run-dir"]))
-    with alone(run_dir, SERVING):
+    with hold_folder(run_dir, SERVING):
         serve(grid, settings, Path(str(config["catalogue"])), run_dir, bool(config["resume"]))

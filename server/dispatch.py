@@ -12,9 +12,9 @@ from flwr.serverapp import Grid
 
 from tessera.common.config.settings import FederationSettings
 from tessera.common.errors import RoundAbandoned, RunError, TesseraError
-from tessera.common.protocol.messages import Parcel, Task, Tensors, Update, array_bytes, pack_task
-from tessera.common.utils import counter_rng as seeds
-from tessera.server.aggregate import Answer
+from tessera.common.protocol.messages import Broadcast, Task, Tensors, Update, array_bytes, pack_task
+from tessera.common.utils import counter_rng
+from tessera.server.aggregate import Aggregate
 from tessera.server.validation import (
     FAILED,
     LATE,
@@ -22,10 +22,10 @@ from tessera.server.validation import (
     REFUSED,
     REMEDIES,
     STRAY,
-    Unfit,
-    Wanted,
+    Expected,
+    RejectedUpdate,
     degenerate,
-    taken,
+    validate_update,
 )
 
 log = logging.getLogger("tessera.server")
@@ -33,23 +33,23 @@ POLL = 0.1
 TRIES = 3
 """How often a node is asked the same within a question, when it fails or has lost the tensors it needs."""
 
-For = Callable[[str | None], Parcel]
+For = Callable[[str | None], Broadcast]
 """What goes to a client, or to a node of which no client is known yet."""
 Check = Callable[[Update], None]
 """Raises a `TesseraError` for an update that cannot be taken."""
 
 
-def nothing(client: str | None) -> Parcel:
+def no_broadcast(client: str | None) -> Broadcast:
     """No tensors."""
-    return Parcel({})
+    return Broadcast({})
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """A task as it goes to several nodes: what each is to hold for it, and what must be true of their answers."""
 
     task: Task
-    parcels: Mapping[int, Parcel] = field(default_factory=dict)
+    broadcasts: Mapping[int, Broadcast] = field(default_factory=dict)
     facts: Tensors | None = None
     counts: Mapping[str, torch.Size] = field(default_factory=dict)
     check: Check = lambda update: None
@@ -63,12 +63,12 @@ class Question:
     def alike(self, holds: Callable[[int], bool]) -> list[list[int]]:
         """The nodes in groups that get the very same message."""
         groups: dict[tuple[str, bool], list[int]] = {}
-        for node, parcel in self.parcels.items():
-            groups.setdefault((parcel.name, holds(node)), []).append(node)
+        for node, broadcast in self.broadcasts.items():
+            groups.setdefault((broadcast.name, holds(node)), []).append(node)
         return list(groups.values())
 
 
-class Nodes:
+class Dispatcher:
     """All nodes of a federation, over Flower's Grid."""
 
     def __init__(self, grid: Grid, settings: FederationSettings) -> None:
@@ -87,14 +87,14 @@ class Nodes:
                 )
             time.sleep(POLL)
 
-    def ask(
+    def dispatch(
         self,
         task: Task,
-        parcel: For = nothing,
+        broadcast: For = no_broadcast,
         facts: Tensors | None = None,
         check: Check = lambda update: None,
         counts: Mapping[str, torch.Size] | None = None,
-    ) -> Answer:
+    ) -> Aggregate:
         """Give nodes `task` and add up their updates as they arrive, so memory does not grow with the nodes.
 
         All are asked, and to train as many as the settings say. A client's parcel goes only to nodes that lack its tensors
@@ -103,18 +103,18 @@ class Nodes:
         in time (all nodes must where the answer stands for the whole run), and `RunError` when at least half of the answers
         were of no use in the same way.
         """
-        answer = Answer()
+        answer = Aggregate()
         asked = self._draw(self._ready(task, answer), task)
-        parcels = {node: parcel(self._clients.get(node)) for node in asked}
-        question = Question(task, parcels, facts, counts or {}, check)
+        broadcasts = {node: broadcast(self._clients.get(node)) for node in asked}
+        question = Request(task, broadcasts, facts, counts or {}, check)
         waiting: dict[str, int] = {}
-        for nodes in question.alike(lambda node: self._held.get(node) == parcels[node].name):
+        for nodes in question.alike(lambda node: self._held.get(node) == broadcasts[node].name):
             waiting |= self._send(nodes, question, answer)
         self._gather(waiting, question, answer)
         self._require(answer, task)
         return answer
 
-    def _ready(self, task: Task, answer: Answer) -> list[int]:
+    def _ready(self, task: Task, answer: Aggregate) -> list[int]:
         """Wait until as many nodes are online as must answer, and, but for training, until none is still at an earlier task.
 
         A node works off its tasks one after the other: one that owes an answer would answer this one ever later.
@@ -134,14 +134,14 @@ class Nodes:
 
     def _draw(self, ready: list[int], task: Task) -> list[int]:
         """The nodes that get `task`: all, or those whose draw for a round of training is lowest."""
-        if task.kind != "train" or not self.settings.participants:
+        if task.kind != "train" or not self.settings.clients_per_round:
             return ready
-        draws = {node: seeds.key("participants", task.settings.seed, task.round, node) for node in ready}
+        draws = {node: counter_rng.key("clients_per_round", task.settings.seed, task.round, node) for node in ready}
         return sorted(ready, key=draws.__getitem__)[: self.settings.asked]
 
-    def _gather(self, waiting: dict[str, int], question: Question, answer: Answer) -> None:
+    def _gather(self, waiting: dict[str, int], question: Request, answer: Aggregate) -> None:
         """Take replies until all are in, enough are, or the time is over; nodes are `waiting` by message."""
-        enough = self.settings.participants if question.task.kind == "train" else 0
+        enough = self.settings.clients_per_round if question.task.kind == "train" else 0
         deadline = time.monotonic() + self.settings.timeout
         while waiting and not 0 < enough <= answer.nodes:
             began, heard = time.monotonic(), False
@@ -186,11 +186,11 @@ class Nodes:
             if self._pull(message) != [] or time.monotonic() > forget:
                 del self._late[message]
 
-    def _send(self, nodes: list[int], question: Question, answer: Answer) -> dict[str, int]:
+    def _send(self, nodes: list[int], question: Request, answer: Aggregate) -> dict[str, int]:
         """Send nodes that are to get the same parcel their messages; return the nodes by message."""
-        task, parcel = question.task, question.parcels[nodes[0]]
-        tensors = None if self._held.get(nodes[0]) == parcel.name or not parcel.tensors else parcel.content
-        content = pack_task(replace(task, tensors=parcel.name), tensors, question.facts)
+        task, broadcast = question.task, question.broadcasts[nodes[0]]
+        tensors = None if self._held.get(nodes[0]) == broadcast.name or not broadcast.tensors else broadcast.content
+        content = pack_task(replace(task, tensors=broadcast.name), tensors, question.facts)
         kind = task.kind if task.kind in ("train", "evaluate") else "query"
         messages = [Message(content, node, kind, group_id=str(task.round)) for node in nodes]
         pushed = list(self.grid.push_messages(messages))
@@ -204,7 +204,7 @@ class Nodes:
         answer.bytes_down += array_bytes(content) * len(sent)
         return sent
 
-    def _take(self, reply: Message, node: int, question: Question, answer: Answer) -> bool:
+    def _take(self, reply: Message, node: int, question: Request, answer: Aggregate) -> bool:
         """Add one reply to the answer; true when the node is to be asked again."""
         if reply.has_error():
             if question.task.kind != "train" and question.again(node):
@@ -224,23 +224,25 @@ class Nodes:
         answer.bytes_up += array_bytes(reply.content)
         try:
             answer.update += self._fitting(reply, node, question)
-        except Unfit as unfit:
+        except RejectedUpdate as unfit:
             answer.drop(unfit.kind, node, f"returned something {unfit.kind}: {unfit}")
             answer.lost += unfit.sums
             return False
         answer.nodes += 1
-        self._held[node] = question.parcels[node].name or self._held.get(node, "")
+        self._held[node] = question.broadcasts[node].name or self._held.get(node, "")
         return False
 
-    def _fitting(self, reply: Message, node: int, question: Question) -> Update:
-        """The update of a node that has been looked at from all sides. Raises `Unfit`."""
-        wanted = Wanted(question.task, question.parcels[node].tensors, question.counts, self.settings.largest_gradient)
-        update = taken(reply.content, wanted)
+    def _fitting(self, reply: Message, node: int, question: Request) -> Update:
+        """The update of a node that has been looked at from all sides. Raises `RejectedUpdate`."""
+        wanted = Expected(
+            question.task, question.broadcasts[node].tensors, question.counts, self.settings.largest_gradient
+        )
+        update = validate_update(reply.content, wanted)
         try:
             self._know(node, update)
             question.check(update)
         except Exception as error:
-            raise Unfit(MALFORMED, str(error) or type(error).__name__) from None
+            raise RejectedUpdate(MALFORMED, str(error) or type(error).__name__) from None
         return update
 
     def _know(self, node: int, update: Update) -> None:
@@ -253,11 +255,11 @@ class Nodes:
 
     def _least(self, task: Task) -> int:
         """How many nodes must answer: all that the run began with, where their answer stands for the whole run."""
-        if task.kind in ("census", "power"):
+        if task.kind in ("item_statistics", "power"):
             return max(self.settings.nodes, self.settings.min_nodes)
         return self.settings.least if task.kind == "train" else self.settings.min_nodes
 
-    def _require(self, answer: Answer, task: Task) -> None:
+    def _require(self, answer: Aggregate, task: Task) -> None:
         for kind, remedy in REMEDIES.items():
             if answer.dropped[kind] and answer.dropped[kind] >= answer.nodes:
                 _, told = degenerate(task.kind, answer.update.sums + answer.lost) or ("", answer.troubles[-1])

@@ -14,10 +14,10 @@ from torch import Tensor
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import RoundAbandoned, RunError
-from tessera.common.metrics.ranking import Sums, ranking_means
+from tessera.common.metrics.ranking import MetricSums, ranking_means
 from tessera.common.protocol.messages import BASIS, CONTENT, COUNTS, Kind, Task, Tensors
-from tessera.server.aggregate import Answer
-from tessera.server.dispatch import Nodes, nothing
+from tessera.server.aggregate import Aggregate
+from tessera.server.dispatch import Dispatcher, no_broadcast
 from tessera.server.run_folder import RunFolder, read_metrics, read_scores
 from tessera.server.strategies.base import Strategy
 from tessera.server.views.spectral_init import leading_vectors
@@ -29,13 +29,13 @@ ABANDONED = 3
 
 
 def run_rounds(
-    nodes: Nodes, strategy: Strategy, settings: Settings, catalogue: Catalogue, folder: RunFolder
+    nodes: Dispatcher, strategy: Strategy, settings: Settings, catalogue: Catalogue, folder: RunFolder
 ) -> dict[str, Any]:
     """Train from the last checkpoint, or from the start, to the end, and return the run's result."""
     run = Run(nodes, strategy, settings, folder)
     run.restore()
     nodes.wait()
-    facts = run.census(catalogue)
+    facts = run.item_statistics(catalogue)
     run.spectral_start(len(catalogue))
     for round in range(run.round + 1, settings.rounds + 1):
         if run.stale:  # validation has not got better for long, here or before a resumed run was stopped
@@ -44,9 +44,9 @@ def run_rounds(
         # 3. The nodes train their people and return gradients. 4. Their updates are added up as they arrive.
         run.round = round
         try:
-            answer = run.ask("train")
+            answer = run.dispatch("train")
             # 5. One vector-Jacobian product takes the sum to all parameters; one step.
-            strategy.absorb(answer.update)
+            strategy.aggregate(answer.update)
         except RoundAbandoned as reason:
             answer = None
             run.abandon(reason)
@@ -62,7 +62,7 @@ def run_rounds(
 class Run:
     """What the round loop carries from round to round. What a resumed run cannot find out again is in every checkpoint."""
 
-    def __init__(self, nodes: Nodes, strategy: Strategy, settings: Settings, folder: RunFolder) -> None:
+    def __init__(self, nodes: Dispatcher, strategy: Strategy, settings: Settings, folder: RunFolder) -> None:
         self.nodes, self.strategy, self.settings, self.folder = nodes, strategy, settings, folder
         self.round = self.abandoned = 0
         self.best: dict[str, Any] = {}
@@ -81,16 +81,18 @@ class Run:
             self.strategy.restore(tensors)
         self._since = time.monotonic()
 
-    def ask(self, kind: Kind, facts: Tensors | None = None, counts: Mapping[str, torch.Size] | None = None) -> Answer:
+    def dispatch(
+        self, kind: Kind, facts: Tensors | None = None, counts: Mapping[str, torch.Size] | None = None
+    ) -> Aggregate:
         """Give nodes a task of this round, and with it what the strategy has for each; `counts` are shapes that may come back.
 
         Training that too few answered is abandoned by raising `RoundAbandoned`; anything else is asked again, and raises
         `RunError` when that is of no use.
         """
-        parcel = self.strategy.parcel if kind in ("train", "evaluate") else nothing
+        broadcast = self.strategy.broadcast if kind in ("train", "evaluate") else no_broadcast
         views, items = self.strategy.views, self.strategy.catalogue
         task = Task(kind, self.folder.run, self.round, self.folder.durable(), views, items, self.settings)
-        ask = partial(self.nodes.ask, task, parcel, facts, self.strategy.check, counts)
+        ask = partial(self.nodes.dispatch, task, broadcast, facts, self.strategy.check, counts)
         if kind == "train":
             return ask()
         for _ in range(ABANDONED - 1):
@@ -101,22 +103,22 @@ class Run:
         except RoundAbandoned as reason:
             raise RunError(str(reason)) from None
 
-    def census(self, catalogue: Catalogue) -> Tensors:
+    def item_statistics(self, catalogue: Catalogue) -> Tensors:
         """Ask how often each item occurs in training, and evaluate the baselines once; return the counts.
 
         There are none when a device withholds its own: then warm and cold targets cannot be told apart.
         """
         started = time.monotonic()
-        answer = self.ask("census", counts={COUNTS: torch.Size([len(catalogue)])})
+        answer = self.dispatch("item_statistics", counts={COUNTS: torch.Size([len(catalogue)])})
         self.people = answer.update.sums["users"]
         if not self.people:
             raise RunError("no device has anybody to train")
         counts = {} if answer.update.sums["withheld"] else {COUNTS: answer.update.counts[COUNTS]}
         if self.settings.evaluation.baselines and not self.baselines:
             facts = {} if self.settings.asks_questions else counts | _content(catalogue)
-            self.baselines = _means(self.ask("baselines", facts).update.sums)
+            self.baselines = _means(self.dispatch("baselines", facts).update.sums)
         if not self.round:
-            line = {"kind": "census", "round": 0, **dict(answer.update.sums.values), "nodes": answer.nodes}
+            line = {"kind": "item_statistics", "round": 0, **dict(answer.update.sums.values), "nodes": answer.nodes}
             line |= answer.faults() | {"baselines": self.baselines, "seconds": time.monotonic() - started}
             self.folder.report(line)
         self._since = time.monotonic()
@@ -127,10 +129,10 @@ class Run:
         views = self.settings.views
         if self.round or not views.spectral_rounds:
             return
-        product = lambda basis: self.ask("power", {BASIS: basis}, {BASIS: basis.shape}).update.counts[BASIS]  # noqa: E731
+        product = lambda basis: self.dispatch("power", {BASIS: basis}, {BASIS: basis.shape}).update.counts[BASIS]  # noqa: E731
         rank = min(views.dim, views.id_dim, n_items)
         vectors, values = leading_vectors(product, n_items, rank, views.spectral_rounds, self.settings.seed)
-        self.strategy.start_from(vectors, values)
+        self.strategy.initialise(vectors, values)
         self._since = time.monotonic()
 
     def abandon(self, reason: RoundAbandoned) -> None:
@@ -141,11 +143,11 @@ class Run:
         if self.abandoned >= ABANDONED:
             raise RunError(f"round {self.round}: {ABANDONED} rounds in a row were abandoned; the last one: {reason}")
 
-    def evaluate(self, facts: Tensors) -> tuple[Answer, dict[str, float]]:
+    def evaluate(self, facts: Tensors) -> tuple[Aggregate, dict[str, float]]:
         """Have the devices rank the catalogue, and see whether the round is the best."""
-        answer = self.ask("evaluate", facts)
+        answer = self.dispatch("evaluate", facts)
         sums = answer.update.sums
-        scores = _means(Sums({name: value for name, value in sums.values.items() if "/" in name}))
+        scores = _means(MetricSums({name: value for name, value in sums.values.items() if "/" in name}))
         worth, everybody = self._worth(scores), self._everybody(sums["evaluated"])
         if (everybody or not self.best) and worth > self.best.get("criterion", -1.0):
             self.best = {"round": self.round, "criterion": worth, "scores": scores}
@@ -175,7 +177,7 @@ class Run:
         patience = self.settings.evaluation.patience * self.settings.evaluation.every
         return bool(patience and self.best and self.round - self.best["round"] >= patience)
 
-    def report(self, training: Answer | None, evaluation: Answer | None, scores: dict[str, float]) -> None:
+    def report(self, training: Aggregate | None, evaluation: Aggregate | None, scores: dict[str, float]) -> None:
         """Append the round's line to the metrics; bytes are those of its training and its evaluation.
 
         A round that was abandoned has said so already; there only an evaluation is reported.
@@ -230,7 +232,7 @@ class Run:
             "baselines": self.baselines,
             "seconds": self.seconds,
             **self._traffic(),
-            **self.strategy.facts(),
+            **self.strategy.report(),
         }
         self.folder.report(line)
         return line
@@ -246,7 +248,7 @@ def _content(catalogue: Catalogue) -> dict[str, Tensor]:
     return tables
 
 
-def _means(sums: Sums) -> dict[str, float]:
+def _means(sums: MetricSums) -> dict[str, float]:
     """Percentages by name ("test/all/hr@50"), and counts of users."""
     means = ranking_means(sums)
     return {name: value if name.endswith("/users") else 100 * value for name, value in means.items()}

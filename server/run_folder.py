@@ -30,7 +30,7 @@ from tessera.common.utils.atomic_files import (
 )
 
 log = logging.getLogger("tessera.server")
-KEPT = 3
+N_CHECKPOINTS_KEPT = 3
 Report = Callable[[dict[str, Any]], None]
 """Called with each line of a run's metrics as it is written."""
 SCORED = ("round", "evaluation")
@@ -132,7 +132,7 @@ class RunFolder:
     def _drop(self, newest: int) -> None:
         """Remove the checkpoints after `newest`, and up to it the oldest beyond three."""
         rounds = self._rounds()
-        kept = [round for round in rounds if round <= newest][-KEPT:]
+        kept = [round for round in rounds if round <= newest][-N_CHECKPOINTS_KEPT:]
         for other in (round for round in rounds if round not in kept):
             self._checkpoint(other).unlink()
 

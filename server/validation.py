@@ -1,7 +1,7 @@
 """What is taken of what nodes return, and what is dropped: each for a reason that is counted, and said with the node's number.
 
 Nothing that is dropped changes anything: it is not added, and a round goes on with the rest. Nodes are not trusted: whatever
-they send is taken, or `Unfit`.
+they send is taken, or `RejectedUpdate`.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from flwr.app import RecordDict
 
 from tessera.common.errors import NotFiniteError
-from tessera.common.metrics.ranking import Sums
+from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import decode, rotation
 from tessera.common.protocol.messages import Kind, Task, Tensors, Update, check_gradients, in_answer_to, unpack_update
 from tessera.common.utils.torch_device import finite
@@ -25,7 +25,7 @@ REMEDIES = {NONFINITE: "lower the learning rates", CONSTANT: "nothing was learnt
 SIGNED = "loss"
 """The only sum that may be negative."""
 FIGURES: Mapping[Kind, frozenset[str]] = {
-    "census": frozenset({"users", "events", "withheld", "validation", "test"}),
+    "item_statistics": frozenset({"users", "events", "withheld", "validation", "test"}),
     "power": frozenset(),
     "train": frozenset({"users", SIGNED, NONFINITE}),
     "evaluate": frozenset({"evaluated", CONSTANT, NONFINITE}),
@@ -39,16 +39,16 @@ SCORES: Mapping[Kind, re.Pattern[str]] = {
 """Names of scores, like "test/all/hr@50", where a task has some; of a baseline after its own name."""
 
 
-class Unfit(Exception):
+class RejectedUpdate(Exception):
     """An update that cannot be added to others': `kind` is what such are counted as, `sums` what it says of its users."""
 
-    def __init__(self, kind: str, reason: str, sums: Sums | None = None) -> None:
+    def __init__(self, kind: str, reason: str, sums: MetricSums | None = None) -> None:
         super().__init__(reason)
-        self.kind, self.sums = kind, sums or Sums()
+        self.kind, self.sums = kind, sums or MetricSums()
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Expected:
     """What an update must fit: the tensors its node had, the shapes of counts that may come, and a bound of its gradients'
     norm by weight, where 0 is none."""
 
@@ -58,12 +58,12 @@ class Wanted:
     largest: float
 
 
-def taken(content: RecordDict, wanted: Wanted) -> Update:
-    """Read a node's update. Raises `Unfit` when it answers another task, is malformed, not finite or too large."""
+def validate_update(content: RecordDict, wanted: Expected) -> Update:
+    """Read a node's update. Raises `RejectedUpdate` when it answers another task, is malformed, not finite or too large."""
     task = wanted.task
     try:
         if dict(content.config_records.get("answers", {})) != dict(in_answer_to(task)):
-            raise Unfit(STRAY, "it answers another task than this round's")
+            raise RejectedUpdate(STRAY, "it answers another task than this round's")
         update = _read(content, task, wanted.sent)
         _check_sums(update, task.kind)
         _check_counts(update.counts, wanted.counts)
@@ -71,17 +71,17 @@ def taken(content: RecordDict, wanted: Wanted) -> Update:
             check_gradients(update, wanted.sent)
             _check_size(update, wanted.largest)
         elif update.gradients:
-            raise Unfit(MALFORMED, f"gradients, which nobody wants of {task.kind}")
-    except Unfit:
+            raise RejectedUpdate(MALFORMED, f"gradients, which nobody wants of {task.kind}")
+    except RejectedUpdate:
         raise
     except NotFiniteError as error:
-        raise Unfit(NONFINITE, str(error)) from None
+        raise RejectedUpdate(NONFINITE, str(error)) from None
     except Exception as error:  # whatever a node has made up
-        raise Unfit(MALFORMED, str(error) or type(error).__name__) from None
+        raise RejectedUpdate(MALFORMED, str(error) or type(error).__name__) from None
     return update
 
 
-def degenerate(kind: Kind, sums: Sums) -> tuple[str, str] | None:
+def degenerate(kind: Kind, sums: MetricSums) -> tuple[str, str] | None:
     """Whether users' losses or scores are useless, as (what it counts as, how many of how many); never whose."""
     if kind == "train" and sums[NONFINITE]:
         return NONFINITE, f"the loss of {sums[NONFINITE]:.0f} of {sums['users']:.0f} users is not finite"
@@ -102,24 +102,24 @@ def _check_sums(update: Update, kind: Kind) -> None:
     """Whether weight and sums are those of the task, and proper numbers."""
     for name in update.sums.values.keys() - FIGURES[kind]:
         if kind not in SCORES or not SCORES[kind].fullmatch(name):
-            raise Unfit(MALFORMED, f"a sum called {name!r}")
+            raise RejectedUpdate(MALFORMED, f"a sum called {name!r}")
     if said := degenerate(kind, update.sums):
-        raise Unfit(*said, update.sums)
+        raise RejectedUpdate(*said, update.sums)
     if not all(map(math.isfinite, (update.weight, *update.sums.values.values()))):
-        raise Unfit(NONFINITE, "its weight or a sum of its metrics is no finite number")
+        raise RejectedUpdate(NONFINITE, "its weight or a sum of its metrics is no finite number")
     if update.weight < 0 or any(value < 0 for name, value in update.sums.values.items() if name != SIGNED):
-        raise Unfit(MALFORMED, "its weight or a sum of its metrics is negative")
+        raise RejectedUpdate(MALFORMED, "its weight or a sum of its metrics is negative")
 
 
 def _check_counts(counts: Tensors, wanted: Mapping[str, torch.Size]) -> None:
     for name, value in counts.items():
         if value.shape != wanted.get(name) or value.dtype != torch.float32:
-            raise Unfit(MALFORMED, f"{name!r} of shape {tuple(value.shape)} and type {value.dtype}")
+            raise RejectedUpdate(MALFORMED, f"{name!r} of shape {tuple(value.shape)} and type {value.dtype}")
         if not finite(value):
-            raise Unfit(NONFINITE, f"{name!r} is not finite")
+            raise RejectedUpdate(NONFINITE, f"{name!r} is not finite")
 
 
 def _check_size(update: Update, largest: float) -> None:
     norm = math.hypot(*(float(g.double().norm()) for g in update.gradients.values())) if largest else 0.0
     if norm > largest * update.weight:
-        raise Unfit(LARGE, f"its gradients have a norm above {largest:g} for each unit of its weight")
+        raise RejectedUpdate(LARGE, f"its gradients have a norm above {largest:g} for each unit of its weight")

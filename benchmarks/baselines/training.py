@@ -15,7 +15,7 @@ from tessera.client.losses import sample_negatives
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.data.interactions import Split
 from tessera.common.errors import DataError, RunError
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 
 class Model(nn.Module):
@@ -57,7 +57,7 @@ class TrainedPeer(Peer):
         """Train on the training items and keep the embeddings of the epoch that ranks the validation items best."""
         people = histories(split)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds.key("peer", seed))
+            torch.manual_seed(counter_rng.key("peer", seed))
             self._keys, self._best = people.keys, self._train(self.build(people, catalogue), people, split, seed)
 
     def scores(self, known: Histories) -> Tensor:
@@ -74,7 +74,7 @@ class TrainedPeer(Peer):
         optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate)
         best, highest = (torch.empty(0), torch.empty(0)), -1.0
         for epoch in range(1, self.epochs + 1):
-            self._epoch(model, optimizer, people, seeds.key("peer negatives", seed, epoch))
+            self._epoch(model, optimizer, people, counter_rng.key("peer negatives", seed, epoch))
             users, items = _embeddings(model)
             reached = validation_ndcg(users @ items.T, people, split)
             if reached > highest:

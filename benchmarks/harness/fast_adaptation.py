@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tessera.client.adapters.adapted_tower import Adapted
+from tessera.client.adapters.adapted_tower import AdaptedTower
 from tessera.client.adapters.attach import receive
 from tessera.client.adapters.pq_lora import LOCAL
-from tessera.client.methods import Lesson, answer
+from tessera.client.methods import LocalTraining, answer
 from tessera.client.qa_client import QUESTIONS
-from tessera.client.qa_dataset import Bank
+from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.questions import Codebook, Questions
 from tessera.common.protocol.messages import Tensors
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import read_tensors
 from tessera.server.adapters.relevance import uniform
 from tessera.server.strategies.fedmosaic import FedMosaic, expected
@@ -41,15 +41,15 @@ def adapt(settings: Settings, dataset: Path, devices: Mapping[str, Path], checkp
     image, text = (torch.from_numpy(features[name].standardised()) for name in ("image", "text"))
     right: dict[int, list[float]] = {after: [] for after in AFTER}
     for name, folder in devices.items():
-        adapted = Adapted.make(folder, settings.mosaic, settings.seed, image, text)
+        adapted = AdaptedTower.make(folder, settings.mosaic, settings.seed, image, text)
         for task in unseen:
             train, test = (
-                Bank.of(Questions.load(task / f"{part}.safetensors"), codebook, adapted.sight)
+                QADataset.of(Questions.load(task / f"{part}.safetensors"), codebook, adapted.sight)
                 for part in ("train", "test")
             )
-            _begin(adapted, merged.get(adapted.mark))
+            _begin(adapted, merged.get(adapted.tower_id))
             for after, accuracy in _curve(
-                adapted, train, test, settings, seeds.key("unseen", settings.seed, name, task.name)
+                adapted, train, test, settings, counter_rng.key("unseen", settings.seed, name, task.name)
             ):
                 right[after].append(accuracy)
     return {f"unseen/after-{after}/accuracy": 100 * sum(found) / len(found) for after, found in right.items()}
@@ -59,30 +59,32 @@ def _averages(settings: Settings, dataset: Path, checkpoint: Path) -> dict[str, 
     """What all devices sent last, averaged, by the mark of a tower."""
     strategy = FedMosaic(settings, "", expected(dataset, settings))
     strategy.restore(read_tensors(checkpoint)[0])
-    sent = strategy.contributions
+    sent = strategy.adapters
     if not sent.by_client:
         return {}
     merged = sent.merged(lambda signatures, groups: uniform(len(signatures), groups))
     return {sent.by_client[client].tower: own for client, own in merged.items()}
 
 
-def _begin(adapted: Adapted, merged: Tensors | None) -> None:
+def _begin(adapted: AdaptedTower, merged: Tensors | None) -> None:
     adapted.restart()
     if merged:
         receive(adapted.model, merged, LOCAL)
 
 
-def _curve(adapted: Adapted, train: Bank, test: Bank, settings: Settings, key: int) -> list[tuple[int, float]]:
+def _curve(
+    adapted: AdaptedTower, train: QADataset, test: QADataset, settings: Settings, key: int
+) -> list[tuple[int, float]]:
     """Accuracies after so many steps of the local branch alone."""
     mosaic, found, done = settings.mosaic, [], 0
     for after in AFTER:
         if after > done:
             training = mosaic.model_copy(update={"steps": after - done})
-            Lesson(adapted.model, train, training, seeds.key(key, done)).fit([LOCAL], [LOCAL])
+            LocalTraining(adapted.model, train, training, counter_rng.key(key, done)).fit([LOCAL], [LOCAL])
             done = after
         found.append((after, _accuracy(answer(adapted.model, test, [LOCAL]), test)))
     return found
 
 
-def _accuracy(logits: Tensor, asked: Bank) -> float:
+def _accuracy(logits: Tensor, asked: QADataset) -> float:
     return float(asked.correct(logits, torch.arange(len(asked))).double().mean())

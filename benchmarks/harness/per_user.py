@@ -38,7 +38,7 @@ BEST = "best"
 
 
 @dataclass(frozen=True)
-class People:
+class PerUserResults:
     """How people with a test item are served: user, activity (training events), warm (whether the target occurs in training),
     hr and ndcg (expected, at the largest K, in %). `covered` [n_items]: is the item among anybody's first K?"""
 
@@ -69,11 +69,11 @@ class People:
 
 
 def load_people(path: Path) -> pl.DataFrame:
-    """Read the table that `People.save` wrote."""
+    """Read the table that `PerUserResults.save` wrote."""
     return read_table(path, ("user", "activity", "warm", *METRICS))
 
 
-def ranked(scorer: Scorer, split: Split, counts: Tensor, settings: EvaluationSettings) -> People:
+def ranked(scorer: Scorer, split: Split, counts: Tensor, settings: EvaluationSettings) -> PerUserResults:
     """Rank the catalogue for the test item of everybody in `split`, person by person; `tessera.client.evaluation` gives the
     sums.
 
@@ -96,16 +96,16 @@ def ranked(scorer: Scorer, split: Split, counts: Tensor, settings: EvaluationSet
         "hr": (100 * hit_rate(above, ties, k).double()).cpu().numpy(),
         "ndcg": (100 * ndcg(above, ties, k).double()).cpu().numpy(),
     }
-    return People(pl.DataFrame(columns, schema_overrides={"user": pl.String}), covered.cpu())
+    return PerUserResults(pl.DataFrame(columns, schema_overrides={"user": pl.String}), covered.cpu())
 
 
-def together(parts: Sequence[People]) -> People:
+def together(parts: Sequence[PerUserResults]) -> PerUserResults:
     """The people of several devices or blocks, in the order of their names."""
     covered = torch.stack([part.covered for part in parts]).any(0)
-    return People(pl.concat([part.table for part in parts]).sort("user"), covered)
+    return PerUserResults(pl.concat([part.table for part in parts]).sort("user"), covered)
 
 
-class BestState:
+class BestStateSnapshot:
     """Hears the metrics of an inline run and keeps the devices as the round best on validation leaves them.
 
     The reported scores are that round's, while devices and checkpoints move on. Their files are only ever replaced, never
@@ -124,7 +124,7 @@ class BestState:
             shutil.rmtree(self.kept, ignore_errors=True)
             shutil.copytree(self.devices, self.kept, copy_function=os.link)
 
-    def people(self, selected_round: int | None) -> People:
+    def people(self, selected_round: int | None) -> PerUserResults:
         """Rank for everybody with the state that was kept. Raises `RunError` when it is not that of `selected_round`."""
         if selected_round is None:
             raise RunError(f"no round was evaluated; {self.devices.parent / 'metrics.jsonl'} says why")
@@ -133,14 +133,14 @@ class BestState:
         devices = [Personal.open(folder) for folder in sorted(self.kept.glob("node-*"))]
         settings = devices[0].task.settings
         target = resolve_device(settings.device)
-        counts = torch.from_numpy(sum(device.device.split(settings).members().counts() for device in devices)).to(
-            target
-        )
+        counts = torch.from_numpy(
+            sum(device.device.split(settings).training_users().counts() for device in devices)
+        ).to(target)
         parts = []
         for device in devices:
             sent = {name: value.to(target) for name, value in device.sent.items()}
             for block, private in replace(device, sent=sent).people():
-                if not block.visiting:
+                if not block.is_new:
                     parts.append(ranked(_scorer(private, sent, settings.local), block, counts, settings.evaluation))
         return together(parts)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tessera.benchmarks.harness.fast_adaptation import adapt
-from tessera.client.qa_client import QUESTIONS, Pupil
+from tessera.client.qa_client import QUESTIONS, QAClient
 from tessera.common.config.settings import Settings
 from tessera.common.data.questions import Questions
 from tessera.common.towers.aligned_init import bytes_at_places
 from tessera.common.towers.io import load_reader, tower_path
-from tessera.deploy.executors.run import DEVICES, make_job, train
+from tessera.deploy.executors.run import DEVICES, make_job, run_job
 from tessera.deploy.provisioning.towers import class_of
 from tessera.server.pretraining.fit_readers import ensure_towers
 
@@ -24,7 +24,7 @@ def train_questions(settings: Settings, dataset: Path, run_dir: Path, tell: Tell
     ensure_towers(dataset, settings, tell)
     job = make_job(settings, dataset, run_dir, resume=False, overwrite=True)
     try:
-        result = train(job, "inline", lambda line: None)
+        result = run_job(job, "inline", lambda line: None)
         # Beside the other rows: as devices stand before any merge.
         result["baselines"] = {"{}/before/{}".format(*name.split("/", 1)): v for name, v in result["baselines"].items()}
         checkpoint = sorted((run_dir / "checkpoints").glob("*.safetensors"))[-1]
@@ -44,7 +44,7 @@ def _families(devices: tuple[Path, ...], clients: list[str]) -> list[str]:
     family = {}
     for folder in devices:
         asked = Questions.load(folder / QUESTIONS / "test.safetensors")
-        family[Pupil(folder, simulated=True).client("")] = asked.names[0].partition("/")[0]
+        family[QAClient(folder, simulated=True).client("")] = asked.names[0].partition("/")[0]
     return [family[client] for client in clients]
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import torch
 
-from tessera.benchmarks.harness.per_user import BEST, BestState, load_people, ranked
-from tessera.benchmarks.harness.spec import Bench, Content
+from tessera.benchmarks.harness.per_user import BEST, BestStateSnapshot, load_people, ranked
+from tessera.benchmarks.harness.spec import BenchSpec, Content
 from tessera.benchmarks.harness.tables import DIFFERENCES, Outcome, paired_differences
 from tessera.client.recommend import Personal
 from tessera.common.config.settings import Settings
@@ -19,7 +19,7 @@ from tessera.common.data.catalogue import load_catalogue, write_table
 from tessera.common.data.interactions import load_interactions
 from tessera.common.errors import ConfigError, DataError, TesseraError
 from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
-from tessera.deploy.executors.run import DEVICES, make_job, train
+from tessera.deploy.executors.run import DEVICES, make_job, run_job
 from tessera.deploy.provisioning.datasets import prepared_dataset
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Progress:
         self.done, self.made = self.done + 1, self.made + made
 
 
-def run_bench(bench: Bench, data: Path | None, runs: Path, tell: Tell) -> Outcome:
+def run_bench(bench: BenchSpec, data: Path | None, runs: Path, tell: Tell) -> Outcome:
     """Run what has no result yet below `runs`; write results.parquet, differences.parquet and results.md there.
 
     What fails is left out of the tables, with its reason, and tried again next time. A finished run of the same settings is
@@ -83,7 +83,7 @@ def run_bench(bench: Bench, data: Path | None, runs: Path, tell: Tell) -> Outcom
 class Session:
     """A bench on one dataset: its rows so far, and each method's results person by person, a table a seed."""
 
-    bench: Bench
+    bench: BenchSpec
     dataset: str
     data: Path | None
     folder: Path
@@ -176,9 +176,9 @@ class Session:
             return train_questions(settings, dataset, run_dir, self.progress.tell)
         job = make_job(settings, dataset, run_dir, resume=False, overwrite=True)
         k = max(settings.evaluation.ks)
-        best = BestState(run_dir / DEVICES, k)
+        best = BestStateSnapshot(run_dir / DEVICES, k)
         try:
-            result = train(job, "inline", best)
+            result = run_job(job, "inline", best)
             people = best.people(result["selected_round"])
             people.save(run_dir / _people_file(settings.seed))
             result["scores"] |= people.figures(k)

@@ -35,7 +35,7 @@ OPTIONAL = {"datasets": dict, "peers": list, "peer_seeds": list, "differences": 
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchSpec:
     """What to run: the methods' settings by dataset, before seeds, and what each method may choose among."""
 
     name: str
@@ -52,7 +52,7 @@ class Bench:
     quick: bool
 
     @classmethod
-    def load(cls, path: Path, quick: bool = False, only: Sequence[str] = ()) -> "Bench":
+    def load(cls, path: Path, quick: bool = False, only: Sequence[str] = ()) -> "BenchSpec":
         """Read a bench, or of its methods and peers `only` some. Raises `ConfigError` that names the file and what is wrong;
         every method, with everything it may choose, is validated first."""
         content = _read(path)

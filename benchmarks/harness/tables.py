@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tessera.benchmarks.harness.per_user import METRICS, QUARTILES
 from tessera.benchmarks.harness.qa_tables import answered
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 NAMES = dict.fromkeys(("dataset", "method", "minus"), pl.String)
 DIFFERENCES = NAMES | {f"{metric}{end}": pl.Float64 for metric in METRICS for end in ("", "_low", "_high")}
@@ -56,7 +56,7 @@ def paired_differences(
 
 def bootstrap(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Means of `values` [n_people, n_columns] over people drawn with replacement, all columns alike: [RESAMPLES, n_columns]."""
-    random, n = np.random.default_rng(abs(seeds.key("bootstrap"))), len(values)
+    random, n = np.random.default_rng(abs(counter_rng.key("bootstrap"))), len(values)
     draws = (random.multinomial(n, np.full(n, 1 / n), size=CHUNK) for _ in range(RESAMPLES // CHUNK))
     return np.concatenate([counts @ values / n for counts in draws])
 

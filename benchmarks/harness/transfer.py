@@ -18,15 +18,15 @@ from torch import Tensor
 from tessera.client.adapters.adapted_tower import probe
 from tessera.client.adapters.attach import activate, attach, pq_tensors, set_projections
 from tessera.client.adapters.pq_lora import LOCAL
-from tessera.client.qa_dataset import Bank
+from tessera.client.qa_dataset import QADataset
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.questions import Codebook, Questions
 from tessera.common.errors import DataError
 from tessera.common.towers.aligned_init import STACKS
 from tessera.common.towers.io import load_reader, tower_path
 from tessera.common.towers.projections import Projections
-from tessera.common.utils import counter_rng as seeds
-from tessera.server.pretraining.aligned_init import eyes_of, shared_start
+from tessera.common.utils import counter_rng
+from tessera.server.pretraining.aligned_init import reader_inputs, shared_start
 
 N_BLOCKS, STEPS, BATCH, RATE = 4, 200, 32, 8e-3
 
@@ -71,19 +71,19 @@ class _Tower:
         for place, value in pq_tensors(self.model).items():
             value.copy_(theirs[place])
 
-    def learn(self, bank: Bank) -> None:
+    def learn(self, bank: QADataset) -> None:
         """Train P and Q."""
         reader = self.model.get_base_model()
         optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], RATE, weight_decay=0.0)
         for step in range(STEPS):
-            draws = seeds.uniform(seeds.key("transfer", step), torch.arange(BATCH)).double()
+            draws = counter_rng.uniform(counter_rng.key("transfer", step), torch.arange(BATCH)).double()
             rows = (draws * len(bank)).long()
             optimizer.zero_grad()
             bank.loss(bank.logits(reader, rows), rows).backward()
             optimizer.step()
 
     @torch.no_grad()
-    def score(self, bank: Bank) -> float:
+    def score(self, bank: QADataset) -> float:
         """Accuracy on all questions of a bank."""
         rows = torch.arange(len(bank))
         return float(bank.correct(bank.logits(self.model.get_base_model(), rows), rows).mean())
@@ -123,9 +123,9 @@ def _carry(
 ) -> list[Carried]:
     for tower in towers.values():
         tower.reset()
-    banks = {name: Bank.of(asked, codebook, tower.sight) for name, tower in towers.items()}
+    banks = {name: QADataset.of(asked, codebook, tower.sight) for name, tower in towers.items()}
     before = {name: tower.score(banks[name]) for name, tower in towers.items()}
-    source.learn(Bank.of(learnt, codebook, source.sight))
+    source.learn(QADataset.of(learnt, codebook, source.sight))
     own = before[source.name], source.score(banks[source.name])
     found = []
     for name, tower in towers.items():
@@ -138,12 +138,12 @@ def _carry(
 
 
 def _towers(dataset: Path, classes: Sequence[str], rank: int) -> dict[str, _Tower]:
-    eyes = eyes_of(load_catalogue(dataset))
+    eyes = reader_inputs(load_catalogue(dataset))
     towers = {}
     for name in classes:
         reader = load_reader(tower_path(dataset, name))
         with torch.no_grad():
-            sight = reader.look(eyes.image, eyes.text)
+            sight = reader.embed_items(eyes.image, eyes.text)
         model = attach(reader, STACKS, rank, lambda adapted, sight=sight: probe(adapted, sight), N_BLOCKS)  # type: ignore[misc]
         towers[name] = _Tower(name, model, sight)
     return towers

@@ -18,9 +18,9 @@ from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
 from tessera.client.private_state import PrivateState, Store
 from tessera.common.config.settings import MosaicSettings
 from tessera.common.errors import DataError
-from tessera.common.protocol.adapters import Contribution
+from tessera.common.protocol.adapters import AdapterUpdate
 from tessera.common.protocol.messages import Task
-from tessera.common.towers.aligned_init import READER, STACKS, load_start, mark, n_blocks, start_path
+from tessera.common.towers.aligned_init import READER, STACKS, aligned_init_path, load_aligned_init, n_blocks, tower_id
 from tessera.common.towers.io import load_reader
 from tessera.common.towers.qa_reader import PIECES, READ
 from tessera.common.utils.atomic_files import read_json
@@ -33,25 +33,25 @@ BLOCK = 0
 
 
 @dataclass(frozen=True)
-class Adapted:
+class AdaptedTower:
     """An adapted reader, the `sight` [3, n_items, width] of its items, and the private tensors it `begins` with."""
 
     model: PeftModel
     sight: Tensor
-    mark: str
+    tower_id: str
     begins: Mapping[str, Tensor]
 
     @classmethod
-    def make(cls, folder: Path, mosaic: MosaicSettings, seed: int, image: Tensor, text: Tensor) -> "Adapted":
+    def make(cls, folder: Path, mosaic: MosaicSettings, seed: int, image: Tensor, text: Tensor) -> "AdaptedTower":
         """Adapt the reader in a device's folder for items with standardised features [n_items, d]. Raises `DataError`."""
         tower = folder / TOWER
         reader = load_reader(tower / READER).to(image.device)
         with torch.no_grad():
-            sight = reader.look(image, text)
+            sight = reader.embed_items(image, text)
         model = attach(reader, STACKS, mosaic.rank, lambda adapted: probe(adapted, sight), n_blocks(mosaic), seed)
         if n_blocks(mosaic):
-            set_projections(model, load_start(start_path(tower, mosaic)))
-        named = mark(tower, str(read_json(tower / CLASS)["class"]), mosaic)
+            set_projections(model, load_aligned_init(aligned_init_path(tower, mosaic)))
+        named = tower_id(tower, str(read_json(tower / CLASS)["class"]), mosaic)
         return cls(model, sight, named, {name: value.clone() for name, value in private_tensors(model).items()})
 
     def take_up(self, private: Path, before: int, owner: str) -> Mapping[str, Tensor]:
@@ -82,10 +82,10 @@ class Adapted:
         state = PrivateState((owner,), {name: value.detach()[None].clone() for name, value in tensors.items()}, {})
         Store(private).save(BLOCK, task.round, task.durable, state)
 
-    def contribution(self, branch: str, signature: Tensor) -> Contribution:
+    def adapter_update(self, branch: str, signature: Tensor) -> AdapterUpdate:
         """What is sent of a branch. The gate is no part of it."""
         pq, lora = (_copied(part) for part in branch_tensors(self.model, branch))
-        return Contribution(self.mark, pq, lora, signature)
+        return AdapterUpdate(self.tower_id, pq, lora, signature)
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from tessera.client.adapters.pq_lora import FILE_TYPE, GLOBAL, LOCAL, GatedLinea
 from tessera.common.errors import ConfigError, DataError
 from tessera.common.towers.adapter_placement import placement
 from tessera.common.towers.projections import Projections
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import PRIVATE, read_json, read_tensors, write_json, write_tensors
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -147,7 +147,7 @@ def _refuse_dead(model: PeftModel, probe: Callable[[nn.Module], Tensor]) -> None
     with torch.enable_grad():
         output = probe(model)
         # Not a plain sum: layer normalisation would make that constant.
-        weights = seeds.normal(seeds.key("probe"), torch.arange(output.numel())).view_as(output)
+        weights = counter_rng.normal(counter_rng.key("probe"), torch.arange(output.numel())).view_as(output)
         (output * weights.to(output)).sum().backward()  # type: ignore[no-untyped-call]
     dead = [name for name, layer in _layers(model) if not any(bool(g.any()) for g in _gradients(layer))]
     model.zero_grad(set_to_none=True)

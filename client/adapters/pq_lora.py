@@ -23,7 +23,7 @@ from torch.nn.functional import linear
 from tessera.client.adapters.fused_linear import Branch, fits, fused
 from tessera.common.errors import ConfigError, DataError
 from tessera.common.towers.projections import Projections, random_projections
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 LOCAL, GLOBAL = "local", "global"
 FILE_TYPE = "PQ_LORA"
@@ -206,7 +206,7 @@ class GatedLinear(Linear):  # type: ignore[misc]
 
     def drawn(self, config: PQLoraConfig, target_name: str) -> Projections:
         """The start of the frozen matrices: by seed and name, the same for both branches and on all devices."""
-        salt = seeds.key("adapter", config.seed, target_name)
+        salt = counter_rng.key("adapter", config.seed, target_name)
         return random_projections(salt, self.in_features, self.out_features, config.r)
 
     def add_gate(self, adapter: str) -> None:

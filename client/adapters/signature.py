@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.common.protocol.signature_mask import kept_coordinates
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 DECAYED = "signature"
 """What the decayed gradient is called among a device's private tensors."""
@@ -42,7 +42,7 @@ class Signature:
         if self.decayed is None:
             raise ValueError("there is no signature before the first round")
         clipped = self.decayed * (LIMIT / self.decayed.norm().clamp(min=LIMIT))
-        noise = seeds.normal(seeds.key("signature-noise", secret, round), torch.arange(len(clipped)))
+        noise = counter_rng.normal(counter_rng.key("signature-noise", secret, round), torch.arange(len(clipped)))
         noised: Tensor = clipped + NOISE * noise.to(clipped)
         return noised[mask]
 

@@ -3,7 +3,7 @@
 A new one is one file here, one line below, and one in `tessera.common.registry.backbones`: what it needs.
 """
 
-from tessera.client.backbones.base import Backbone, Given, Parameter, Scored
+from tessera.client.backbones.base import Backbone, BackboneInput, LazyScores, Parameter
 from tessera.client.backbones.fcf import FCF
 from tessera.client.backbones.fedavg import FedAvg
 from tessera.client.backbones.fedncf import FedNCF
@@ -20,4 +20,4 @@ BACKBONES: dict[str, Backbone] = {
     "history": History(),
 }
 
-__all__ = ["BACKBONES", "Backbone", "Given", "Parameter", "Scored"]
+__all__ = ["BACKBONES", "Backbone", "BackboneInput", "LazyScores", "Parameter"]

@@ -26,7 +26,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Given:
+class BackboneInput:
     """What a backbone computes from, for all users of a cohort.
 
     `private` holds the stacked parameters [n_users, ...], `sent` what the server broadcast, `histories` the events shown to
@@ -50,18 +50,18 @@ class Backbone(ABC):
         """Name the private parameters of one user."""
 
     @abstractmethod
-    def scores(self, given: Given) -> Tensor:
+    def scores(self, given: BackboneInput) -> Tensor:
         """Score the whole catalogue for every user, [n_users, n_items]."""
 
-    def pairs(self, given: Given, users: Tensor, items: Tensor) -> Tensor:
+    def pairs(self, given: BackboneInput, users: Tensor, items: Tensor) -> Tensor:
         """Score users and items side by side, [n_pairs] each; worth a way of its own where a score is dear."""
         return pick(self.scores(given), users, items)
 
-    def penalty(self, given: Given, settings: LocalSettings, round: int) -> Tensor:
+    def penalty(self, given: BackboneInput, settings: LocalSettings, round: int) -> Tensor:
         """What is added to each user's loss, [n_users]; nothing by default."""
         return given.routed.weights.new_zeros(len(given.histories))
 
-    def solved(self, given: Given, settings: LocalSettings) -> dict[str, Tensor]:
+    def solved(self, given: BackboneInput, settings: LocalSettings) -> dict[str, Tensor]:
         """What has a closed form in what is given, and so need not be learnt or kept; nothing by default."""
         return {}
 
@@ -71,11 +71,11 @@ class Backbone(ABC):
 
 
 @dataclass(frozen=True)
-class Scored:
+class LazyScores:
     """A backbone's scores of what it is given, computed as far as a loss asks for them."""
 
     backbone: Backbone
-    given: Given
+    given: BackboneInput
 
     def everything(self) -> Tensor:
         """Score the whole catalogue for every user, [n_users, n_items]."""
@@ -86,7 +86,7 @@ class Scored:
         return self.backbone.pairs(self.given, users, items)
 
 
-def quadratic(given: Given, settings: LocalSettings) -> Tensor:
+def quadratic(given: BackboneInput, settings: LocalSettings) -> Tensor:
     """Minimise sum_i c_ui (r_ui - p . Fbar_ui)^2 + ridge |p|^2 for every user, p [n_users, dim] (Hu, Koren & Volinsky 2008).
 
     c_ui is 1 + confidence for the user's events and 1 elsewhere, so the sum over the catalogue is one Gram matrix of the

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from tessera.client.backbones.base import Backbone, Given, Parameter, quadratic
+from tessera.client.backbones.base import Backbone, BackboneInput, Parameter, quadratic
 from tessera.common.config.settings import LocalSettings
 
 
@@ -13,10 +13,10 @@ class FCF(Backbone):
         """Nothing to keep: the user's factor p_u [dim] follows from the history and the items."""
         return {}
 
-    def scores(self, given: Given) -> Tensor:
+    def scores(self, given: BackboneInput) -> Tensor:
         """Multiply the factors out."""
         return given.routed.scores(given.private["user"])
 
-    def solved(self, given: Given, settings: LocalSettings) -> dict[str, Tensor]:
+    def solved(self, given: BackboneInput, settings: LocalSettings) -> dict[str, Tensor]:
         """Solve for the factor: the least confidence-weighted squares over the whole catalogue."""
         return {"user": quadratic(given, settings)}

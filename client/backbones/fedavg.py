@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from tessera.client.backbones.base import Backbone, Given, Parameter
+from tessera.client.backbones.base import Backbone, BackboneInput, Parameter
 
 
 class FedAvg(Backbone):
@@ -12,6 +12,6 @@ class FedAvg(Backbone):
         """Name the head [dim], small and random at the start, and its bias."""
         return {"head": Parameter((dim,), scale=0.1), "bias": Parameter((1,))}
 
-    def scores(self, given: Given) -> Tensor:
+    def scores(self, given: BackboneInput) -> Tensor:
         """Apply each user's own head."""
         return given.routed.scores(given.private["head"]) + given.private["bias"]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tessera.client.backbones.base import Backbone, Given, Parameter
+from tessera.client.backbones.base import Backbone, BackboneInput, Parameter
 
 
 class FedNCF(Backbone):
@@ -13,7 +13,7 @@ class FedNCF(Backbone):
         """Name the user vector p_u [dim], small and random at the start."""
         return {"user": Parameter((dim,), scale=0.1)}
 
-    def scores(self, given: Given) -> Tensor:
+    def scores(self, given: BackboneInput) -> Tensor:
         """Apply the shared network to every pair: [n_users, n_items, dim] in memory, so keep `block` small.
 
         The first layer is linear in the personalised item, so the views pass through it once for all users.
@@ -21,19 +21,19 @@ class FedNCF(Backbone):
         items, user = self._first(given)
         return self._rest(given, items + user[:, None])
 
-    def pairs(self, given: Given, users: Tensor, items: Tensor) -> Tensor:
+    def pairs(self, given: BackboneInput, users: Tensor, items: Tensor) -> Tensor:
         """Apply the layers after the first to the pairs alone: a fifth of the catalogue where each event has 4 negatives."""
         first, user = self._first(given)
         rows = first.flatten(0, 1).index_select(0, users * first.shape[1] + items)
         return self._rest(given, rows + user.index_select(0, users))
 
-    def _first(self, given: Given) -> tuple[Tensor, Tensor]:
+    def _first(self, given: BackboneInput) -> tuple[Tensor, Tensor]:
         """The first layer's two halves: of the items [n_users, n_items, dim], and of the users [n_users, dim]."""
         sent, routed = given.sent, given.routed
         items = torch.einsum("ug,gnh->unh", routed.weights, routed.views @ sent["ncf_item"].T)
         return items, given.private["user"] @ sent["ncf_user"].T + sent["ncf_bias"]
 
-    def _rest(self, given: Given, first: Tensor) -> Tensor:
+    def _rest(self, given: BackboneInput, first: Tensor) -> Tensor:
         """Everything after the first layer's sum, [..., dim] to [...]."""
         sent = given.sent
         hidden = torch.relu(torch.relu(first) @ sent["ncf_hidden"].T + sent["ncf_hidden_bias"])

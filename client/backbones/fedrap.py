@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from tessera.client.backbones.base import Backbone, Given, Parameter
+from tessera.client.backbones.base import Backbone, BackboneInput, Parameter
 from tessera.common.config.settings import LocalSettings
 
 
@@ -21,13 +21,13 @@ class FedRAP(Backbone):
         """Name the head, its bias and the personal items, [n_items, dim] a user: keep `block` small."""
         return {"head": Parameter((dim,), scale=0.1), "bias": Parameter((1,)), "items": Parameter((n_items, dim))}
 
-    def scores(self, given: Given) -> Tensor:
+    def scores(self, given: BackboneInput) -> Tensor:
         """Add the personal items to the common ones and apply the head."""
         head = given.private["head"]
         own = torch.bmm(given.private["items"], head[:, :, None])[:, :, 0]
         return given.routed.scores(head) + own + given.private["bias"]
 
-    def penalty(self, given: Given, settings: LocalSettings, round: int) -> Tensor:
+    def penalty(self, given: BackboneInput, settings: LocalSettings, round: int) -> Tensor:
         """sparsity * mean |Fbar_u| - difference * mean (x^2 / (1 + x^2)) with x = D_u - Fbar_u, [n_users]."""
         common = torch.einsum("ug,gnd->und", given.routed.weights, given.routed.views)
         own = given.private["items"]
@@ -35,4 +35,6 @@ class FedRAP(Backbone):
             common, own = common[:, ~given.histories.withheld], own[:, ~given.histories.withheld]
         squared = (own - common) ** 2
         apart = (squared / (1 + squared)).mean((1, 2))
-        return math.tanh(round / 10) * (settings.sparsity * common.abs().mean((1, 2)) - settings.difference * apart)
+        return math.tanh(round / 10) * (
+            settings.l1_weight * common.abs().mean((1, 2)) - settings.difference_weight * apart
+        )

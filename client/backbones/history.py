@@ -7,7 +7,7 @@ once, with p_u = 0.
 
 from torch import Tensor
 
-from tessera.client.backbones.base import Backbone, Given, Parameter
+from tessera.client.backbones.base import Backbone, BackboneInput, Parameter
 from tessera.common.protocol.messages import HISTORY
 
 
@@ -18,7 +18,7 @@ class History(Backbone):
         """Name the private vector p_u [dim], zero at the start."""
         return {"user": Parameter((dim,))}
 
-    def scores(self, given: Given) -> Tensor:
+    def scores(self, given: BackboneInput) -> Tensor:
         """Query the personalised items with what of the history is shown."""
         pooled = given.histories.total(given.sent[HISTORY]) / given.histories.norms()[:, None]
         return given.routed.scores(pooled + given.private["user"])

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tessera.client.backbones.base import Backbone, Given, Parameter
+from tessera.client.backbones.base import Backbone, BackboneInput, Parameter
 
 
 class PFedRec(Backbone):
@@ -19,7 +19,7 @@ class PFedRec(Backbone):
         tuned = Parameter((n_items, dim), kept=False)
         return {"head": Parameter((dim,), scale=0.1), "bias": Parameter((1,)), "tuned": tuned}
 
-    def scores(self, given: Given) -> Tensor:
+    def scores(self, given: BackboneInput) -> Tensor:
         """Apply each user's own head to their own items."""
         head = given.private["head"]
         own = torch.bmm(given.private["tuned"], head[:, :, None])[:, :, 0]

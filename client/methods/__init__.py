@@ -3,7 +3,7 @@
 A new one is one file here, one line below, and one in `tessera.common.registry.methods`: what the server does with it.
 """
 
-from tessera.client.methods.base import Lesson, Method, answer
+from tessera.client.methods.base import LocalTraining, Method, answer
 from tessera.client.methods.ditto import Ditto
 from tessera.client.methods.feddat import FedDAT
 from tessera.client.methods.feddpa import FedDPA
@@ -23,4 +23,4 @@ METHODS: dict[str, Method] = {
     "fedmosaic": FedMosaic(),
 }
 
-__all__ = ["METHODS", "Lesson", "Method", "answer"]
+__all__ = ["METHODS", "LocalTraining", "Method", "answer"]

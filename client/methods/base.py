@@ -1,6 +1,6 @@
-"""What a regime is: how a device trains its two branches in a round, which of them travels, and how it answers.
+"""What a method is: how a device trains its two branches in a round, which of them travels, and how it answers.
 
-A step is one batch forward and backward, and all regimes take the same number of them: one that trains its branches by
+A step is one batch forward and backward, and all methods take the same number of them: one that trains its branches by
 separate losses gives each half, as FedMosaic's comparison does (A.6).
 """
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tessera.client.adapters.attach import activate
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, weigh
-from tessera.client.qa_dataset import Bank
+from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import MosaicSettings
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 BOTH = (LOCAL, GLOBAL)
 ASKED_AT_ONCE = 256
@@ -24,18 +24,18 @@ ASKED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LocalTraining:
     """One round of one device: its adapted reader, the questions it learns from, and a `key` of its own for the draws."""
 
     model: PeftModel
-    bank: Bank
+    bank: QADataset
     training: MosaicSettings
     key: int
 
     def rows(self, step: int) -> Tensor:
         """Which questions are in the batch of a step, [batch], drawn with replacement."""
         places = torch.arange(self.training.batch)
-        draws = seeds.uniform(self.key, torch.tensor(step), places).double()
+        draws = counter_rng.uniform(self.key, torch.tensor(step), places).double()
         return (draws * len(self.bank)).long()
 
     def loss(self, rows: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Lesson:
 
 
 class Method(ABC):
-    """One regime on the device. Stateless: all that is learnt is in the model's branches.
+    """One method on the device. Stateless: all that is learnt is in the model's branches.
 
     `uploads` is the branch that is sent, None where nothing is; `receives` the one that what the server made of all of them
     is put into; `answers_with` the branches that are active when the device answers.
@@ -97,16 +97,16 @@ class Method(ABC):
     answers_with: tuple[str, ...] = (LOCAL,)
 
     def prepare(self, model: PeftModel) -> None:
-        """Set the model up as this regime needs it, after it is made or restored."""
+        """Set the model up as this method needs it, after it is made or restored."""
         activate(model, self.answers_with)
         weigh(model, None)
 
     @abstractmethod
-    def train(self, lesson: Lesson) -> float:
+    def train(self, lesson: LocalTraining) -> float:
         """Train for a round, and return the mean loss, as the device would answer."""
 
-    def logits(self, model: PeftModel, own: Bank, asked: Bank) -> Tensor:
-        """Answer all of `asked`, [n, n_choices]. A regime may look at the questions that the device learnt from, `own`."""
+    def logits(self, model: PeftModel, own: QADataset, asked: QADataset) -> Tensor:
+        """Answer all of `asked`, [n, n_choices]. A method may look at the questions that the device learnt from, `own`."""
         return answer(model, asked, self.answers_with)
 
 
@@ -120,7 +120,7 @@ def learnt(model: PeftModel, branch: str) -> list[Tensor]:
 
 
 @torch.no_grad()
-def answer(model: PeftModel, asked: Bank, branches: Sequence[str]) -> Tensor:
+def answer(model: PeftModel, asked: QADataset, branches: Sequence[str]) -> Tensor:
     """Logits of all questions with the given branches active, [n, n_choices]."""
     activate(model, branches)
     parts = torch.split(torch.arange(len(asked)), ASKED_AT_ONCE)

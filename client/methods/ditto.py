@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
-from tessera.client.methods.base import Lesson, Method, learnt
+from tessera.client.methods.base import LocalTraining, Method, learnt
 
 
 class Ditto(Method):
@@ -14,7 +14,7 @@ class Ditto(Method):
     server, from the logits of all devices on public questions.
     """
 
-    def train(self, lesson: Lesson) -> float:
+    def train(self, lesson: LocalTraining) -> float:
         """Train the global branch from the average w, then the local branch v near w as it came."""
         first, second = lesson.halves()
         average = _flat(learnt(lesson.model, GLOBAL)).detach()

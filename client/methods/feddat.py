@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, weigh
-from tessera.client.methods.base import BOTH, Lesson, Method
+from tessera.client.methods.base import BOTH, LocalTraining, Method
 
 HALF, NONE, FULL = torch.tensor(0.5), torch.tensor(0.0), torch.tensor(1.0)
 
@@ -19,7 +19,7 @@ class FedDAT(Method):
 
     answers_with = (GLOBAL,)
 
-    def train(self, lesson: Lesson) -> float:
+    def train(self, lesson: LocalTraining) -> float:
         """Train the local branch in the teacher and the global one as the student, by mutual distillation."""
         model, bank = lesson.model, lesson.bank
         reader = model.get_base_model()

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, weigh
-from tessera.client.methods.base import ASKED_AT_ONCE, BOTH, Lesson, Method
-from tessera.client.qa_dataset import Bank
+from tessera.client.methods.base import ASKED_AT_ONCE, BOTH, LocalTraining, Method
+from tessera.client.qa_dataset import QADataset
 
 MOST = 0.5
 """What the local branch counts in training, and for a question just like the device's own."""
@@ -29,14 +29,14 @@ class FedDPA(Method):
         super().prepare(model)
         _mix(model, torch.tensor(MOST))
 
-    def train(self, lesson: Lesson) -> float:
+    def train(self, lesson: LocalTraining) -> float:
         """Train the global branch alone, then the local one beside it."""
         first, second = lesson.halves()
         lesson.fit([GLOBAL], [GLOBAL], first)
         return lesson.fit(BOTH, [LOCAL], second)
 
     @torch.no_grad()
-    def logits(self, model: PeftModel, own: Bank, asked: Bank) -> Tensor:
+    def logits(self, model: PeftModel, own: QADataset, asked: QADataset) -> Tensor:
         """Answer with the mix that fits each question."""
         reader = model.get_base_model()
         parts = torch.split(torch.arange(len(asked)), ASKED_AT_ONCE)

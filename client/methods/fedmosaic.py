@@ -1,7 +1,7 @@
 """FedMosaic (Algorithm 1): the local branch is trained under the gate, beside what others know."""
 
 from tessera.client.adapters.pq_lora import LOCAL
-from tessera.client.methods.base import BOTH, Lesson, Method
+from tessera.client.methods.base import BOTH, LocalTraining, Method
 
 
 class FedMosaic(Method):
@@ -13,6 +13,6 @@ class FedMosaic(Method):
     uploads = LOCAL
     answers_with = BOTH
 
-    def train(self, lesson: Lesson) -> float:
+    def train(self, lesson: LocalTraining) -> float:
         """Train the local branch and the gate with both active (Eq. 7)."""
         return lesson.fit(BOTH, [LOCAL])

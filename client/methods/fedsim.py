@@ -4,7 +4,7 @@ import torch
 from peft import PeftModel
 
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, weigh
-from tessera.client.methods.base import BOTH, Lesson, Method
+from tessera.client.methods.base import BOTH, LocalTraining, Method
 
 
 class FedSim(Method):
@@ -21,6 +21,6 @@ class FedSim(Method):
         full = torch.ones(())
         weigh(model, {LOCAL: full, GLOBAL: full})
 
-    def train(self, lesson: Lesson) -> float:
+    def train(self, lesson: LocalTraining) -> float:
         """Train both branches at once."""
         return lesson.fit(BOTH, BOTH)

@@ -1,7 +1,7 @@
 """SFT: every device for itself."""
 
 from tessera.client.adapters.pq_lora import LOCAL
-from tessera.client.methods.base import Lesson, Method
+from tessera.client.methods.base import LocalTraining, Method
 
 
 class SFT(Method):
@@ -9,6 +9,6 @@ class SFT(Method):
 
     uploads: str | None = None
 
-    def train(self, lesson: Lesson) -> float:
+    def train(self, lesson: LocalTraining) -> float:
         """Train the local branch alone."""
         return lesson.fit([LOCAL], [LOCAL])

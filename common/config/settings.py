@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tessera.common.registry.backbones import BACKBONES
-from tessera.common.registry.methods import REGIMES
+from tessera.common.registry.methods import METHOD_SPECS
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names of runs, and of folders made for them."""
@@ -22,7 +22,7 @@ EXECUTORS = ("inline", "ray", "grpc")
 TOWER_DIM = 64
 """What all towers answer in, whatever their size."""
 ADAPTING = ("sft", "pq", "fedmosaic")
-"""Regimes that train one branch by one loss: what a view's gradient can be taken to, one step a round."""
+"""Methods that train one branch by one loss: what a view's gradient can be taken to, one step a round."""
 DeviceClass = Literal["tiny", "small", "base"]
 Operator = Literal["sum", "mlp", "gate", "attention", "concat"]
 Codec = Literal["float32", "float16", "bfloat16", "int8", "1%", "4%", "15%"]
@@ -40,9 +40,9 @@ def _known_backbone(name: str) -> str:
     return name
 
 
-def _known_regime(name: str) -> str:
-    if name not in REGIMES:
-        raise ValueError(f"there is no regime {name!r}; known are {', '.join(REGIMES)}")
+def _known_method(name: str) -> str:
+    if name not in METHOD_SPECS:
+        raise ValueError(f"there is no method {name!r}; known are {', '.join(METHOD_SPECS)}")
     return name
 
 
@@ -115,7 +115,7 @@ class LocalSettings(_Settings):
     backbone: Annotated[str, AfterValidator(_known_backbone)] = "history"
     loss: Literal["softmax", "next", "bce", "squares"] = "softmax"
     """softmax asks for all of the history from what is shown of it, `next` for one event from those before it."""
-    cuts: Positive = 8
+    next_item_samples: Positive = 8
     """How many events of each user are asked for in a local step (next)."""
     recency: Amount = 0.0
     """An event counts (1 + number of later events)^-recency in the router's input and the history view; 0: all alike."""
@@ -125,9 +125,9 @@ class LocalSettings(_Settings):
     """How much more an event counts than anything else (squares, FCF)."""
     ridge: Amount = 1.0
     """Weight of the user factor's squared norm (FCF)."""
-    difference: Amount = 0.1
+    difference_weight: Amount = 0.1
     """How much personal and common items are pushed apart (FedRAP)."""
-    sparsity: Amount = 0.1
+    l1_weight: Amount = 0.1
     """Weight of the common items' absolute size (FedRAP)."""
     local_epochs: Positive = 1
     optimizer: Literal["sgd", "adam"] = "adam"
@@ -139,7 +139,7 @@ class LocalSettings(_Settings):
     """How views are weighed: by the router, from the user's history, or all alike (an ablation)."""
     weighting: Literal["users", "examples"] = "users"
     """Whether a user's gradient counts once or once for each training event."""
-    block: Positive = 512
+    batch_users: Positive = 512
     """Users trained at once. Bounds the memory of a node; changes no result."""
 
     @model_validator(mode="after")
@@ -199,7 +199,7 @@ class MosaicSettings(_Settings):
 
     classes: Annotated[tuple[DeviceClass, ...], Field(min_length=1)] = ("tiny", "small", "base")
     """The nodes' device classes, given out in turn."""
-    regime: Annotated[str, AfterValidator(_known_regime)] = "fedmosaic"
+    method: Annotated[str, AfterValidator(_known_method)] = "fedmosaic"
     """How a device trains its branches, and what becomes of what it sends."""
     rank: Positive = 16
     blocks: Positive = 4
@@ -230,7 +230,7 @@ class FederationSettings(_Settings):
     nodes: Positive = 1
     timeout: Step = 600.0
     """Seconds a round may take; whoever has not answered by then is left out."""
-    participants: Natural = 0
+    clients_per_round: Natural = 0
     """Nodes whose training a round needs, drawn anew each round; 0 asks all."""
     over_selection: Amount = 0.0
     """How many more are asked, as a share of `participants`; the round closes with the first to answer, the rest are late."""
@@ -245,8 +245,8 @@ class FederationSettings(_Settings):
 
     @model_validator(mode="after")
     def _of_those_drawn(self) -> "FederationSettings":
-        if self.over_selection and not self.participants:
-            raise ValueError("over_selection is a share of participants: set participants too")
+        if self.over_selection and not self.clients_per_round:
+            raise ValueError("over_selection is a share of clients_per_round: set participants too")
         if self.least > self.nodes:
             raise ValueError(
                 f"min_nodes or min_fraction asks for {self.least} answers: the run begins with {self.nodes} nodes, set as many"
@@ -256,12 +256,12 @@ class FederationSettings(_Settings):
     @property
     def asked(self) -> int:
         """Nodes that are asked to train in a round."""
-        return math.ceil(self.participants * (1 + self.over_selection)) if self.participants else self.nodes
+        return math.ceil(self.clients_per_round * (1 + self.over_selection)) if self.clients_per_round else self.nodes
 
     @property
     def least(self) -> int:
         """Nodes that must answer a round."""
-        return max(self.min_nodes, math.ceil(self.min_fraction * (self.participants or self.nodes)))
+        return max(self.min_nodes, math.ceil(self.min_fraction * (self.clients_per_round or self.nodes)))
 
 
 class SimulationSettings(_Settings):
@@ -280,7 +280,7 @@ class Settings(_Settings):
     data: DataSettings
     seed: Natural = 0
     rounds: Positive = 100
-    strategy: Literal["fedvlr", "fedmosaic", "both"] = "fedvlr"
+    strategy: Literal["fedvlr", "fedmosaic", "combined"] = "fedvlr"
     """Whether devices send gradients of the server's views, adapters of their own towers, or both."""
     fraction: Fraction = 1.0
     """Chance of each user to take part in a round, drawn on the device."""
@@ -320,8 +320,8 @@ class Settings(_Settings):
             raise ValueError("fedmosaic alone leaves people without the server's views: set strategy to both")
         if self.views.dim != TOWER_DIM:
             raise ValueError(f"a device's tower is a view of {TOWER_DIM} dimensions: set views.dim to {TOWER_DIM}")
-        if self.mosaic.regime not in ADAPTING:
-            raise ValueError(f"both adapts towers by {', '.join(ADAPTING)}: set mosaic.regime to one of them")
+        if self.mosaic.method not in ADAPTING:
+            raise ValueError(f"both adapts towers by {', '.join(ADAPTING)}: set mosaic.method to one of them")
         return self
 
     @model_validator(mode="after")

@@ -39,28 +39,28 @@ class Split:
     test: NDArray[np.int64]
     n_items: int
     withheld: NDArray[np.bool_] | None = None
-    guests: NDArray[np.bool_] | None = None
+    new: NDArray[np.bool_] | None = None
 
     def take(self, rows: NDArray[np.integer]) -> "Split":
         """The same split for a selection of users."""
         events, offsets = _ranges(self.offsets, rows)
         users = tuple(self.users[row] for row in rows)
-        guests = None if self.guests is None else self.guests[rows]
+        guests = None if self.new is None else self.new[rows]
         held_out = self.validation[rows], self.test[rows]
         return Split(users, offsets, self.train_items[events], *held_out, self.n_items, self.withheld, guests)
 
     @property
-    def visiting(self) -> bool:
+    def is_new(self) -> bool:
         """Whether there are guests here."""
-        return self.guests is not None and bool(self.guests.any())
+        return self.new is not None and bool(self.new.any())
 
-    def members(self) -> "Split":
+    def training_users(self) -> "Split":
         """The users who take part in training."""
-        return self if self.guests is None else self.take(np.flatnonzero(~self.guests))
+        return self if self.new is None else self.take(np.flatnonzero(~self.new))
 
-    def visitors(self) -> "Split":
+    def new_users(self) -> "Split":
         """The guests."""
-        return self.take(np.flatnonzero(np.zeros(len(self.users)) if self.guests is None else self.guests))
+        return self.take(np.flatnonzero(np.zeros(len(self.users)) if self.new is None else self.new))
 
     def counts(self) -> NDArray[np.int64]:
         """How often each item occurs in training, [n_items]."""

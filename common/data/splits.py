@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from tessera.common.config.settings import DataSettings
 from tessera.common.data.interactions import Interactions, Part, Split
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 
-def split_as(interactions: Interactions, data: DataSettings, seed: int) -> Split:
+def make_split(interactions: Interactions, data: DataSettings, seed: int) -> Split:
     """Split as the settings of a run say.
 
     With cold items a user's training history is all their events on other items, and held out are their last event on an
@@ -28,11 +28,11 @@ def split_as(interactions: Interactions, data: DataSettings, seed: int) -> Split
         split = interactions.split(given=data.split == "given")
     if not data.cold_users:
         return split
-    draws = seeds.uniform(seeds.key("cold users", seed), seeds.user_keys(split.users))
-    return replace(split, guests=(draws < data.cold_users).numpy())
+    draws = counter_rng.uniform(counter_rng.key("cold users", seed), counter_rng.user_keys(split.users))
+    return replace(split, new=(draws < data.cold_users).numpy())
 
 
 def item_parts(n_items: int, share: float, seed: int) -> NDArray[np.uint8]:
     """What each item is for, [n_items] of `Part`: a `share` is for test, as large a share for validation."""
-    draws = seeds.uniform(seeds.key("cold items", seed), torch.arange(n_items)).numpy()
+    draws = counter_rng.uniform(counter_rng.key("cold items", seed), torch.arange(n_items)).numpy()
     return np.select([draws < share, draws < 2 * share], [Part.TEST, Part.VALIDATION], Part.TRAIN).astype(np.uint8)

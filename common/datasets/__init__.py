@@ -13,7 +13,7 @@ from tessera.common.datasets.movielens import read_movielens
 from tessera.common.datasets.ninerec import read_ninerec
 from tessera.common.datasets.preprocess import prepare
 from tessera.common.datasets.qa.build import write_questions
-from tessera.common.datasets.raw import Columns, Options, Raw
+from tessera.common.datasets.raw import Columns, Options, RawDataset
 from tessera.common.datasets.sequences import read_sequences
 from tessera.common.datasets.user_table import read_tables
 from tessera.common.encoders.base import Encoder
@@ -24,7 +24,7 @@ __all__ = ["KINDS", "Columns", "Options", "convert", "convert_shop", "describe"]
 SHOP, QUESTIONS = "shop", "questions"
 
 
-READERS: Mapping[str, Callable[[Path, Options], Raw]] = {
+READERS: Mapping[str, Callable[[Path, Options], RawDataset]] = {
     "movielens": lambda source, _: read_movielens(source),
     "amazon": lambda source, _: read_amazon(source),
     "ninerec": lambda source, _: read_ninerec(source),

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import polars as pl
 
 from tessera.common.datasets.published_counts import AMAZON_RELEASE, MISSING_TITLE, UNTITLED
-from tessera.common.datasets.raw import ENCODERS, NAME, NO_ITEMS, NUMBER, WHOLE, Raw, read_features
+from tessera.common.datasets.raw import ENCODERS, NAME, NO_ITEMS, NUMBER, WHOLE, RawDataset, read_features
 from tessera.common.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -75,7 +75,7 @@ class Line:
         return " ".join(filter(None, map(plain, parts)))
 
 
-def read_amazon(source: Path) -> Raw:
+def read_amazon(source: Path) -> RawDataset:
     """Read a folder with one file of reviews and one of metadata, as .json or .jsonl, gzipped or not, a record a line.
 
     They are told apart by their fields. Reviews: reviewerID, asin, overall, unixReviewTime (2014, 2018; seconds) or
@@ -91,7 +91,7 @@ def read_amazon(source: Path) -> Raw:
     if "image" not in features and not (items["image"] != "").any():
         rules.append(NO_PICTURE)
     rules.insert(0, AMAZON_RELEASE.format(release))
-    return Raw(events, source, f"{source.resolve().name}/{reviews.name}", items, features, tuple(rules))
+    return RawDataset(events, source, f"{source.resolve().name}/{reviews.name}", items, features, tuple(rules))
 
 
 def _files(source: Path) -> tuple[Path, Path]:

@@ -6,13 +6,22 @@ from pathlib import Path
 import polars as pl
 
 from tessera.common.data.interactions import Part
-from tessera.common.datasets.raw import NO_ITEMS, NUMBER, WHOLE, Raw, RawFeatures, checked, read_rows, read_values
+from tessera.common.datasets.raw import (
+    NO_ITEMS,
+    NUMBER,
+    WHOLE,
+    RawDataset,
+    RawFeatures,
+    checked,
+    read_rows,
+    read_values,
+)
 from tessera.common.errors import DataError
 
 ENCODERS = {"image": "CLIP", "text": "CLIP"}
 
 
-def read_fedvlr(source: Path) -> Raw:
+def read_fedvlr(source: Path) -> RawDataset:
     """Read inter.csv (userID, itemID, rating, timestamp, split_label) and {image,text}_features.npy.
 
     Item i is row i of the features. Raises `DataError` that names the file and the row.
@@ -29,7 +38,7 @@ def read_fedvlr(source: Path) -> Raw:
     _check_parts(path, events)
     features = _features(source)
     rules = ("split_label 0, 1, 2 is train, validation, test", "item i is row i of the features")
-    return Raw(events, source, source.resolve().name, _items(features), features, rules)
+    return RawDataset(events, source, source.resolve().name, _items(features), features, rules)
 
 
 def _items(features: Mapping[str, RawFeatures]) -> pl.DataFrame | None:

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import polars as pl
 
-from tessera.common.datasets.raw import NAME, NUMBER, WHOLE, Raw, read_features, read_items, read_rows
+from tessera.common.datasets.raw import NAME, NUMBER, WHOLE, RawDataset, read_features, read_items, read_rows
 from tessera.common.errors import DataError
 
 ENCODERS = {"image": "MobileNetV1 (ImageNet)", "text": "all-MiniLM-L6-v2"}
 """What computed the features that ml-latest-small's README describes; encoders.json overrides it."""
 
 
-def read_movielens(source: Path) -> Raw:
+def read_movielens(source: Path) -> RawDataset:
     """Read a MovieLens folder.
 
     ratings.csv userId, movieId, rating, timestamp; movies.csv movieId, title; overviews.csv movieId, overview;
@@ -26,7 +26,7 @@ def read_movielens(source: Path) -> Raw:
         )
     ratings = read_rows(path, {"userId": NAME, "movieId": NAME, "rating": NUMBER, "timestamp": WHOLE})
     events = ratings.rename({"userId": "user", "movieId": "item"})
-    return Raw(events, source, source.resolve().name, _items(source), read_features(source, ENCODERS))
+    return RawDataset(events, source, source.resolve().name, _items(source), read_features(source, ENCODERS))
 
 
 def _items(source: Path) -> pl.DataFrame | None:

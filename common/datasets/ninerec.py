@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from tessera.common.datasets.published_counts import MISSING_TITLE, UNTITLED
-from tessera.common.datasets.raw import NAME, NO_ITEMS, WHOLE, Raw, read_features
+from tessera.common.datasets.raw import NAME, NO_ITEMS, WHOLE, RawDataset, read_features
 from tessera.common.datasets.sequences import read_sequences
 from tessera.common.errors import DataError
 
@@ -22,7 +22,7 @@ HEADERS = {
 """What a column may be called where there is a header; case and blanks do not matter."""
 
 
-def read_ninerec(source: Path) -> Raw:
+def read_ninerec(source: Path) -> RawDataset:
     """Read the folder of one of NineRec's datasets, such as KU or Bili_Food (X stands for its name).
 
     X_pair.csv        user, item, timestamp; or item, user, timestamp, as the authors' own script reads the source data,
@@ -48,7 +48,7 @@ def read_ninerec(source: Path) -> Raw:
     features = read_features(source, {})
     if "image" not in features and not (items["image"] != "").any():
         rules.append(f"no item has a cover in {COVERS} or images/, or image features, so there is no image modality")
-    return Raw(events, source, f"{source.resolve().name}/{path.name}", items, features, tuple(rules))
+    return RawDataset(events, source, f"{source.resolve().name}/{path.name}", items, features, tuple(rules))
 
 
 def _only(source: Path, pattern: str) -> Path | None:

@@ -11,7 +11,7 @@ import polars as pl
 from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.interactions import from_frame
-from tessera.common.datasets.raw import NO_ITEMS, Options, Raw, RawFeatures
+from tessera.common.datasets.raw import NO_ITEMS, Options, RawDataset, RawFeatures
 from tessera.common.encoders.base import encode_images, encode_texts
 from tessera.common.errors import DataError
 
@@ -24,7 +24,7 @@ PARTS_RULE = "the split is given by the data's authors, so no filter applies"
 FILTER_RULE = "events below the minimum rating go first, then users and items with too few events, until none is left"
 
 
-def prepare(raw: Raw, folder: Path, settings: DataSettings, options: Options) -> dict[str, Any]:
+def prepare(raw: RawDataset, folder: Path, settings: DataSettings, options: Options) -> dict[str, Any]:
     """Filter, index and write raw data below `folder`; return what dataset.json says about it.
 
     Raises `DataError` for an item that is not known, and when nothing is left.
@@ -48,7 +48,7 @@ def prepare(raw: Raw, folder: Path, settings: DataSettings, options: Options) ->
     }
 
 
-def _selected(raw: Raw, settings: DataSettings) -> tuple[pl.DataFrame, dict[str, int]]:
+def _selected(raw: RawDataset, settings: DataSettings) -> tuple[pl.DataFrame, dict[str, int]]:
     """The events that count, and how many were dropped and why. Raises `DataError` when none is left."""
     rated = raw.events if raw.has_parts else _rated(raw.events, settings.min_rating)
     first = first_events(rated)
@@ -99,7 +99,7 @@ def k_core(events: pl.DataFrame, min_user_events: int, min_item_events: int) -> 
         events = kept
 
 
-def _known_items(raw: Raw) -> pl.DataFrame:
+def _known_items(raw: RawDataset) -> pl.DataFrame:
     """The items that the data describe. Raises `DataError` for events or features of any other."""
     if raw.items is None:
         empty = [pl.lit("", dtype=pl.String).alias(name) for name in NO_ITEMS.columns[1:]]
@@ -130,7 +130,7 @@ def ordered(items: pl.DataFrame) -> pl.DataFrame:
     return items.with_columns(number.alias("number")).sort("number", "item").drop("number")
 
 
-def build_catalogue(raw: Raw, items: pl.DataFrame, folder: Path, options: Options) -> Catalogue:
+def build_catalogue(raw: RawDataset, items: pl.DataFrame, folder: Path, options: Options) -> Catalogue:
     """The items with their features; copies the pictures when asked to."""
     ids, titles, texts, pictures = (tuple(items[name].to_list()) for name in NO_ITEMS.columns)
     features = {name: _aligned(modality, ids) for name, modality in raw.features.items()}

@@ -53,7 +53,7 @@ class RawFeatures:
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawDataset:
     """What a converter read, before any filter.
 
     `events` has user, item (ids as text), timestamp, and optionally rating and part, in the file's order. `items` has

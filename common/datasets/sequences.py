@@ -4,11 +4,11 @@ from pathlib import Path
 
 import polars as pl
 
-from tessera.common.datasets.raw import Raw
+from tessera.common.datasets.raw import RawDataset
 from tessera.common.errors import DataError
 
 
-def read_sequences(source: Path) -> Raw:
+def read_sequences(source: Path) -> RawDataset:
     """Read a text file, or the only .txt file of a folder. An event's timestamp is its place in the line, from 0.
 
     Raises `DataError` that names the file and the line.
@@ -38,7 +38,7 @@ def read_sequences(source: Path) -> Raw:
         schema={"user": pl.String, "item": pl.String, "timestamp": pl.Int64},
     )
     rules = ("a timestamp is the event's place in the user's line",)
-    return Raw(events, path.parent, source.resolve().name, rules=rules)
+    return RawDataset(events, path.parent, source.resolve().name, rules=rules)
 
 
 def _only_text(folder: Path) -> Path:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import polars as pl
 
-from tessera.common.datasets.raw import NAME, NUMBER, WHOLE, Columns, Raw, read_features, read_items, read_rows
+from tessera.common.datasets.raw import NAME, NUMBER, WHOLE, Columns, RawDataset, read_features, read_items, read_rows
 from tessera.common.errors import DataError
 
 
-def read_tables(source: Path, columns: Columns) -> Raw:
+def read_tables(source: Path, columns: Columns) -> RawDataset:
     """Read events.{csv,parquet}, items.{csv,parquet} and `<modality>_features.npy` of a folder, or one events file.
 
     Events have a user and an item, and may have a timestamp (a whole number, a date or ISO 8601) and a rating. Without
@@ -30,7 +30,7 @@ def read_tables(source: Path, columns: Columns) -> Raw:
     else:
         events = events.with_row_index("timestamp").with_columns(pl.col("timestamp").cast(WHOLE))
         rules = ("without timestamps, events count in the order of their rows",)
-    return Raw(events, folder, source.resolve().name, _items(folder), read_features(folder, {}), rules)
+    return RawDataset(events, folder, source.resolve().name, _items(folder), read_features(folder, {}), rules)
 
 
 def _items(folder: Path) -> pl.DataFrame | None:

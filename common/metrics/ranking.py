@@ -14,16 +14,16 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Sums:
+class MetricSums:
     """Named sums that add: (a + b)[name] = a[name] + b[name]. A mean is a sum divided by a count when all is in."""
 
     values: Mapping[str, float] = field(default_factory=dict)
 
-    def __add__(self, other: "Sums") -> "Sums":
+    def __add__(self, other: "MetricSums") -> "MetricSums":
         """Add name by name; a name absent on one side counts as 0 there."""
         total = Counter[str](dict(self.values))
         total.update(dict(other.values))
-        return Sums(dict(total))
+        return MetricSums(dict(total))
 
     def __getitem__(self, name: str) -> float:
         """Return the sum called `name`, 0 when nothing was added to it."""
@@ -61,7 +61,7 @@ def ndcg(above: Tensor, ties: Tensor, k: int) -> Tensor:
     return (before[last] - before[first]) / ties
 
 
-def ranking_sums(above: Tensor, ties: Tensor, groups: Mapping[str, Tensor], ks: Sequence[int]) -> Sums:
+def ranking_sums(above: Tensor, ties: Tensor, groups: Mapping[str, Tensor], ks: Sequence[int]) -> MetricSums:
     """Sum HR@k and NDCG@k over the users of each group (boolean masks [n_users]) as "group/hr@k" and "group/users"."""
     sums: dict[str, float] = {}
     by_metric = {f"hr@{k}": hit_rate(above, ties, k) for k in ks} | {f"ndcg@{k}": ndcg(above, ties, k) for k in ks}
@@ -69,10 +69,10 @@ def ranking_sums(above: Tensor, ties: Tensor, groups: Mapping[str, Tensor], ks: 
         sums[f"{group}/users"] = float(members.sum())
         for metric, values in by_metric.items():
             sums[f"{group}/{metric}"] = float(values[members].double().sum())
-    return Sums(sums)
+    return MetricSums(sums)
 
 
-def ranking_means(sums: Sums) -> dict[str, float]:
+def ranking_means(sums: MetricSums) -> dict[str, float]:
     """Turn what `ranking_sums` gave, added up over devices, into means by the same names; empty groups are left out."""
     means = {}
     for name in sums.values:

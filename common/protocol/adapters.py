@@ -17,7 +17,7 @@ PQ, LORA = "pq ", "lora "
 
 
 @dataclass(frozen=True)
-class Contribution:
+class AdapterUpdate:
     """What one client sends in a round it takes part in.
 
     `pq` is P and Q by place, alike for all clients; `lora` the plain LoRA layers, alike for all with the same `tower`;
@@ -35,22 +35,22 @@ class Contribution:
         return {**named, **{f"{LORA}{name}": value for name, value in self.lora.items()}, SIGNATURE: self.signature}
 
     @staticmethod
-    def of_parts(tower: str, parts: Mapping[str, Tensor]) -> "Contribution":
+    def of_parts(tower: str, parts: Mapping[str, Tensor]) -> "AdapterUpdate":
         """Undo `parts`. Raises `RunError` for a name that is none of them."""
         pq = {name.removeprefix(PQ): value for name, value in parts.items() if name.startswith(PQ)}
         lora = {name.removeprefix(LORA): value for name, value in parts.items() if name.startswith(LORA)}
         if SIGNATURE not in parts or len(pq) + len(lora) + 1 != len(parts):
             raise RunError("an adapter came with parts that are neither P, Q, LoRA nor its signature")
-        return Contribution(tower, pq, lora, parts[SIGNATURE])
+        return AdapterUpdate(tower, pq, lora, parts[SIGNATURE])
 
 
-def flat(modules: Mapping[str, Contribution]) -> dict[str, Tensor]:
+def flatten(modules: Mapping[str, AdapterUpdate]) -> dict[str, Tensor]:
     """The parts of many clients' contributions, each after its client's name and a slash."""
     return {f"{client}/{name}": part for client, sent in modules.items() for name, part in sent.parts().items()}
 
 
-def unflat(tensors: Mapping[str, Tensor], towers: Mapping[str, str]) -> dict[str, Contribution]:
-    """Undo `flat`, with each client's tower. Raises `RunError` for a client that is called otherwise or has no tower."""
+def unflatten(tensors: Mapping[str, Tensor], towers: Mapping[str, str]) -> dict[str, AdapterUpdate]:
+    """Undo `flatten`, with each client's tower. Raises `RunError` for a client that is called otherwise or has no tower."""
     by_client: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         client, _, part = name.partition("/")
@@ -58,4 +58,4 @@ def unflat(tensors: Mapping[str, Tensor], towers: Mapping[str, str]) -> dict[str
     for client in {*by_client, *towers}:
         if not re.fullmatch(CLIENT, client) or client not in towers:
             raise RunError("an adapter came from a client without a proper name or a tower")
-    return {client: Contribution.of_parts(towers[client], parts) for client, parts in by_client.items()}
+    return {client: AdapterUpdate.of_parts(towers[client], parts) for client, parts in by_client.items()}

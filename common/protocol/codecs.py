@@ -29,7 +29,7 @@ from torch.nn.functional import pad
 from tessera.common.config.settings import Codec
 from tessera.common.errors import RunError
 from tessera.common.protocol.messages import HISTORY, VIEWS, Tensors
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 TABLES = (VIEWS, HISTORY)
 """What has a row an item. The rest of what travels is small, and goes as floats of 16 or 32 bits."""
@@ -85,7 +85,7 @@ def decode(encoded: Tensors, shapes: Shapes, codec: Codec, salt: int) -> dict[st
 
 def rotation(seed: int, round: int = 0) -> int:
     """What signs are drawn by: another number in each round, for gradients; in round 0 for views, which may outlast one."""
-    return seeds.key("rotation", seed, round)
+    return counter_rng.key("rotation", seed, round)
 
 
 class Format(Protocol):
@@ -314,11 +314,11 @@ def _width(dim: int) -> int:
 
 def _keys(shape: tuple[int, ...], salt: int) -> Tensor:
     """What rows draw their signs by, [n_views, n_items]."""
-    return seeds.mix(salt, torch.arange(math.prod(shape)).view(shape))
+    return counter_rng.mix(salt, torch.arange(math.prod(shape)).view(shape))
 
 
 def _signs(keys: Tensor, width: int) -> Tensor:
     """1 or -1 for each number of the rows with `keys` [n_items], [n_items, width]."""
-    words = seeds.mix(0, keys[:, None], torch.arange(math.ceil(width / WORD))).numpy()
+    words = counter_rng.mix(0, keys[:, None], torch.arange(math.ceil(width / WORD))).numpy()
     bits = torch.from_numpy(np.unpackbits(words.astype("<i8").view(np.uint8), axis=-1))
     return 1 - 2 * bits[:, :width].float()

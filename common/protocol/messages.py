@@ -21,12 +21,12 @@ from torch import Tensor
 
 from tessera.common.config.settings import NAME, Settings
 from tessera.common.errors import DataError, NotFiniteError, RunError
-from tessera.common.metrics.ranking import Sums
-from tessera.common.protocol.adapters import MODULE, Contribution, flat, unflat
+from tessera.common.metrics.ranking import MetricSums
+from tessera.common.protocol.adapters import MODULE, AdapterUpdate, flatten, unflatten
 from tessera.common.utils.torch_device import finite
 
 Tensors = Mapping[str, Tensor]
-Kind = Literal["census", "power", "train", "evaluate", "baselines"]
+Kind = Literal["item_statistics", "power", "train", "evaluate", "baselines"]
 
 VIEWS, HISTORY = "views", "history"
 """Names of the tensors of a broadcast: the views [n_views, n_items, dim] and the history view [n_items, dim]."""
@@ -37,7 +37,7 @@ the basis of a power iteration [n_items, width]."""
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Broadcast:
     """Tensors for one or more devices, called by their content as it travels.
 
     `tensors` are what gradients come back for, `written` the same as `tessera.common.protocol.codecs` writes it; None: as they
@@ -89,9 +89,9 @@ class Update:
 
     gradients: Tensors = field(default_factory=dict)
     weight: float = 0.0
-    sums: Sums = field(default_factory=Sums)
+    sums: MetricSums = field(default_factory=MetricSums)
     counts: Tensors = field(default_factory=dict)
-    modules: Mapping[str, Contribution] = field(default_factory=dict)
+    modules: Mapping[str, AdapterUpdate] = field(default_factory=dict)
     towers: Mapping[str, str] = field(default_factory=dict)
 
     def __add__(self, other: "Update") -> "Update":
@@ -192,7 +192,7 @@ def pack_update(update: Update) -> RecordDict:
             "gradients": _arrays(update.gradients),
             "counts": _arrays(update.counts),
             "sums": MetricRecord({"weight": update.weight, **update.sums.values}),
-            "modules": _arrays(flat(update.modules)),
+            "modules": _arrays(flatten(update.modules)),
             "towers": ConfigRecord(dict(update.towers)),
         }
     )
@@ -205,9 +205,9 @@ def unpack_update(content: RecordDict) -> Update:
     return Update(
         _tensors(content.array_records["gradients"]),
         sums.pop("weight"),
-        Sums(sums),
+        MetricSums(sums),
         _tensors(content.array_records["counts"]),
-        unflat(_tensors(content.array_records["modules"]), towers),
+        unflatten(_tensors(content.array_records["modules"]), towers),
         towers,
     )
 

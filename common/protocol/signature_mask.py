@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 KEPT = 0.4
 """Share of the coordinates that are sent (FedMosaic, N_s)."""
@@ -16,5 +16,5 @@ def n_kept(size: int) -> int:
 
 def kept_coordinates(size: int, seed: int) -> Tensor:
     """Indices of the coordinates that all clients of a run send, [n_kept], increasing."""
-    draws = seeds.uniform(seeds.key("signature-mask", seed), torch.arange(size))
+    draws = counter_rng.uniform(counter_rng.key("signature-mask", seed), torch.arange(size))
     return draws.argsort(stable=True)[: n_kept(size)].sort().values

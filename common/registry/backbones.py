@@ -23,18 +23,18 @@ def ncf_shapes(dim: int) -> Shapes:
 
 
 @dataclass(frozen=True)
-class Needs:
+class BackboneSpec:
     """What is broadcast beside the views: the history view, and a head that is shared, learnt and aggregated like them."""
 
     history: bool = False
     shared: Callable[[int], Shapes] = _none
 
 
-BACKBONES: Mapping[str, Needs] = {
-    "fedavg": Needs(),
-    "fcf": Needs(),
-    "fedncf": Needs(shared=ncf_shapes),
-    "pfedrec": Needs(),
-    "fedrap": Needs(),
-    "history": Needs(history=True),
+BACKBONES: Mapping[str, BackboneSpec] = {
+    "fedavg": BackboneSpec(),
+    "fcf": BackboneSpec(),
+    "fedncf": BackboneSpec(shared=ncf_shapes),
+    "pfedrec": BackboneSpec(),
+    "fedrap": BackboneSpec(),
+    "history": BackboneSpec(history=True),
 }

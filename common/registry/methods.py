@@ -1,6 +1,6 @@
 """What both sides must know of each way to train adapters together: which adapters, and with whom they are merged.
 
-A new regime is one file in `client/regimes/`, its line there, and its line here.
+A new method is one file in `client/methods/`, its line there, and its line here.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ Sharing = Literal["nothing", "tower", "all", "relevant"]
 
 
 @dataclass(frozen=True)
-class Regime:
+class MethodSpec:
     """Adapters are PQ-LoRA in the places of Eq. 6 and plain LoRA elsewhere, or, without `pq`, plain LoRA everywhere.
 
     `shares` says what the server averages: nothing; everything evenly within a device class ("tower"); P and Q evenly over
@@ -22,13 +22,13 @@ class Regime:
     shares: Sharing
 
 
-REGIMES: Mapping[str, Regime] = {
-    "sft": Regime(pq=False, shares="nothing"),
-    "fedit": Regime(pq=False, shares="tower"),
-    "ditto": Regime(pq=False, shares="tower"),
-    "fedsim": Regime(pq=False, shares="tower"),
-    "feddpa": Regime(pq=False, shares="tower"),
-    "feddat": Regime(pq=False, shares="tower"),
-    "pq": Regime(pq=True, shares="all"),
-    "fedmosaic": Regime(pq=True, shares="relevant"),
+METHOD_SPECS: Mapping[str, MethodSpec] = {
+    "sft": MethodSpec(pq=False, shares="nothing"),
+    "fedit": MethodSpec(pq=False, shares="tower"),
+    "ditto": MethodSpec(pq=False, shares="tower"),
+    "fedsim": MethodSpec(pq=False, shares="tower"),
+    "feddpa": MethodSpec(pq=False, shares="tower"),
+    "feddat": MethodSpec(pq=False, shares="tower"),
+    "pq": MethodSpec(pq=True, shares="all"),
+    "fedmosaic": MethodSpec(pq=True, shares="relevant"),
 }

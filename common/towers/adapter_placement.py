@@ -14,7 +14,7 @@ towers derived from one, gradients of the answer by these outputs agree to .15 t
 def block_ends(n_layers: int, n_blocks: int) -> list[int]:
     """The last layer of each block, counted from 1: where PQ-LoRA sits (FedMosaic Eq. 6).
 
-    Depths that blocks do not divide leave the rest to the last block: 7 layers in 4 blocks end at 1, 2, 3, 7. Raises
+    Depths that blocks do not divide leave the rest to the last batch_users: 7 layers in 4 blocks end at 1, 2, 3, 7. Raises
     `ConfigError` when there are fewer layers than blocks, where Eq. 6 would name layer 0.
     """
     if not 1 <= n_blocks <= n_layers:

@@ -14,7 +14,7 @@ from tessera.common.config.settings import MosaicSettings
 from tessera.common.errors import DataError
 from tessera.common.protocol.adapters import LORA, PQ, SIGNATURE
 from tessera.common.protocol.signature_mask import n_kept
-from tessera.common.registry.methods import REGIMES
+from tessera.common.registry.methods import METHOD_SPECS
 from tessera.common.towers.adapter_placement import placement
 from tessera.common.towers.projections import Projections
 from tessera.common.towers.transformer import SIZES
@@ -26,17 +26,17 @@ STACKS = {"reader": "layers"}
 
 
 def n_blocks(mosaic: MosaicSettings) -> int:
-    """Layers that carry PQ-LoRA: none where the regime does without."""
-    return mosaic.blocks if REGIMES[mosaic.regime].pq else 0
+    """Layers that carry PQ-LoRA: none where the method does without."""
+    return mosaic.blocks if METHOD_SPECS[mosaic.method].pq else 0
 
 
-def start_path(folder: Path, mosaic: MosaicSettings) -> Path:
+def aligned_init_path(folder: Path, mosaic: MosaicSettings) -> Path:
     """Where a device class keeps the start that a run's settings ask for."""
     together = "+".join(sorted(set(mosaic.classes)))
     return folder / f"start-{mosaic.alignment}-r{mosaic.rank}-b{mosaic.blocks}-{together}.safetensors"
 
 
-def save_start(path: Path, start: Mapping[str, Projections], readers: str) -> None:
+def save_aligned_init(path: Path, start: Mapping[str, Projections], readers: str) -> None:
     """Write A [rank, d_in], B [d_out, rank] and the offset [rank] of each place, and which `readers` they were aligned for."""
     tensors = {f"{place}/{part}": getattr(own, part) for place, own in start.items() for part in ("a", "b", "offset")}
     write_tensors(path, tensors, {"readers": readers})
@@ -50,8 +50,8 @@ def made_from(path: Path) -> str | None:
         return None
 
 
-def load_start(path: Path) -> dict[str, Projections]:
-    """Read what `save_start` wrote. Raises `DataError` that names the file."""
+def load_aligned_init(path: Path) -> dict[str, Projections]:
+    """Read what `save_aligned_init` wrote. Raises `DataError` that names the file."""
     tensors, _ = read_tensors(path)
     try:
         places = sorted({name.rpartition("/")[0] for name in tensors})
@@ -63,20 +63,20 @@ def load_start(path: Path) -> dict[str, Projections]:
         raise DataError(f"{path} lacks {error}: it was not written by Tessera") from None
 
 
-def mark(folder: Path, device_class: str, mosaic: MosaicSettings) -> str:
+def tower_id(folder: Path, device_class: str, mosaic: MosaicSettings) -> str:
     """The class with the content of its reader and its start: only devices of the same mark can be merged."""
-    files = [folder / READER, *([start_path(folder, mosaic)] if n_blocks(mosaic) else [])]
+    files = [folder / READER, *([aligned_init_path(folder, mosaic)] if n_blocks(mosaic) else [])]
     try:
         return f"{device_class}-{digest(b''.join(path.read_bytes() for path in files))[:12]}"
     except FileNotFoundError as error:
-        make = "`tessera towers fit`" if Path(error.filename).name == READER else "`tessera data deal --config`"
+        make = "`tessera towers fit`" if Path(error.filename).name == READER else "`tessera data partition --config`"
         raise DataError(f"{error.filename} does not exist: make it by {make}") from None
 
 
 def shapes(reader: nn.Module, mosaic: MosaicSettings, signer_size: int) -> dict[str, tuple[int, ...]]:
-    """Shape of every part of the `Contribution` of a device with this reader, by name."""
+    """Shape of every part of the `AdapterUpdate` of a device with this reader, by name."""
     targets, places = placement(reader, STACKS, n_blocks(mosaic))
-    rank, relevant = mosaic.rank, REGIMES[mosaic.regime].shares == "relevant"
+    rank, relevant = mosaic.rank, METHOD_SPECS[mosaic.method].shares == "relevant"
     found: dict[str, tuple[int, ...]] = {SIGNATURE: (n_kept(signer_size) if relevant else 0,)}
     for name in targets:
         d_out, d_in = reader.get_parameter(f"{name}.weight").shape

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.common.errors import DataError
-from tessera.common.towers.qa_reader import Reader
+from tessera.common.towers.qa_reader import QAReader
 from tessera.common.towers.transformer import TowerSize
 from tessera.common.utils.atomic_files import read_tensors, write_tensors
 
@@ -15,19 +15,19 @@ def tower_path(dataset: Path, device_class: str) -> Path:
     return dataset / "towers" / device_class / "reader.safetensors"
 
 
-def save_reader(reader: Reader, path: Path, about: dict[str, Any]) -> None:
+def save_reader(reader: QAReader, path: Path, about: dict[str, Any]) -> None:
     """Write a reader, atomically, with what is told `about` its fit."""
     width, depth = reader.positions.shape[1], len(reader.layers)
     told = about | {"width": width, "depth": depth, "eyes": [eye.in_features for eye in reader.eyes]}
     write_tensors(path, reader.state_dict(), {"reader": json.dumps(told)})
 
 
-def load_reader(path: Path) -> Reader:
+def load_reader(path: Path) -> QAReader:
     """Read a reader, frozen. Raises `DataError` that names the file."""
     tensors, metadata = read_tensors(path)
     try:
         about = json.loads(metadata["reader"])
-        reader = Reader(TowerSize(about["width"], about["depth"]), *about["eyes"])
+        reader = QAReader(TowerSize(about["width"], about["depth"]), *about["eyes"])
         reader.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{path} holds no reader: {error}") from None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Projections:
 def orthonormal(salt: int, rows: int, columns: int) -> Tensor:
     """A random matrix [rows, columns] with orthonormal rows, or columns where these are fewer (FedMosaic Eq. 18)."""
     counters = torch.arange(rows * columns, dtype=torch.int64)
-    normal = seeds.normal(salt, counters).view(rows, columns)
+    normal = counter_rng.normal(salt, counters).view(rows, columns)
     return polar(normal)
 
 
@@ -42,5 +42,5 @@ def polar(matrix: Tensor) -> Tensor:
 
 def random_projections(salt: int, d_in: int, d_out: int, rank: int) -> Projections:
     """Orthonormal A and B drawn independently: every tower's start, and the control for any alignment."""
-    a = orthonormal(seeds.key(salt, "A"), rank, d_in)
-    return Projections(a, orthonormal(seeds.key(salt, "B"), d_out, rank), torch.zeros(rank))
+    a = orthonormal(counter_rng.key(salt, "A"), rank, d_in)
+    return Projections(a, orthonormal(counter_rng.key(salt, "B"), d_out, rank), torch.zeros(rank))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.common.towers.transformer import VOCABULARY, Tower, TowerSize, words
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 READ = 12
 """Words of an instruction that are read."""
@@ -23,7 +23,7 @@ CODE = 128
 """Size of a word's code."""
 
 
-class Reader(Tower):
+class QAReader(Tower):
     """Questions to vectors [n, OUTPUT_DIM]."""
 
     def __init__(self, size: TowerSize, image_dim: int, text_dim: int) -> None:
@@ -35,7 +35,7 @@ class Reader(Tower):
         nn.init.normal_(self.words.weight, std=SPREAD / CODE**0.5)
         self.eyes = nn.ModuleList([nn.Linear(image_dim, size.width), nn.Linear(text_dim, size.width)])
 
-    def look(self, image: Tensor, text: Tensor) -> Tensor:
+    def embed_items(self, image: Tensor, text: Tensor) -> Tensor:
         """How items are seen, [3, n_items, width], from standardised features [n_items, image_dim] and [n_items, text_dim]."""
         seen = [eye(part) for eye, part in zip(self.eyes, (image, text), strict=True)]
         return torch.stack([torch.zeros_like(seen[0]), *seen])
@@ -58,7 +58,7 @@ def word_codes() -> Tensor:
     a device learns about such a word could not be carried over.
     """
     counters = torch.arange(VOCABULARY * CODE, dtype=torch.int64)
-    codes = seeds.normal(seeds.key("word codes"), counters).view(VOCABULARY, CODE)
+    codes = counter_rng.normal(counter_rng.key("word codes"), counters).view(VOCABULARY, CODE)
     codes[0] = 0
     return codes
 

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from tessera.common.errors import ConfigError
 from tessera.common.towers.projections import orthonormal
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 SPACE_DIM = 64
 COMPONENTS = 256
@@ -25,14 +25,14 @@ SIGNS = ("first", "second", "third", "fourth", "yes", "no", "odd")
 
 
 @dataclass(frozen=True)
-class Space:
+class SharedSpace:
     """Every item's unit vector in the shared space by modality, [n_items, SPACE_DIM] each."""
 
     image: Tensor
     text: Tensor
 
 
-def shared_space(image: Tensor, text: Tensor, rows: Tensor) -> Space:
+def shared_space(image: Tensor, text: Tensor, rows: Tensor) -> SharedSpace:
     """Map features `image` [n_items, d_image] and `text` [n_items, d_text] to one space, fitted on the items `rows` [n].
 
     Raises `ConfigError` when there are fewer items, or features, than dimensions.
@@ -48,7 +48,7 @@ def shared_space(image: Tensor, text: Tensor, rows: Tensor) -> Space:
     # Directions in which the modalities agree count by how well they do.
     scale = s[:SPACE_DIM].sqrt()
     left, right = white[0] @ u[:, :SPACE_DIM] * scale, white[1] @ vt[:SPACE_DIM].T * scale
-    return Space(normalize(left, dim=1).float(), normalize(right, dim=1).float())
+    return SharedSpace(normalize(left, dim=1).float(), normalize(right, dim=1).float())
 
 
 def signs() -> Tensor:
@@ -56,7 +56,7 @@ def signs() -> Tensor:
 
     A benchmark's codebook draws directions of its own, signs included: what a word is answered by is learnt from questions.
     """
-    return orthonormal(seeds.key("questions", "words"), len(SIGNS), SPACE_DIM)
+    return orthonormal(counter_rng.key("questions", "words"), len(SIGNS), SPACE_DIM)
 
 
 def _components(features: Tensor, rows: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.common.towers.attention import SplitAttention
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 SIDE = 64
 """Pictures are [3, SIDE, SIDE]."""
@@ -116,5 +116,7 @@ def words(texts: Sequence[str]) -> Tensor:
     tokens = torch.zeros(len(texts), LENGTH, dtype=torch.int64)
     for row, text in enumerate(texts):
         found = re.findall(r"\w+", text.lower())[:LENGTH]
-        tokens[row, : len(found)] = torch.tensor([1 + seeds.key("word", word) % (VOCABULARY - 1) for word in found])
+        tokens[row, : len(found)] = torch.tensor(
+            [1 + counter_rng.key("word", word) % (VOCABULARY - 1) for word in found]
+        )
     return tokens

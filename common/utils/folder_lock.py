@@ -16,7 +16,7 @@ SERVING = ".serving.lock"
 
 
 @contextmanager
-def alone(folder: Path, lock: str = LOCK) -> Iterator[None]:
+def hold_folder(folder: Path, lock: str = LOCK) -> Iterator[None]:
     """Hold `folder`, which is made if need be; however this process ends, the kernel lets go of it.
 
     Raises `RunError` with the folder and the id of the process that holds it.

@@ -17,8 +17,8 @@ from tessera.common.encoders.base import BuiltinEncoder, Encoder
 from tessera.common.encoders.clip import ClipEncoder
 from tessera.common.errors import ConfigError, DataError
 from tessera.deploy.cli.encode import EPILOG, encode_command
-from tessera.deploy.executors.run import deal_for
-from tessera.deploy.job import deal
+from tessera.deploy.executors.run import partition_for
+from tessera.deploy.job import partition
 
 app = typer.Typer(no_args_is_help=True, help="Convert raw data into datasets, describe them, generate the demo shop.")
 console = Console()
@@ -103,8 +103,8 @@ def shop_command(
     _show(destination)
 
 
-@app.command("deal", epilog="Example: tessera data deal data/shop devices --nodes 3")
-def deal_command(
+@app.command("deal", epilog="Example: tessera data partition data/shop devices --nodes 3")
+def partition_command(
     dataset: Path,
     out: Path,
     nodes: Annotated[int, typer.Option(min=1, help="Number of device folders.")] = 2,
@@ -118,7 +118,7 @@ def deal_command(
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} exists and is not empty: choose another folder")
     settings = load_settings(config, "grpc", [f"federation.nodes={nodes}"]) if config else None
-    for folder in deal_for(dataset, out, settings) if settings else deal(dataset, out, nodes):
+    for folder in partition_for(dataset, out, settings) if settings else partition(dataset, out, nodes):
         console.print(str(folder), soft_wrap=True, highlight=False)
 
 

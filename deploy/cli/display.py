@@ -52,7 +52,7 @@ class RunDisplay:
 
     def report(self, line: Line) -> None:
         """Take one line of the metrics in."""
-        if line["kind"] == "census":
+        if line["kind"] == "item_statistics":
             people, events, self.nodes = int(line["users"]), int(line["events"]), int(line["nodes"])
             told = f"{people} users on {line['nodes']} nodes, {events} training events; only sums over a node's people are sent"
             if self.settings.asks_questions:

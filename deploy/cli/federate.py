@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tessera.common.config.loading import load_settings
 from tessera.common.errors import RunError
-from tessera.common.utils.folder_lock import alone
+from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.processes import end_leftovers, relay, terminable
 from tessera.deploy.federation.registry import REVOKED, find, table
@@ -65,7 +65,7 @@ def server(
     """Run a server until interrupted. It lets in devices whose keys are registered, and no others."""
     where = Server(folder.absolute(), host, port, control_port)
     where.certificates.require()
-    with terminable(), alone(where.folder):
+    with terminable(), hold_folder(where.folder):
         end_leftovers(where.folder / HOMES)
         superlink = start_superlink(where)
         typer.echo(f"Devices join --server HOST:{port} with a copy of {where.certificates.ca}")
@@ -166,7 +166,7 @@ def submit(
     if (job.run_dir / "config.yaml").exists() and not resume:
         raise RunError(f"submit: {job.run_dir} holds a run already; go on with it by --resume, or choose other --runs")
     console = Console(highlight=False)
-    with terminable(), alone(job.run_dir), RunDisplay(settings, console) as display:
+    with terminable(), hold_folder(job.run_dir), RunDisplay(settings, console) as display:
         carry_out(job, Control(Server.load(folder)), display.report)
     result = read_result(job.run_dir)
     show_result(console, result, settings, job.run_dir)

@@ -15,7 +15,7 @@ from rich.table import Table
 from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RunError, TesseraError
-from tessera.common.utils.folder_lock import alone
+from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.environment import quieten
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=__doc__)
@@ -39,7 +39,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run of t
 
 
 @app.command(epilog="Example: tessera train benchmarks/demo.yaml --executor grpc --nodes 3 --set rounds=5")
-def train(
+def run_job(
     config: Annotated[Path, typer.Argument(help="Settings of the run, YAML.")],
     executor: Annotated[
         ExecutorName, typer.Option(help="One process, Ray workers, or separate processes over gRPC.")
@@ -109,10 +109,10 @@ def bench(
     Writes results.parquet, differences.parquet and results.md, prints the tables, and ends with one line of JSON.
     """
     from tessera.benchmarks.harness.runner import run_bench
-    from tessera.benchmarks.harness.spec import Bench
+    from tessera.benchmarks.harness.spec import BenchSpec
 
-    loaded = Bench.load(grid, quick, only or ())
-    with alone(runs / loaded.name):
+    loaded = BenchSpec.load(grid, quick, only or ())
+    with hold_folder(runs / loaded.name):
         outcome = run_bench(loaded, data, runs, lambda text: console.print(text, markup=False, soft_wrap=True))
     console.print(outcome.markdown(), markup=False, soft_wrap=True)
     print(json.dumps({"name": loaded.name, "folder": str(runs / loaded.name), "means": outcome.means()}))
@@ -146,7 +146,7 @@ def _train(
 ) -> tuple[Any, dict[str, Any]]:
     """Prepare, train, and print the table and, at the `end`, the line of JSON; return the job and that line."""
     from tessera.deploy.cli.display import RunDisplay, show_result, summary
-    from tessera.deploy.executors.run import make_job, train
+    from tessera.deploy.executors.run import make_job, run_job
     from tessera.deploy.provisioning.datasets import prepared_dataset
     from tessera.server.run_folder import require
 
@@ -157,11 +157,11 @@ def _train(
         ensure_towers(dataset, settings, console.print)
     if resume:
         require(runs / settings.name, resume)  # before the lock makes a folder
-    with alone(runs / settings.name):
+    with hold_folder(runs / settings.name):
         job = make_job(settings, dataset, runs / settings.name, resume, overwrite)
         with RunDisplay(settings, console) as display:
             try:
-                result = train(job, executor, display.report)
+                result = run_job(job, executor, display.report)
             except KeyboardInterrupt:
                 console.print("stopped; go on with --resume")
                 raise

@@ -24,12 +24,12 @@ from tessera.common.errors import RunError, TesseraError
 from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
 from tessera.deploy.cli import federate as cli_federate
 from tessera.deploy.cli.display import show_result
-from tessera.deploy.docker.healthcheck import BADGE, ENROLMENT, PUBLISHED, SERVER_NAME, fresh
+from tessera.deploy.docker.healthcheck import PUBLIC_KEY_FILE, PUBLISHED, REGISTRATION, SERVER_NAME, fresh
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.processes import program, terminable
 from tessera.deploy.federation.superlink import PORT, Control, Server
 from tessera.deploy.federation.supernode import HOME, KEY, public_key
-from tessera.deploy.job import deal_share
+from tessera.deploy.job import partition_one
 from tessera.deploy.provisioning.datasets import prepared_dataset
 from tessera.server.run_folder import read_result
 
@@ -38,7 +38,7 @@ CHECKOUT = Path(__file__).parents[2] / "benchmarks"
 """Mounted from where docker-compose.yml lies; its owner owns the runs."""
 USER = 1000
 """The image's own user."""
-SHARES = PUBLISHED / "shares.json"
+ASSIGNMENTS = PUBLISHED / "shares.json"
 DAYS = 365
 BEAT = 2.0
 """Seconds between two looks of a client at the shares, and two signs of life."""
@@ -62,10 +62,10 @@ def train() -> None:
         _write_report(run, settings)
         print(f"the run in runs/{run.name} is complete; RUN=another begins a new one", flush=True)
         return
-    resume, badges = (run / "config.yaml").exists(), enrolled(ENROLMENT)
+    resume, badges = (run / "config.yaml").exists(), registrations(REGISTRATION)
     dataset = _dataset(settings)
     shares = {"dataset": str(dataset), "clients": list(badges)}
-    if resume and _shares() != shares:
+    if resume and _assignments() != shares:
         raise RunError(
             f"runs/{run.name} was begun with other clients or data, and what devices learnt stays with them: "
             "start as many, with the same volumes, or choose another RUN"
@@ -73,7 +73,7 @@ def train() -> None:
     control = Control(Server.load(SERVER))
     for badge in badges.values():
         control.register(badge)
-    write_json(SHARES, shares)
+    write_json(ASSIGNMENTS, shares)
     changes = [f"name={run.name}", f"federation.nodes={len(badges)}"]
     cli_federate.submit(config, SERVER, dataset, RUNS, changes, resume)
     _write_report(run, settings)
@@ -82,25 +82,25 @@ def train() -> None:
 def client() -> NoReturn:
     """Show this device's key until there is a share for it; take the share, and join; anew when the shares change."""
     key = public_key(DEVICE).read_text()
-    write_bytes(BADGE, key.encode())
+    write_bytes(PUBLIC_KEY_FILE, key.encode())
     try:
         while True:
-            _beat_while(lambda: key not in _shares().get("clients", ()))
-            _take_part(key, _shares())
+            _beat_while(lambda: key not in _assignments().get("clients", ()))
+            _take_part(key, _assignments())
     finally:
-        BADGE.unlink()
+        PUBLIC_KEY_FILE.unlink()
 
 
 def _take_part(key: str, shares: dict[str, Any]) -> None:
     """Join with this client's share until the shares change. Raises `RunError` when `join`, which is patient, gives up."""
-    take_share(DEVICE, shares["dataset"], shares["clients"].index(key), len(shares["clients"]))
+    take_assignment(DEVICE, shares["dataset"], shares["clients"].index(key), len(shares["clients"]))
     with _joined() as process:
-        _beat_while(lambda: process.poll() is None and _shares() == shares)
+        _beat_while(lambda: process.poll() is None and _assignments() == shares)
         if process.returncode is not None:
             raise RunError(f"`tessera federate join` ended with exit code {process.returncode}")
 
 
-def enrolled(folder: Path) -> dict[str, Path]:
+def registrations(folder: Path) -> dict[str, Path]:
     """The keys that live clients show in `folder`, in an order that depends on the keys alone, and where. Raises `RunError`."""
     found = {path.read_text(): path for path in folder.glob("*.pub") if fresh(path)}
     if not found:
@@ -108,7 +108,7 @@ def enrolled(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def take_share(device: Path, dataset: str, share: int, shares: int) -> None:
+def take_assignment(device: Path, dataset: str, share: int, shares: int) -> None:
     """Deal a device its share of a dataset, unless it holds it, or interactions that its owner brought.
 
     What was learnt about people of another share goes with them; the key and Flower's home stay.
@@ -121,7 +121,7 @@ def take_share(device: Path, dataset: str, share: int, shares: int) -> None:
         if path.name in (HOME, KEY, f"{KEY}.pub", note.name):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    deal_share(Path(dataset), device, share, shares)
+    partition_one(Path(dataset), device, share, shares)
     write_json(note, wanted)
 
 
@@ -145,14 +145,14 @@ def _write_report(run: Path, settings: Settings) -> None:
         show_result(Console(file=file, width=REPORT_WIDTH), read_result(run), settings, run)
 
 
-def _shares() -> dict[str, Any]:
-    return read_json(SHARES) if SHARES.exists() else {}
+def _assignments() -> dict[str, Any]:
+    return read_json(ASSIGNMENTS) if ASSIGNMENTS.exists() else {}
 
 
 def _beat_while(condition: Callable[[], bool]) -> None:
     """Show that this client lives, while `condition` holds."""
     while condition():
-        BADGE.touch()
+        PUBLIC_KEY_FILE.touch()
         time.sleep(BEAT)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 SERVER_NAME = "server"
 """The server's name in the containers' network."""
-PUBLISHED, ENROLMENT = Path("/published"), Path("/enrolment")
-BADGE = ENROLMENT / f"{socket.gethostname()}.pub"
+PUBLISHED, REGISTRATION = Path("/published"), Path("/enrolment")
+PUBLIC_KEY_FILE = REGISTRATION / f"{socket.gethostname()}.pub"
 """This container's public key where the submitter looks for it, touched while the container is well."""
 FRESH = 15.0
 """Seconds after which a badge that is not touched is that of a container that is gone."""
@@ -33,8 +33,8 @@ def server() -> None:
 
 def client() -> None:
     """Look whether the client has shown its key and is still at it. Raises `OSError`."""
-    if not fresh(BADGE):
-        raise OSError(f"{BADGE} was not touched for {FRESH:g} s")
+    if not fresh(PUBLIC_KEY_FILE):
+        raise OSError(f"{PUBLIC_KEY_FILE} was not touched for {FRESH:g} s")
 
 
 def fresh(badge: Path) -> bool:

@@ -37,7 +37,9 @@ def _access(folder: Path) -> Finding:
     try:
         list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
-        return problem("device", f"{folder} is no folder", "name the device's folder: `tessera data deal` makes some")
+        return problem(
+            "device", f"{folder} is no folder", "name the device's folder: `tessera data partition` makes some"
+        )
     except OSError as error:
         return problem("device", f"{folder} cannot be read: {error.strerror}", f"chown it to whoever joins: {folder}")
     try:
@@ -107,6 +109,6 @@ def _data(folder: Path) -> Finding:
         catalogue = load_catalogue(folder, modalities=False)
         events = load_interactions(folder, len(catalogue))
     except (DataError, OSError) as error:
-        remedy = "deal or convert the data again (tessera data deal, tessera data convert), or bring back a backup"
+        remedy = "deal or convert the data again (tessera data partition, tessera data convert), or bring back a backup"
         return problem("data", str(error), remedy)
     return ok("data", f"{len(events.users)} people, {len(events)} interactions, {len(catalogue)} items")

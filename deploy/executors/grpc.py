@@ -19,7 +19,7 @@ from tessera.deploy.job import Job, Report
 FOLDER = "federation"
 """Below a run's folder: certificates, Flower's state and the logs of all processes."""
 DAYS = 365
-LOOK = 0.25
+POLL_SECONDS = 0.25
 """Seconds between two looks at the run's files."""
 ASK_FIRST, ASK = 3.0, 30.0
 """Seconds between two questions to the server, each of which costs 0.8 s of processor: before the run has told anything
@@ -140,7 +140,7 @@ def _follow(watch: Watch, control: Control, run: str, report: Report, check: Cal
     flower = _Inquiry(control, run)
     told = float("inf")
     while not flower.status.finished and time.monotonic() < told + SETTLE:
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
         for line in watch.lines():
             report(line)
         state, _ = watch.state()

@@ -14,7 +14,7 @@ from tessera.client.app import device_app
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RunError
 from tessera.deploy.environment import quieten
-from tessera.deploy.executors.shared_tensors import Shelving
+from tessera.deploy.executors.shared_tensors import SharedTensorGrid
 from tessera.deploy.job import Job, Report
 from tessera.server.app import serve
 
@@ -29,7 +29,7 @@ def execute(job: Job, report: Report) -> None:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            serve(Shelving(grid, devices), job.settings, job.catalogue, job.run_dir, job.resume, report)
+            serve(SharedTensorGrid(grid, devices), job.settings, job.catalogue, job.run_dir, job.resume, report)
         except BaseException as error:
             failures.append(error)
             raise

@@ -1,4 +1,4 @@
-"""`tessera train` without its options: from settings to a run's result, over any executor."""
+"""`tessera run_job` without its options: from settings to a run's result, over any executor."""
 
 import shutil
 from importlib import import_module
@@ -9,8 +9,8 @@ from typing import Any, cast
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RunError
 from tessera.common.utils.atomic_files import read_json
-from tessera.common.utils.folder_lock import SERVING, alone, clear
-from tessera.deploy.job import Executor, Job, Report, deal, device_folders
+from tessera.common.utils.folder_lock import SERVING, clear, hold_folder
+from tessera.deploy.job import Executor, Job, Report, device_folders, partition
 from tessera.server.run_folder import read_result, require
 
 EXECUTORS = {
@@ -27,7 +27,7 @@ def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, ove
     if resume and overwrite:
         raise RunError("--resume goes on with a run and --overwrite replaces it: pass one of them")
     if overwrite and (run_dir / "config.yaml").exists():
-        with alone(run_dir, SERVING):  # a ServerApp whose `submit` was killed may still be at it
+        with hold_folder(run_dir, SERVING):  # a ServerApp whose `submit` was killed may still be at it
             clear(run_dir)
     require(run_dir, resume)
     if resume:
@@ -37,31 +37,31 @@ def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, ove
         folders = tuple(device_folders(run_dir / DEVICES, n_nodes))
     else:
         shutil.rmtree(run_dir / DEVICES, ignore_errors=True)  # of a run that never began
-        folders = deal_for(dataset, run_dir / DEVICES, settings)
+        folders = partition_for(dataset, run_dir / DEVICES, settings)
     return Job(settings, dataset.absolute(), tuple(folder.absolute() for folder in folders), run_dir.absolute(), resume)
 
 
-def deal_for(dataset: Path, out: Path, settings: Settings) -> tuple[Path, ...]:
+def partition_for(dataset: Path, out: Path, settings: Settings) -> tuple[Path, ...]:
     """Deal a dataset out to one device folder a node below `out`, with all that the settings' strategy needs there.
 
     Raises, before anything is written, `RunError` without PEFT and `DataError` without towers where the strategy needs them.
     """
     if settings.strategy == "fedvlr":
-        return deal(dataset, out, settings.federation.nodes)
+        return partition(dataset, out, settings.federation.nodes)
     if find_spec("peft") is None:
         raise RunError("towers are adapted by PEFT, which is not installed: pip install --editable '.[mosaic]'")
-    from tessera.deploy.provisioning.towers import align, deal_questions, deal_towers
+    from tessera.deploy.provisioning.towers import align, give_towers, partition_questions
 
     align(dataset, settings)
     if settings.asks_questions:
-        folders = deal_questions(dataset, out, settings.federation.nodes)
+        folders = partition_questions(dataset, out, settings.federation.nodes)
     else:
-        folders = deal(dataset, out, settings.federation.nodes)
-    deal_towers(dataset, folders, settings)
+        folders = partition(dataset, out, settings.federation.nodes)
+    give_towers(dataset, folders, settings)
     return folders
 
 
-def train(job: Job, executor: str, report: Report) -> dict[str, Any]:
+def run_job(job: Job, executor: str, report: Report) -> dict[str, Any]:
     """Carry out a job and return its result line. Raises `RunError` when it did not complete."""
     execute = cast(Executor, import_module(EXECUTORS[executor]).execute)
     execute(job, report)

@@ -7,12 +7,12 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from tessera.client.base import shelf
+from tessera.client.base import shared_tensors_folder
 from tessera.common.protocol.messages import unpack_task
 from tessera.common.utils.atomic_files import write_tensors
 
 
-class Shelving(Grid):
+class SharedTensorGrid(Grid):
     """Flower's `grid`, between a server and simulated nodes whose folders lie side by side in `devices`.
 
     Tensors that come along with a task are written to the nodes' shelf and taken out of the message. Whoever sends has by
@@ -20,7 +20,7 @@ class Shelving(Grid):
     """
 
     def __init__(self, grid: Grid, devices: Path) -> None:
-        self.grid, self.shelf = grid, shelf(devices)
+        self.grid, self.shelf = grid, shared_tensors_folder(devices)
         self._round = ""
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

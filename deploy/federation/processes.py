@@ -20,7 +20,7 @@ from typing import NoReturn
 from uuid import uuid4
 
 from tessera.common.errors import RunError
-from tessera.common.utils import parent_death as tethered
+from tessera.common.utils import parent_death
 from tessera.deploy.environment import QUIET
 
 MARK = "TESSERA_PROCESS"
@@ -68,7 +68,7 @@ def start(name: str, command: Sequence[str], home: Path, log: Path | None = None
     mark = uuid4().hex
     with (log or Path(os.devnull)).open("ab") as output:
         popen = subprocess.Popen(
-            [sys.executable, "-IS", tethered.__file__, str(os.getpid()), program(command[0]), *command[1:]],
+            [sys.executable, "-IS", parent_death.__file__, str(os.getpid()), program(command[0]), *command[1:]],
             env=environment(home) | settings | {MARK: mark},
             cwd=home,
             stdin=subprocess.DEVNULL,

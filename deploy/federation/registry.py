@@ -25,7 +25,7 @@ STATES = {
 
 
 @dataclass(frozen=True)
-class Device:
+class RegisteredNode:
     """A device a server knows by its number. Of one that an older Tessera registered, `key` and `file` are ""."""
 
     number: str
@@ -47,17 +47,17 @@ def note(server: Path, number: str, public_key: Path) -> None:
     write_json(_file(server, number), {"key": fingerprint(public_key), "file": str(public_key)})
 
 
-def roster(server: Path, nodes: Sequence[dict[str, Any]]) -> list[Device]:
+def registered_nodes(server: Path, nodes: Sequence[dict[str, Any]]) -> list[RegisteredNode]:
     """The devices that `nodes`, Flower's list, holds, with what is noted of them."""
     devices = []
     for node in nodes:
         number, (state, since) = str(node["node-id"]), STATES[node["status"]]
         noted = read_json(_file(server, number)) if _file(server, number).exists() else {"key": "", "file": ""}
-        devices.append(Device(number, state, node[since], noted["key"], noted["file"]))
+        devices.append(RegisteredNode(number, state, node[since], noted["key"], noted["file"]))
     return devices
 
 
-def find(devices: Sequence[Device], name: str) -> Device:
+def find(devices: Sequence[RegisteredNode], name: str) -> RegisteredNode:
     """The device with the number or the public key file `name`. Raises `TesseraError` when there is none."""
     wanted = name if name.isdecimal() else fingerprint(Path(name))
     for device in devices:
@@ -66,7 +66,7 @@ def find(devices: Sequence[Device], name: str) -> Device:
     raise RunError(f"revoke: the server knows no device {name}; `tessera federate list` shows those it knows")
 
 
-def table(devices: Sequence[Device]) -> str:
+def table(devices: Sequence[RegisteredNode]) -> str:
     """Devices line by line, under a heading."""
     rows = [("device", "state", "since", "key", "registered from")]
     rows += [(one.number, one.state, one.since, one.key or "-", one.file or "-") for one in devices]

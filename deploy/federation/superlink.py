@@ -16,7 +16,7 @@ from tessera.common.errors import RunError, TesseraError
 from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
 from tessera.deploy.federation.certificates import Certificates, check_server
 from tessera.deploy.federation.processes import LOOPBACK, Process, environment, free_port, program, start, tail
-from tessera.deploy.federation.registry import REVOKED, Device, fingerprint, note, roster
+from tessera.deploy.federation.registry import REVOKED, RegisteredNode, fingerprint, note, registered_nodes
 from tessera.deploy.job import Job
 
 CONNECTION = "tessera"
@@ -180,11 +180,11 @@ class Control:
         note(self.server.folder, str(answer["node-id"]), public_key)
         return True
 
-    def devices(self) -> list[Device]:
+    def devices(self) -> list[RegisteredNode]:
         """The devices there are, revoked ones too, in the order they were registered. Raises `RunError`."""
-        return roster(self.server.folder, self._ask("list", "supernode", "list", CONNECTION)["nodes"])
+        return registered_nodes(self.server.folder, self._ask("list", "supernode", "list", CONNECTION)["nodes"])
 
-    def revoke(self, device: Device) -> None:
+    def revoke(self, device: RegisteredNode) -> None:
         """Cut a device off and never let it in again. Raises `RunError`."""
         self._ask("revoke", "supernode", "unregister", device.number, CONNECTION)
 

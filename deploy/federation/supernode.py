@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tessera.common.errors import RunError, TesseraError
 from tessera.common.utils.atomic_files import digest, write_bytes
-from tessera.common.utils.folder_lock import alone
+from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.federation.certificates import CertificateError, check_server, node_public_key
 from tessera.deploy.federation.processes import Process, end_leftovers, free_port, relay, start
 
@@ -65,7 +65,7 @@ def join(data_dir: Path, server: str, ca: Path, show: Callable[[str], None]) -> 
     Raises `CertificateError` when the server cannot prove to be the one of `ca`, and `RunError` when it refuses this
     device's key, or another process has joined from this folder.
     """
-    with alone(data_dir):
+    with hold_folder(data_dir):
         end_leftovers(data_dir / HOME)
         joined, refused = False, None
         while True:

@@ -10,7 +10,14 @@ from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import FEATURES, load_catalogue, save_items
 from tessera.common.errors import DataError
 from tessera.common.towers.adapter_placement import ALONE
-from tessera.common.towers.aligned_init import READER, made_from, n_blocks, save_start, smallest, start_path
+from tessera.common.towers.aligned_init import (
+    READER,
+    aligned_init_path,
+    made_from,
+    n_blocks,
+    save_aligned_init,
+    smallest,
+)
 from tessera.common.towers.io import tower_path
 from tessera.common.utils.atomic_files import digest, write_json
 from tessera.server.pretraining.aligned_init import shared_start
@@ -30,15 +37,15 @@ def align(dataset: Path, settings: Settings) -> None:
             raise DataError(
                 f"{dataset} has no tower {name!r}: make it by `tessera towers fit {dataset} --classes {name}`"
             )
-    paths = {name: start_path(reader.parent, mosaic) for name, reader in zip(classes, readers, strict=True)}
+    paths = {name: aligned_init_path(reader.parent, mosaic) for name, reader in zip(classes, readers, strict=True)}
     key = digest(b"".join([*(reader.read_bytes() for reader in readers), repr(ALONE).encode()]))
     if n_blocks(mosaic) and not all(made_from(path) == key for path in paths.values()):
         made = shared_start(dataset, classes, mosaic.rank, mosaic.blocks, mosaic.alignment)
         for name, start in made.items():
-            save_start(paths[name], start, key)
+            save_aligned_init(paths[name], start, key)
 
 
-def deal_questions(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, ...]:
+def partition_questions(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, ...]:
     """Give each client of the benchmark a device folder: its own questions, and everybody's tests.
 
     Raises `DataError` when there are fewer clients than nodes.
@@ -61,19 +68,19 @@ def deal_questions(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, ...]:
     return tuple(folders)
 
 
-def deal_towers(dataset: Path, folders: Sequence[Path], settings: Settings) -> None:
+def give_towers(dataset: Path, folders: Sequence[Path], settings: Settings) -> None:
     """Give each node's folder what towers look at and the tower of its class, which `align` has seen to."""
     for node, folder in enumerate(folders):
         shutil.copytree(dataset / FEATURES, folder / FEATURES)
-        deal_tower(dataset, folder, class_of(node, settings), settings)
+        give_tower(dataset, folder, class_of(node, settings), settings)
 
 
-def deal_tower(dataset: Path, folder: Path, device_class: str, settings: Settings) -> None:
+def give_tower(dataset: Path, folder: Path, device_class: str, settings: Settings) -> None:
     """Put the tower of a class, its start and the tower that signs into a device's folder."""
     source, tower = tower_path(dataset, device_class).parent, folder / TOWER
     tower.mkdir(parents=True)
     shutil.copy(source / READER, tower)
     shutil.copy(tower_path(dataset, smallest(settings.mosaic.classes)), tower / SIGNER)
     if n_blocks(settings.mosaic):
-        shutil.copy(start_path(source, settings.mosaic), tower)
+        shutil.copy(aligned_init_path(source, settings.mosaic), tower)
     write_json(tower / CLASS, {"class": device_class})

@@ -7,29 +7,29 @@ import torch
 from torch import Tensor
 
 from tessera.common.errors import DataError
-from tessera.common.protocol.adapters import Contribution
+from tessera.common.protocol.adapters import AdapterUpdate
 
 Tensors = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class Contributions:
+class AdapterStore:
     """The last contribution of every client: one that is absent in a round keeps what it sent before.
 
-    `expected` says for each tower what `Contribution.parts` must hold: the server's word, not the first client's. None may
+    `expected` says for each tower what `AdapterUpdate.parts` must hold: the server's word, not the first client's. None may
     have a Euclidean norm above `largest`.
     """
 
     def __init__(self, expected: Mapping[str, Shapes], largest: float = math.inf) -> None:
         self.expected, self.largest = expected, largest
-        self.by_client: dict[str, Contribution] = {}
+        self.by_client: dict[str, AdapterUpdate] = {}
 
-    def take(self, client: str, sent: Contribution) -> None:
+    def take(self, client: str, sent: AdapterUpdate) -> None:
         """Replace a client's contribution. Raises `DataError`, and keeps the old, when the new one cannot be merged."""
         self.check(client, sent)
         self.by_client[client] = sent
 
-    def check(self, client: str, sent: Contribution) -> None:
+    def check(self, client: str, sent: AdapterUpdate) -> None:
         """Raise `DataError`, which names the client, when a contribution cannot be merged."""
         self.check_tower(client, sent.tower)
         wanted, parts = self.expected[sent.tower], sent.parts()

@@ -7,16 +7,18 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tessera.common.data.questions import NOTHING
-from tessera.common.towers.qa_reader import Reader
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.towers.qa_reader import QAReader
+from tessera.common.utils import counter_rng
 from tessera.server.pretraining.alignment import Activations
-from tessera.server.pretraining.reader_training import Eyes, Quiz
+from tessera.server.pretraining.reader_training import QuestionBatch, ReaderInputs
 
 DIRECTIONS = 2
 """Random directions in which answers are pulled, beside that from the wrong choices to the right one."""
 
 
-def activations(reader: Reader, places: Mapping[str, str], eyes: Eyes, quiz: Quiz) -> dict[str, Activations]:
+def activations(
+    reader: QAReader, places: Mapping[str, str], eyes: ReaderInputs, quiz: QuestionBatch
+) -> dict[str, Activations]:
     """What the modules of `places` see, by place: a row a position that is present, in the same order for all readers.
 
     The pulls are on the answer as a unit vector, in directions that are the same for all readers too.
@@ -51,10 +53,12 @@ def activations(reader: Reader, places: Mapping[str, str], eyes: Eyes, quiz: Qui
     }
 
 
-def _ways(quiz: Quiz) -> list[Tensor]:
+def _ways(quiz: QuestionBatch) -> list[Tensor]:
     """Directions of the answers, [n, dim] each: from the wrong choices to the right one, and random ones."""
     wrong = (quiz.questions.choices[..., 0] != NOTHING).sum(1, keepdim=True) - 1
     right = quiz.right - (quiz.offered.sum(1) - quiz.right) / wrong
     counters = torch.arange(right.numel(), dtype=torch.int64)
-    drawn = [seeds.normal(seeds.key("way", number), counters).view_as(right) for number in range(DIRECTIONS)]
+    drawn = [
+        counter_rng.normal(counter_rng.key("way", number), counters).view_as(right) for number in range(DIRECTIONS)
+    ]
     return [right, *(normalize(way, dim=1) for way in drawn)]

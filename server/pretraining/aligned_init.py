@@ -13,25 +13,25 @@ from tessera.common.towers.adapter_placement import placement
 from tessera.common.towers.aligned_init import STACKS
 from tessera.common.towers.io import load_reader, tower_path
 from tessera.common.towers.projections import Projections
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import read_tensors
 from tessera.server.pretraining.activations import activations
 from tessera.server.pretraining.alignment import ALIGNMENTS
 from tessera.server.pretraining.pretext_tasks import Pretext
-from tessera.server.pretraining.reader_training import Eyes, Quiz
+from tessera.server.pretraining.reader_training import QuestionBatch, ReaderInputs
 
-ASKED, LOST = 600, 0.4
+N_ALIGNMENT_QUESTIONS, ALIGNMENT_WORD_DROPOUT = 600, 0.4
 """Pretext questions that towers are aligned on, some 2,000 positions, and the share of their words that are replaced: what
 devices will be asked is in words that no pretext has."""
 
 
-def eyes_of(catalogue: Catalogue) -> Eyes:
+def reader_inputs(catalogue: Catalogue) -> ReaderInputs:
     """What readers look at. Raises `DataError` when a modality is missing."""
     for name in ("image", "text"):
         if name not in catalogue.features:
             raise DataError(f"readers need features of the modality {name!r}: convert the dataset with an encoder")
     image, text = (torch.from_numpy(catalogue.features[name].standardised()) for name in ("image", "text"))
-    return Eyes(image, text)
+    return ReaderInputs(image, text)
 
 
 def public_rows(dataset: Path, catalogue: Catalogue) -> Tensor:
@@ -52,16 +52,16 @@ def shared_start(
     `n_blocks` do not fit.
     """
     catalogue = load_catalogue(dataset)
-    eyes = eyes_of(catalogue)
+    eyes = reader_inputs(catalogue)
     world = Pretext.of(eyes.image, eyes.text, public_rows(dataset, catalogue))
-    quiz = Quiz.of(world, ASKED, seeds.key("alignment"), LOST)
+    quiz = QuestionBatch.of(world, N_ALIGNMENT_QUESTIONS, counter_rng.key("alignment"), ALIGNMENT_WORD_DROPOUT)
     seen = []
     for name in classes:
         reader = load_reader(tower_path(dataset, name))
         seen.append(activations(reader, placement(reader, STACKS, n_blocks)[1], eyes, quiz))
     start: dict[str, dict[str, Projections]] = {name: {} for name in classes}
     for place in seen[0]:
-        aligned = ALIGNMENTS[alignment]([tower[place] for tower in seen], rank, seeds.key("start", place))
+        aligned = ALIGNMENTS[alignment]([tower[place] for tower in seen], rank, counter_rng.key("start", place))
         for name, own in zip(classes, aligned, strict=True):
             start[name][place] = own
     return start

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tessera.common.errors import ConfigError
 from tessera.common.towers.projections import Projections, polar, random_projections
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 STEPS, RATE, ORTHOGONALITY = 300, 0.02, 0.5
 RIDGE, PULL_RIDGE = 0.01, 0.1
@@ -37,7 +37,7 @@ def random(towers: Sequence[Activations], rank: int, salt: int) -> list[Projecti
     """No alignment: the control that every other must beat."""
     _check(towers, rank)
     return [
-        random_projections(seeds.key(salt, number), tower.inputs.shape[1], tower.outputs.shape[1], rank)
+        random_projections(counter_rng.key(salt, number), tower.inputs.shape[1], tower.outputs.shape[1], rank)
         for number, tower in enumerate(towers)
     ]
 

@@ -13,13 +13,13 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize, pad
 
 from tessera.common.encoders.towers import KINDS
 from tessera.common.towers.transformer import ImageTower, TextTower, Tower, TowerSize
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 BATCH, RATE, DECAY = 48, 1e-3, 0.05
 TEMPERATURE = 0.1
-TOWARDS = 0.5
+REGRESSION_WEIGHT = 0.5
 """Weight of the squared distance to where the item lies: the contrastive term leaves open how long a vector is."""
-LOST = 0.2
+WORD_DROPOUT = 0.2
 """Share of a text's words that are left out of a batch: few items have to do for many words."""
 SHIFT = 6
 """Pixels by which a picture is moved in a batch, at most."""
@@ -28,7 +28,7 @@ AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Seen:
+class EncoderSamples:
     """Items as a tower takes them, and where they lie in the shared space, `wanted` [n, SPACE_DIM].
 
     `raw` are pictures [n, 3, SIDE, SIDE] uint8, or words [n, LENGTH] int64.
@@ -37,23 +37,23 @@ class Seen:
     raw: Tensor
     wanted: Tensor
 
-    def take(self, rows: Tensor) -> "Seen":
+    def take(self, rows: Tensor) -> "EncoderSamples":
         """Some of the items."""
-        return Seen(self.raw[rows], self.wanted[rows])
+        return EncoderSamples(self.raw[rows], self.wanted[rows])
 
 
 def fit(
-    kind: str, size: TowerSize, seen: Seen, teacher: Tower | None, steps: int, advance: Callable[[], None]
+    kind: str, size: TowerSize, seen: EncoderSamples, teacher: Tower | None, steps: int, advance: Callable[[], None]
 ) -> ImageTower | TextTower:
     """Fit a tower for pictures ("image") or texts ("text") in `steps` batches; `advance` is called after each.
 
     It is derived from the `teacher` if there is one. The same arguments give the same tower.
     """
-    told = None if teacher is None else say(teacher, seen.raw)
+    told = None if teacher is None else encode(teacher, seen.raw)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(size.width)
         tower = KINDS[kind](size)
-    draws = torch.Generator().manual_seed(seeds.key("sight", kind) >> 1)
+    draws = torch.Generator().manual_seed(counter_rng.key("sight", kind) >> 1)
     optimizer = torch.optim.AdamW(tower.parameters(), RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
@@ -72,17 +72,17 @@ def fit(
 
 
 @torch.no_grad()
-def say(tower: Tower, raw: Tensor) -> Tensor:
+def encode(tower: Tower, raw: Tensor) -> Tensor:
     """What a tower makes of items as they are, [n, OUTPUT_DIM]."""
     return torch.cat([tower(_taken(part)) for part in torch.split(raw, AT_ONCE)])
 
 
-def likeness(tower: Tower, seen: Seen) -> dict[str, float]:
+def retrieval_metrics(tower: Tower, seen: EncoderSamples) -> dict[str, float]:
     """Mean "cosine" to where items lie, and how often the right one of four random items is the closest ("retrieval").
 
     The latter is expected over the three others, each any of the rest: nothing is drawn. Chance is a quarter.
     """
-    cosines = normalize(say(tower, seen.raw), dim=1) @ seen.wanted.T
+    cosines = normalize(encode(tower, seen.raw), dim=1) @ seen.wanted.T
     right = cosines.diagonal()
     farther = (cosines < right[:, None]).float().sum(1) / (len(cosines) - 1)
     return {"cosine": float(right.mean()), "retrieval": float((farther**3).mean())}
@@ -92,7 +92,7 @@ def _loss(answered: Tensor, wanted: Tensor) -> Tensor:
     """Which of the batch's items is it (van den Oord et al. 2018), and where does that one lie?"""
     logits = normalize(answered, dim=1) @ wanted.T / TEMPERATURE
     away = (answered - wanted).square().sum(1).mean()
-    return cross_entropy(logits, torch.arange(len(answered))) + TOWARDS * away
+    return cross_entropy(logits, torch.arange(len(answered))) + REGRESSION_WEIGHT * away
 
 
 def _taken(raw: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def _taken(raw: Tensor) -> Tensor:
 def _varied(raw: Tensor, draws: torch.Generator) -> Tensor:
     """A batch as it could have been as well: pictures mirrored and moved, words left out."""
     if raw.dtype != torch.uint8:
-        return raw.where(torch.rand(raw.shape, generator=draws) >= LOST, 0)
+        return raw.where(torch.rand(raw.shape, generator=draws) >= WORD_DROPOUT, 0)
     side = raw.shape[-1]
     mirrored = torch.rand(len(raw), generator=draws) < 0.5
     images = torch.where(mirrored[:, None, None, None], raw.flip(-1), raw)

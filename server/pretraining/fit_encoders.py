@@ -16,28 +16,35 @@ from tessera.common.errors import DataError
 from tessera.common.towers.io import read_about
 from tessera.common.towers.shared_space import shared_space
 from tessera.common.towers.transformer import SIDE, SIZES, Tower, words
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import digest
-from tessera.server.pretraining import encoder_training as sight
-from tessera.server.pretraining.aligned_init import eyes_of, public_rows
-from tessera.server.pretraining.encoder_training import Seen
-from tessera.server.pretraining.fit_readers import TEACHER, Begin, content_hash, held_out, is_fitted, refuse_unknown
+from tessera.server.pretraining import encoder_training
+from tessera.server.pretraining.aligned_init import public_rows, reader_inputs
+from tessera.server.pretraining.encoder_training import EncoderSamples
+from tessera.server.pretraining.fit_readers import (
+    LARGEST_CLASS,
+    Begin,
+    content_hash,
+    held_out,
+    is_fitted,
+    refuse_unknown,
+)
 
 HELD_OUT = 0.1
 """Share of the items, by hash, that a tower is measured by where a dataset does not say which."""
-CONSTANTS = ("BATCH", "RATE", "DECAY", "TEMPERATURE", "TOWARDS", "LOST", "SHIFT")
+CONSTANTS = ("BATCH", "RATE", "DECAY", "TEMPERATURE", "REGRESSION_WEIGHT", "WORD_DROPOUT", "SHIFT")
 
 Told = dict[tuple[str, str], dict[str, Any]]
 """What is told about towers, by class and kind."""
 
 
 @dataclass(frozen=True)
-class Material:
+class EncoderCorpus:
     """What towers of one kind learn from, what they are tested by, and a hash of all that their fits depend on."""
 
     kind: str
-    seen: Seen
-    new: Seen
+    seen: EncoderSamples
+    new: EncoderSamples
     content: str
 
 
@@ -52,7 +59,7 @@ def fit_encoders(
     """
     refuse_unknown("device class", classes, SIZES)
     catalogue = load_catalogue(dataset)
-    eyes = eyes_of(catalogue)
+    eyes = reader_inputs(catalogue)
     learnt, kept = _parted(catalogue, public_rows(dataset, catalogue))
     space = shared_space(eyes.image, eyes.text, learnt)
     materials = []
@@ -61,32 +68,36 @@ def fit_encoders(
             raise DataError(f"the {kind} features of {dataset} were made by such a tower: convert the dataset again")
         raw, there = _pictures(dataset, catalogue, images, begin) if kind == "image" else _texts(catalogue)
         parts = [rows[there[rows]] for rows in (learnt, kept)]
-        if len(parts[0]) < sight.BATCH or len(parts[1]) < 2:
+        if len(parts[0]) < encoder_training.BATCH or len(parts[1]) < 2:
             raise DataError(
                 f"{len(parts[0])} items of {dataset} can teach a tower for {kind}, and {len(parts[1])} others test it: "
-                f"at least {sight.BATCH} and 2 are needed"
+                f"at least {encoder_training.BATCH} and 2 are needed"
             )
-        constants = {name: getattr(sight, name) for name in CONSTANTS}
+        constants = {name: getattr(encoder_training, name) for name in CONSTANTS}
         content = content_hash(catalogue, learnt, steps, constants, kind, digest(raw.numpy().tobytes()))
-        seen, new = (Seen(raw[rows], getattr(space, kind)[rows]) for rows in parts)
-        materials.append(Material(kind, seen, new, content))
+        seen, new = (EncoderSamples(raw[rows], getattr(space, kind)[rows]) for rows in parts)
+        materials.append(EncoderCorpus(kind, seen, new, content))
     told: Told = {}
     for material in materials:
         told |= _fit(material, dataset / "towers", classes, steps, begin)
     return told
 
 
-def _fit(material: Material, towers: Path, classes: Sequence[str], steps: int, begin: Begin) -> Told:
+def _fit(material: EncoderCorpus, towers: Path, classes: Sequence[str], steps: int, begin: Begin) -> Told:
     """Fit the towers of one kind, unless they lie there."""
     told: Told = {}
     kind, source = material.kind, ""
     teacher: Tower | None = None
-    for name in (TEACHER, *(name for name in SIZES if name != TEACHER)):
+    for name in (LARGEST_CLASS, *(name for name in SIZES if name != LARGEST_CLASS)):
         path, key = encoder_path(towers, name, kind), digest(f"{material.content} {SIZES[name]} {source}".encode())
         if name in classes and not is_fitted(path, key, "tower"):
-            tower = sight.fit(kind, SIZES[name], material.seen, teacher, steps, begin(f"{name} {kind}", steps))
-            save_encoder(tower, path, {"class": name, "key": key, **sight.likeness(tower, material.new)})
-        if name == TEACHER and is_fitted(path, key, "tower"):
+            tower = encoder_training.fit(
+                kind, SIZES[name], material.seen, teacher, steps, begin(f"{name} {kind}", steps)
+            )
+            save_encoder(
+                tower, path, {"class": name, "key": key, **encoder_training.retrieval_metrics(tower, material.new)}
+            )
+        if name == LARGEST_CLASS and is_fitted(path, key, "tower"):
             teacher, source = load_encoder(path, kind), key
         if name in classes:
             told[name, kind] = read_about(path, "tower")
@@ -120,6 +131,8 @@ def _parted(catalogue: Catalogue, public: Tensor) -> tuple[Tensor, Tensor]:
     kept = held_out(catalogue, public)
     if not torch.equal(kept, public):
         return public, kept
-    counters = torch.tensor([seeds.key("item", catalogue.items[row]) for row in public.tolist()], dtype=torch.int64)
-    new = seeds.uniform(seeds.key("sight", "held out"), counters) < HELD_OUT
+    counters = torch.tensor(
+        [counter_rng.key("item", catalogue.items[row]) for row in public.tolist()], dtype=torch.int64
+    )
+    new = counter_rng.uniform(counter_rng.key("sight", "held out"), counters) < HELD_OUT
     return public[~new], public[new]

@@ -13,14 +13,14 @@ from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.errors import ConfigError, DataError
 from tessera.common.towers.io import load_reader, read_about, save_reader, tower_path
-from tessera.common.towers.qa_reader import Reader
+from tessera.common.towers.qa_reader import QAReader
 from tessera.common.towers.transformer import SIZES
 from tessera.common.utils.atomic_files import digest
-from tessera.server.pretraining import reader_training as distillation
-from tessera.server.pretraining.aligned_init import eyes_of, public_rows
+from tessera.server.pretraining import reader_training
+from tessera.server.pretraining.aligned_init import public_rows, reader_inputs
 from tessera.server.pretraining.pretext_tasks import TASKS, Pretext
 
-TEACHER = "base"
+LARGEST_CLASS = "base"
 
 Begin = Callable[[str, int], Callable[[], None]]
 """Told what begins and how many steps it takes; what it returns is called after each."""
@@ -35,23 +35,23 @@ def fit_towers(dataset: Path, classes: Sequence[str], steps: int, begin: Begin) 
     """
     refuse_unknown("device class", classes, SIZES)
     catalogue = load_catalogue(dataset)
-    eyes, rows = eyes_of(catalogue), public_rows(dataset, catalogue)
+    eyes, rows = reader_inputs(catalogue), public_rows(dataset, catalogue)
     world = cache(lambda: Pretext.of(eyes.image, eyes.text, rows))  # seconds, for nothing where all fits are there
     told: dict[str, dict[str, Any]] = {}
-    teacher: Reader | None = None
-    names = ("BATCH", "RATE", "TOWARDS", "HIDDEN", "LOST", "LOST_DERIVED", "N_BLOCKS")
-    constants = {name: getattr(distillation, name) for name in names}
+    teacher: QAReader | None = None
+    names = ("BATCH", "RATE", "REGRESSION_WEIGHT", "HIDDEN", "WORD_DROPOUT", "DERIVED_WORD_DROPOUT", "N_BLOCKS")
+    constants = {name: getattr(reader_training, name) for name in names}
     questions = [(instruction, weight) for instruction, _, weight in TASKS]
     content = content_hash(catalogue, rows, steps, constants, questions)
-    for name in (TEACHER, *(name for name in SIZES if name in classes and name != TEACHER)):
+    for name in (LARGEST_CLASS, *(name for name in SIZES if name in classes and name != LARGEST_CLASS)):
         path, key = tower_path(dataset, name), digest(f"{content} {name} {SIZES[name]}".encode())
         if not is_fitted(path, key):
-            reader = distillation.fit(SIZES[name], world(), eyes, teacher, steps, begin(name, steps))
-            right = distillation.accuracy(reader, world().about(held_out(catalogue, rows)), eyes)
+            reader = reader_training.fit(SIZES[name], world(), eyes, teacher, steps, begin(name, steps))
+            right = reader_training.accuracy(reader, world().about(held_out(catalogue, rows)), eyes)
             about = {"class": name, "key": key, "accuracy": right}
             save_reader(reader, path, about)
         told[name] = read_about(path)
-        teacher = load_reader(path) if name == TEACHER else teacher
+        teacher = load_reader(path) if name == LARGEST_CLASS else teacher
     return {name: told[name] for name in classes}
 
 
@@ -62,7 +62,7 @@ def ensure_towers(dataset: Path, settings: Settings, tell: Callable[[str], None]
         tell(f"fitting the tower {name!r} on the catalogue, {steps} steps: minutes, once for this dataset")
         return lambda: None
 
-    fit_towers(dataset, settings.mosaic.classes, distillation.STEPS, begin)
+    fit_towers(dataset, settings.mosaic.classes, reader_training.STEPS, begin)
 
 
 def refuse_unknown(what: str, asked: Sequence[str], known: Collection[str]) -> None:

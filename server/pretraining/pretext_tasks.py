@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from tessera.common.data.questions import N_CHOICES, N_PIECES, PICTURE, TEXT, WORD, Codebook, Questions
 from tessera.common.towers.shared_space import SIGNS, shared_space, signs
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 PLACES = SIGNS[:N_CHOICES]
 YES, NO = SIGNS.index("yes"), SIGNS.index("no")
@@ -64,7 +64,7 @@ class Pretext:
 
     def questions(self, n: int, salt: int) -> Questions:
         """Draw `n` questions of all tasks, in random order."""
-        generator = torch.Generator().manual_seed(seeds.key("pretext", salt) >> 1)
+        generator = torch.Generator().manual_seed(counter_rng.key("pretext", salt) >> 1)
         weights = torch.tensor([weight for _, _, weight in TASKS])
         tasks = torch.multinomial(weights, n, replacement=True, generator=generator)
         pieces, choices = (
@@ -91,7 +91,7 @@ class Pretext:
 
 def _centres(points: Tensor) -> Tensor:
     """Spherical k-means (Dhillon and Modha 2001) of unit rows [n, dim], [N_KINDS, dim]."""
-    order = seeds.mix(seeds.key("kinds"), torch.arange(len(points))).argsort()
+    order = counter_rng.mix(counter_rng.key("kinds"), torch.arange(len(points))).argsort()
     centres = points[order[:N_KINDS]]
     for _ in range(20):
         nearest = torch.nn.functional.one_hot((points @ centres.T).argmax(1), N_KINDS).to(points.dtype)

@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from tessera.common.protocol.messages import Parcel, Tensors, Update
+from tessera.common.protocol.messages import Broadcast, Tensors, Update
 
 
 class Strategy(Protocol):
@@ -18,7 +18,7 @@ class Strategy(Protocol):
         """Names of the views that are sent, in their order."""
         ...
 
-    def parcel(self, client: str | None) -> Parcel:
+    def broadcast(self, client: str | None) -> Broadcast:
         """What a client gets in the coming task; None is one that has not said who it is."""
         ...
 
@@ -26,15 +26,15 @@ class Strategy(Protocol):
         """Raise a `TesseraError` for a device's update that cannot be absorbed."""
         ...
 
-    def absorb(self, update: Update) -> None:
+    def aggregate(self, update: Update) -> None:
         """Learn from the sum of the devices' updates."""
         ...
 
-    def start_from(self, vectors: Tensor, values: Tensor) -> None:
+    def initialise(self, vectors: Tensor, values: Tensor) -> None:
         """Begin with the interactions' singular vectors [n_items, rank] and values [rank]."""
         ...
 
-    def facts(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """What a run's result says besides its scores."""
         ...
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RoundAbandoned, RunError
-from tessera.common.protocol.adapters import MODULE, Contribution
-from tessera.common.protocol.messages import Parcel, Tensors, Update
-from tessera.common.registry.methods import REGIMES
-from tessera.common.towers.aligned_init import last_layer, mark, shapes, size_of, smallest
+from tessera.common.protocol.adapters import MODULE, AdapterUpdate
+from tessera.common.protocol.messages import Broadcast, Tensors, Update
+from tessera.common.registry.methods import METHOD_SPECS
+from tessera.common.towers.aligned_init import last_layer, shapes, size_of, smallest, tower_id
 from tessera.common.towers.io import load_reader, tower_path
-from tessera.server.adapters.merging import Contributions, Shapes
+from tessera.server.adapters.merging import AdapterStore, Shapes
 from tessera.server.adapters.relevance import relevance, similarity, uniform
 
 
@@ -28,7 +28,7 @@ def expected(dataset: Path, settings: Settings) -> dict[str, Shapes]:
     found: dict[str, Shapes] = {}
     for name in sorted(set(classes)):
         path = tower_path(dataset, name)
-        found[mark(path.parent, name, mosaic)] = shapes(load_reader(path), mosaic, size)
+        found[tower_id(path.parent, name, mosaic)] = shapes(load_reader(path), mosaic, size)
     return found
 
 
@@ -42,44 +42,45 @@ class FedMosaic:
 
     def __init__(self, settings: Settings, catalogue: str, expected: Mapping[str, Shapes]) -> None:
         self.mosaic, self.catalogue = settings.mosaic, catalogue
-        self.shares = REGIMES[settings.mosaic.regime].shares
-        self.contributions = Contributions(expected, settings.mosaic.largest)
-        self._parcels: dict[str, Parcel] = {}
+        self.shares = METHOD_SPECS[settings.mosaic.method].shares
+        self.adapters = AdapterStore(expected, settings.mosaic.largest)
+        self._broadcasts: dict[str, Broadcast] = {}
 
-    def parcel(self, client: str | None) -> Parcel:
+    def broadcast(self, client: str | None) -> Broadcast:
         """What a client gets: its merged module. Nothing before it has sent one, or where nothing is shared."""
-        if self.contributions.by_client and not self._parcels and self.shares != "nothing":
-            merged = self.contributions.merged(self._weigh)
-            self._parcels = {
-                name: Parcel({f"{MODULE}{part}": value for part, value in own.items()}) for name, own in merged.items()
+        if self.adapters.by_client and not self._broadcasts and self.shares != "nothing":
+            merged = self.adapters.merged(self._weigh)
+            self._broadcasts = {
+                name: Broadcast({f"{MODULE}{part}": value for part, value in own.items()})
+                for name, own in merged.items()
             }
-        return self._parcels.get(client or "", Parcel({}))
+        return self._broadcasts.get(client or "", Broadcast({}))
 
     def check(self, update: Update) -> None:
         """Raise `DataError` unless all towers are those of the run, and every contribution can be merged."""
         for client, tower in update.towers.items():
-            self.contributions.check_tower(client, tower)
+            self.adapters.check_tower(client, tower)
         for client, sent in update.modules.items():
-            self.contributions.check(client, sent)
+            self.adapters.check(client, sent)
 
-    def absorb(self, update: Update) -> None:
+    def aggregate(self, update: Update) -> None:
         """Take up what clients sent. Raises `RoundAbandoned` when nobody sent anything."""
         if not update.towers:
             raise RoundAbandoned("no client took part")
         for client, sent in update.modules.items():
-            self.contributions.take(client, sent)
-        self._parcels = {}
+            self.adapters.take(client, sent)
+        self._broadcasts = {}
 
-    def start_from(self, vectors: Tensor, values: Tensor) -> None:
+    def initialise(self, vectors: Tensor, values: Tensor) -> None:
         """Adapters have no embedding that could start from interactions. Raises `RunError`."""
         raise RunError("fedmosaic has no item embeddings: leave views.spectral_rounds out")
 
-    def facts(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Cosines of the clients' signatures, and who weighs how much for whom; rows and columns in the order of `clients`."""
-        clients = sorted(self.contributions.by_client)
+        clients = sorted(self.adapters.by_client)
         if not clients or self.shares != "relevant":
             return {}
-        signatures = self.contributions.signatures()
+        signatures = self.adapters.signatures()
         weights = self._weigh(signatures, None)
         found = {"clients": clients, "similarity": similarity(signatures).tolist(), "weights": weights.tolist()}
         return {"relevance": found}
@@ -88,7 +89,7 @@ class FedMosaic:
         """The clients' last contributions, by client, tower and part."""
         return {
             f"client/{client}/{sent.tower}/{name}": part
-            for client, sent in self.contributions.by_client.items()
+            for client, sent in self.adapters.by_client.items()
             for name, part in sent.parts().items()
         }
 
@@ -100,10 +101,10 @@ class FedMosaic:
             if kind == "client":
                 client, tower, part = rest.split("/", 2)
                 found.setdefault((client, tower), {})[part] = value
-        self.contributions.by_client.clear()
+        self.adapters.by_client.clear()
         for (client, tower), parts in found.items():
-            self.contributions.take(client, Contribution.of_parts(tower, parts))
-        self._parcels = {}
+            self.adapters.take(client, AdapterUpdate.of_parts(tower, parts))
+        self._broadcasts = {}
 
     def _weigh(self, signatures: Tensor, groups: Sequence[str] | None) -> Tensor:
         if self.shares == "relevant":

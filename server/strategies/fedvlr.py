@@ -13,7 +13,7 @@ from tessera.common.config.settings import ServerSettings, Settings
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import RoundAbandoned
 from tessera.common.protocol.codecs import encode, rotation
-from tessera.common.protocol.messages import Parcel, Tensors, Update, check_gradients
+from tessera.common.protocol.messages import Broadcast, Tensors, Update, check_gradients
 from tessera.common.registry.backbones import BACKBONES
 from tessera.server.views.generator import ViewGenerator
 
@@ -33,11 +33,11 @@ class FedVLR:
             _rates(self.generator, settings.server), weight_decay=decay
         )
         self._outputs: dict[str, Tensor] = {}
-        self._parcel = Parcel({})
+        self._broadcast = Broadcast({})
 
-    def start_from(self, vectors: Tensor, values: Tensor) -> None:
+    def initialise(self, vectors: Tensor, values: Tensor) -> None:
         """Start the ID embedding and the history view from singular vectors [n_items, rank] and values [rank]."""
-        self.generator.start_from(vectors, values, self.settings.views)
+        self.generator.initialise(vectors, values, self.settings.views)
         self._moved()
 
     @property
@@ -45,23 +45,23 @@ class FedVLR:
         """Names of the views, in the order of the broadcast."""
         return self.generator.names
 
-    def broadcast(self) -> dict[str, Tensor]:
-        """Build the tensors devices receive, before they are written for the wire; the graph behind them waits for `absorb`."""
+    def build_views(self) -> dict[str, Tensor]:
+        """Build what devices receive, before it is written for the wire; the graph behind it waits for `aggregate`."""
         if not self._outputs:
             self._outputs = self.generator()
         return {name: value.detach() for name, value in self._outputs.items()}
 
-    def parcel(self, client: str | None) -> Parcel:
+    def broadcast(self, client: str | None) -> Broadcast:
         """What any client gets: the broadcast, in the wire's format. Until something moves it is the same object each time."""
-        if not self._parcel.tensors:
-            sent = self.broadcast()
-            self._parcel = Parcel(sent, encode(sent, self.settings.wire.views, rotation(self.settings.seed)))
-        return self._parcel
+        if not self._broadcast.tensors:
+            sent = self.build_views()
+            self._broadcast = Broadcast(sent, encode(sent, self.settings.wire.views, rotation(self.settings.seed)))
+        return self._broadcast
 
     def check(self, update: Update) -> None:
         """Accept everything: `check_gradients` has seen it."""
 
-    def absorb(self, update: Update) -> None:
+    def aggregate(self, update: Update) -> None:
         """Step on the devices' sum, normalised by the weight that answered (Alg. 1, lines 8-9).
 
         Raises `RunError` when a gradient does not fit what was sent, and `RoundAbandoned` when nobody's weight is in it.
@@ -77,7 +77,7 @@ class FedVLR:
         self.optimizer.step()
         self._moved()
 
-    def facts(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Nothing besides the scores."""
         return {}
 
@@ -102,7 +102,7 @@ class FedVLR:
 
     def _moved(self) -> None:
         """Forget what was built from what has changed."""
-        self._outputs, self._parcel = {}, Parcel({})
+        self._outputs, self._broadcast = {}, Broadcast({})
 
 
 def _rates(generator: ViewGenerator, settings: ServerSettings) -> list[dict[str, Any]]:

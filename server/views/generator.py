@@ -9,7 +9,7 @@ from tessera.common.config.settings import ViewSettings
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import DataError
 from tessera.common.protocol.messages import HISTORY, VIEWS
-from tessera.common.registry.backbones import Needs
+from tessera.common.registry.backbones import BackboneSpec
 from tessera.server.views.operators import OPERATORS, Operator
 
 ID = "id"
@@ -24,7 +24,7 @@ class ViewGenerator(nn.Module):
     `dim`. Where the backbone needs them, a history view H [n_items, dim] and a shared head are learnt too.
     """
 
-    def __init__(self, catalogue: Catalogue, settings: ViewSettings, needs: Needs) -> None:
+    def __init__(self, catalogue: Catalogue, settings: ViewSettings, needs: BackboneSpec) -> None:
         super().__init__()
         self.contents = _choose(catalogue, settings)
         self.sources = (*self.contents, *((ID,) if settings.item_ids else ()))
@@ -55,7 +55,7 @@ class ViewGenerator(nn.Module):
         return (*self.operators, *(self.sources if self.single else ()))
 
     @torch.no_grad()
-    def start_from(self, vectors: Tensor, values: Tensor, settings: ViewSettings) -> None:
+    def initialise(self, vectors: Tensor, values: Tensor, settings: ViewSettings) -> None:
         """Let the ID view and the history view be V diag(s / s_1)^(1/4) each, so that their product scores as Spectral does.
 
         `vectors` V is [n_items, rank], `values` s [rank]; rank is at most id_dim and dim. The ID projection becomes the

@@ -14,9 +14,9 @@ import torch
 import yaml
 
 from tessera.benchmarks.baselines.selection import PEERS
-from tessera.benchmarks.harness.per_user import BestState, People, load_people
+from tessera.benchmarks.harness.per_user import BestStateSnapshot, PerUserResults, load_people
 from tessera.benchmarks.harness.runner import RESULT, run_bench
-from tessera.benchmarks.harness.spec import Bench
+from tessera.benchmarks.harness.spec import BenchSpec
 from tessera.benchmarks.harness.tables import bootstrap, paired_differences
 from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import FEATURES, load_catalogue
@@ -48,7 +48,7 @@ def written(tmp_path: Path, **changes: object) -> Path:
 
 def test_grid_runs_once_chooses_on_validation_and_resumes(tmp_path: Path) -> None:
     small_dataset(tmp_path / "small")
-    grid, told = Bench.load(written(tmp_path)), []
+    grid, told = BenchSpec.load(written(tmp_path)), []
     table = run_bench(grid, tmp_path, tmp_path / "runs", told.append).table
     # Two candidates with the first seed, the better one with the other seed, FedAvg twice.
     assert len(told) == grid.runs() == 2 + 1 + 2
@@ -74,7 +74,7 @@ def test_grid_runs_once_chooses_on_validation_and_resumes(tmp_path: Path) -> Non
     # A method of the same name but other settings is another run.
     told.clear()
     changed = METHODS | {"fedavg-id": METHODS["fedavg-id"] | {"rounds": 3}}
-    run_bench(Bench.load(written(tmp_path, methods=changed)), tmp_path, tmp_path / "runs", told.append)
+    run_bench(BenchSpec.load(written(tmp_path, methods=changed)), tmp_path, tmp_path / "runs", told.append)
     assert [line.partition(":")[0] for line in told] == ["fedavg-id/seed3", "fedavg-id/seed4"]
 
 
@@ -83,8 +83,8 @@ def test_people_add_up_to_what_the_devices_reported(tmp_path: Path) -> None:
     small_dataset(tmp_path / "small", 30, 150)
     base = BASE | {"rounds": 10, "federation": {"nodes": 2}, "server": {"learning_rate": 0.3}}
     base["evaluation"] = {"every": 1, "ks": [5, 10], "history_at_test": "train+validation"}
-    methods = {"history": {"local": {"backbone": "history", "block": 8}}}
-    grid = Bench.load(written(tmp_path, base=base, methods=methods, peers=["ease"]))
+    methods = {"history": {"local": {"backbone": "history", "batch_users": 8}}}
+    grid = BenchSpec.load(written(tmp_path, base=base, methods=methods, peers=["ease"]))
     table = run_bench(grid, tmp_path, tmp_path / "runs", lambda line: None).table
     rounds = table.filter(method="history")["selected_round"].to_list()
     assert min(rounds) < 7  # older than the checkpoints that a run keeps
@@ -108,7 +108,7 @@ def test_people_add_up_to_what_the_devices_reported(tmp_path: Path) -> None:
 
 def test_best_state_is_of_the_round_that_was_selected(tmp_path: Path) -> None:
     (tmp_path / "devices").mkdir()
-    best = BestState(tmp_path / "devices", 10)
+    best = BestStateSnapshot(tmp_path / "devices", 10)
     for round, reached in ((1, 0.2), (2, 0.4), (3, 0.4), (4, 0.1)):
         (tmp_path / "devices/state").unlink(missing_ok=True)
         (tmp_path / "devices/state").write_text(str(round))
@@ -124,7 +124,7 @@ def test_quartiles_never_part_equals_and_coverage_counts_items() -> None:
     activity = [3, 3, 3, 4, 5, 5, 8, 9]
     values = np.arange(8.0)
     table = pl.DataFrame({"activity": activity, "hr": values, "ndcg": values / 2})
-    found = People(table, torch.tensor([True, False, False, True])).figures(50)
+    found = PerUserResults(table, torch.tensor([True, False, False, True])).figures(50)
     assert found["coverage@50"] == 50
     assert [found[f"test/q{n}/users"] for n in (1, 2, 3, 4)] == [3, 1, 2, 2]
     assert [found[f"test/q{n}/hr@50"] for n in (1, 2, 3, 4)] == [1, 3, 4.5, 6.5]
@@ -166,7 +166,7 @@ def test_what_fails_is_left_out_with_its_reason_and_the_rest_goes_on(tmp_path: P
     methods = {"lost": ONE["history"] | {"rounds": 4, "server": {"learning_rate": 1e30}}, "history": diverging}
     grid = written(tmp_path, methods=methods, peers=["vbpr", "itemknn"], reference="history")
     told: list[str] = []
-    outcome = run_bench(Bench.load(grid, only=[]), tmp_path, tmp_path / "runs", told.append)
+    outcome = run_bench(BenchSpec.load(grid, only=[]), tmp_path, tmp_path / "runs", told.append)
     left_out = dict(outcome.table.filter(pl.col("left_out").is_not_null()).select("method", "left_out").rows())
     assert left_out.keys() == {"lost", "vbpr"}
     assert "of 14 users is not finite; lower the learning rates" in left_out["lost"]
@@ -196,7 +196,7 @@ def test_several_datasets_and_a_selection(tmp_path: Path) -> None:
         small_dataset(tmp_path / name, seed=seed)
     datasets = {"first": {}, "second": {"data": {"folder": "other"}}}
     grid = written(tmp_path, datasets=datasets, methods=METHODS, peers=["popularity"], seeds=[0])
-    bench = Bench.load(grid, only=["fedavg-id", "popularity"])
+    bench = BenchSpec.load(grid, only=["fedavg-id", "popularity"])
     outcome = run_bench(bench, tmp_path, tmp_path / "runs", lambda line: None)
     rows = outcome.table.filter(pl.col("method").is_in(["fedavg-id", "history", "popularity"]))
     names = [("first", "fedavg-id"), ("first", "popularity"), ("second", "fedavg-id"), ("second", "popularity")]
@@ -205,12 +205,14 @@ def test_several_datasets_and_a_selection(tmp_path: Path) -> None:
     assert outcome.markdown().count("\n# ") + outcome.markdown().startswith("# ") == 2
     # The peer replaces the trivial baseline of its name, and is worth the same.
     metrics = read_metrics(tmp_path / "runs/grid/first/fedavg-id/seed0")
-    baseline = next(line["baselines"] for line in metrics if line["kind"] == "census")["popularity/test/all/ndcg@10"]
+    baseline = next(line["baselines"] for line in metrics if line["kind"] == "item_statistics")[
+        "popularity/test/all/ndcg@10"
+    ]
     assert rows["test/all/ndcg@10"][1] == pytest.approx(baseline, rel=1e-4)
 
 
 def test_quick_settings_are_laid_over(tmp_path: Path) -> None:
-    quick = Bench.load(written(tmp_path, peers=["pgl"]), quick=True)
+    quick = BenchSpec.load(written(tmp_path, peers=["pgl"]), quick=True)
     assert quick.name == "grid-quick"
     assert all(content["rounds"] == 1 for content in quick.methods[""].values())
     assert quick.runs() == 3  # one seed, the first choice, no search
@@ -238,17 +240,17 @@ def test_quick_settings_are_laid_over(tmp_path: Path) -> None:
 )
 def test_a_malformed_grid_is_refused_before_anything_runs(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Bench.load(written(tmp_path, **changes))
+        BenchSpec.load(written(tmp_path, **changes))
 
 
 def test_only_names_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--only: there is no 'ease'"):
-        Bench.load(written(tmp_path), only=["ease"])
+        BenchSpec.load(written(tmp_path), only=["ease"])
 
 
 @pytest.mark.parametrize("grid", sorted((ROOT / "benchmarks").glob("*/table2.yaml")), ids=lambda path: path.parent.name)
 def test_the_published_grids_compare_what_they_should(grid: Path) -> None:
-    bench = Bench.load(grid)
+    bench = BenchSpec.load(grid)
     backbones = ("fedavg", "fcf", "fedncf", "pfedrec", "fedrap", "history")
     assert {f"{name}-{kind}" for name in backbones for kind in ("id", "mlp", "views")} <= bench.choices.keys()
     assert {(f"{name}-views", f"{name}-{kind}") for name in backbones for kind in ("id", "mlp")} <= set(bench.pairs)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tessera.benchmarks.harness.runner import run_bench
-from tessera.benchmarks.harness.spec import Bench
+from tessera.benchmarks.harness.spec import BenchSpec
 from tests.support.catalogues import small_dataset
 
 
@@ -16,7 +16,7 @@ def test_each_seed_has_its_own_baselines_and_peers_are_left_out(tmp_path: Path) 
     base = {"data": data, "rounds": 1, "views": {"dim": 8, "id_dim": 8}, "evaluation": {"every": 1, "ks": [10]}}
     grid = {"name": "grid", "base": base, "methods": {"history": {}}, "seeds": [0, 1], "peers": ["itemknn"]}
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
-    outcome = run_bench(Bench.load(tmp_path / "grid.yaml"), tmp_path, tmp_path / "runs", lambda text: None)
+    outcome = run_bench(BenchSpec.load(tmp_path / "grid.yaml"), tmp_path, tmp_path / "runs", lambda text: None)
     table = outcome.table
     random = table.filter(method="random")["test/all/hr@10"].to_list()
     assert len(random) == 2

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tessera.benchmarks import plots
 from tessera.benchmarks.harness.runner import run_bench
-from tessera.benchmarks.harness.spec import Bench
+from tessera.benchmarks.harness.spec import BenchSpec
 from tessera.client.recommend import Personal
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import read_json
@@ -53,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "seeds": [0, 1] if name == "operators" else [0],
         }
         path.write_text(str(grid))
-        run_bench(Bench.load(path), folder, folder / "runs", lambda line: None)
+        run_bench(BenchSpec.load(path), folder, folder / "runs", lambda line: None)
     execute(small_job(folder, "runs/whole"), lambda line: None)
     return folder / "runs"
 

@@ -14,7 +14,7 @@ from tessera.common.config.loading import load_settings
 from tessera.common.datasets import convert_shop
 from tessera.common.protocol.messages import HISTORY, VIEWS
 from tessera.deploy.executors import inline
-from tessera.deploy.executors.run import make_job, train
+from tessera.deploy.executors.run import make_job, run_job
 from tessera.deploy.job import Job
 from tessera.server.run_folder import read_metrics
 from tests.support.catalogues import small_job
@@ -34,7 +34,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(shop: Path, name: str, *changes: str) -> Job:
     settings = load_settings(DEMO, "inline", changes)
     job = make_job(settings, shop, shop.parent / name, resume=False, overwrite=False)
-    train(job, "inline", lambda line: None)
+    run_job(job, "inline", lambda line: None)
     return job
 
 

@@ -16,7 +16,9 @@ SETTINGS = {
     "fedavg": LocalSettings(backbone="fedavg", loss="bce", local_epochs=3, optimizer="adam", learning_rate=0.02),
     "fedavg-sgd": LocalSettings(backbone="fedavg", loss="bce", local_epochs=3, optimizer="sgd", weighting="examples"),
     "history": LocalSettings(backbone="history", loss="softmax", local_epochs=2, weight_decay=0.1),
-    "next": LocalSettings(backbone="history", loss="next", cuts=3, recency=1.0, history_mask=0.2, local_epochs=2),
+    "next": LocalSettings(
+        backbone="history", loss="next", next_item_samples=3, recency=1.0, history_mask=0.2, local_epochs=2
+    ),
     "uniform": LocalSettings(backbone="history", loss="bce", local_epochs=2, route="uniform"),
 }
 

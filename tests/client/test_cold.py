@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tessera.client.recommendation import Device
+from tessera.client.recommendation import RecommendationClient
 from tessera.common.data.interactions import ABSENT, Part, load_interactions
-from tessera.common.data.splits import item_parts, split_as
+from tessera.common.data.splits import item_parts, make_split
 from tessera.common.datasets import convert_shop
 from tessera.common.protocol.messages import BASIS, COUNTS, Task, Update, content_hash
 from tessera.deploy.executors import inline
@@ -24,7 +24,7 @@ BACKBONES = {"history": "softmax", "fedavg": "bce", "fcf": "squares", "fedrap": 
 
 
 def asked(kind: str, job: Job, tensors: dict[str, torch.Tensor], round: int = 1) -> Task:
-    catalogue = Device(job.devices[0]).catalogue().sha256
+    catalogue = RecommendationClient(job.devices[0]).catalogue().sha256
     return Task(kind, "run", round, (), ("one", "two"), catalogue, job.settings, content_hash(tensors))  # type: ignore[arg-type]
 
 
@@ -42,13 +42,13 @@ def test_withheld_items_are_in_no_training_of_any_device_and_targets_are_withhel
     parts = item_parts(40, SHARE, seed=5)
     seen, targets = {}, {}
     for folder in job.devices:
-        split = Device(folder).split(job.settings)
+        split = RecommendationClient(folder).split(job.settings)
         assert (parts[split.train_items] == Part.TRAIN).all()
         for held_out, part in ((split.validation, Part.VALIDATION), (split.test, Part.TEST)):
             assert (parts[held_out[held_out != ABSENT]] == part).all()
         targets |= dict(zip(split.users, zip(split.validation, split.test, strict=True), strict=True))
         seen |= dict(zip(split.users, np.diff(split.offsets), strict=True))
-    whole = split_as(load_interactions(tmp_path / "small", 40), job.settings.data, 5)
+    whole = make_split(load_interactions(tmp_path / "small", 40), job.settings.data, 5)
     assert targets == dict(zip(whole.users, zip(whole.validation, whole.test, strict=True), strict=True))
     assert sum(test != ABSENT for _, test in targets.values()) >= 5
     assert sum(seen.values()) == len(whole.train_items)
@@ -56,7 +56,7 @@ def test_withheld_items_are_in_no_training_of_any_device_and_targets_are_withhel
 
 def test_the_last_event_on_a_withheld_item_is_the_target() -> None:
     events = small_interactions(30, 40)
-    split = split_as(events, settings(data=COLD_ITEMS).data, seed=0)
+    split = make_split(events, settings(data=COLD_ITEMS).data, seed=0)
     parts = item_parts(40, SHARE, seed=0)
     for row in range(30):
         own = events.items[events.offsets[row] : events.offsets[row + 1]]
@@ -81,23 +81,23 @@ def test_withheld_items_get_no_gradient(tmp_path: Path, backbone: str) -> None:
     local = {"backbone": backbone, "loss": BACKBONES[backbone], "local_epochs": 2}
     job = small_job(tmp_path, nodes=1, data=COLD_ITEMS, local=local)
     sent = {name: value for name, value in views(40).items() if name == "views" or backbone == "history"}
-    update = Device(job.devices[0]).perform(asked("train", job, sent), sent, {})
+    update = RecommendationClient(job.devices[0]).perform(asked("train", job, sent), sent, {})
     withheld = torch.from_numpy(item_parts(40, SHARE, job.settings.seed) != Part.TRAIN)
     moved = update.gradients["views"].abs().sum((0, 2)) > 0
     assert not moved[withheld].any()
     assert moved[~withheld].float().mean() > 0.9
 
 
-def without_guests(job: Job, into: Path) -> Device:
+def without_guests(job: Job, into: Path) -> RecommendationClient:
     """A device that only hosts the people who are no guests."""
-    whole = Device(job.devices[0])
-    members = set(whole.split(job.settings).members().users)
+    whole = RecommendationClient(job.devices[0])
+    members = set(whole.split(job.settings).training_users().users)
     interactions = load_interactions(job.devices[0], len(whole.catalogue()))
     for path in job.devices[0].glob("items.*"):
         into.mkdir(exist_ok=True)
         (into / path.name).write_bytes(path.read_bytes())
     interactions.take(np.flatnonzero([user in members for user in interactions.users])).save(into)
-    return Device(into)
+    return RecommendationClient(into)
 
 
 def assert_same(left: Update, right: Update) -> None:
@@ -110,11 +110,11 @@ def assert_same(left: Update, right: Update) -> None:
 
 def test_guests_leave_nothing_in_what_a_device_returns(tmp_path: Path) -> None:
     job = small_job(tmp_path, nodes=1, data=COLD_USERS)
-    whole, members = Device(job.devices[0]), without_guests(job, tmp_path / "members")
-    guests = whole.split(job.settings).visitors()
+    whole, members = RecommendationClient(job.devices[0]), without_guests(job, tmp_path / "members")
+    guests = whole.split(job.settings).new_users()
     assert 2 <= len(guests.users) <= 10
     sent = views(40)
-    for kind, facts in (("census", {}), ("power", {BASIS: torch.randn(40, 5)}), ("train", {})):
+    for kind, facts in (("item_statistics", {}), ("power", {BASIS: torch.randn(40, 5)}), ("train", {})):
         task = asked(kind, job, sent)
         assert_same(whole.perform(task, sent, facts), members.perform(task, sent, facts))
     task = asked("evaluate", job, sent)
@@ -131,9 +131,9 @@ def test_a_device_of_guests_alone_withholds_nothing_from_the_census(tmp_path: Pa
     job = small_job(tmp_path, nodes=14, data=COLD_USERS)
     sent = views(40)
     for folder in job.devices:
-        device = Device(folder)
-        answer = device.perform(asked("census", job, sent), None, {})
-        assert (COUNTS in answer.counts) != bool(device.split(job.settings).members().users)
+        device = RecommendationClient(folder)
+        answer = device.perform(asked("item_statistics", job, sent), None, {})
+        assert (COUNTS in answer.counts) != bool(device.split(job.settings).training_users().users)
 
 
 def test_guests_learn_on_their_own_device_and_are_evaluated_apart(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tessera.client.evaluation import baselines, evaluate
 from tessera.client.histories import Histories
 from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.interactions import Split
-from tessera.common.metrics.ranking import Sums, ranking_means
+from tessera.common.metrics.ranking import MetricSums, ranking_means
 from tessera.common.protocol.messages import CONTENT, COUNTS
 from tests.support.splits import ragged, settings, split_of, tries
 
@@ -63,7 +63,7 @@ def naive(scores: np.ndarray, split: Split, counts: np.ndarray) -> dict[str, flo
     return sums
 
 
-def assert_sums(found: Sums, expected: dict[str, float]) -> None:
+def assert_sums(found: MetricSums, expected: dict[str, float]) -> None:
     ranked = {name: value for name, value in found.values.items() if "/" in name and value}
     assert ranked == pytest.approx({name: value for name, value in expected.items() if value}, abs=1e-5)
 
@@ -153,7 +153,7 @@ def test_a_person_without_a_history_is_no_fault_of_the_model() -> None:
 def test_nobody_to_evaluate_gives_no_users() -> None:
     split = split_of([[0], [1, 2]], 6)
     sums = evaluate(table_of(torch.rand(2, 6)), split, evaluation(), torch.ones(6))
-    assert ranking_means(Sums({name: value for name, value in sums.values.items() if "/" in name})) == {}
+    assert ranking_means(MetricSums({name: value for name, value in sums.values.items() if "/" in name})) == {}
 
 
 def baseline_means(split: Split, facts: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -181,7 +181,7 @@ def test_fixed_rankings_are_those_of_numpy() -> None:
     for name, ranking in rankings.items():
         expected = naive(np.tile(ranking, (7, 1)), split, counts)
         own = {key.removeprefix(f"{name}/"): value for key, value in found.values.items() if key.startswith(f"{name}/")}
-        assert_sums(Sums(own), expected)
+        assert_sums(MetricSums(own), expected)
 
 
 def test_content_is_the_cosine_with_what_the_user_has() -> None:
@@ -200,7 +200,7 @@ def test_content_is_the_cosine_with_what_the_user_has() -> None:
         scores = np.stack([table[items].mean(0) @ table.T for items in profiles])
         prefix = f"content-{name}/"
         own = {key.removeprefix(prefix): value for key, value in found.values.items() if key.startswith(prefix)}
-        assert_sums(Sums(own), naive(scores, split, counts))
+        assert_sums(MetricSums(own), naive(scores, split, counts))
 
 
 def test_baselines_do_not_stop_a_run() -> None:

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessera.client.histories import Histories, histories, single
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 from tests.support.splits import ragged, split_of, tries
 
 N_ITEMS = 12
-SALT = seeds.key("test", 2)
+SALT = counter_rng.key("test", 2)
 TABLE = torch.randn(N_ITEMS, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 lengths_of_users = st.lists(st.integers(0, 6), min_size=1, max_size=6)
 
@@ -26,9 +26,13 @@ def shown_items(items: list[list[int]], rate: float, salt: int = SALT) -> list[l
     """Which events stay, one user and one item at a time."""
     found = []
     for user, row in enumerate(items):
-        keys = seeds.user_keys([f"u{user}"])
+        keys = counter_rng.user_keys([f"u{user}"])
         found.append(
-            [item for item in row if float(seeds.uniform(seeds.key("hide", salt), keys, torch.tensor(item))) >= rate]
+            [
+                item
+                for item in row
+                if float(counter_rng.uniform(counter_rng.key("hide", salt), keys, torch.tensor(item))) >= rate
+            ]
         )
     return found
 
@@ -169,4 +173,6 @@ def test_a_single_users_history_is_that_of_the_cohort(items: list[int]) -> None:
     alone, together = single(items, N_ITEMS, "u1"), build([[8, 9], items])
     assert torch.equal(alone.keys[0], together.keys[1])
     assert alone.items.tolist() == items
-    torch.testing.assert_close(alone.total(TABLE.float()).double()[0], together.total(TABLE)[1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        alone.total(TABLE.float()).double()[0], together.total(TABLE)[1], rtol=1e-6, atol=1e-6
+    )

@@ -9,10 +9,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from tessera.client.histories import Histories, histories, single
 from tessera.client.losses import bce, sample_negatives, softmax
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 from tests.support.splits import ragged, settings, split_of
 
-SALT = seeds.key("test", 1)
+SALT = counter_rng.key("test", 1)
 N_ITEMS = 60
 ITEMS = ragged(0, [4, 1, 15, 9, 2], N_ITEMS)
 

@@ -1,4 +1,4 @@
-"""What each regime trains, sends, takes in and answers with, on a tiny reader and made-up questions."""
+"""What each method trains, sends, takes in and answers with, on a tiny reader and made-up questions."""
 
 from functools import cache
 
@@ -13,30 +13,30 @@ from peft import PeftModel
 
 from tessera.client.adapters.attach import attach, lora_tensors, pq_tensors, receive
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, GatedLinear, weigh
-from tessera.client.methods import METHODS, Lesson, answer
+from tessera.client.methods import METHODS, LocalTraining, answer
 from tessera.client.methods.base import learnt
 from tessera.client.methods.feddat import divergence
 from tessera.client.methods.feddpa import MOST, REFERENCES
-from tessera.client.qa_dataset import Bank
+from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import MosaicSettings
 from tessera.common.data.questions import PICTURE, TEXT, WORD, Codebook, Questions
-from tessera.common.registry.methods import REGIMES
-from tessera.common.towers.qa_reader import Reader
+from tessera.common.registry.methods import METHOD_SPECS
+from tessera.common.towers.qa_reader import QAReader
 from tessera.common.towers.transformer import TowerSize
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 N_ITEMS = 40
 SHORT = MosaicSettings(steps=8, batch=8, learning_rate=2e-3, pq_learning_rate=1e-2)
-every_regime = pytest.mark.parametrize("name", REGIMES)
+every_method = pytest.mark.parametrize("name", METHOD_SPECS)
 
 
 def draw(purpose: str, *shape: int) -> Tensor:
     size = int(torch.tensor(shape).prod())
-    return seeds.normal(seeds.key("regimes-test", purpose), torch.arange(size)).view(shape)
+    return counter_rng.normal(counter_rng.key("methods-test", purpose), torch.arange(size)).view(shape)
 
 
 @cache
-def asked(n: int = 200, purpose: str = "own") -> Bank:
+def asked(n: int = 200, purpose: str = "own") -> QADataset:
     """Which of two items has more of the first feature: a poster and an overview, answered in words."""
     features = draw("features", N_ITEMS, 8)
     items = (draw(purpose, n, 2).abs() * 1000).long() % N_ITEMS
@@ -53,25 +53,25 @@ def asked(n: int = 200, purpose: str = "own") -> Bank:
         ("which has more",),
     )
     with torch.no_grad():
-        sight = reader().look(features, features)
-    return Bank.of(questions, Codebook(words, image, text, ("first", "second")), sight)
+        sight = reader().embed_items(features, features)
+    return QADataset.of(questions, Codebook(words, image, text, ("first", "second")), sight)
 
 
-def reader() -> Reader:
+def reader() -> QAReader:
     torch.manual_seed(0)
-    return Reader(TowerSize(32, 2), 8, 8).eval()
+    return QAReader(TowerSize(32, 2), 8, 8).eval()
 
 
 def adapted(name: str) -> PeftModel:
     bank = asked()
-    n_blocks = 1 if REGIMES[name].pq else 0
+    n_blocks = 1 if METHOD_SPECS[name].pq else 0
     model = attach(reader(), {"reader": "layers"}, 4, lambda m: bank.vectors(m, torch.arange(8)), n_blocks=n_blocks)
     METHODS[name].prepare(model)
     return model
 
 
-def lesson(model: PeftModel, training: MosaicSettings = SHORT, round: int = 1) -> Lesson:
-    return Lesson(model, asked(), training, seeds.key("lesson", 0, "client", round))
+def lesson(model: PeftModel, training: MosaicSettings = SHORT, round: int = 1) -> LocalTraining:
+    return LocalTraining(model, asked(), training, counter_rng.key("lesson", 0, "client", round))
 
 
 def stir(model: PeftModel, branch: str, scale: float = 0.2) -> None:
@@ -88,13 +88,13 @@ def gates(model: PeftModel) -> Tensor:
     return torch.stack([layer.lora_gate[LOCAL].detach() for layer in model.modules() if isinstance(layer, GatedLinear)])
 
 
-def test_every_regime_is_known_to_both_sides() -> None:
-    assert METHODS.keys() == REGIMES.keys()
-    for name, regime in REGIMES.items():
-        assert (METHODS[name].uploads is None) == (regime.shares == "nothing")
+def test_every_method_is_known_to_both_sides() -> None:
+    assert METHODS.keys() == METHOD_SPECS.keys()
+    for name, method in METHOD_SPECS.items():
+        assert (METHODS[name].uploads is None) == (method.shares == "nothing")
 
 
-@every_regime
+@every_method
 def test_a_device_answers_like_the_frozen_reader_before_it_learns_and_better_afterwards(name: str) -> None:
     model, method, bank = adapted(name), METHODS[name], asked()
     rows = torch.arange(len(bank))
@@ -105,8 +105,8 @@ def test_a_device_answers_like_the_frozen_reader_before_it_learns_and_better_aft
     assert float(bank.loss(after, rows)) < float(bank.loss(before, rows)) - 0.02
 
 
-@every_regime
-def test_all_regimes_read_the_same_number_of_batches(name: str) -> None:
+@every_method
+def test_all_methods_read_the_same_number_of_batches(name: str) -> None:
     model, forward, backward = adapted(name), list[int](), list[int]()
 
     def count(module: object, given: object, output: Tensor) -> None:
@@ -169,7 +169,7 @@ def test_what_the_server_merged_changes_the_answers_at_once_where_it_takes_part_
         torch.testing.assert_close(method.logits(model, bank, bank), alone)
 
 
-@every_regime
+@every_method
 def test_a_round_can_be_repeated_and_the_next_one_draws_other_questions(name: str) -> None:
     def trained(round: int) -> Tensor:
         model = adapted(name)

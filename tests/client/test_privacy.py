@@ -9,7 +9,7 @@ import torch
 
 from tessera.client import cohort, privacy
 from tessera.client.histories import histories
-from tessera.client.recommendation import Device
+from tessera.client.recommendation import RecommendationClient
 from tessera.common.config.settings import Settings
 from tessera.common.errors import ConfigError
 from tessera.common.protocol.messages import Task, Update, content_hash
@@ -100,7 +100,7 @@ def test_a_device_draws_noise_that_the_run_does_not_determine(tmp_path: Path) ->
     task = Task("train", "run", 1, (), (), small_catalogue(40).sha256, settings, content_hash(tensors))
 
     def upload(simulated: bool) -> torch.Tensor:
-        return Device(dataset, simulated).perform(task, tensors, {}).gradients["views"]
+        return RecommendationClient(dataset, simulated).perform(task, tensors, {}).gradients["views"]
 
     assert torch.equal(upload(simulated=True), upload(simulated=True))
     assert not torch.equal(upload(simulated=False), upload(simulated=False))

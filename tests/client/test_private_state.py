@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tessera.client import cohort
 from tessera.client.private_state import PrivateState, Store
-from tessera.client.recommendation import Device
+from tessera.client.recommendation import RecommendationClient
 from tessera.common.errors import DataError
 from tessera.common.protocol.messages import Task
 from tessera.common.utils.atomic_files import write_tensors
@@ -40,11 +40,11 @@ def task(round: int, kind: str = "train", **groups: object) -> Task:
     return Task(kind, "run", round, (0,), ("sum", "id"), "", settings(**groups))  # type: ignore[arg-type]
 
 
-def fresh(device: Device, users: tuple[str, ...] = USERS, **groups: object) -> PrivateState:
+def fresh(device: RecommendationClient, users: tuple[str, ...] = USERS, **groups: object) -> PrivateState:
     return device.state(task(1, **groups), users, 0, VIEWS)
 
 
-def save(device: Device, round: int, state: PrivateState) -> None:
+def save(device: RecommendationClient, round: int, state: PrivateState) -> None:
     Store(device.private("run")).save(0, round, (0,), state)
 
 
@@ -165,7 +165,7 @@ def test_users_who_take_part_are_put_back_in_their_rows() -> None:
 
 
 def test_a_device_takes_up_its_own_state(tmp_path: Path) -> None:
-    device = Device(tmp_path)
+    device = RecommendationClient(tmp_path)
     state = fresh(device)
     assert_same(state, cohort.start_state(USERS, settings().local, VIEWS, 0))
     moved = PrivateState(USERS, {name: value + 1 for name, value in state.parameters.items()}, state.optimizer)
@@ -178,7 +178,7 @@ def test_a_device_takes_up_its_own_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("users", [("ann", "bob"), ("ann", "cat", "bob"), ("ann", "bob", "dan")])
 def test_the_state_of_other_users_is_refused(users: tuple[str, ...], tmp_path: Path) -> None:
-    device = Device(tmp_path)
+    device = RecommendationClient(tmp_path)
     save(device, 1, fresh(device, users))
     with pytest.raises(DataError, match="run run, block 0, is of other users or another model; start a new run"):
         device.state(task(2), USERS, 0, VIEWS)
@@ -186,7 +186,7 @@ def test_the_state_of_other_users_is_refused(users: tuple[str, ...], tmp_path: P
 
 @pytest.mark.parametrize("change", [{"backbone": "fedavg"}, {"optimizer": "sgd"}, "more views", "wider views"])
 def test_the_state_of_another_model_is_refused(change: dict[str, str] | str, tmp_path: Path) -> None:
-    device = Device(tmp_path)
+    device = RecommendationClient(tmp_path)
     save(device, 1, fresh(device))
     local = change if isinstance(change, dict) else {}
     views = {"more views": torch.zeros(3, 5, 3), "wider views": torch.zeros(2, 5, 4)}.get(str(change), VIEWS)
@@ -211,7 +211,7 @@ def test_a_truncated_state_is_set_aside_for_the_one_before(
 
 
 def test_nobody_starts_afresh_where_no_state_is_whole_until_its_owner_says_so(tmp_path: Path) -> None:
-    device = Device(tmp_path)
+    device = RecommendationClient(tmp_path)
     save(device, 3, fresh(device))
     path = next(tmp_path.rglob("round-000003.safetensors"))
     path.write_bytes(path.read_bytes()[:-1] + b"?")

@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tessera.client.qa_dataset import Bank
+from tessera.client.qa_dataset import QADataset
 from tessera.common.data.questions import NOTHING, PICTURE, TEXT, WORD, Codebook, Questions
-from tessera.common.towers.qa_reader import Reader
+from tessera.common.towers.qa_reader import QAReader
 from tessera.common.towers.transformer import TowerSize
 
 ROWS = torch.arange(3)
 
 
-def bank() -> tuple[Bank, Reader]:
+def bank() -> tuple[QADataset, QAReader]:
     """Three questions on six items: two words, a picture against a text, and four pictures."""
     torch.manual_seed(0)
-    reader = Reader(TowerSize(32, 1), 5, 4).eval().requires_grad_(False)
+    reader = QAReader(TowerSize(32, 1), 5, 4).eval().requires_grad_(False)
     words, image, text = (normalize(torch.randn(n, 64), dim=1) for n in (2, 6, 6))
     codebook = Codebook(words, image, text, ("yes", "no"))
     nothing = [NOTHING, 0]
@@ -32,7 +32,7 @@ def bank() -> tuple[Bank, Reader]:
         ("same", "match"),
         ("are they the same", "which one fits"),
     )
-    return Bank.of(questions, codebook, reader.look(torch.randn(6, 5), torch.randn(6, 4))), reader
+    return QADataset.of(questions, codebook, reader.embed_items(torch.randn(6, 5), torch.randn(6, 4))), reader
 
 
 def test_a_choice_is_scored_by_the_cosine_of_the_answer_with_its_vector() -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from tessera.client import cohort, tower_view
 from tessera.client.histories import histories
 from tessera.client.private_state import Store
-from tessera.client.recommendation import Device
+from tessera.client.recommendation import RecommendationClient
 from tessera.client.tower_view import TowerView, sized, typical_size
 from tessera.common.config.settings import TOWER_DIM
 from tessera.common.data.catalogue import FEATURES, load_catalogue
@@ -22,7 +22,7 @@ from tessera.common.protocol.signature_mask import kept_coordinates
 from tessera.common.towers.aligned_init import last_layer
 from tessera.common.towers.io import load_reader
 from tessera.common.towers.transformer import OUTPUT_DIM
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import read_tensors, write_tensors
 from tests.support.devices import people_job, people_settings, people_with_towers
 
@@ -36,10 +36,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def device(
     dataset: Path, tmp_path: Path, kind: str = "train", round: int = 1, **changes: object
-) -> tuple[Device, Task]:
+) -> tuple[RecommendationClient, Task]:
     """The first of two devices, and a task."""
     job = people_job(dataset, tmp_path / "run", 2, **changes)
-    node = Device(job.devices[0], simulated=True)
+    node = RecommendationClient(job.devices[0], simulated=True)
     return node, Task(kind, "run", round, (), ("one", "two"), node.catalogue().sha256, job.settings)  # type: ignore[arg-type]
 
 
@@ -51,11 +51,11 @@ def broadcast(dataset: Path, seed: int = 0) -> Sent:
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def trained(node: Device, task: Task, sent: Sent) -> Update:
+def trained(node: RecommendationClient, task: Task, sent: Sent) -> Update:
     return node.perform(replace(task, tensors=content_hash(sent)), sent, {})
 
 
-def kept(node: Device, task: Task) -> dict[str, Tensor]:
+def kept(node: RecommendationClient, task: Task) -> dict[str, Tensor]:
     state = Store(node.private(task.run) / "tower").load(0, before=10**6)
     assert state is not None
     return state.parameters
@@ -77,7 +77,7 @@ def test_one_round_does_to_the_tower_what_autograd_through_everything_does(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The naive twin: views, reader and loss in one graph, all people at once; and only the server's part leaves."""
-    node, task = device(dataset, tmp_path, local={"block": 3})
+    node, task = device(dataset, tmp_path, local={"batch_users": 3})
     sent, settings = broadcast(dataset), task.settings
     monkeypatch.setattr(tower_view, "SHOWN_AT_ONCE", 7)
     found: dict[str, Tensor] = {}
@@ -103,7 +103,9 @@ def test_one_round_does_to_the_tower_what_autograd_through_everything_does(
     known = histories(node.split(settings))
     start = cohort.start_state(node.split(settings).users, settings.local, views.detach(), settings.seed)
     step = cohort.Step({**sent, VIEWS: views}, known, settings.local, task.round)
-    losses = step._losses(start.parameters, {**sent, VIEWS: views}, seeds.key("epoch", settings.seed, task.round, 0))
+    losses = step._losses(
+        start.parameters, {**sent, VIEWS: views}, counter_rng.key("epoch", settings.seed, task.round, 0)
+    )
     losses.sum().backward()
 
     torch.testing.assert_close(update.gradients[VIEWS], server.grad, rtol=1e-4, atol=1e-6)
@@ -163,10 +165,10 @@ def test_guests_see_the_tower_and_do_not_move_it(dataset: Path, tmp_path: Path) 
     everybody, task = device(dataset, tmp_path / "all")
     some, other = device(dataset, tmp_path / "some", data={"folder": "people", "cold_users": 0.5})
     split = some.split(other.settings)
-    assert len(split.visitors().users) > 0
+    assert len(split.new_users().users) > 0
     sent = broadcast(dataset)
     update = trained(some, other, sent)
-    assert update.weight == len(split.members().users)
+    assert update.weight == len(split.training_users().users)
     sums = some.perform(replace(other, kind="evaluate", tensors=content_hash(sent)), sent, {}).sums
     assert sums["test/new-users/users"] > 0
     assert not torch.equal(
@@ -204,7 +206,7 @@ def test_the_signature_is_the_gradient_at_the_head_of_the_tower_that_signs(datas
     signer = load_reader(node.folder / "tower" / "signer.safetensors")
     last_layer(signer).requires_grad_()
     features = load_catalogue(node.folder).features
-    sight = signer.look(*(torch.from_numpy(features[name].standardised()) for name in ("image", "text")))
+    sight = signer.embed_items(*(torch.from_numpy(features[name].standardised()) for name in ("image", "text")))
     view = sized(
         replace(tower.gear.asking, sight=sight).answers(signer, torch.arange(len(seen[VIEWS][0]))),
         typical_size(sent[VIEWS]),
@@ -220,7 +222,7 @@ def test_the_signature_is_the_gradient_at_the_head_of_the_tower_that_signs(datas
     [
         ({"views": {"dim": 32}}, "set views.dim to 64"),
         ({"strategy": "fedmosaic"}, "set strategy to both"),
-        ({"mosaic": {"regime": "ditto"}}, "both adapts towers by sft, pq, fedmosaic"),
+        ({"mosaic": {"method": "ditto"}}, "both adapts towers by sft, pq, fedmosaic"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict, message: str) -> None:
@@ -237,7 +239,7 @@ def test_a_device_without_features_or_tower_says_what_it_lacks(dataset: Path, tm
     (node.folder / "tower" / "reader.safetensors").unlink()
     tower_view._equip.cache_clear()
     with pytest.raises(DataError, match=r"reader.safetensors does not exist"):
-        node.perform(replace(task, kind="census"), None, {})
+        node.perform(replace(task, kind="item_statistics"), None, {})
     (node.folder / FEATURES / "text.safetensors").unlink()
     with pytest.raises(DataError, match="no features 'text'"):
-        node.perform(replace(task, kind="census"), None, {})
+        node.perform(replace(task, kind="item_statistics"), None, {})

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessera.common.errors import RunError
-from tessera.common.metrics.ranking import Sums
-from tessera.common.protocol.adapters import Contribution, flat, unflat
+from tessera.common.metrics.ranking import MetricSums
+from tessera.common.protocol.adapters import AdapterUpdate, flatten, unflatten
 from tessera.common.protocol.messages import Update, content_hash, pack_update, unpack_update
 from tests.common.test_messages import WIRES
 from tests.support.splits import tries
@@ -28,7 +28,7 @@ def tensors(draw: st.DrawFn) -> dict[str, torch.Tensor]:
 
 
 contributions = st.builds(
-    Contribution, st.sampled_from(["tiny-0a", "base/1", ""]), tensors(), tensors(), st.integers(0, 4).map(torch.ones)
+    AdapterUpdate, st.sampled_from(["tiny-0a", "base/1", ""]), tensors(), tensors(), st.integers(0, 4).map(torch.ones)
 )
 
 
@@ -39,7 +39,7 @@ def updates(draw: st.DrawFn, clients: list[str]) -> Update:
     silent = draw(st.sets(st.sampled_from(clients))) - set(modules) if clients else set()
     towers = {client: sent.tower for client, sent in modules.items()} | dict.fromkeys(silent, "small-1")
     users = float(draw(st.integers(0, 100)))
-    return Update(weight=users, sums=Sums({"users": users}), modules=modules, towers=towers)
+    return Update(weight=users, sums=MetricSums({"users": users}), modules=modules, towers=towers)
 
 
 @st.composite
@@ -55,7 +55,7 @@ def assert_equal(left: Update, right: Update) -> None:
     assert {client: sent.tower for client, sent in left.modules.items()} == {
         client: sent.tower for client, sent in right.modules.items()
     }
-    assert content_hash(flat(left.modules)) == content_hash(flat(right.modules))
+    assert content_hash(flatten(left.modules)) == content_hash(flatten(right.modules))
     assert (left.weight, left.sums) == (right.weight, right.sums)
 
 
@@ -79,28 +79,28 @@ def test_adapters_arrive_as_they_were_sent(wire, update) -> None:  # type: ignor
 
 @tries(60)
 @given(contributions)
-def test_parts_are_put_together_again(sent: Contribution) -> None:
-    again = Contribution.of_parts(sent.tower, sent.parts())
+def test_parts_are_put_together_again(sent: AdapterUpdate) -> None:
+    again = AdapterUpdate.of_parts(sent.tower, sent.parts())
     assert again.parts().keys() == sent.parts().keys()
     assert (again.pq.keys(), again.lora.keys()) == (sent.pq.keys(), sent.lora.keys())
-    whole = unflat(flat({CLIENTS[0]: sent}), {CLIENTS[0]: sent.tower})
+    whole = unflatten(flatten({CLIENTS[0]: sent}), {CLIENTS[0]: sent.tower})
     assert_equal(Update(modules=whole), Update(modules={CLIENTS[0]: sent}))
 
 
 @pytest.mark.parametrize("name", ["", "../escaped", "0123456789ABCDEF", "0123456789abcde", "0123456789abcdef0"])
 def test_a_client_without_a_proper_name_is_refused(name: str) -> None:
     """Names become keys of the checkpoint."""
-    sent = Contribution("tiny", {}, {}, torch.zeros(1))
+    sent = AdapterUpdate("tiny", {}, {}, torch.zeros(1))
     for update in (Update(modules={name: sent}, towers={name: "tiny"}), Update(towers={name: "tiny"})):
         with pytest.raises(RunError, match="without a proper name"):
             unpack_update(pack_update(update))
 
 
 def test_what_is_no_part_of_an_adapter_is_refused() -> None:
-    sent = Contribution("tiny", {"x.P": torch.ones(1)}, {}, torch.zeros(1))
+    sent = AdapterUpdate("tiny", {"x.P": torch.ones(1)}, {}, torch.zeros(1))
     good = Update(modules={CLIENTS[0]: sent}, towers={CLIENTS[0]: "tiny"})
     with pytest.raises(RunError, match="or a tower"):
         unpack_update(pack_update(replace(good, towers={})))
     for parts in ({**sent.parts(), "gate": torch.zeros(())}, {"pq x.P": torch.ones(1)}, {}):
         with pytest.raises(RunError, match="neither P, Q, LoRA nor its signature"):
-            Contribution.of_parts("tiny", parts)
+            AdapterUpdate.of_parts("tiny", parts)

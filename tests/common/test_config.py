@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tessera.benchmarks.harness.spec import Bench
+from tessera.benchmarks.harness.spec import BenchSpec
 from tessera.common.config.loading import load_settings, parse_settings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import ConfigError
@@ -193,7 +193,7 @@ def test_settings_survive_being_written_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(BENCHMARKS)))
 def test_benchmark_settings_load_and_begin_with_their_command(path: Path) -> None:
     is_grid = "methods" in yaml.safe_load(path.read_text())
-    Bench.load(path) if is_grid else load_settings(path)
+    BenchSpec.load(path) if is_grid else load_settings(path)
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("#")
     assert ("tessera bench" if is_grid else "tessera train") in first

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 from tests.support.splits import tries
 
 WORD = 2**64 - 1
-SALT = seeds.key("test", 0)
+SALT = counter_rng.key("test", 0)
 USERS = [f"user-{number}" for number in range(500)]
 POSITIONS = torch.arange(400)
 int64 = st.integers(-(2**63), 2**63 - 1)
@@ -31,19 +31,21 @@ def naive_mix(salt: int, *counters: int) -> int:
 
 
 def draws(users: list[str], salt: int = SALT) -> torch.Tensor:
-    return seeds.uniform(salt, seeds.user_keys(users)[:, None], POSITIONS)
+    return counter_rng.uniform(salt, counter_rng.user_keys(users)[:, None], POSITIONS)
 
 
 @tries(60)
 @given(int64, int64, int64)
 def test_the_hash_is_splitmix64(salt: int, first: int, second: int) -> None:
-    assert int(seeds.mix(salt, torch.tensor(first), torch.tensor(second))) == naive_mix(salt, first, second)
+    assert int(counter_rng.mix(salt, torch.tensor(first), torch.tensor(second))) == naive_mix(salt, first, second)
 
 
 def test_keys_are_a_stable_hash_of_all_parts() -> None:
     digest = hashlib.blake2b(b"negatives\x1f3\x1f0", digest_size=8).digest()
-    assert seeds.key("negatives", 3, 0) == int.from_bytes(digest, "little", signed=True)
-    keys = [seeds.key(*parts) for parts in [("a",), ("a", 0), ("a", 1), (0, "a"), ("a", "01"), ("a0",), ("a", 0, 1)]]
+    assert counter_rng.key("negatives", 3, 0) == int.from_bytes(digest, "little", signed=True)
+    keys = [
+        counter_rng.key(*parts) for parts in [("a",), ("a", 0), ("a", 1), (0, "a"), ("a", "01"), ("a0",), ("a", 0, 1)]
+    ]
     assert len(set(keys)) == len(keys)
 
 
@@ -56,9 +58,9 @@ def test_a_user_draws_the_same_alone_and_among_others() -> None:
 
 
 def test_positions_do_not_depend_on_which_are_asked_for() -> None:
-    keys = seeds.user_keys(USERS)[:, None]
+    keys = counter_rng.user_keys(USERS)[:, None]
     some = torch.tensor([399, 5, 5, 0])
-    assert torch.equal(seeds.uniform(SALT, keys, some), draws(USERS)[:, some])
+    assert torch.equal(counter_rng.uniform(SALT, keys, some), draws(USERS)[:, some])
 
 
 def test_uniform_is_float32_in_the_half_open_interval() -> None:
@@ -72,7 +74,7 @@ def test_uniform_is_float32_in_the_half_open_interval() -> None:
 
 def test_the_largest_draw_is_below_one() -> None:
     """-1 has all bits set: the largest 24-bit draw."""
-    top = seeds._shift(torch.tensor([-1]), 40).to(torch.float32) * 2.0**-24
+    top = counter_rng._shift(torch.tensor([-1]), 40).to(torch.float32) * 2.0**-24
     assert float(top) == 1 - 2**-24
     assert torch.isfinite(torch.log1p(-top)).all()
 
@@ -81,9 +83,9 @@ def test_the_largest_draw_is_below_one() -> None:
 def test_uniform_fills_all_bins_alike(along: str) -> None:
     values = {
         "all": draws(USERS).flatten(),
-        "positions of one user": seeds.uniform(SALT, seeds.user_keys(["one"]), torch.arange(200_000)),
-        "users at one position": seeds.uniform(SALT, seeds.user_keys([str(n) for n in range(30_000)])),
-        "plain counter": seeds.uniform(7, torch.arange(200_000)),
+        "positions of one user": counter_rng.uniform(SALT, counter_rng.user_keys(["one"]), torch.arange(200_000)),
+        "users at one position": counter_rng.uniform(SALT, counter_rng.user_keys([str(n) for n in range(30_000)])),
+        "plain counter": counter_rng.uniform(7, torch.arange(200_000)),
     }[along]
     counts = np.histogram(values.numpy(), bins=100, range=(0, 1))[0]
     assert stats.chisquare(counts).pvalue > 1e-5
@@ -97,7 +99,7 @@ def test_neighbouring_draws_are_independent() -> None:
 
 
 def test_normal_has_the_moments_and_the_distribution() -> None:
-    values = seeds.normal(SALT, seeds.user_keys(USERS)[:, None], POSITIONS)
+    values = counter_rng.normal(SALT, counter_rng.user_keys(USERS)[:, None], POSITIONS)
     assert values.dtype == torch.float32
     flat = values.double().flatten().numpy()
     n = len(flat)
@@ -109,7 +111,7 @@ def test_normal_has_the_moments_and_the_distribution() -> None:
 
 def test_other_salts_give_other_draws() -> None:
     base = draws(USERS).flatten().double()
-    for other in (seeds.key("test", 1), seeds.key("other", 0), SALT + 1):
+    for other in (counter_rng.key("test", 1), counter_rng.key("other", 0), SALT + 1):
         values = draws(USERS, other).flatten().double()
         assert float((values == base).double().mean()) < 1e-4
         together = float(torch.corrcoef(torch.stack([base, values]))[0, 1])
@@ -117,5 +119,5 @@ def test_other_salts_give_other_draws() -> None:
 
 
 def test_users_with_like_names_are_strangers() -> None:
-    keys = seeds.user_keys([*USERS, "user-1 ", "User-1", "1", "é", ""])
+    keys = counter_rng.user_keys([*USERS, "user-1 ", "User-1", "1", "é", ""])
     assert len(set(keys.tolist())) == len(keys)

@@ -16,7 +16,7 @@ from tessera.client import cohort
 from tessera.client.histories import histories
 from tessera.common.config.settings import NAME
 from tessera.common.errors import DataError, RunError
-from tessera.common.metrics.ranking import Sums
+from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.messages import (
     Task,
     Tensors,
@@ -56,11 +56,11 @@ def exact_tensors(draw: st.DrawFn) -> dict[str, torch.Tensor]:
     return {name: torch.randint(-1000, 1000, SHAPES[name], generator=draws).float() for name in names}
 
 
-exact_sums = st.builds(Sums, st.dictionaries(st.sampled_from(["users", "loss"]), st.integers(0, 1000).map(float)))
+exact_sums = st.builds(MetricSums, st.dictionaries(st.sampled_from(["users", "loss"]), st.integers(0, 1000).map(float)))
 updates = st.builds(Update, exact_tensors(), st.integers(0, 1000).map(float), exact_sums, exact_tensors())
 tasks = st.builds(
     Task,
-    st.sampled_from(["census", "train", "evaluate", "baselines"]),
+    st.sampled_from(["item_statistics", "train", "evaluate", "baselines"]),
     st.from_regex(NAME, fullmatch=True),
     st.integers(0, 10**6),
     st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
@@ -120,7 +120,7 @@ def test_a_task_arrives_as_it_was_sent(wire, task, tensors, facts) -> None:  # t
 @tries(40)
 @given(gradients=any_tensors(), counts=any_tensors(), weight=st.floats(0, 1e9), loss=st.floats(allow_nan=False))
 def test_an_update_arrives_as_it_was_sent(wire, gradients, counts, weight, loss) -> None:  # type: ignore[no-untyped-def]
-    update = Update(gradients, weight, Sums({"loss": loss, "test/all/hr@10": weight / 3}), counts)
+    update = Update(gradients, weight, MetricSums({"loss": loss, "test/all/hr@10": weight / 3}), counts)
     assert_equal(unpack_update(wire(pack_update(update))), update)
 
 

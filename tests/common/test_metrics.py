@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessera.common.metrics.ranking import Sums, hit_rate, ndcg, ranking_means, ranking_sums, standing
+from tessera.common.metrics.ranking import MetricSums, hit_rate, ndcg, ranking_means, ranking_sums, standing
 from tests.support.splits import tries
 
 KS = (1, 2, 3, 10)
-exact_sums = st.builds(Sums, st.dictionaries(st.sampled_from("abcd"), st.integers(-1000, 1000).map(float)))
+exact_sums = st.builds(MetricSums, st.dictionaries(st.sampled_from("abcd"), st.integers(-1000, 1000).map(float)))
 
 
 def plain(position: int, k: int) -> tuple[float, float]:
@@ -108,7 +108,7 @@ def test_devices_added_up_are_one_device(places: list[int], data: st.DataObject)
     """The mean over all users comes out the same however the users are spread over devices."""
     cut = data.draw(st.integers(0, len(places)))
 
-    def sums(some: list[int]) -> Sums:
+    def sums(some: list[int]) -> MetricSums:
         above = torch.tensor(some, dtype=torch.int64)
         return ranking_sums(above, torch.ones_like(above), {"all": torch.ones(len(some), dtype=torch.bool)}, (5, 20))
 
@@ -118,21 +118,21 @@ def test_devices_added_up_are_one_device(places: list[int], data: st.DataObject)
 
 @tries(60)
 @given(exact_sums, exact_sums, exact_sums)
-def test_sums_add_in_any_order(a: Sums, b: Sums, c: Sums) -> None:
+def test_sums_add_in_any_order(a: MetricSums, b: MetricSums, c: MetricSums) -> None:
     assert a + b == b + a
     assert (a + b) + c == a + (b + c)
-    assert a + Sums() == a == Sums() + a
+    assert a + MetricSums() == a == MetricSums() + a
     assert all((a + b)[name] == a[name] + b[name] for name in "abcd")
 
 
 @tries(60)
 @given(exact_sums, exact_sums)
-def test_adding_leaves_the_parts_as_they_were(a: Sums, b: Sums) -> None:
+def test_adding_leaves_the_parts_as_they_were(a: MetricSums, b: MetricSums) -> None:
     before = dict(a.values), dict(b.values)
     _ = a + b
     assert (dict(a.values), dict(b.values)) == before
 
 
 def test_a_mean_needs_a_count() -> None:
-    assert Sums({"loss": 6.0, "users": 4.0}).mean("loss", "users") == 1.5
-    assert Sums({"loss": 6.0}).mean("loss", "users") is None
+    assert MetricSums({"loss": 6.0, "users": 4.0}).mean("loss", "users") == 1.5
+    assert MetricSums({"loss": 6.0}).mean("loss", "users") is None

@@ -9,7 +9,7 @@ import torch
 
 from tessera.client import cohort
 from tessera.client.backbones import BACKBONES
-from tessera.client.backbones.base import Given, quadratic
+from tessera.client.backbones.base import BackboneInput, quadratic
 from tessera.client.histories import histories
 from tessera.client.router import Routed
 from tessera.common.config.settings import LocalSettings
@@ -60,7 +60,7 @@ def test_both_sides_know_the_same_backbones() -> None:
 @every_mode
 def test_cohort_equals_one_user_at_a_time(backbone: str, mode: str) -> None:
     local, strategy = start(backbone, mode)
-    split, sent = small_split(n_users=7, n_items=30), strategy.broadcast()
+    split, sent = small_split(n_users=7, n_items=30), strategy.build_views()
 
     def run(split):
         state, total = cohort.start_state(split.users, local, sent["views"], seed=1), Update()
@@ -85,14 +85,14 @@ def test_gradients_reach_every_shared_part_and_users_differ(backbone: str, mode:
     local, strategy = start(backbone, mode)
     split = small_split(n_users=9, n_items=30)
     before = {name: value.clone() for name, value in strategy.generator.state_dict().items()}
-    state = cohort.start_state(split.users, local, strategy.broadcast()["views"], seed=0)
+    state = cohort.start_state(split.users, local, strategy.build_views()["views"], seed=0)
     for round in (1, 2, 3):
-        state, update = cohort.train(state, strategy.broadcast(), double(split), local, 0, round)
-        strategy.absorb(update)
+        state, update = cohort.train(state, strategy.build_views(), double(split), local, 0, round)
+        strategy.aggregate(update)
     stuck = [name for name, value in strategy.generator.state_dict().items() if torch.equal(before[name], value)]
     assert not stuck
     if backbone == "fcf":  # nothing of FCF's own is kept: it follows from the history
-        own = cohort.scores(state.parameters, strategy.broadcast(), double(split), local)[0]
+        own = cohort.scores(state.parameters, strategy.build_views(), double(split), local)[0]
     else:
         own = next(value for name, value in state.parameters.items() if name in ("user", "head"))
     assert all(not torch.equal(own[0], own[row]) for row in range(1, 9))
@@ -131,7 +131,7 @@ def score_one(backbone: str, private: dict, sent: dict, fbar: torch.Tensor, item
 @every_backbone
 def test_scores_equal_the_naive_twin(backbone: str) -> None:
     local, strategy = start(backbone)
-    split, sent = small_split(n_users=4, n_items=30), strategy.broadcast()
+    split, sent = small_split(n_users=4, n_items=30), strategy.build_views()
     generator = torch.Generator().manual_seed(0)
     state = cohort.start_state(split.users, local, sent["views"], seed=1)
     private = {n: torch.randn(v.shape, generator=generator, dtype=torch.float64) for n, v in state.parameters.items()}
@@ -146,9 +146,9 @@ def test_scores_equal_the_naive_twin(backbone: str) -> None:
 
 def test_fcf_solves_the_weighted_squares_of_each_user() -> None:
     local, strategy = start("fcf")
-    split, views = small_split(n_users=5, n_items=30), strategy.broadcast()["views"]
+    split, views = small_split(n_users=5, n_items=30), strategy.build_views()["views"]
     weights = torch.softmax(torch.randn(5, len(views), dtype=torch.float64), dim=1)
-    found = quadratic(Given({}, {}, double(split), Routed(views, weights)), local)
+    found = quadratic(BackboneInput({}, {}, double(split), Routed(views, weights)), local)
     for u in range(5):
         fbar = torch.einsum("g,gnd->nd", weights[u], views)
         wanted = torch.zeros(30, dtype=torch.float64)
@@ -160,7 +160,7 @@ def test_fcf_solves_the_weighted_squares_of_each_user() -> None:
 
 def test_fedrap_penalty_sets_in_with_the_rounds_and_is_bounded() -> None:
     local, strategy = start("fedrap")
-    split, sent = small_split(n_users=3, n_items=30), strategy.broadcast()
+    split, sent = small_split(n_users=3, n_items=30), strategy.build_views()
     state = cohort.start_state(split.users, local, sent["views"], seed=1)
     state.parameters["items"].normal_(std=100)
     given = cohort.routed(state.parameters, sent, double(split), local)
@@ -168,12 +168,12 @@ def test_fedrap_penalty_sets_in_with_the_rounds_and_is_bounded() -> None:
     assert torch.equal(backbone.penalty(given, local, 0), torch.zeros(3, dtype=torch.float64))
     early, late = (backbone.penalty(given, local, round) for round in (1, 50))
     assert (early.abs() < late.abs()).all()
-    assert (late > -local.difference).all()
+    assert (late > -local.difference_weight).all()
 
 
 def test_pfedrec_tunes_items_anew_in_every_round() -> None:
     local, strategy = start("pfedrec")
-    split, sent = small_split(n_users=3, n_items=30), strategy.broadcast()
+    split, sent = small_split(n_users=3, n_items=30), strategy.build_views()
     state = cohort.start_state(split.users, local, sent["views"], seed=1)
     moved, _ = cohort.train(state, sent, double(split), local, seed=1, round=1)
     assert moved.parameters["tuned"].abs().max() > 0

@@ -132,7 +132,7 @@ def test_the_runs_folder_tells_what_was_run(desk: Path, trained: subprocess.Comp
     assert read_json(run / "status.json")["state"] == "completed"
     assert yaml.safe_load((run / "config.yaml").read_text())["views"]["dim"] == 8
     lines = read_metrics(run)
-    assert [line["kind"] for line in lines] == ["census", "round", "round", "result"]
+    assert [line["kind"] for line in lines] == ["item_statistics", "round", "round", "result"]
     assert lines[-1]["scores"]["test/all/hr@50"] == pytest.approx(figures(trained)["test"]["hr@50"], abs=1e-3)
 
 

@@ -19,9 +19,7 @@ from tessera.common.towers.io import load_reader, read_about, tower_path
 from tessera.common.towers.transformer import OUTPUT_DIM, SIZES
 from tessera.deploy.cli.data import app as data
 from tessera.deploy.cli.towers import app
-from tessera.server.pretraining import aligned_init as start
-from tessera.server.pretraining import encoder_training as sight
-from tessera.server.pretraining import reader_training as distillation
+from tessera.server.pretraining import aligned_init, encoder_training, reader_training
 from tests.support.qa_devices import N_ITEMS, N_PUBLIC, pupils_dataset
 
 
@@ -39,9 +37,9 @@ def dataset(made: Path, tmp_path: Path) -> Path:
 def small_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit, align and train on as little as runs."""
     for module, name, value in (
-        (distillation, "BATCH", 8),
-        (distillation, "ASKED", 200),
-        (start, "ASKED", 60),
+        (reader_training, "BATCH", 8),
+        (reader_training, "N_EVAL_QUESTIONS", 200),
+        (aligned_init, "N_ALIGNMENT_QUESTIONS", 60),
         (transfer, "STEPS", 3),
     ):
         monkeypatch.setattr(module, name, value)
@@ -79,7 +77,7 @@ def test_what_cannot_be_fitted_is_said(dataset: Path) -> None:
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sight, "BATCH", 8)
+    monkeypatch.setattr(encoder_training, "BATCH", 8)
     convert_shop(tmp_path / "shop", 100, 4)
     return tmp_path / "shop"
 
@@ -114,7 +112,7 @@ def test_a_small_tower_is_fitted_anew_once_there_is_a_large_one_to_derive_it_fro
 
 
 def test_no_tower_sees_the_items_that_questions_keep_for_tests(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sight, "BATCH", 8)
+    monkeypatch.setattr(encoder_training, "BATCH", 8)
     catalogue, path, towers = load_catalogue(dataset), encoder_path(dataset / "towers", "tiny", "text"), []
     for row in (N_ITEMS - 1, N_PUBLIC, N_PUBLIC - 1):
         titles = (*catalogue.titles[:row], "quite another", *catalogue.titles[row + 1 :])

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tessera.client.private_state import Store
 from tessera.client.recommend import Personal
-from tessera.client.recommendation import Device
+from tessera.client.recommendation import RecommendationClient
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.errors import DataError
 from tessera.common.protocol.codecs import decode, rotation
@@ -167,7 +167,7 @@ def test_folders_dealt_by_hand_are_those_of_a_run(dataset: Path, tmp_path: Path)
     for by_hand, own in zip(sorted((tmp_path / "hand").iterdir()), job.devices, strict=True):
         files = {path.relative_to(own): path.read_bytes() for path in own.rglob("*") if path.is_file()}
         assert {path.relative_to(by_hand): path.read_bytes() for path in by_hand.rglob("*") if path.is_file()} == files
-        assert Device(by_hand).catalogue() == Device(own).catalogue()
+        assert RecommendationClient(by_hand).catalogue() == RecommendationClient(own).catalogue()
 
 
 def test_without_towers_nothing_is_dealt(dataset: Path, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import INTERACTIONS, load_interactions
 from tessera.common.errors import RunError
-from tessera.deploy.docker.entrypoint import enrolled, take_share
+from tessera.deploy.docker.entrypoint import registrations, take_assignment
 from tessera.deploy.docker.healthcheck import FRESH
 from tessera.deploy.environment import QUIET
 from tessera.deploy.federation.certificates import make_node_key
 from tessera.deploy.federation.supernode import KEY
-from tessera.deploy.job import deal
+from tessera.deploy.job import partition
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -24,21 +24,21 @@ def people(folder: Path) -> list[str]:
 
 
 def test_the_shares_of_all_devices_are_what_deal_gives(shop: Path, tmp_path: Path) -> None:
-    for share, dealt in enumerate(deal(shop, tmp_path / "dealt", 3)):
+    for share, dealt in enumerate(partition(shop, tmp_path / "dealt", 3)):
         device = tmp_path / f"device-{share}"
         device.mkdir()
-        take_share(device, str(shop), share, 3)
+        take_assignment(device, str(shop), share, 3)
         assert people(device) == people(dealt)
 
 
 def test_another_share_replaces_people_and_what_was_learnt_of_them_but_not_the_key(shop: Path, tmp_path: Path) -> None:
     make_node_key(tmp_path / KEY)
     key = (tmp_path / KEY).read_bytes()
-    take_share(tmp_path, str(shop), 0, 2)
+    take_assignment(tmp_path, str(shop), 0, 2)
     (tmp_path / "private").mkdir()
-    take_share(tmp_path, str(shop), 0, 2)
+    take_assignment(tmp_path, str(shop), 0, 2)
     assert (tmp_path / "private").exists(), "the same share is left alone"
-    take_share(tmp_path, str(shop), 1, 2)
+    take_assignment(tmp_path, str(shop), 1, 2)
     assert not (tmp_path / "private").exists()
     assert (tmp_path / KEY).read_bytes() == key
     assert people(tmp_path) == people(shop)[1::2]
@@ -47,13 +47,13 @@ def test_another_share_replaces_people_and_what_was_learnt_of_them_but_not_the_k
 def test_a_share_that_was_being_dealt_when_killed_is_dealt_again(shop: Path, tmp_path: Path) -> None:
     (tmp_path / "share.json").write_text("{}")
     (tmp_path / INTERACTIONS).write_bytes(b"half")
-    take_share(tmp_path, str(shop), 1, 2)
+    take_assignment(tmp_path, str(shop), 1, 2)
     assert people(tmp_path) == people(shop)[1::2]
 
 
 def test_interactions_that_an_owner_brought_stay(tmp_path: Path) -> None:
     (tmp_path / INTERACTIONS).write_bytes(b"mine")
-    take_share(tmp_path, "/nowhere", 0, 2)
+    take_assignment(tmp_path, "/nowhere", 0, 2)
     assert (tmp_path / INTERACTIONS).read_bytes() == b"mine"
 
 
@@ -62,9 +62,9 @@ def test_only_living_clients_are_counted_and_in_the_order_of_their_keys(tmp_path
         (tmp_path / f"{name}.pub").write_text(key)
     long_ago = time.time() - 2 * FRESH
     os.utime(tmp_path / "c.pub", (long_ago, long_ago))
-    assert list(enrolled(tmp_path).items()) == [("first", tmp_path / "b.pub"), ("third", tmp_path / "a.pub")]
+    assert list(registrations(tmp_path).items()) == [("first", tmp_path / "b.pub"), ("third", tmp_path / "a.pub")]
     with pytest.raises(RunError, match="no client shows its key"):
-        enrolled(tmp_path / "empty")
+        registrations(tmp_path / "empty")
 
 
 def test_the_image_is_as_quiet_as_the_processes_we_start() -> None:

@@ -22,7 +22,7 @@ from tessera.deploy.doctor.machine import PACKAGES, packages, ray_address
 from tessera.deploy.doctor.server import check_address, check_server_folder
 from tessera.deploy.federation.certificates import Certificates, make_certificates, make_node_key
 from tessera.deploy.federation.superlink import Server
-from tessera.deploy.job import deal
+from tessera.deploy.job import partition
 from tests.deploy.test_certificates import tls_server
 
 NOBODY = 65534
@@ -79,7 +79,7 @@ def server(tmp_path: Path) -> Server:
 
 @pytest.fixture
 def device(shop: Path, tmp_path: Path) -> Path:
-    (folder,) = deal(shop, tmp_path / "devices", 1)
+    (folder,) = partition(shop, tmp_path / "devices", 1)
     make_node_key(folder / "node.key")
     folder.chmod(0o700)
     return folder

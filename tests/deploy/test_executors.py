@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from tessera.client.recommend import Personal
-from tessera.client.recommendation import Device
+from tessera.client.recommendation import RecommendationClient
 from tessera.common.errors import RunError, TesseraError
 from tessera.common.protocol.messages import content_hash
 from tessera.common.utils.atomic_files import read_tensors
 from tessera.deploy.executors import inline
 from tessera.deploy.executors import ray as simulate
-from tessera.deploy.executors.run import train
+from tessera.deploy.executors.run import run_job
 from tessera.deploy.job import Job
 from tessera.server.run_folder import read_metrics
 from tessera.server.views.spectral_init import leading_vectors
@@ -81,7 +81,7 @@ def test_default_optimiser_and_wire_agree_closely(tmp_path: Path) -> None:
 
 def test_cohort_size_changes_no_result(tmp_path: Path) -> None:
     for size in (3, 512):
-        inline.execute(small_job(tmp_path, f"size-{size}", 2, local={"block": size}, server=SGD), silent)
+        inline.execute(small_job(tmp_path, f"size-{size}", 2, local={"batch_users": size}, server=SGD), silent)
     assert_same_run(tmp_path / "size-3", tmp_path / "size-512", 1e-5)
 
 
@@ -96,7 +96,7 @@ def test_ray_equals_inline_also_when_resumed_by_new_workers(tmp_path: Path) -> N
 
 def test_grpc_equals_inline(tmp_path: Path) -> None:
     inline.execute(small_job(tmp_path, "inline", 2, rounds=2, server=SGD), silent)
-    figures = train(small_job(tmp_path, "grpc", 2, rounds=2, server=SGD), "grpc", silent)
+    figures = run_job(small_job(tmp_path, "grpc", 2, rounds=2, server=SGD), "grpc", silent)
     assert figures["rounds"] == 2
     assert_same_run(tmp_path / "inline", tmp_path / "grpc", 1e-5)
 
@@ -185,7 +185,7 @@ def test_rounds_with_too_few_nodes_are_abandoned_until_there_are_too_many(tmp_pa
     job = small_job(tmp_path, "strict", 3, federation={"min_nodes": 3}, rounds=8)
     with pytest.raises(RunError, match=r"round 4: 3 rounds in a row were abandoned.*2 nodes answered to train, 3 must"):
         inline.execute(job, breaking(job, node=1, after=1))
-    assert [line["kind"] for line in read_metrics(job.run_dir)] == ["census", "round"] + ["abandoned"] * 3
+    assert [line["kind"] for line in read_metrics(job.run_dir)] == ["item_statistics", "round"] + ["abandoned"] * 3
 
 
 def test_a_round_nobody_took_part_in_changes_nothing(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_people_can_be_served_while_and_after_a_round_dies(tmp_path: Path) -> No
     before = personal.recommend("person-0", 5)
     # The next round's views arrive, and the device dies before it has trained.
     later = replace(personal.task, kind="train", round=personal.task.round + 1, tensors=content_hash(personal.sent))
-    Device(job.devices[0]).hold(later, personal.sent)
+    RecommendationClient(job.devices[0]).hold(later, personal.sent)
     assert Personal.open(job.devices[0]).recommend("person-0", 5) == before
 
 

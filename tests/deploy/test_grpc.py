@@ -25,7 +25,7 @@ from tessera.deploy.federation.processes import Process, remains, start, stop
 from tessera.deploy.federation.registry import find
 from tessera.deploy.federation.superlink import Control, Server, start_superlink, wait_until_ready, write_app
 from tessera.deploy.federation.supernode import explain, join, parse_address, start_supernode
-from tessera.deploy.job import Job, deal
+from tessera.deploy.job import Job, partition
 
 SETTINGS: dict[str, Any] = {
     "name": "small",
@@ -64,7 +64,7 @@ def none_left(folder: Path) -> bool:
 @pytest.fixture
 def job(shop: Path, tmp_path: Path) -> Job:
     settings = Settings.model_validate(SETTINGS)
-    return Job(settings, shop, deal(shop, tmp_path / "devices", 2), tmp_path / "run")
+    return Job(settings, shop, partition(shop, tmp_path / "devices", 2), tmp_path / "run")
 
 
 @dataclass
@@ -94,7 +94,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_a_run_over_grpc_reports_its_progress_and_leaves_nothing_behind(job: Job, tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = []
     execute(job, lines.append)
-    assert [line["kind"] for line in lines] == ["census", "round", "result"]
+    assert [line["kind"] for line in lines] == ["item_statistics", "round", "result"]
     assert lines[1]["nodes"] == 2
     assert none_left(tmp_path)
     logs = job.run_dir / "federation" / "logs"

@@ -13,11 +13,11 @@ import yaml
 
 from tessera.common.datasets import convert_shop
 from tessera.common.errors import RunError
-from tessera.common.utils.folder_lock import alone, clear
+from tessera.common.utils.folder_lock import clear, hold_folder
 from tessera.deploy.federation.certificates import make_certificates, make_node_key
 from tessera.deploy.federation.processes import end_leftovers, remains, start, stop
 from tessera.deploy.federation.superlink import Control, Server
-from tessera.deploy.job import deal
+from tessera.deploy.job import partition
 from tessera.server.run_folder import read_metrics
 from tests.deploy.test_grpc import SETTINGS, left_behind, linux
 from tests.support.commands import SECONDS, Start, commands, wait
@@ -36,7 +36,7 @@ def test_a_killed_server_device_and_submit_leave_nothing_behind(
 ) -> None:
     """Each folder is used by one process at a time. A run whose `submit` is killed goes on, and holds its folder."""
     server = Server.local(tmp_path / "server")
-    (device,) = deal(shop, tmp_path, 1)
+    (device,) = partition(shop, tmp_path, 1)
     make_certificates(server.folder, [], 1)
     ports = ["--host", server.host, "--port", server.port, "--control-port", server.control_port]
     up = start_command(tmp_path / "server.log", "federate", "server", "--dir", server.folder, *ports)
@@ -66,7 +66,7 @@ def submitted_and_killed(server: Server, shop: Path, tmp_path: Path, start_comma
     assert second.ends() == 1
     assert f"{run} is in use by process" in second.told()
     assert wait(lambda: json.loads((run / "status.json").read_text())["state"] == "completed")
-    assert [line["kind"] for line in read_metrics(run)] == ["census", "round", "round", "result"]
+    assert [line["kind"] for line in read_metrics(run)] == ["item_statistics", "round", "round", "result"]
 
 
 @linux
@@ -82,7 +82,7 @@ def test_a_killed_run_over_grpc_leaves_nothing_behind_and_is_resumed(tmp_path: P
     assert wait(lambda: not left_behind(tmp_path)), left_behind(tmp_path)
     second = start_command(tmp_path / "resume.log", *train, "--resume")
     assert second.ends() == 0, second.told()
-    assert [line["kind"] for line in read_metrics(run)] == ["census", "round", "round", "result"]
+    assert [line["kind"] for line in read_metrics(run)] == ["item_statistics", "round", "round", "result"]
 
 
 @linux
@@ -103,16 +103,16 @@ def test_what_does_not_heed_its_parents_end_is_ended_at_the_next_start(tmp_path:
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with alone(folder):
+    with hold_folder(folder):
         (folder / "checkpoints").mkdir()
         (folder / "config.yaml").touch()
-        with pytest.raises(RunError, match=f"{folder} is in use by process {os.getpid()}"), alone(folder):
+        with pytest.raises(RunError, match=f"{folder} is in use by process {os.getpid()}"), hold_folder(folder):
             pass
         clear(folder)  # as --overwrite does
-        with pytest.raises(RunError, match="in use"), alone(folder):
+        with pytest.raises(RunError, match="in use"), hold_folder(folder):
             pass
     assert not (folder / "config.yaml").exists()
-    with alone(folder):
+    with hold_folder(folder):
         pass
 
 
@@ -123,8 +123,8 @@ def test_a_killed_process_lets_go_of_its_folder(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
         assert holder.stdout
         holder.stdout.readline()
-        with pytest.raises(RunError, match=f"process {holder.pid}"), alone(tmp_path):
+        with pytest.raises(RunError, match=f"process {holder.pid}"), hold_folder(tmp_path):
             pass
         holder.kill()
-    with alone(tmp_path):
+    with hold_folder(tmp_path):
         pass

@@ -11,23 +11,23 @@ from torch import Tensor
 
 from tessera.client.adapters.signature import DECAYED, LIMIT, NOISE
 from tessera.client.app import app
-from tessera.client.methods import METHODS, Lesson
+from tessera.client.methods import METHODS, LocalTraining
 from tessera.client.private_state import Store
-from tessera.client.qa_client import QUESTIONS, Pupil
+from tessera.client.qa_client import QUESTIONS, QAClient
 from tessera.common.data.questions import Questions
 from tessera.common.errors import DataError, RunError
-from tessera.common.protocol.adapters import MODULE, Contribution
+from tessera.common.protocol.adapters import MODULE, AdapterUpdate
 from tessera.common.protocol.messages import Task, Update, array_bytes
 from tessera.common.protocol.signature_mask import kept_coordinates, n_kept
-from tessera.common.registry.methods import REGIMES
-from tessera.common.towers.aligned_init import start_path
+from tessera.common.registry.methods import METHOD_SPECS
+from tessera.common.towers.aligned_init import aligned_init_path
 from tessera.common.towers.io import save_reader
 from tessera.common.towers.transformer import OUTPUT_DIM
 from tessera.common.utils.atomic_files import read_tensors, write_tensors
 from tessera.deploy.executors import inline
 from tessera.deploy.executors import ray as simulate
 from tessera.deploy.executors.inline import InlineGrid
-from tessera.deploy.executors.run import train
+from tessera.deploy.executors.run import run_job
 from tessera.deploy.job import Job
 from tessera.deploy.provisioning.towers import align
 from tessera.server.run_folder import read_metrics
@@ -66,9 +66,9 @@ def overheard(job: Job, spoil: Spoil = lambda node, task, update: update) -> lis
     return exchanges
 
 
-def sent_in(exchanges: list[Exchange], round: int) -> dict[str, Contribution]:
+def sent_in(exchanges: list[Exchange], round: int) -> dict[str, AdapterUpdate]:
     """What clients sent in the training of a round."""
-    found: dict[str, Contribution] = {}
+    found: dict[str, AdapterUpdate] = {}
     for exchange in exchanges:
         if (exchange.task.kind, exchange.task.round) == ("train", round):
             found |= exchange.update.modules
@@ -99,19 +99,19 @@ class Heard:
 
     job: Job
     exchanges: list[Exchange]
-    regime: str
+    method: str
 
 
-@pytest.fixture(scope="module", params=REGIMES)
+@pytest.fixture(scope="module", params=METHOD_SPECS)
 def heard(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Heard:
     job = pupils_job(
-        dataset, tmp_path_factory.mktemp(request.param) / "run", 4, rounds=2, mosaic={"regime": request.param}
+        dataset, tmp_path_factory.mktemp(request.param) / "run", 4, rounds=2, mosaic={"method": request.param}
     )
     return Heard(job, overheard(job), request.param)
 
 
 def test_only_what_is_merged_goes_up_and_each_gets_its_own_mix(heard: Heard) -> None:
-    regime, uploads = REGIMES[heard.regime], METHODS[heard.regime].uploads
+    method, uploads = METHOD_SPECS[heard.method], METHODS[heard.method].uploads
     assert len(heard.exchanges) == 4 * (1 + 2 + 2)
     for exchange in heard.exchanges:
         update, (client,) = exchange.update, exchange.update.towers
@@ -123,22 +123,22 @@ def test_only_what_is_merged_goes_up_and_each_gets_its_own_mix(heard: Heard) -> 
         sent, got = sent_in(heard.exchanges, round), came_down(heard.exchanges, "evaluate", round)
         assert len(got) == 4
         for client, module in got.items():
-            assert_close(module, naive_mix(sent, client, regime.shares == "relevant") if uploads else {})
-        if regime.shares == "relevant":
+            assert_close(module, naive_mix(sent, client, method.shares == "relevant") if uploads else {})
+        if method.shares == "relevant":
             assert len({float(next(iter(module.values())).sum()) for module in got.values()}) == 4
     assert not any(e.down for e in heard.exchanges if e.task.kind == "train"), "they hold what the evaluation brought"
 
 
 def test_bytes_are_those_of_p_q_lora_and_the_signature(heard: Heard) -> None:
-    regime, r = REGIMES[heard.regime], RANK
+    method, r = METHOD_SPECS[heard.method], RANK
     for name in ("tiny", "small"):
         width, depth = READERS[name].width, READERS[name].depth
-        placed = BLOCKS if regime.pq else 0
+        placed = BLOCKS if method.pq else 0
         in_and_out = 4 * 2 * width + 2 * 5 * width  # q, k, v, out; and the two of the MLP
         q_and_k = 2 * 2 * width  # which have no place
         module = placed * (4 * 4 * (r * r + r) + 4 * r * q_and_k) + (depth - placed) * 4 * r * in_and_out
-        module = module if METHODS[heard.regime].uploads else 0
-        signature = 4 * N_KEPT if regime.shares == "relevant" else 0
+        module = module if METHODS[heard.method].uploads else 0
+        signature = 4 * N_KEPT if method.shares == "relevant" else 0
         of_class = [e for e in heard.exchanges if next(iter(e.update.towers.values())).startswith(name)]
         assert len(of_class) == 2 * 5
         for exchange in of_class:
@@ -165,7 +165,7 @@ def private(heard: Heard, folder: Path) -> Iterator[tuple[str, bytes]]:
     assert kept is not None
     tensors = {name: value[0] for name, value in kept.parameters.items()}
     hidden = {name: value for name, value in tensors.items() if name.startswith("local/")}
-    if METHODS[heard.regime].uploads == "local":
+    if METHODS[heard.method].uploads == "local":
         hidden = {}
     hidden["gates"] = torch.stack([value for name, value in tensors.items() if name.startswith("gate/")])
     if DECAYED in tensors:
@@ -176,12 +176,12 @@ def private(heard: Heard, folder: Path) -> Iterator[tuple[str, bytes]]:
             secret = value.flatten()[:8].to(dtype).numpy().tobytes()
             if len(set(secret)) >= 6:  # zeros would be found anywhere
                 yield f"{name} of {folder.name}", secret
-    train = Questions.load(folder / QUESTIONS / "train.safetensors")
+    run_job = Questions.load(folder / QUESTIONS / "train.safetensors")
     for dtype in (torch.int64, torch.int32, torch.float32):
-        yield f"answers of {folder.name}", train.answers.to(dtype).numpy().tobytes()
-        for row in range(0, len(train), 10):
-            yield f"question {row} of {folder.name}", train.pieces[row].to(dtype).numpy().tobytes()
-    yield from ((f"task {name}", name.encode()) for name in (*train.names, *train.instructions))
+        yield f"answers of {folder.name}", run_job.answers.to(dtype).numpy().tobytes()
+        for row in range(0, len(run_job), 10):
+            yield f"question {row} of {folder.name}", run_job.pieces[row].to(dtype).numpy().tobytes()
+    yield from ((f"task {name}", name.encode()) for name in (*run_job.names, *run_job.instructions))
 
 
 def noise_free(decayed: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def noise_free(decayed: Tensor) -> Tensor:
 
 
 def test_a_signature_is_noised_before_it_leaves(heard: Heard) -> None:
-    if REGIMES[heard.regime].shares != "relevant":
+    if METHOD_SPECS[heard.method].shares != "relevant":
         pytest.skip("no signatures")
     for exchange in heard.exchanges:
         if (exchange.task.kind, exchange.task.round) == ("train", 2):
@@ -294,19 +294,19 @@ def test_a_run_of_other_classes_leaves_the_start_of_this_one_alone(tmp_path: Pat
     align(data, other)
     assert expected(data, first).keys() == marks
     assert not expected(data, other).keys() & marks
-    start_path(data / "towers" / "tiny", first.mosaic).unlink()
-    with pytest.raises(DataError, match=r"start-.* does not exist: make it by `tessera data deal --config`"):
+    aligned_init_path(data / "towers" / "tiny", first.mosaic).unlink()
+    with pytest.raises(DataError, match=r"start-.* does not exist: make it by `tessera data partition --config`"):
         expected(data, first)
 
 
 def test_private_state_of_another_rank_is_refused(tmp_path: Path, dataset: Path) -> None:
-    job = pupils_job(dataset, tmp_path / "run", 1, rounds=1, mosaic={"regime": "fedit"})
+    job = pupils_job(dataset, tmp_path / "run", 1, rounds=1, mosaic={"method": "fedit"})
     exchanges = overheard(job)
     task = next(exchange.task for exchange in exchanges if exchange.task.kind == "train")
     mosaic = task.settings.mosaic.model_copy(update={"rank": 2})
     other = replace(task, settings=task.settings.model_copy(update={"mosaic": mosaic}), round=2)
     with pytest.raises(DataError, match="the adapter kept there is of another tower or rank; start a new run"):
-        Pupil(job.devices[0], simulated=True).perform(other, None, {})
+        QAClient(job.devices[0], simulated=True).perform(other, None, {})
     run_note = (job.devices[0] / "private" / task.run / "run.json").read_text()
     assert '"round": 1' in run_note, "nothing was changed"
 
@@ -355,7 +355,7 @@ def test_grpc_equals_inline_where_devices_keep_their_secrets(
     """A real device's name, draws and noise hang on its secret and on the run's name: the inline run is given both."""
     changes = {"mosaic": {"classes": ["tiny", "small", "base"]}, "rounds": 5, "evaluation": {"every": 5}}
     grpc = pupils_job(dataset, tmp_path / "grpc", **changes)
-    figures = train(grpc, "grpc", silent)
+    figures = run_job(grpc, "grpc", silent)
     assert figures["rounds"] == 5
     assert [line["nodes"] for line in rounds(grpc)] == [3] * 5
 
@@ -381,13 +381,13 @@ def test_no_question_of_a_task_is_drawn_before_it_begins(
 ) -> None:
     drawn: list[set[int]] = []
 
-    def spy(lesson: Lesson, step: int) -> Tensor:
+    def spy(lesson: LocalTraining, step: int) -> Tensor:
         rows = plain(lesson, step)
         drawn[-1] |= set(lesson.bank.questions.tasks[rows].tolist())
         return rows
 
-    plain = Lesson.rows
-    monkeypatch.setattr(Lesson, "rows", spy)
+    plain = LocalTraining.rows
+    monkeypatch.setattr(LocalTraining, "rows", spy)
     job = pupils_job(
         dataset, tmp_path / "run", 1, rounds=n_rounds, mosaic={"stream": "dynamic"}, evaluation={"every": 8}
     )

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tessera.deploy.federation.superlink import CONTROL_PORT, PORT
-from tessera.deploy.job import deal
+from tessera.deploy.job import partition
 from tessera.server.run_folder import read_metrics
 from tests.deploy.test_grpc import SETTINGS, left_behind
 from tests.support.commands import TESSERA, Command, Start, commands, wait
@@ -132,7 +132,7 @@ def federation(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 "Uvicorn running"
             )
             federation = Federation(network, folder, start, {})
-            for name, dealt in zip(("one", "two"), deal(shop, folder, 2), strict=True):
+            for name, dealt in zip(("one", "two"), partition(shop, folder, 2), strict=True):
                 dealt.rename(folder / name)
                 assert start(folder / "key.log", "federate", "key", name).ends() == 0
                 federation.ask("register", f"{name}/node.key.pub")

@@ -21,7 +21,7 @@ from tessera.common.errors import RunError
 from tessera.deploy.executors import inline
 from tessera.deploy.executors import ray as simulate
 from tessera.deploy.executors.inline import InlineGrid
-from tessera.deploy.executors.shared_tensors import Shelving
+from tessera.deploy.executors.shared_tensors import SharedTensorGrid
 from tessera.deploy.job import Job, Report
 from tessera.server.app import serve
 from tessera.server.run_folder import read_metrics
@@ -43,7 +43,7 @@ class Thin(InlineGrid):
 def execute_shelved(job: Job, report: Report) -> None:
     """Run a job in this process as the Ray executor does: with a shelf."""
     devices = job.devices[0].parent
-    grid = Shelving(Thin(device_app(devices), len(job.devices)), devices)
+    grid = SharedTensorGrid(Thin(device_app(devices), len(job.devices)), devices)
     serve(grid, job.settings, job.catalogue, job.run_dir, job.resume, report)
 
 

@@ -12,7 +12,7 @@ import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from tessera.common.errors import RunError
-from tessera.common.metrics.ranking import Sums
+from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.messages import BASIS, COUNTS, VIEWS, Task, Update, pack_update, unpack_task, unpack_update
 from tessera.deploy.executors import inline
 from tessera.deploy.executors.inline import CLIENT_APP_FAILED, InlineGrid
@@ -79,11 +79,19 @@ def poisoned(views: torch.Tensor) -> torch.Tensor:
         ("nonfinite", "the gradient for 'views' is not finite", with_gradient(poisoned)),
         ("nonfinite", "its weight", lambda update: replace(update, weight=float("nan"))),
         ("malformed", "negative", lambda update: replace(update, weight=-4.0)),
-        ("nonfinite", "of inf users", lambda update: replace(update, sums=Sums({"nonfinite": 1.0, "users": math.inf}))),
-        ("malformed", "a sum called 'a/users'", lambda update: replace(update, sums=Sums({"a/users": 1.0}))),
+        (
+            "nonfinite",
+            "of inf users",
+            lambda update: replace(update, sums=MetricSums({"nonfinite": 1.0, "users": math.inf})),
+        ),
+        ("malformed", "a sum called 'a/users'", lambda update: replace(update, sums=MetricSums({"a/users": 1.0}))),
         ("malformed", "'counts' of shape (3,)", lambda update: replace(update, counts={COUNTS: torch.ones(3)})),
         ("malformed", "shape", with_gradient(lambda views: torch.zeros(3, 0, 8))),
-        ("nonfinite", "the loss of 2 of", lambda update: replace(update, sums=update.sums + Sums({"nonfinite": 2.0}))),
+        (
+            "nonfinite",
+            "the loss of 2 of",
+            lambda update: replace(update, sums=update.sums + MetricSums({"nonfinite": 2.0})),
+        ),
         ("malformed", "a gradient of shape", with_gradient(lambda views: views[:, :-1])),
         ("large", "norm above 50", with_gradient(lambda views: 1e6 * views)),
     ],
@@ -117,8 +125,16 @@ def test_what_is_unfit_is_dropped_counted_and_named_and_changes_nothing(
 @pytest.mark.parametrize(
     ("kind", "said", "counts"),
     [
-        ("census", r"node 1 returned something malformed: 'counts' of shape \(3,\)[^;]*", {COUNTS: torch.ones(3)}),
-        ("census", r"node 1 returned something malformed: 'counts' of shape \(40,\) and type torch.uint8", None),
+        (
+            "item_statistics",
+            r"node 1 returned something malformed: 'counts' of shape \(3,\)[^;]*",
+            {COUNTS: torch.ones(3)},
+        ),
+        (
+            "item_statistics",
+            r"node 1 returned something malformed: 'counts' of shape \(40,\) and type torch.uint8",
+            None,
+        ),
         (
             "power",
             "node 1 returned something nonfinite: 'basis' is not finite",
@@ -206,7 +222,7 @@ def test_nobody_being_there_for_a_while_abandons_no_round(tmp_path: Path) -> Non
 def test_useless_scores_of_one_node_do_not_stop_the_others(tmp_path: Path) -> None:
     """Nor does a round count as best that not everybody was evaluated in."""
     job = small_job(tmp_path, "run", 3)
-    forge = lambda update: replace(update, sums=update.sums + Sums({"nonfinite": 1.0}))  # noqa: E731
+    forge = lambda update: replace(update, sums=update.sums + MetricSums({"nonfinite": 1.0}))  # noqa: E731
     carry_out(job, forging(3, forge, "evaluate", 4))
     assert rounds(job)[3]["dropped"] == {"nonfinite": 1}
     assert read_metrics(job.run_dir)[-1]["selected_round"] == 2
@@ -215,7 +231,7 @@ def test_useless_scores_of_one_node_do_not_stop_the_others(tmp_path: Path) -> No
 def test_what_ails_most_nodes_stops_the_run_and_says_what_to_do(tmp_path: Path) -> None:
     def reply(question: Message, honest: Message) -> list[Message]:
         node = honest.metadata.src_node_id
-        bad = forging(node, lambda update: replace(update, sums=update.sums + Sums({"nonfinite": 1.0})))
+        bad = forging(node, lambda update: replace(update, sums=update.sums + MetricSums({"nonfinite": 1.0})))
         return bad(question, honest) if node != 1 else [honest]
 
     with pytest.raises(RunError, match=r"round 2: the loss of 2 of 14 users is not finite; lower the learning rates"):
@@ -249,7 +265,7 @@ def test_a_second_answer_counts_for_nothing(tmp_path: Path) -> None:
 
 def test_a_round_is_closed_with_the_first_to_answer_of_more_than_it_needs(tmp_path: Path) -> None:
     """Two of six are needed, three are asked, others each round. Who was not waited for is not asked before it has answered."""
-    federation = {"participants": 2, "over_selection": 0.5, "checkpoint_every": 4}
+    federation = {"clients_per_round": 2, "over_selection": 0.5, "checkpoint_every": 4}
     asked: list[tuple[int, int]] = []
 
     def note(question: Message, honest: Message) -> list[Message]:
@@ -273,7 +289,7 @@ def test_a_round_is_closed_with_the_first_to_answer_of_more_than_it_needs(tmp_pa
 
 
 def test_a_failing_node_is_made_up_for_by_a_spare_one(tmp_path: Path) -> None:
-    federation = {"participants": 3, "over_selection": 0.4, "min_fraction": 1.0}
+    federation = {"clients_per_round": 3, "over_selection": 0.4, "min_fraction": 1.0}
     job = small_job(tmp_path, "run", 6, federation=federation, server=SGD)
 
     def reply(question: Message, honest: Message) -> list[Message]:
@@ -325,12 +341,12 @@ def test_a_question_to_all_is_asked_again_when_a_node_fails_once(tmp_path: Path)
 
     def reply(question: Message, honest: Message) -> list[Message]:
         kind = task_of(question).kind
-        if honest.metadata.src_node_id == 2 and kind in ("census", "baselines") and kind not in failed:
+        if honest.metadata.src_node_id == 2 and kind in ("item_statistics", "baselines") and kind not in failed:
             failed.append(kind)
             return [Message(Error(CLIENT_APP_FAILED, "restarting"), reply_to=question)]
         return [honest]
 
     carry_out(job, reply)
-    assert failed == ["census", "baselines"]
+    assert failed == ["item_statistics", "baselines"]
     assert read_metrics(job.run_dir)[0]["users"] == 14
     assert_bitwise(tmp_path / "whole", job.run_dir)

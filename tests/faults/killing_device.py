@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tessera.client.recommendation import Device
+from tessera.client.recommendation import RecommendationClient
 from tessera.common.protocol.messages import HISTORY, VIEWS, Task, content_hash
 from tessera.common.utils.atomic_files import digest
 from tests.faults.killing import forked, killed_everywhere
@@ -20,13 +20,13 @@ Files = dict[str, str]
 
 def train(folder: Path, round: int) -> dict[str, str]:
     """One round of training, as a task of the server's; return hashes of the gradients that would leave."""
-    device, draws = Device(folder), torch.Generator().manual_seed(round)
+    device, draws = RecommendationClient(folder), torch.Generator().manual_seed(round)
     catalogue = device.catalogue()
     tensors = {
         VIEWS: torch.randn(2, len(catalogue), 8, generator=draws),
         HISTORY: torch.randn(len(catalogue), 8, generator=draws),
     }
-    settings = small_settings(local={"block": 5})  # people in three files
+    settings = small_settings(local={"batch_users": 5})  # people in three files
     task = Task("train", "run", round, (1,), ("sum", "id"), catalogue.sha256, settings, content_hash(tensors))
     update = device.perform(task, tensors, {})
     return {name: content_hash({name: value}) for name, value in update.gradients.items()}

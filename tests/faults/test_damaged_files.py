@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tessera.client.recommendation import Device
+from tessera.client.recommendation import RecommendationClient
 from tessera.common.errors import DataError, RunError
 from tessera.common.utils.atomic_files import digest
 from tessera.deploy.executors import inline
@@ -177,7 +177,7 @@ def test_a_damaged_note_of_an_old_run_does_not_stop_a_device(
 
 
 def test_a_damaged_secret_is_named(begun: Path) -> None:
-    device = Device(begun / "devices" / "node-0")
+    device = RecommendationClient(begun / "devices" / "node-0")
     assert device.secret() == device.secret()
     (device.folder / "secret").write_text("")
     with pytest.raises(DataError, match=r"node-0/secret is damaged: restore it, or remove it"):

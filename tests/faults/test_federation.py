@@ -23,7 +23,7 @@ from tessera.deploy.executors import inline
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.superlink import Control, Server
 from tessera.deploy.federation.supernode import public_key
-from tessera.deploy.job import Job, deal
+from tessera.deploy.job import Job, partition
 from tessera.server.run_folder import read_metrics
 from tests.deploy.test_grpc import left_behind
 from tests.faults.forwarder import Forwarder
@@ -54,7 +54,7 @@ class Federation:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.dataset = small_dataset(folder / "small")
-        self.devices = deal(self.dataset, folder / "devices", 2)
+        self.devices = partition(self.dataset, folder / "devices", 2)
         self.server = Server.local(folder / "server")
         self.way = Forwarder(self.server.port)
         self.commands: dict[str, subprocess.Popen[bytes]] = {}
@@ -263,7 +263,7 @@ def test_a_run_whose_serverapp_is_killed_and_then_its_whole_server_is_resumed_ea
     assert all(process.poll() is None for name, process in federation.commands.items() if name.startswith("device"))
 
     undisturbed = run_settings(name, 4)
-    devices = deal(federation.dataset, federation.folder / "undisturbed" / "devices", 2)
+    devices = partition(federation.dataset, federation.folder / "undisturbed" / "devices", 2)
     job = Job(small_settings(**undisturbed), federation.dataset, devices, federation.folder / "undisturbed")
     inline.execute(job, lambda line: None)
     for mine, theirs in (

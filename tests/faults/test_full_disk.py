@@ -19,7 +19,7 @@ from tessera.common.utils.atomic_files import digest
 from tessera.deploy.executors import inline
 from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.executors.run import make_job
-from tessera.deploy.job import deal
+from tessera.deploy.job import partition
 from tessera.server.app import serve
 from tessera.server.run_folder import read_metrics
 from tests.faults.killing import outcome
@@ -100,7 +100,7 @@ def test_the_disk_of_a_simulation_gets_full_while_a_device_writes(tmp_path: Path
     small_dataset(tmp_path / "small")
     inline.execute(small_job(tmp_path, "whole", 2, rounds=ROUNDS), silent)
     job = small_job(tmp_path, "run", 2, rounds=ROUNDS)
-    job = replace(job, devices=deal(job.catalogue, disk / "devices", 2))
+    job = replace(job, devices=partition(job.catalogue, disk / "devices", 2))
     with pytest.raises(StorageError, match=rf"{disk}/devices/node-0/.* cannot be written: No space left on device"):
         inline.execute(job, filling(disk, after=2))
     (disk / "ballast").unlink()
@@ -114,8 +114,8 @@ def test_the_disk_of_a_device_gets_full(tmp_path: Path, disk: Path, caplog: pyte
     """The server names the node and hears no more than the kind of trouble; the others go on. The device's own log names the
     file. The state from before is whole, and with room the device takes part again as if it had not been asked."""
     dataset = small_dataset(tmp_path / "small")
-    devices = deal(dataset, tmp_path / "devices", 2)
-    full = deal(dataset, disk, 2)[1]
+    devices = partition(dataset, tmp_path / "devices", 2)
+    full = partition(dataset, disk, 2)[1]
     grid = InlineGrid(device_app(), 2)
     for node, folder in ((1, devices[0]), (2, full)):
         grid.nodes[node]["data-dir"] = str(folder)

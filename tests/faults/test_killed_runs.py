@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tessera.deploy.job import deal
+from tessera.deploy.job import partition
 from tests.support.catalogues import small_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -42,5 +42,5 @@ def test_a_run_killed_at_any_change_of_a_file_ends_as_the_undisturbed_one(
 def test_a_device_killed_while_it_writes_has_the_old_state_or_the_new_one(tmp_path: Path) -> None:
     """Asked again, it trains from the same state and returns the same gradients; the server cannot tell. Nothing is torn, of
     nobody's, and no half-written file stays."""
-    people = deal(small_dataset(tmp_path / "small"), tmp_path / "devices", 1)[0]
+    people = partition(small_dataset(tmp_path / "small"), tmp_path / "devices", 1)[0]
     assert kills("killing_device", people) >= 11

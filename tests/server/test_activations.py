@@ -5,29 +5,29 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tessera.common.towers.adapter_placement import placement
-from tessera.common.towers.qa_reader import Reader
+from tessera.common.towers.qa_reader import QAReader
 from tessera.common.towers.transformer import TowerSize
 from tessera.server.pretraining.activations import DIRECTIONS, _ways, activations
 from tessera.server.pretraining.aligned_init import STACKS
 from tessera.server.pretraining.pretext_tasks import Pretext
-from tessera.server.pretraining.reader_training import Eyes, Quiz
+from tessera.server.pretraining.reader_training import QuestionBatch, ReaderInputs
 
 N, WIDTHS, PLACE = 40, (32, 64), "reader.1.mlp.c_fc"
 
 
-def world() -> tuple[Eyes, Quiz]:
+def world() -> tuple[ReaderInputs, QuestionBatch]:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(120, 10, generator=generator)
     image, text = (hidden @ torch.randn(10, n, generator=generator) / 3 for n in (70, 66))
-    return Eyes(image, text), Quiz.of(Pretext.of(image, text, torch.arange(100)), N, salt=0)
+    return ReaderInputs(image, text), QuestionBatch.of(Pretext.of(image, text, torch.arange(100)), N, salt=0)
 
 
-def reader(width: int) -> Reader:
+def reader(width: int) -> QAReader:
     torch.manual_seed(width)
-    return Reader(TowerSize(width, 4), 70, 66).eval().requires_grad_(requires_grad=False)
+    return QAReader(TowerSize(width, 4), 70, 66).eval().requires_grad_(requires_grad=False)
 
 
-def answers(one: Reader, eyes: Eyes, quiz: Quiz) -> Tensor:
+def answers(one: QAReader, eyes: ReaderInputs, quiz: QuestionBatch) -> Tensor:
     return normalize(eyes.answer(one, quiz), dim=1)
 
 

@@ -28,7 +28,7 @@ def started(**changes: object) -> tuple[dict[str, Tensor], Tensor]:
     generator = torch.Generator().manual_seed(1)
     vectors = torch.linalg.qr(torch.randn(N_ITEMS, RANK, generator=generator)).Q
     values = torch.arange(RANK, 0, -1).float()
-    made.start_from(vectors, values)
+    made.initialise(vectors, values)
     table = torch.nn.functional.pad(2.0 * vectors * (values / values[0]) ** 0.25, (0, DIM - RANK))
     return dict(zip(made.views, made.generator()["views"].detach(), strict=True)), table
 
@@ -71,8 +71,8 @@ def test_item_ids_that_are_to_be_noise_stay_noise() -> None:
 def test_a_maps_rate_is_divided_by_its_inputs_if_asked(by_fan_in: bool) -> None:
     made = strategy(server={"optimizer": "adam", "learning_rate": 0.01, "by_fan_in": by_fan_in})
     before = {name: value.detach().clone() for name, value in made.generator.named_parameters()}
-    sent = made.broadcast()
-    made.absorb(Update({name: torch.ones_like(value, dtype=torch.float32) for name, value in sent.items()}, 1.0))
+    sent = made.build_views()
+    made.aggregate(Update({name: torch.ones_like(value, dtype=torch.float32) for name, value in sent.items()}, 1.0))
     after = dict(made.generator.named_parameters())
 
     def moved(name: str) -> float:
@@ -90,7 +90,7 @@ def test_items_that_nobody_has_start_from_their_contents(scale: float) -> None:
     made = strategy(views={"unseen_scale": scale})
     vectors = torch.linalg.qr(torch.randn(N_ITEMS, RANK, generator=torch.Generator().manual_seed(1))).Q
     vectors[30:] = 0
-    made.start_from(vectors, torch.ones(RANK))
+    made.initialise(vectors, torch.ones(RANK))
     ids = made.generator()["views"][-1].detach()[:, :RANK]
     usual = ids[:30].norm(dim=1).mean()
     torch.testing.assert_close(ids[30:].norm(dim=1), (scale * usual).expand(10), rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import torch
 
 from tessera.common.config.settings import Settings
 from tessera.common.errors import DataError, RoundAbandoned, RunError
-from tessera.common.protocol.adapters import MODULE, Contribution
+from tessera.common.protocol.adapters import MODULE, AdapterUpdate
 from tessera.common.protocol.messages import Update
 from tessera.server.strategies.fedmosaic import FedMosaic
 from tests.support.qa_devices import naive_mix
@@ -19,7 +19,7 @@ TOWERS = ["tiny-a", "tiny-a", "small-b", "tiny-a", "base-c"]
 WIDTHS = {"tiny-a": 3, "small-b": 5, "base-c": 7}
 
 
-def contribution(number: int, seed: int = 0) -> Contribution:
+def adapter_update(number: int, seed: int = 0) -> AdapterUpdate:
     draws = torch.Generator().manual_seed(100 * seed + number)
     tower = TOWERS[number]
     pq = {
@@ -28,32 +28,32 @@ def contribution(number: int, seed: int = 0) -> Contribution:
         for part, shape in (("P", (2, 2)), ("Q", (2,)))
     }
     lora = {f"layers.{n}.A": torch.randn(2, WIDTHS[tower], generator=draws) for n in range(WIDTHS[tower] - 2)}
-    return Contribution(tower, pq, lora, torch.randn(12, generator=draws))
+    return AdapterUpdate(tower, pq, lora, torch.randn(12, generator=draws))
 
 
 def sent(numbers: list[int], seed: int = 0) -> Update:
-    modules = {CLIENTS[number]: contribution(number, seed) for number in numbers}
+    modules = {CLIENTS[number]: adapter_update(number, seed) for number in numbers}
     return Update(modules=modules, towers={client: module.tower for client, module in modules.items()})
 
 
-def strategy(regime: str = "fedmosaic", **mosaic: object) -> FedMosaic:
+def strategy(method: str = "fedmosaic", **mosaic: object) -> FedMosaic:
     chosen: Settings = settings(
-        data={"folder": "x", "kind": "questions"}, strategy="fedmosaic", mosaic={"regime": regime, **mosaic}
+        data={"folder": "x", "kind": "questions"}, strategy="fedmosaic", mosaic={"method": method, **mosaic}
     )
-    known = {TOWERS[number]: contribution(number) for number in range(5)}
+    known = {TOWERS[number]: adapter_update(number) for number in range(5)}
     shapes = {tower: {name: tuple(v.shape) for name, v in one.parts().items()} for tower, one in known.items()}
     return FedMosaic(chosen, "items", shapes)
 
 
 def module(strategy: FedMosaic, client: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(MODULE): value for name, value in strategy.parcel(client).tensors.items()}
+    return {name.removeprefix(MODULE): value for name, value in strategy.broadcast(client).tensors.items()}
 
 
-@pytest.mark.parametrize(("regime", "relevant"), [("fedmosaic", True), ("pq", False), ("fedit", False)])
-def test_what_each_gets_is_the_naive_mix_of_what_all_sent_last(regime: str, relevant: bool) -> None:
-    server = strategy(regime)
-    server.absorb(sent([0, 1, 2, 3, 4]))
-    server.absorb(sent([1, 2, 4], seed=1))  # the others are absent
+@pytest.mark.parametrize(("method", "relevant"), [("fedmosaic", True), ("pq", False), ("fedit", False)])
+def test_what_each_gets_is_the_naive_mix_of_what_all_sent_last(method: str, relevant: bool) -> None:
+    server = strategy(method)
+    server.aggregate(sent([0, 1, 2, 3, 4]))
+    server.aggregate(sent([1, 2, 4], seed=1))  # the others are absent
     last = {**sent([0, 1, 2, 3, 4]).modules, **sent([1, 2, 4], seed=1).modules}
     for client in CLIENTS:
         got, wanted = module(server, client), naive_mix(last, client, relevant)
@@ -68,9 +68,9 @@ def test_what_each_gets_is_the_naive_mix_of_what_all_sent_last(regime: str, rele
 def test_oneself_counts_where_that_is_asked_for() -> None:
     without, included = strategy(), strategy(include_self=True)
     for server in (without, included):
-        server.absorb(sent([0, 1, 2, 3, 4]))
+        server.aggregate(sent([0, 1, 2, 3, 4]))
     for number, (apart, with_self) in enumerate(
-        zip(without.facts()["relevance"]["weights"], included.facts()["relevance"]["weights"], strict=True)
+        zip(without.report()["relevance"]["weights"], included.report()["relevance"]["weights"], strict=True)
     ):
         own = with_self[number]
         assert apart[number] == 0 < own
@@ -80,37 +80,37 @@ def test_oneself_counts_where_that_is_asked_for() -> None:
 
 
 def test_nothing_goes_down_before_the_first_round_or_where_nothing_is_shared() -> None:
-    for regime in ("fedmosaic", "sft"):
-        server = strategy(regime)
-        assert not server.parcel(None).tensors
-        assert not server.parcel(CLIENTS[0]).tensors
-        server.absorb(sent([0, 1]) if regime == "fedmosaic" else Update(towers={CLIENTS[0]: "tiny-a"}))
-        assert not server.parcel(None).tensors
-        assert not server.parcel(CLIENTS[2]).tensors, "it has sent nothing yet"
-        assert bool(server.parcel(CLIENTS[0]).tensors) == (regime == "fedmosaic")
+    for method in ("fedmosaic", "sft"):
+        server = strategy(method)
+        assert not server.broadcast(None).tensors
+        assert not server.broadcast(CLIENTS[0]).tensors
+        server.aggregate(sent([0, 1]) if method == "fedmosaic" else Update(towers={CLIENTS[0]: "tiny-a"}))
+        assert not server.broadcast(None).tensors
+        assert not server.broadcast(CLIENTS[2]).tensors, "it has sent nothing yet"
+        assert bool(server.broadcast(CLIENTS[0]).tensors) == (method == "fedmosaic")
     with pytest.raises(RoundAbandoned):
-        server.absorb(Update())
+        server.aggregate(Update())
     with pytest.raises(RunError, match="spectral_rounds"):
-        server.start_from(torch.ones(1, 1), torch.ones(1))
+        server.initialise(torch.ones(1, 1), torch.ones(1))
 
 
 def test_a_module_is_made_anew_when_somebody_sent_something() -> None:
     server = strategy()
-    server.absorb(sent([0, 1, 2]))
-    before = server.parcel(CLIENTS[0])
-    assert server.parcel(CLIENTS[0]) is before, "merged once a round"
-    server.absorb(sent([1], seed=1))
-    assert server.parcel(CLIENTS[0]).name != before.name
+    server.aggregate(sent([0, 1, 2]))
+    before = server.broadcast(CLIENTS[0])
+    assert server.broadcast(CLIENTS[0]) is before, "merged once a round"
+    server.aggregate(sent([1], seed=1))
+    assert server.broadcast(CLIENTS[0]).name != before.name
 
 
 def test_a_checkpoint_holds_all_that_was_sent() -> None:
     server, again = strategy(), strategy()
-    server.absorb(sent([0, 1, 2, 3, 4]))
-    again.absorb(sent([0, 4], seed=2))  # forgotten with the restore
+    server.aggregate(sent([0, 1, 2, 3, 4]))
+    again.aggregate(sent([0, 4], seed=2))  # forgotten with the restore
     again.restore(server.state())
-    assert again.facts() == server.facts()
+    assert again.report() == server.report()
     for client in CLIENTS:
-        assert again.parcel(client).name == server.parcel(client).name
+        assert again.broadcast(client).name == server.broadcast(client).name
     with pytest.raises(DataError, match="tower"):
         strategy().restore({f"client/{CLIENTS[0]}/huge-0/signature": torch.zeros(12)})
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tessera.common.errors import DataError
-from tessera.common.protocol.adapters import Contribution
-from tessera.server.adapters.merging import Contributions, merge
+from tessera.common.protocol.adapters import AdapterUpdate
+from tessera.server.adapters.merging import AdapterStore, merge
 from tessera.server.adapters.relevance import relevance, similarity, uniform
 
 PLACE = "image.0.attn.q_proj"
@@ -20,16 +20,16 @@ def signatures(n_clients: int, seed: int) -> Tensor:
     return torch.randn(n_clients, 12, generator=torch.Generator().manual_seed(seed))
 
 
-def sent(level: int, tower: str = "tiny", width: int = 6) -> Contribution:
+def sent(level: int, tower: str = "tiny", width: int = 6) -> AdapterUpdate:
     value = float(level)
     pq = {f"{PLACE}.P": torch.full((2, 2), value), f"{PLACE}.Q": torch.full((2,), value)}
-    return Contribution(tower, pq, {"layers.0.A": torch.full((2, width), value)}, torch.tensor([1.0, value]))
+    return AdapterUpdate(tower, pq, {"layers.0.A": torch.full((2, width), value)}, torch.tensor([1.0, value]))
 
 
-def pool() -> Contributions:
+def pool() -> AdapterStore:
     """A server's, that knows a tower of either width."""
     known = {"tiny": sent(0), "base": sent(0, width=9)}
-    return Contributions(
+    return AdapterStore(
         {tower: {name: tuple(value.shape) for name, value in one.parts().items()} for tower, one in known.items()}
     )
 

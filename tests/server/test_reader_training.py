@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from tessera.common.towers.qa_reader import Reader
+from tessera.common.towers.qa_reader import QAReader
 from tessera.common.towers.transformer import TowerSize
 from tessera.server.pretraining.pretext_tasks import Pretext
-from tessera.server.pretraining.reader_training import Eyes, Quiz, accuracy, fit
+from tessera.server.pretraining.reader_training import QuestionBatch, ReaderInputs, accuracy, fit
 
 LARGE, SMALL, STEPS = TowerSize(64, 4), TowerSize(32, 4), 80
 EASY = "is it more or less one"
 
 
 @cache
-def eyes() -> Eyes:
+def eyes() -> ReaderInputs:
     """Pictures and texts of items that have 10 hidden things in common."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(300, 10, generator=generator)
     image, text = (hidden @ torch.randn(10, n, generator=generator) / 3 for n in (90, 70))
-    return Eyes(image, text)
+    return ReaderInputs(image, text)
 
 
 @cache
@@ -29,21 +29,21 @@ def world() -> Pretext:
     return Pretext.of(eyes().image, eyes().text, torch.arange(200))
 
 
-def fitted(size: TowerSize, teacher: Reader | None, steps: int) -> tuple[Reader, int]:
+def fitted(size: TowerSize, teacher: QAReader | None, steps: int) -> tuple[QAReader, int]:
     calls: list[None] = []
     reader = fit(size, world(), eyes(), teacher, steps, lambda: calls.append(None))
     return reader, len(calls)
 
 
 @cache
-def large() -> Reader:
+def large() -> QAReader:
     return fitted(LARGE, None, STEPS)[0]
 
 
 def test_a_reader_learns_what_holds_for_items_it_has_not_seen() -> None:
     right = accuracy(large(), world().about(torch.arange(200, 300)), eyes())
     assert right[EASY] > 0.7
-    assert right["all"] > accuracy(Reader(LARGE, 90, 70), world(), eyes())["all"] + 0.05
+    assert right["all"] > accuracy(QAReader(LARGE, 90, 70), world(), eyes())["all"] + 0.05
     assert not any(parameter.requires_grad for parameter in large().parameters())
 
 
@@ -54,13 +54,13 @@ def test_the_same_fit_gives_the_same_reader_and_counts_its_steps() -> None:
 
 
 @torch.no_grad()
-def likeness(reader: Reader) -> float:
+def retrieval_metrics(reader: QAReader) -> float:
     """Mean cosine to what the large reader says, to instructions with words that no pretext has."""
-    quiz = Quiz.of(world(), 300, salt=9, lost=0.5)
+    quiz = QuestionBatch.of(world(), 300, salt=9, lost=0.5)
     answers: list[Tensor] = [eyes().answer(each, quiz) for each in (reader, large())]
     return float(cosine_similarity(*answers).mean())
 
 
 def test_a_derived_reader_takes_after_its_teacher() -> None:
     derived, alone = fitted(SMALL, large(), STEPS)[0], fitted(SMALL, None, STEPS)[0]
-    assert likeness(derived) > likeness(alone) + 0.03
+    assert retrieval_metrics(derived) > retrieval_metrics(alone) + 0.03

@@ -41,7 +41,7 @@ def test_noise_hides_what_the_pictures_were() -> None:
 def test_noise_for_ids_is_an_embedding_that_never_learns() -> None:
     generator, _ = views(small_catalogue(20), noise=("id",))
     noise = generator.embedding.clone()
-    generator.start_from(
+    generator.initialise(
         torch.randn(20, 8), torch.ones(8), ViewSettings(dim=8, id_dim=8)
     )  # what is known does not replace it
     torch.testing.assert_close(generator.embedding, noise)

@@ -27,7 +27,7 @@ VARIANTS = {
     "history-next": {
         "backbone": "history",
         "loss": "next",
-        "cuts": 3,
+        "next_item_samples": 3,
         "recency": 1.0,
         "history_mask": 0.3,
         "local_epochs": 2,
@@ -56,12 +56,12 @@ def test_one_vjp_of_the_cohort_is_algorithm_1_with_all_parameters_on_the_client(
     settings, strategy = start(VARIANTS[variant])
     local, split = settings.local, small_split(n_users=9, n_items=30)
     before = copy.deepcopy(strategy.generator)
-    sent = strategy.broadcast()
+    sent = strategy.build_views()
 
     state = cohort.start_state(split.users, local, sent["views"], seed=7)
     people = histories(split).to(torch.device("cpu"), torch.float64)
     moved, update = cohort.train(state, sent, people, local, seed=7, round=3)
-    strategy.absorb(update)
+    strategy.aggregate(update)
 
     aggregate = {name: torch.zeros_like(value) for name, value in before.named_parameters()}
     total_weight = 0.0
@@ -92,20 +92,20 @@ def test_gradients_reach_every_shared_parameter() -> None:
     split = small_split(n_users=9, n_items=30)
     before = copy.deepcopy(strategy.generator.state_dict())
     for round in (1, 2):
-        sent = strategy.broadcast()
+        sent = strategy.build_views()
         state = cohort.start_state(split.users, settings.local, sent["views"], seed=0)
         people = histories(split).to(torch.device("cpu"), torch.float64)
-        strategy.absorb(cohort.train(state, sent, people, settings.local, 0, round)[1])
+        strategy.aggregate(cohort.train(state, sent, people, settings.local, 0, round)[1])
     assert all((before[name] != value).any() for name, value in strategy.generator.state_dict().items())
 
 
 def test_gradients_of_another_shape_are_refused() -> None:
     _, strategy = start({"backbone": "fedavg"})
-    strategy.broadcast()
+    strategy.build_views()
     with pytest.raises(Exception, match=r"'views'.*shape"):
-        strategy.absorb(Update({"views": torch.zeros(1, 2, 3)}, weight=1.0))
+        strategy.aggregate(Update({"views": torch.zeros(1, 2, 3)}, weight=1.0))
     with pytest.raises(Exception, match="no user took part"):
-        strategy.absorb(Update())
+        strategy.aggregate(Update())
 
 
 def test_state_is_taken_up_exactly() -> None:
@@ -113,9 +113,9 @@ def test_state_is_taken_up_exactly() -> None:
     other = start({"backbone": "history"})[1]
     split = small_split(n_users=9, n_items=30)
     people = histories(split).to(torch.device("cpu"), torch.float64)
-    sent = strategy.broadcast()
+    sent = strategy.build_views()
     state = cohort.start_state(split.users, settings.local, sent["views"], seed=0)
-    strategy.absorb(cohort.train(state, sent, people, settings.local, 0, 1)[1])
+    strategy.aggregate(cohort.train(state, sent, people, settings.local, 0, 1)[1])
     other.restore(strategy.state())
     assert all(torch.equal(value, other.state()[name]) for name, value in strategy.state().items())
-    assert all(torch.equal(value, other.broadcast()[name]) for name, value in strategy.broadcast().items())
+    assert all(torch.equal(value, other.build_views()[name]) for name, value in strategy.build_views().items())

@@ -24,7 +24,7 @@ def people_settings(**changes: Any) -> Settings:
     content: dict[str, Any] = {
         "name": "people",
         "data": {"folder": "people"},
-        "strategy": "both",
+        "strategy": "combined",
         "rounds": 3,
         "device": "cpu",
         "views": {"id_dim": 8, "operators": ["sum"]},

@@ -18,10 +18,10 @@ from tessera.common.config.loading import parse_settings
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.questions import PICTURE, TEXT, WORD, Codebook, Questions
-from tessera.common.protocol.adapters import Contribution
+from tessera.common.protocol.adapters import AdapterUpdate
 from tessera.common.protocol.messages import Task, Tensors, Update, pack_update, unpack_task, unpack_update
 from tessera.common.towers.io import save_reader, tower_path
-from tessera.common.towers.qa_reader import Reader
+from tessera.common.towers.qa_reader import QAReader
 from tessera.common.towers.transformer import OUTPUT_DIM, TowerSize
 from tessera.common.utils.atomic_files import write_tensors
 from tessera.deploy.executors.inline import CLIENT_APP_FAILED, InlineGrid
@@ -36,11 +36,11 @@ FAMILIES = ("relation", "reasoning", "attribute")
 TASKS, RANK, BLOCKS = 4, 4, 2
 
 
-def reader(name: str, seed: int = 0) -> Reader:
+def reader(name: str, seed: int = 0) -> QAReader:
     """A reader of a device class, as drawn."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Reader(READERS[name], *DIMS.values())
+        return QAReader(READERS[name], *DIMS.values())
 
 
 def questions(client: int, items: range, image: Tensor) -> Questions:
@@ -163,7 +163,7 @@ def tapped(exchanges: list[Exchange], spoil: Spoil = lambda node, task, update: 
     return Tap
 
 
-def naive_mix(sent: Mapping[str, Contribution], receiver: str, relevant: bool) -> dict[str, Tensor]:
+def naive_mix(sent: Mapping[str, AdapterUpdate], receiver: str, relevant: bool) -> dict[str, Tensor]:
     """G_i, one sender and one tensor after the other: FedMosaic Eq. 4 at temperature 0.5, or evenly."""
 
     def mean(part: str, senders: list[str]) -> dict[str, Tensor]:

@@ -24,11 +24,11 @@ from tessera.common.datasets.movielens import read_movielens
 from tessera.common.datasets.preprocess import build_catalogue, ordered
 from tessera.common.datasets.qa.sampling import RECEPTION, Domain, Movies
 from tessera.common.datasets.qa.tasks import CLIENTS, UNSEEN
-from tessera.common.datasets.raw import NAME, NUMBER, Options, Raw, read_rows
+from tessera.common.datasets.raw import NAME, NUMBER, Options, RawDataset, read_rows
 from tessera.common.errors import DataError
 from tessera.common.towers.projections import orthonormal
 from tessera.common.towers.shared_space import SIGNS, SPACE_DIM, shared_space
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import write_tensors
 
 QUESTIONS = "questions"
@@ -74,7 +74,7 @@ def write_questions(
     }
 
 
-def _shown(raw: Raw, options: Options) -> pl.DataFrame:
+def _shown(raw: RawDataset, options: Options) -> pl.DataFrame:
     """The items that have an overview and a poster: features of both, or what an encoder makes them of."""
     if raw.items is None:
         raise DataError(f"{raw.folder / 'movies.csv'} does not exist")
@@ -92,8 +92,10 @@ def _shown(raw: Raw, options: Options) -> pl.DataFrame:
 
 def _held_out(items: tuple[str, ...]) -> NDArray[np.bool_]:
     """Which items are for tests only, [n_items]; it depends on an item's id alone."""
-    counters = torch.tensor([seeds.key("movie", item) for item in items], dtype=torch.int64)
-    held_out: NDArray[np.bool_] = (seeds.uniform(seeds.key("questions", "test"), counters) < TEST_SHARE).numpy()
+    counters = torch.tensor([counter_rng.key("movie", item) for item in items], dtype=torch.int64)
+    held_out: NDArray[np.bool_] = (
+        counter_rng.uniform(counter_rng.key("questions", "test"), counters) < TEST_SHARE
+    ).numpy()
     return held_out
 
 
@@ -129,7 +131,9 @@ def fit_codebook(catalogue: Catalogue, movies: Movies, public: Tensor) -> Codebo
     image, text = (torch.from_numpy(catalogue.features[name].standardised()) for name in ("image", "text"))
     space = shared_space(image, text, public)
     names = (*_attributes(movies, public.numpy()), *SIGNS)
-    return Codebook(orthonormal(seeds.key("questions", "words"), len(names), SPACE_DIM), space.image, space.text, names)
+    return Codebook(
+        orthonormal(counter_rng.key("questions", "words"), len(names), SPACE_DIM), space.image, space.text, names
+    )
 
 
 def _attributes(movies: Movies, public: NDArray[np.int64]) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tessera.common.data.questions import PICTURE, TEXT, WORD, Questions
 from tessera.common.errors import DataError
-from tessera.common.utils import counter_rng as seeds
+from tessera.common.utils import counter_rng
 
 Rows = NDArray[np.int64]
 Drawn = tuple[Rows, Rows, Rows]
@@ -90,7 +90,7 @@ class Task:
         for pool, name in zip(pools, names, strict=True):
             if len(pool) < MIN_POOL:
                 raise DataError(f"{self.name}: {len(pool)} movies for {part} are {name}, and it takes {MIN_POOL}")
-        deal = Deal(seeds.key("questions", self.name, part), pools, names, words)
+        deal = Deal(counter_rng.key("questions", self.name, part), pools, names, words)
         pieces, choices, answers = map(torch.from_numpy, QUESTIONS[self.question](deal, self.kinds, n))
         tasks = torch.zeros(len(answers), dtype=torch.int64)
         return Questions(tasks, pieces, choices, answers, (self.name,), (self.instruction,))
@@ -170,7 +170,11 @@ class Deal:
         return np.tile([(WORD, self.words[name]) for name in names], (n, 1, 1))
 
     def _order(self, purpose: str, counters: Rows) -> Rows:
-        return seeds.mix(seeds.key(self.salt, purpose), torch.from_numpy(counters)).argsort(stable=True).numpy()
+        return (
+            counter_rng.mix(counter_rng.key(self.salt, purpose), torch.from_numpy(counters))
+            .argsort(stable=True)
+            .numpy()
+        )
 
 
 def _pieces(kinds: tuple[int, ...], *items: Rows) -> Rows:
