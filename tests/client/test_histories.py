@@ -173,6 +173,4 @@ def test_a_single_users_history_is_that_of_the_cohort(items: list[int]) -> None:
     alone, together = single(items, N_ITEMS, "u1"), build([[8, 9], items])
     assert torch.equal(alone.keys[0], together.keys[1])
     assert alone.items.tolist() == items
-    torch.testing.assert_close(
-        alone.total(TABLE.float()).double()[0], together.total(TABLE)[1], rtol=1e-6, atol=1e-6
-    )
+    torch.testing.assert_close(alone.total(TABLE.float()).double()[0], together.total(TABLE)[1], rtol=1e-6, atol=1e-6)
