@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 
 from tessera.client.privacy import epsilon
 from tessera.client.recommend import Personal
-from tessera.common.data.catalogue import read_table
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import read_json
+from tessera.common.utils.tables import read_table
 from tessera.server.run_folder import read_metrics
 
 METRIC, LABEL = "test/warm/ndcg@50", "NDCG@50, warm targets, %"

@@ -23,11 +23,11 @@ from tessera.client.evaluation import Scorer
 from tessera.client.histories import Histories, histories
 from tessera.client.recommend import Personal
 from tessera.common.config.settings import EvaluationSettings, LocalSettings
-from tessera.common.data.catalogue import read_table
 from tessera.common.data.interactions import Split
 from tessera.common.errors import RunError
 from tessera.common.metrics.ranking import hit_rate, ndcg, standing
 from tessera.common.utils.atomic_files import PRIVATE, write_bytes
+from tessera.common.utils.tables import read_table
 from tessera.common.utils.torch_device import resolve_device
 from tessera.server.run_folder import SCORED
 

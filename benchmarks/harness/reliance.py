@@ -16,8 +16,8 @@ from torch import Tensor
 from tessera.client import cohort
 from tessera.client.histories import histories
 from tessera.client.recommend import Personal
-from tessera.common.data.catalogue import read_table
 from tessera.common.metrics.ranking import ndcg, standing
+from tessera.common.utils.tables import read_table
 
 TRUTH = {"reliance_image": "image", "reliance_text": "text", "reliance_crowd": "id"}
 

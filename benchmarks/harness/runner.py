@@ -15,10 +15,11 @@ from tessera.benchmarks.harness.spec import BenchSpec, Content
 from tessera.benchmarks.harness.tables import DIFFERENCES, Outcome, paired_differences
 from tessera.client.recommend import Personal
 from tessera.common.config.settings import Settings
-from tessera.common.data.catalogue import load_catalogue, write_table
+from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import load_interactions
 from tessera.common.errors import ConfigError, DataError, TesseraError
 from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
+from tessera.common.utils.tables import write_table
 from tessera.deploy.executors.run import DEVICES, make_job, run_job
 from tessera.deploy.provisioning.datasets import prepared_dataset
 

@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from tessera.common.errors import DataError
-from tessera.common.utils.atomic_files import digest, read_tensors, write_bytes, write_tensors
+from tessera.common.utils.atomic_files import digest, read_tensors, write_tensors
+from tessera.common.utils.tables import read_table, write_table
 
 DATASET = "dataset.json"
 ITEMS = "items.parquet"
@@ -155,24 +155,3 @@ def load_catalogue(folder: Path, modalities: bool = True) -> Catalogue:
             raise DataError(f"{path}: {error}") from None
     items, titles, texts, images = columns
     return Catalogue(items, titles, texts, images, features)
-
-
-def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
-    """Read a parquet table that must have `columns`. Raises `DataError` that names the file and the column."""
-    try:
-        frame = pl.read_parquet(path, glob=False)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; convert the data first (tessera data convert)") from None
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path} is not a readable parquet file: {error}") from None
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise DataError(f"{path} has no column {missing[0]!r} (it has {', '.join(frame.columns)})")
-    return frame
-
-
-def write_table(path: Path, frame: pl.DataFrame) -> None:
-    """Write a parquet table, atomically."""
-    buffer = BytesIO()
-    frame.write_parquet(buffer)
-    write_bytes(path, buffer.getvalue())

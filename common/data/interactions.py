@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tessera.common.data.catalogue import read_table, write_table
 from tessera.common.errors import DataError
+from tessera.common.utils.tables import read_table, write_table
 
 INTERACTIONS = "interactions.parquet"
 ABSENT = -1

@@ -18,11 +18,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tessera.common.data.catalogue import Catalogue, write_table
+from tessera.common.data.catalogue import Catalogue
 from tessera.common.data.interactions import from_frame
 from tessera.common.datasets.demo_shop_images import COLOURS, LAYOUTS, PATTERNS, SHAPES, Look, render
-from tessera.common.encoders.base import BuiltinEncoder, Encoder, encode_images, encode_texts
+from tessera.common.encoders.base import Encoder, encode_images, encode_texts
+from tessera.common.encoders.builtin import BuiltinEncoder
 from tessera.common.errors import DataError
+from tessera.common.utils.tables import write_table
 
 N_ITEMS, N_USERS = 1600, 500
 EVENTS = (20, 40)

@@ -13,7 +13,8 @@ from tessera.common.config.settings import DataSettings
 from tessera.common.datasets import Columns, Options, convert, convert_shop, describe
 from tessera.common.datasets.demo_shop import N_ITEMS, N_USERS
 from tessera.common.datasets.published_counts import in_the_paper, verdict
-from tessera.common.encoders.base import BuiltinEncoder, Encoder
+from tessera.common.encoders.base import Encoder
+from tessera.common.encoders.builtin import BuiltinEncoder
 from tessera.common.encoders.clip import ClipEncoder
 from tessera.common.errors import ConfigError, DataError
 from tessera.deploy.cli.encode import EPILOG, encode_command

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from tessera.common.data.catalogue import DATASET
 from tessera.common.datasets.encode import ENCODED, encode_dataset
-from tessera.common.encoders.base import BuiltinEncoder, Encoder
+from tessera.common.encoders.base import Encoder
+from tessera.common.encoders.builtin import BuiltinEncoder
 from tessera.common.encoders.clip import ClipEncoder
 from tessera.common.encoders.towers import TowerEncoder
 from tessera.common.errors import DataError

@@ -8,7 +8,7 @@ from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import DATASET
 from tessera.common.datasets import Options, convert
 from tessera.common.datasets.dataset_folder import WITHOUT_PEOPLE
-from tessera.common.encoders.base import BuiltinEncoder
+from tessera.common.encoders.builtin import BuiltinEncoder
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import digest, read_json
 

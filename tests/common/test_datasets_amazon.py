@@ -17,7 +17,7 @@ from tessera.common.data.interactions import load_interactions
 from tessera.common.datasets import Options, convert
 from tessera.common.datasets.amazon import NO_PICTURE, plain
 from tessera.common.datasets.published_counts import MISSING_TITLE, PAPER_COUNTS, UNTITLED, in_the_paper, verdict
-from tessera.common.encoders.base import BuiltinEncoder
+from tessera.common.encoders.builtin import BuiltinEncoder
 from tessera.common.errors import DataError
 from tessera.deploy.cli.data import app
 

@@ -11,7 +11,7 @@ from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.datasets import Options, convert
 from tessera.common.datasets.demo_shop_images import COLOURS, LAYOUTS, PATTERNS, SHAPES, Look, render
-from tessera.common.encoders.base import GREYS, HUES, BuiltinEncoder
+from tessera.common.encoders.builtin import GREYS, HUES, BuiltinEncoder
 from tessera.common.encoders.clip import ClipEncoder
 from tessera.common.errors import DataError
 

@@ -12,7 +12,7 @@ from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import load_interactions
 from tessera.common.datasets import Options, convert
 from tessera.common.datasets.published_counts import MISSING_TITLE, UNTITLED, in_the_paper
-from tessera.common.encoders.base import BuiltinEncoder
+from tessera.common.encoders.builtin import BuiltinEncoder
 from tessera.common.errors import DataError
 
 PAIRS = "u1,v10,30\nu1,v2,20\nu2,v2,7\nu1,v10,5\n"

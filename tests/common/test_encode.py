@@ -16,7 +16,7 @@ from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.datasets import Options, convert, describe
 from tessera.common.datasets.encode import BATCH, ENCODED, encode_dataset
-from tessera.common.encoders.base import BuiltinEncoder
+from tessera.common.encoders.builtin import BuiltinEncoder
 from tessera.common.encoders.clip import ClipEncoder
 from tessera.common.encoders.towers import KINDS, TowerEncoder, encoder_path, load_encoder, pixels, save_encoder
 from tessera.common.errors import DataError
