@@ -1,1 +1,1 @@
-"""What reproduces each figure, with the command on its first line, and the centralised peers."""
+"""What reproduces each figure, with the command on its first line, and the centralised baselines."""

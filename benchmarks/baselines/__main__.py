@@ -1,8 +1,8 @@
-"""python -m benchmarks.baselines --data DATA --dataset ml-latest-small [--peers ease,vbpr] [--seeds 0,1,2] [--quick]
+"""python -m benchmarks.baselines --data DATA --dataset ml-latest-small [--baselines ease,vbpr] [--seeds 0,1,2] [--quick]
 
-Centralised peers on the federation's split and tie-aware metric. Hyperparameters and epochs are chosen by validation NDCG@50
-with the first seed; test is read once, for what was chosen. DATA is the folder that holds the datasets (or TESSERA_DATA).
-Prints a row for each peer as it is done and ends with one line of JSON; progress goes to stderr.
+Centralised baselines on the federation's split and tie-aware metric. Hyperparameters and epochs are chosen by NDCG@50 on
+validation with the first seed; test is read once, for what was chosen. DATA is the folder that holds the datasets (or
+TESSERA_DATA). Prints a row for each baseline as it is done and ends with one line of JSON; progress goes to stderr.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tessera.benchmarks.baselines.selection import PEERS, Result, compare
+from tessera.benchmarks.baselines.selection import BASELINES, Result, compare
 from tessera.common.config.settings import DataSettings, EvaluationSettings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import Split, load_interactions
@@ -37,7 +37,7 @@ COLUMNS = {
 
 
 def main() -> None:
-    """Compare the peers that were asked for."""
+    """Compare the baselines that were asked for."""
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     try:
@@ -50,14 +50,14 @@ def main() -> None:
     print(header())
     evaluation = EvaluationSettings(ks=(10, 20, 50), history_at_test=arguments.history_at_test)
     results = []
-    for name in arguments.peers:
+    for name in arguments.baselines:
         try:
             results.append(compare(name, split, catalogue, arguments.seeds, evaluation, arguments.quick))
             print(row(results[-1]), flush=True)
         except TesseraError as error:
             print(f"{name:<11} left out: {error}", flush=True)
     facts = {"dataset": arguments.dataset, "threads": arguments.threads, "history_at_test": arguments.history_at_test}
-    print(json.dumps(facts | {"peers": {result.name: asdict(result) for result in results}}))
+    print(json.dumps(facts | {"baselines": {result.name: asdict(result) for result in results}}))
 
 
 def parse() -> argparse.Namespace:
@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dataset", default="ml-latest-small")
     parser.add_argument("--kind", help="what the raw dataset is; known for " + ", ".join(KNOWN))
     parser.add_argument("--split", choices=("leave-one-out", "given"))
-    parser.add_argument("--peers", type=names, default=list(PEERS))
+    parser.add_argument("--baselines", type=names, default=list(BASELINES))
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
     parser.add_argument("--history-at-test", choices=("train", "train+validation"), default="train")
     parser.add_argument("--threads", type=int, default=1)
@@ -76,10 +76,10 @@ def parse() -> argparse.Namespace:
 
 
 def names(text: str) -> list[str]:
-    """Split a list of peers. Raises `ArgumentTypeError` that names one that does not exist."""
-    unknown = [name for name in text.split(",") if name not in PEERS]
+    """Split a list of baselines. Raises `ArgumentTypeError` that names one that does not exist."""
+    unknown = [name for name in text.split(",") if name not in BASELINES]
     if unknown:
-        raise argparse.ArgumentTypeError(f"there is no peer {unknown[0]!r}, only {', '.join(PEERS)}")
+        raise argparse.ArgumentTypeError(f"there is no baseline {unknown[0]!r}, only {', '.join(BASELINES)}")
     return text.split(",")
 
 
@@ -95,11 +95,13 @@ def load(arguments: argparse.Namespace) -> tuple[Split, Catalogue]:
 
 def header() -> str:
     """The table's first line."""
-    return " ".join([f"{'peer, % @50':<11}", *(f"{title.strip():>11}" for title in COLUMNS), f"{'fit s':>7}", "chosen"])
+    return " ".join(
+        [f"{'baseline, % @50':<11}", *(f"{title.strip():>11}" for title in COLUMNS), f"{'fit s':>7}", "chosen"]
+    )
 
 
 def row(result: Result) -> str:
-    """One peer's line: mean and, over several seeds, standard deviation in percent."""
+    """One baseline's line: mean and, over several seeds, standard deviation in percent."""
     cells = []
     for figure in COLUMNS.values():
         mean, deviation = result.mean(figure), result.deviation(figure)

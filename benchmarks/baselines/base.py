@@ -1,4 +1,4 @@
-"""What every peer is: fitted on all users' training items in one place, it scores the whole catalogue."""
+"""What every baseline is: fitted on all users' training items in one place, it scores the whole catalogue."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Grid = Mapping[str, Sequence[Any]]
 
 
 @dataclass
-class Peer(ABC):
+class Baseline(ABC):
     """A centralised recommender. Its fields are its hyperparameters; `GRID` names the values that validation chooses from."""
 
     GRID: ClassVar[Grid] = {}
@@ -39,7 +39,7 @@ class Peer(ABC):
 
     @classmethod
     def candidates(cls, quick: bool = False) -> list[Self]:
-        """Every combination of the grid; with `quick` one peer, with what QUICK says."""
+        """Every combination of the grid; with `quick` one baseline, with what QUICK says."""
         if quick:
             return [cls(**cls.QUICK)]
         return [cls(**dict(zip(cls.GRID, values, strict=True))) for values in product(*cls.GRID.values())]

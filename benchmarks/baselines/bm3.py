@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity, dropout
 
 from tessera.benchmarks.baselines.base import Grid
 from tessera.benchmarks.baselines.graphs import Graph, histories_graph, light_gcn
-from tessera.benchmarks.baselines.training import Model, TrainedPeer, content, half_squares, table
+from tessera.benchmarks.baselines.training import Model, TrainedBaseline, content, half_squares, table
 from tessera.client.histories import Histories
 from tessera.common.data.catalogue import Catalogue
 
@@ -64,7 +64,7 @@ class Bm3Model(Model):
 
 
 @dataclass
-class Bm3(TrainedPeer):
+class Bm3(TrainedBaseline):
     """BM3 with `layers` hops and `dropout` of the targets."""
 
     GRID: ClassVar[Grid] = {"layers": (1, 2), "dropout": (0.3, 0.5)}

@@ -10,14 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tessera.benchmarks.baselines.base import Grid, Peer, interaction_matrix
+from tessera.benchmarks.baselines.base import Baseline, Grid, interaction_matrix
 from tessera.client.histories import Histories, histories
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.data.interactions import Split
 
 
 @dataclass
-class Ease(Peer):
+class Ease(Baseline):
     """B = argmin |X - X B|^2 + penalty |B|^2 with diag(B) = 0."""
 
     GRID: ClassVar[Grid] = {"penalty": (30.0, 100.0, 200.0, 300.0, 500.0, 1000.0)}

@@ -10,14 +10,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tessera.benchmarks.baselines.base import Grid, Peer, interaction_matrix
+from tessera.benchmarks.baselines.base import Baseline, Grid, interaction_matrix
 from tessera.client.histories import Histories, histories
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.data.interactions import Split
 
 
 @dataclass
-class ItemKNN(Peer):
+class ItemKNN(Baseline):
     """sim(i, j) = |U_i and U_j| / (sqrt(|U_i| |U_j|) + shrinkage), the `neighbours` largest for each i; score = R sim^T."""
 
     GRID: ClassVar[Grid] = {"neighbours": (3, 5, 10, 20, 50, 100, 200), "shrinkage": (0.0, 5.0, 20.0, 50.0, 100.0)}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tessera.benchmarks.baselines.base import Grid
 from tessera.benchmarks.baselines.graphs import Graph, histories_graph, item_graph, light_gcn, user_item_graph
-from tessera.benchmarks.baselines.training import Model, TrainedPeer, bpr, content, half_squares, info_nce, table
+from tessera.benchmarks.baselines.training import Model, TrainedBaseline, bpr, content, half_squares, info_nce, table
 from tessera.client.histories import Histories
 from tessera.common.data.catalogue import Catalogue
 
@@ -77,7 +77,7 @@ class MgcnModel(Model):
 
 
 @dataclass
-class Mgcn(TrainedPeer):
+class Mgcn(TrainedBaseline):
     """MGCN with `layers` hops over the interactions and one over the item graphs, as published."""
 
     GRID: ClassVar[Grid] = {"learning_rate": (3e-3, 1e-2), "contrast": (0.001, 0.01)}

@@ -30,7 +30,7 @@ from tessera.benchmarks.baselines.graphs import (
     light_gcn,
     weighted_sum,
 )
-from tessera.benchmarks.baselines.training import Model, TrainedPeer, bpr, content, info_nce, table
+from tessera.benchmarks.baselines.training import Model, TrainedBaseline, bpr, content, info_nce, table
 from tessera.client.histories import Histories
 from tessera.common.data.catalogue import Catalogue
 
@@ -84,7 +84,7 @@ def modality_weights(names: list[str], image: float) -> dict[str, float]:
 
 
 @dataclass
-class Pgl(TrainedPeer):
+class Pgl(TrainedBaseline):
     """PGL with local-aware extraction. `penalty` is not used: the published loss has none."""
 
     GRID: ClassVar[Grid] = {"learning_rate": (3e-3, 1e-2), "contrast": (0.01, 0.05)}

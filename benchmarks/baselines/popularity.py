@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tessera.benchmarks.baselines.base import Peer
+from tessera.benchmarks.baselines.base import Baseline
 from tessera.client.histories import Histories
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.data.interactions import Split
 
 
 @dataclass
-class Popularity(Peer):
+class Popularity(Baseline):
     """score(u, i) = number of users with i in their training items."""
 
     def fit(self, split: Split, catalogue: Catalogue, seed: int) -> None:

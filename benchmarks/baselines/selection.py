@@ -1,4 +1,4 @@
-"""Choose a peer's hyperparameters on validation, then measure the chosen one on test with the federation's own metric."""
+"""Choose a baseline's hyperparameters on validation, then measure the chosen one on test with the federation's own metric."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tessera.benchmarks.baselines.base import Peer, validation_ndcg
+from tessera.benchmarks.baselines.base import Baseline, validation_ndcg
 from tessera.benchmarks.baselines.bm3 import Bm3
 from tessera.benchmarks.baselines.ease import Ease
 from tessera.benchmarks.baselines.itemknn import ItemKNN
@@ -27,7 +27,7 @@ from tessera.common.data.interactions import Split
 from tessera.common.errors import RunError
 from tessera.common.metrics.ranking import ranking_means
 
-PEERS: dict[str, type[Peer]] = {
+BASELINES: dict[str, type[Baseline]] = {
     "popularity": Popularity,
     "itemknn": ItemKNN,
     "ease": Ease,
@@ -43,7 +43,7 @@ PEERS: dict[str, type[Peer]] = {
 
 @dataclass
 class Result:
-    """One peer's figures: what was tried, what validation chose, and what each seed then reached."""
+    """One baseline's figures: what was tried, what validation chose, and what each seed then reached."""
 
     name: str
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -68,23 +68,25 @@ def compare(
     seeds: Sequence[int],
     evaluation: EvaluationSettings,
     quick: bool,
-    inspect: Callable[[Peer, int], None] = lambda peer, seed: None,
+    inspect: Callable[[Baseline, int], None] = lambda baseline, seed: None,
 ) -> Result:
     """Search the grid with the first seed by validation NDCG@50, then fit what it chose with every seed and measure.
 
-    `inspect` sees each chosen peer as a seed left it.
+    `inspect` sees each chosen baseline as a seed left it.
     """
     result, people = Result(name), histories(split)
     best, highest, seconds = None, -1.0, 0.0
-    candidates = PEERS[name].candidates(quick)
+    candidates = BASELINES[name].candidates(quick)
     for number, candidate in enumerate(candidates, start=1):
-        peer = replace(candidate)  # so that what was learnt by those not chosen is forgotten
-        taken = _fit(peer, split, catalogue, seeds[0])
-        reached = validation_ndcg(peer.scores(people), people, split)
-        result.tried.append(peer.chosen() | {"validation ndcg@50": rounded(reached), "seconds": rounded(taken)})
-        print(f"{name} {number}/{len(candidates)} {peer.chosen()} {100 * reached:.3f}, {taken:.1f} s", file=sys.stderr)
+        baseline = replace(candidate)  # so that what was learnt by those not chosen is forgotten
+        taken = _fit(baseline, split, catalogue, seeds[0])
+        reached = validation_ndcg(baseline.scores(people), people, split)
+        result.tried.append(baseline.chosen() | {"validation ndcg@50": rounded(reached), "seconds": rounded(taken)})
+        print(
+            f"{name} {number}/{len(candidates)} {baseline.chosen()} {100 * reached:.3f}, {taken:.1f} s", file=sys.stderr
+        )
         if reached > highest:
-            best, highest, seconds = peer, reached, taken
+            best, highest, seconds = baseline, reached, taken
     assert best is not None
     result.chosen = best.chosen()
     for seed in seeds if best.SEEDED else seeds[:1]:
@@ -96,15 +98,15 @@ def compare(
     return result
 
 
-def measure(peer: Peer, split: Split, evaluation: EvaluationSettings) -> dict[str, float]:
-    """Validation and test figures of a fitted peer by name, such as "test/warm/ndcg@50".
+def measure(baseline: Baseline, split: Split, evaluation: EvaluationSettings) -> dict[str, float]:
+    """Validation and test figures of a fitted baseline by name, such as "test/warm/ndcg@50".
 
     Raises `RunError` where a score is not finite or nobody's scores tell items apart: such a ranking is no result. (A single
     user may tie everything: ItemKNN knows nothing of items that nobody else has.)
     """
-    sums = evaluate(peer.scores, split, evaluation, torch.from_numpy(split.counts()).float())
+    sums = evaluate(baseline.scores, split, evaluation, torch.from_numpy(split.counts()).float())
     if sums["nonfinite"] or sums["constant"] == sums["evaluated"]:
-        raise RunError(f"evaluating {type(peer).__name__}: its scores are constant or not finite")
+        raise RunError(f"evaluating {type(baseline).__name__}: its scores are constant or not finite")
     means = ranking_means(sums)
     return {name: value for name, value in means.items() if not name.endswith("/users")}
 
@@ -114,7 +116,7 @@ def rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _fit(peer: Peer, split: Split, catalogue: Catalogue, seed: int) -> float:
+def _fit(baseline: Baseline, split: Split, catalogue: Catalogue, seed: int) -> float:
     started = time.perf_counter()
-    peer.fit(split, catalogue, seed)
+    baseline.fit(split, catalogue, seed)
     return time.perf_counter() - started

@@ -11,14 +11,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tessera.benchmarks.baselines.base import Grid, Peer, interaction_matrix
+from tessera.benchmarks.baselines.base import Baseline, Grid, interaction_matrix
 from tessera.client.histories import Histories, histories
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.data.interactions import Split
 
 
 @dataclass
-class Spectral(Peer):
+class Spectral(Baseline):
     """score(u) = r_u V diag((s / s_1)^power) V^T, with V the `rank` leading right singular vectors of diag(|r_u|^-1/4) R."""
 
     GRID: ClassVar[Grid] = {"rank": (16, 32, 64, 128, 256), "power": (0.0, 0.25, 0.5, 0.75, 1.0)}

@@ -1,4 +1,4 @@
-"""How the learnt peers are trained: Adam on sampled pairs, stopped by the validation items."""
+"""How the learnt baselines are trained: Adam on sampled pairs, stopped by the validation items."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
-from tessera.benchmarks.baselines.base import Peer, validation_ndcg
+from tessera.benchmarks.baselines.base import Baseline, validation_ndcg
 from tessera.client.histories import Histories, histories
 from tessera.client.losses import sample_negatives
 from tessera.common.data.catalogue import Catalogue
@@ -34,8 +34,8 @@ class Model(nn.Module):
 
 
 @dataclass
-class TrainedPeer(Peer):
-    """A peer with a `Model`, early stopping and the settings that all of them share."""
+class TrainedBaseline(Baseline):
+    """A baseline with a `Model`, early stopping and the settings that all of them share."""
 
     QUICK: ClassVar[Mapping[str, Any]] = {"epochs": 3}
     SEEDED: ClassVar[bool] = True
@@ -63,7 +63,7 @@ class TrainedPeer(Peer):
     def scores(self, known: Histories) -> Tensor:
         """Inner products, [n_users, n_items]. What is known of the users beyond `fit` is not used."""
         if not torch.equal(known.keys, self._keys):
-            raise DataError("a trained peer scores exactly the users it was fitted on")
+            raise DataError("a trained baseline scores exactly the users it was fitted on")
         return self._best[0] @ self._best[1].T
 
     def remarks(self) -> dict[str, float]:
@@ -112,7 +112,7 @@ def content(catalogue: Catalogue) -> dict[str, Tensor]:
     """Every modality's standardised features, scaled to a mean squared norm of 1, by name: [n_items, n_features] each."""
     tables = {name: torch.from_numpy(features.standardised()) for name, features in catalogue.features.items()}
     if not tables:
-        raise DataError("this peer needs features of the items, and the catalogue has none")
+        raise DataError("this baseline needs features of the items, and the catalogue has none")
     return {name: values / values.shape[1] ** 0.5 for name, values in tables.items()}
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.benchmarks.baselines.base import Grid
-from tessera.benchmarks.baselines.training import Model, TrainedPeer, bpr, content, half_squares, table
+from tessera.benchmarks.baselines.training import Model, TrainedBaseline, bpr, content, half_squares, table
 from tessera.client.histories import Histories
 from tessera.common.data.catalogue import Catalogue
 
@@ -46,7 +46,7 @@ class VbprModel(Model):
 
 
 @dataclass
-class Vbpr(TrainedPeer):
+class Vbpr(TrainedBaseline):
     """VBPR with `dim` collaborative and `dim` content factors."""
 
     GRID: ClassVar[Grid] = {"learning_rate": (1e-3, 3e-3), "penalty": (1e-3, 1e-2)}

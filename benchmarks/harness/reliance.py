@@ -59,8 +59,7 @@ def gains(devices: tuple[Path, ...], k: int) -> pl.DataFrame:
 
 def spearman(left: pl.Series, right: pl.Series) -> float:
     """Correlation of average ranks."""
-    frame = pl.DataFrame({"left": left, "right": right}).select(pl.all().rank("average"))
-    return float(np.corrcoef(frame["left"], frame["right"])[0, 1])
+    return float(pl.select(pl.corr(left, right, method="spearman")).item())
 
 
 def _singles(people: list[Personal], kind: str, read: Callable[[Personal], dict[str, list[float]]]) -> pl.DataFrame:

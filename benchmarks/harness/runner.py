@@ -1,4 +1,4 @@
-"""The runs of a bench: each method, choice and seed once, each peer once; a killed bench goes on where it was."""
+"""The runs of a bench: each method, choice and seed once, each baseline once; a killed bench goes on where it was."""
 
 import shutil
 import time
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import torch
 
+from tessera.benchmarks.harness.bootstrap import DIFFERENCES, paired_differences
 from tessera.benchmarks.harness.per_user import BEST, BestStateSnapshot, load_people, ranked
 from tessera.benchmarks.harness.spec import BenchSpec, Content
-from tessera.benchmarks.harness.tables import DIFFERENCES, Outcome, paired_differences
+from tessera.benchmarks.harness.tables import Outcome
 from tessera.client.recommend import Personal
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
@@ -24,7 +25,7 @@ from tessera.deploy.executors.run import DEVICES, make_job, run_job
 from tessera.deploy.provisioning.datasets import prepared_dataset
 
 if TYPE_CHECKING:
-    from tessera.benchmarks.baselines.base import Peer
+    from tessera.benchmarks.baselines.base import Baseline
 
 RESULT = "result.json"
 NOT_FIGURES = ("all/users", "warm/users", "cold/users", "new-users/users", "untrained/users")
@@ -63,10 +64,10 @@ def run_bench(bench: BenchSpec, data: Path | None, runs: Path, tell: Tell) -> Ou
     not repeated.
     """
     progress, rows, pairs = Progress(bench.runs(), tell), [], []
-    for dataset in bench.methods:
+    for dataset in bench.datasets:
         session = Session(bench, dataset, data, runs / bench.name / dataset, progress)
         session.run()
-        named = {"dataset": dataset or bench.shared[dataset].data.folder}
+        named = {"dataset": dataset or bench.shared(dataset).data.folder}
         rows += [named | row for row in session.rows]
         pairs += [named | row for row in paired_differences(session.people, bench.pairs)]
     table = pl.DataFrame(rows, schema_overrides=COLUMNS, infer_schema_length=None)
@@ -91,21 +92,21 @@ class Session:
     progress: Progress
     rows: list[Content] = field(default_factory=list)
     people: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
-    baselines: dict[tuple[str, int], Content] = field(default_factory=dict)
+    trivial: dict[tuple[str, int], Content] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Run every method and peer; the trivial baselines come last."""
-        for method in self.bench.methods[self.dataset]:
+        """Run every method and centralised baseline; the trivial ones come last."""
+        for method in self.bench.methods:
             self._method(method)
-        for peer in self.bench.peers:
-            self._peer(peer)
+        for baseline in self.bench.baselines:
+            self._baseline(baseline)
         there = {row["method"] for row in self.rows}
-        self.rows += [{"method": name} | scores for (name, _), scores in self.baselines.items() if name not in there]
+        self.rows += [{"method": name} | scores for (name, _), scores in self.trivial.items() if name not in there]
 
     def _method(self, method: str) -> None:
         """Try a method's candidates with the first seed, keep the best NDCG on validation, and run it with all seeds. Test
         is not looked at."""
-        seeds = self.bench.seeds[method]
+        seeds = self.bench.method_seeds(method)
         tried = [(one, self._result(method, one, seeds[0])) for one in self.bench.candidates(method)]
         chosen, first = max(tried, key=lambda pair: _validation(pair[1]))
         shown = [{**one, "validation": _validation(result)} for one, result in tried if "scores" in result]
@@ -118,28 +119,29 @@ class Session:
             # A seed draws who and what is cold; otherwise it changes nothing about the baselines. The first method's stay:
             # one that is told the validation item would show contents more of a history.
             for name, scores in _baselines(result).items():
-                self.baselines.setdefault((name, seed if self._cold else 0), scores)
+                self.trivial.setdefault((name, seed if self._cold else 0), scores)
 
     @property
     def _cold(self) -> bool:
-        data = self.bench.shared[self.dataset].data
+        data = self.bench.shared(self.dataset).data
         return bool(data.cold_items or data.cold_users)
 
-    def _peer(self, peer: str) -> None:
-        """Search a peer's grid with the first seed and fit what validation chose with every seed, or read what was found."""
-        shared, run_dir = self.bench.shared[self.dataset], self.folder / peer
+    def _baseline(self, baseline: str) -> None:
+        """Search a baseline's grid with the first seed and fit what validation chose with every seed, or read what was."""
+        shared, run_dir = self.bench.shared(self.dataset), self.folder / baseline
         wanted = shared.model_dump(mode="json", include={"data": True, "evaluation": {"ks", "history_at_test"}})
-        wanted |= {"seeds": list(self.bench.peer_seeds), "quick": self.bench.quick}
-        result = self._made(run_dir, wanted, lambda: self._fit(peer, run_dir))
+        wanted |= {"seeds": list(self.bench.baseline_seeds), "quick": self.bench.quick is not None}
+        result = self._made(run_dir, wanted, lambda: self._fit(baseline, run_dir))
         if "left_out" in result:
-            self._add({"method": peer, "seed": self.bench.peer_seeds[0], "left_out": result["left_out"]}, run_dir)
+            first = self.bench.baseline_seeds[0]
+            self._add({"method": baseline, "seed": first, "left_out": result["left_out"]}, run_dir)
         for figures in result.get("runs", ()):
-            self._add({"method": peer, "chosen": _said(result["chosen"])} | figures, run_dir)
+            self._add({"method": baseline, "chosen": _said(result["chosen"])} | figures, run_dir)
 
     def _add(self, row: Content, run_dir: Path) -> None:
         """Add a row, and the results of its people, who lie beside it."""
         self.rows.append(row)
-        if "left_out" not in row and not self.bench.shared[self.dataset].asks_questions:
+        if "left_out" not in row and not self.bench.shared(self.dataset).asks_questions:
             self.people.setdefault(row["method"], []).append(load_people(run_dir / _people_file(row["seed"])))
 
     def _run_dir(self, method: str, chosen: Content, seed: int) -> Path:
@@ -190,23 +192,24 @@ class Session:
         return result
 
     def _fit(self, name: str, run_dir: Path) -> Content:
-        """Search, fit and measure a peer, and rank for everybody with what each seed gave."""
+        """Search, fit and measure a baseline, and rank for everybody with what each seed gave."""
         from tessera.benchmarks.baselines.selection import compare
 
-        settings = self.bench.shared[self.dataset]
+        settings = self.bench.shared(self.dataset)
         if self._cold:
-            raise ConfigError("peers are not fitted without cold items or cold users")
+            raise ConfigError("baselines are not fitted without cold items or cold users")
         dataset, k = prepared_dataset(settings.data, self.data), max(settings.evaluation.ks)
+        quick = self.bench.quick is not None
         catalogue = load_catalogue(dataset)
         split = load_interactions(dataset, len(catalogue)).split(given=settings.data.split == "given")
         found: dict[int, Content] = {}
 
-        def inspect(peer: "Peer", seed: int) -> None:
-            people = ranked(peer.scores, split, torch.from_numpy(split.counts()), settings.evaluation)
+        def inspect(baseline: "Baseline", seed: int) -> None:
+            people = ranked(baseline.scores, split, torch.from_numpy(split.counts()), settings.evaluation)
             people.save(run_dir / _people_file(seed))
             found[seed] = people.figures(k)
 
-        result = compare(name, split, catalogue, self.bench.peer_seeds, settings.evaluation, self.bench.quick, inspect)
+        result = compare(name, split, catalogue, self.bench.baseline_seeds, settings.evaluation, quick, inspect)
         runs = []
         for run in result.runs:
             percent = {figure: 100 * value for figure, value in run.items() if "/" in figure}

@@ -96,15 +96,16 @@ def recommend(
 
 @app.command(epilog="Example: tessera bench benchmarks/ml-latest-small/table2.yaml --data DATA --quick")
 def bench(
-    grid: Annotated[Path, typer.Argument(help="Methods, choices, seeds and peers, YAML.")],
+    grid: Annotated[Path, typer.Argument(help="Methods, choices, seeds and centralised baselines, YAML.")],
     data: Annotated[Path | None, typer.Option(help="As for train.")] = None,
     runs: Runs = Path("runs"),
     quick: Annotated[bool, typer.Option("--quick", help="Quick settings, one seed, no choices: does it run?")] = False,
     only: Annotated[
-        list[str] | None, typer.Option(help="A method or peer to run; may be repeated. The tables hold these alone.")
+        list[str] | None,
+        typer.Option(help="A method or baseline to run; may be repeated. The tables hold these alone."),
     ] = None,
 ) -> None:
-    """Run a grid of methods, seeds and peers, choosing on validation only; a killed one goes on where it was.
+    """Run a grid of methods, seeds and centralised baselines, choosing on validation only; a killed one goes on where it was.
 
     Writes results.parquet, differences.parquet and results.md, prints the tables, and ends with one line of JSON.
     """

@@ -1,4 +1,4 @@
-"""Centralised peers: each finds planted structure, none sees what it is tested on, the closed forms are what they say."""
+"""Centralised baselines: each finds planted structure, none sees what it is tested on, the closed forms are what they say."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tessera.benchmarks.baselines import __main__ as command
-from tessera.benchmarks.baselines.base import Peer, interaction_matrix, validation_ndcg
+from tessera.benchmarks.baselines.base import Baseline, interaction_matrix, validation_ndcg
 from tessera.benchmarks.baselines.bm3 import Bm3, Bm3Model
 from tessera.benchmarks.baselines.ease import Ease
 from tessera.benchmarks.baselines.graphs import (
@@ -26,9 +26,9 @@ from tessera.benchmarks.baselines.itemknn import ItemKNN
 from tessera.benchmarks.baselines.mgcn import Mgcn, MgcnModel
 from tessera.benchmarks.baselines.pgl import Pgl, PglModel, modality_weights
 from tessera.benchmarks.baselines.popularity import Popularity
-from tessera.benchmarks.baselines.selection import PEERS, compare, measure
+from tessera.benchmarks.baselines.selection import BASELINES, compare, measure
 from tessera.benchmarks.baselines.spectral import Spectral
-from tessera.benchmarks.baselines.training import TrainedPeer, info_nce
+from tessera.benchmarks.baselines.training import TrainedBaseline, info_nce
 from tessera.benchmarks.baselines.vbpr import Vbpr, VbprModel
 from tessera.client.histories import Histories, histories
 from tessera.common.config.settings import EvaluationSettings
@@ -73,42 +73,42 @@ def catalogue(split: Split) -> Catalogue:
     return Catalogue(names, names, ("",) * N_ITEMS, ("",) * N_ITEMS, features)
 
 
-def small(name: str, epochs: int = 25) -> Peer:
-    kind = PEERS[name]
-    return kind(learning_rate=0.01, dim=16, batch=128, epochs=epochs) if issubclass(kind, TrainedPeer) else kind()
+def small(name: str, epochs: int = 25) -> Baseline:
+    kind = BASELINES[name]
+    return kind(learning_rate=0.01, dim=16, batch=128, epochs=epochs) if issubclass(kind, TrainedBaseline) else kind()
 
 
 def fitted(name: str, split: Split, catalogue: Catalogue, seed: int = 0, epochs: int = 25) -> torch.Tensor:
-    peer = small(name, epochs)
-    peer.fit(split, catalogue, seed)
-    return peer.scores(histories(split))
+    baseline = small(name, epochs)
+    baseline.fit(split, catalogue, seed)
+    return baseline.scores(histories(split))
 
 
 def shuffled(items: np.ndarray) -> np.ndarray:
     return np.random.default_rng(5).permutation(items)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_peer_beats_random_on_planted_structure(name: str, split: Split, catalogue: Catalogue) -> None:
-    peer = small(name)
-    peer.fit(split, catalogue, seed=0)
-    reached = measure(peer, split, AT_10)["test/all/hr@10"]
+    baseline = small(name)
+    baseline.fit(split, catalogue, seed=0)
+    reached = measure(baseline, split, AT_10)["test/all/hr@10"]
     assert reached > (1.2 if name == "popularity" else 3.0) * RANDOM
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_test_items_change_no_score(name: str, split: Split, catalogue: Catalogue) -> None:
     other = replace(split, test=shuffled(split.test))
     assert torch.equal(fitted(name, split, catalogue, epochs=3), fitted(name, other, catalogue, epochs=3))
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_validation_items_change_at_most_the_epoch(name: str, split: Split, catalogue: Catalogue) -> None:
     other = replace(split, validation=shuffled(split.validation))
     assert torch.equal(fitted(name, split, catalogue, epochs=1), fitted(name, other, catalogue, epochs=1))
 
 
-@pytest.mark.parametrize("name", [name for name, kind in PEERS.items() if kind.SEEDED])
+@pytest.mark.parametrize("name", [name for name, kind in BASELINES.items() if kind.SEEDED])
 def test_the_seed_decides_everything(name: str, split: Split, catalogue: Catalogue) -> None:
     torch.manual_seed(1)
     first = fitted(name, split, catalogue, seed=3, epochs=3)
@@ -120,12 +120,12 @@ def test_the_seed_decides_everything(name: str, split: Split, catalogue: Catalog
 
 
 def test_the_best_epoch_is_kept_and_training_stops(split: Split, catalogue: Catalogue) -> None:
-    peer = Vbpr(learning_rate=0.05, dim=16, batch=128, epochs=200, patience=3)
-    peer.fit(split, catalogue, seed=0)
-    best, people = validation_ndcg(peer.scores(histories(split)), histories(split), split), histories(split)
-    assert peer.best_epoch < 100
-    for epochs in range(1, peer.best_epoch + 4):
-        shorter = replace(peer, epochs=epochs)
+    baseline = Vbpr(learning_rate=0.05, dim=16, batch=128, epochs=200, patience=3)
+    baseline.fit(split, catalogue, seed=0)
+    best, people = validation_ndcg(baseline.scores(histories(split)), histories(split), split), histories(split)
+    assert baseline.best_epoch < 100
+    for epochs in range(1, baseline.best_epoch + 4):
+        shorter = replace(baseline, epochs=epochs)
         shorter.fit(split, catalogue, seed=0)
         assert validation_ndcg(shorter.scores(people), people, split) <= best
 
@@ -139,18 +139,18 @@ def test_ease_is_a_regression_of_each_item_on_the_others() -> None:
         inputs = interactions[:, others]
         gram = inputs.T @ inputs + 2.5 * torch.eye(8, dtype=torch.float64)
         expected[:, item] = inputs @ torch.linalg.solve(gram, inputs.T @ interactions[:, item])
-    peer = Ease(penalty=2.5)
-    peer.fit(split, None, 0)  # type: ignore[arg-type]
-    torch.testing.assert_close(peer.scores(histories(split)), expected)
+    baseline = Ease(penalty=2.5)
+    baseline.fit(split, None, 0)  # type: ignore[arg-type]
+    torch.testing.assert_close(baseline.scores(histories(split)), expected)
 
 
 def test_itemknn_by_hand() -> None:
     people = [[0, 1], [0, 1, 2], [0, 3]]
-    peer = ItemKNN(neighbours=1, shrinkage=1.0)
-    peer.fit(split_of(people, 4), None, 0)  # type: ignore[arg-type]
+    baseline = ItemKNN(neighbours=1, shrinkage=1.0)
+    baseline.fit(split_of(people, 4), None, 0)  # type: ignore[arg-type]
     nearest = {0: (1, 2 / (6**0.5 + 1)), 1: (0, 2 / (6**0.5 + 1)), 2: (1, 1 / (2**0.5 + 1)), 3: (0, 1 / (3**0.5 + 1))}
     expected = [[weight * (other in items) for other, weight in nearest.values()] for items in people]
-    torch.testing.assert_close(peer.scores(histories(split_of(people, 4))), torch.tensor(expected))
+    torch.testing.assert_close(baseline.scores(histories(split_of(people, 4))), torch.tensor(expected))
 
 
 def test_spectral_with_power_two_and_all_directions_is_the_gram_matrix() -> None:
@@ -158,17 +158,17 @@ def test_spectral_with_power_two_and_all_directions_is_the_gram_matrix() -> None
     interactions = interaction_matrix(histories(split), torch.float64)
     scaled = interactions * interactions.sum(1, keepdim=True) ** -0.25
     expected = interactions @ scaled.T @ scaled / torch.linalg.matrix_norm(scaled, 2) ** 2
-    peer = Spectral(rank=100, power=2.0)
-    peer.fit(split, None, 0)  # type: ignore[arg-type]
-    torch.testing.assert_close(peer.scores(histories(split)), expected)
+    baseline = Spectral(rank=100, power=2.0)
+    baseline.fit(split, None, 0)  # type: ignore[arg-type]
+    torch.testing.assert_close(baseline.scores(histories(split)), expected)
 
 
 @pytest.mark.parametrize("kind", [Popularity, ItemKNN, Ease, Spectral])
-def test_items_nobody_has_tie(kind: type[Peer]) -> None:
+def test_items_nobody_has_tie(kind: type[Baseline]) -> None:
     split = split_of(ragged(2, [6] * 12, 20), 25)
-    peer = kind()
-    peer.fit(split, None, 0)  # type: ignore[arg-type]
-    assert (peer.scores(histories(split))[:, 20:] == 0).all()
+    baseline = kind()
+    baseline.fit(split, None, 0)  # type: ignore[arg-type]
+    assert (baseline.scores(histories(split))[:, 20:] == 0).all()
 
 
 def test_what_becomes_known_later_is_used_by_the_closed_forms_and_refused_for_strangers(
@@ -176,8 +176,8 @@ def test_what_becomes_known_later_is_used_by_the_closed_forms_and_refused_for_st
 ) -> None:
     told = histories(split, split.validation)
     ease, vbpr = small("ease"), small("vbpr", epochs=1)
-    for peer in (ease, vbpr):
-        peer.fit(split, catalogue, 0)
+    for baseline in (ease, vbpr):
+        baseline.fit(split, catalogue, 0)
     assert not torch.equal(ease.scores(told), ease.scores(histories(split)))
     assert torch.equal(vbpr.scores(told), vbpr.scores(histories(split)))
     with pytest.raises(DataError, match="exactly the users"):
@@ -336,11 +336,11 @@ class Useless(Popularity):
 
 @pytest.mark.parametrize("factor", [0.0, torch.nan])
 def test_scores_that_say_nothing_are_no_result(factor: float, split: Split, catalogue: Catalogue) -> None:
-    peer = Useless()
-    peer.factor = factor
-    peer.fit(split, catalogue, 0)
+    baseline = Useless()
+    baseline.factor = factor
+    baseline.fit(split, catalogue, 0)
     with pytest.raises(RunError, match="evaluating Useless"):
-        measure(peer, split, AT_10)
+        measure(baseline, split, AT_10)
 
 
 def test_weights_of_modalities_add_up() -> None:
@@ -367,18 +367,18 @@ REAL = pytest.mark.skipif(not os.environ.get("TESSERA_DATA"), reason="needs the 
 @REAL
 @pytest.mark.real_data
 @pytest.mark.parametrize(
-    ("peer", "hit_rate", "ndcg"),
+    ("baseline", "hit_rate", "ndcg"),
     [(Popularity(), 0.11066, 0.03541), (Ease(300.0), 0.27869, 0.07715), (Spectral(128, 0.5), 0.27541, 0.07764)],
     ids=["popularity", "ease", "spectral"],
 )
 def test_the_closed_forms_reach_what_they_should(
-    peer: Peer, hit_rate: float, ndcg: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    baseline: Baseline, hit_rate: float, ndcg: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["peers", "--dataset", "ml-latest-small"])
+    monkeypatch.setattr(sys, "argv", ["baselines", "--dataset", "ml-latest-small"])
     split, catalogue = command.load(command.parse())
-    peer.fit(split, catalogue, 0)
-    figures = measure(peer, split, EvaluationSettings(ks=(50,)))
+    baseline.fit(split, catalogue, 0)
+    figures = measure(baseline, split, EvaluationSettings(ks=(50,)))
     assert figures["test/all/hr@50"] == pytest.approx(hit_rate, abs=1e-5)
     assert figures["test/all/ndcg@50"] == pytest.approx(ndcg, abs=1e-5)
 
@@ -389,12 +389,14 @@ def test_the_command_ends_with_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["peers", "--dataset", "ku", "--peers", "popularity,spectral,vbpr", "--quick"])
+    monkeypatch.setattr(
+        sys, "argv", ["baselines", "--dataset", "ku", "--baselines", "popularity,spectral,vbpr", "--quick"]
+    )
     threads = torch.get_num_threads()
     command.main()
     torch.set_num_threads(threads)
     lines = capsys.readouterr().out.splitlines()
-    figures = json.loads(lines[-1])["peers"]
+    figures = json.loads(lines[-1])["baselines"]
     assert list(figures) == ["popularity", "spectral", "vbpr"]
     assert lines[2].split()[0] == "popularity"
     assert figures["spectral"]["runs"][0]["test/cold/hr@50"] < 0.2

@@ -1,4 +1,4 @@
-"""A grid runs each method and seed once, chooses on validation, sets peers beside, and goes on where it was."""
+"""A grid runs each method and seed once, chooses on validation, sets baselines beside, and goes on where it was."""
 
 import json
 import shutil
@@ -13,11 +13,11 @@ import pytest
 import torch
 import yaml
 
-from tessera.benchmarks.baselines.selection import PEERS
+from tessera.benchmarks.baselines.selection import BASELINES
+from tessera.benchmarks.harness.bootstrap import bootstrap, paired_differences
 from tessera.benchmarks.harness.per_user import BestStateSnapshot, PerUserResults, load_people
 from tessera.benchmarks.harness.runner import RESULT, run_bench
 from tessera.benchmarks.harness.spec import BenchSpec
-from tessera.benchmarks.harness.tables import bootstrap, paired_differences
 from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import FEATURES, load_catalogue
 from tessera.common.errors import ConfigError, RunError
@@ -84,7 +84,7 @@ def test_people_add_up_to_what_the_devices_reported(tmp_path: Path) -> None:
     base = BASE | {"rounds": 10, "federation": {"nodes": 2}, "server": {"learning_rate": 0.3}}
     base["evaluation"] = {"every": 1, "ks": [5, 10], "history_at_test": "train+validation"}
     methods = {"history": {"local": {"backbone": "history", "batch_users": 8}}}
-    grid = BenchSpec.load(written(tmp_path, base=base, methods=methods, peers=["ease"]))
+    grid = BenchSpec.load(written(tmp_path, base=base, methods=methods, baselines=["ease"]))
     table = run_bench(grid, tmp_path, tmp_path / "runs", lambda line: None).table
     rounds = table.filter(method="history")["selected_round"].to_list()
     assert min(rounds) < 7  # older than the checkpoints that a run keeps
@@ -159,12 +159,12 @@ def test_differences_pair_people_by_name_and_average_seeds() -> None:
 
 
 def test_what_fails_is_left_out_with_its_reason_and_the_rest_goes_on(tmp_path: Path) -> None:
-    """A rate that diverges is not chosen; a method that always diverges, and a peer without content, are rows that say so."""
+    """A rate that diverges is not chosen; a method that always diverges, and a baseline without content, are rows saying so."""
     small_dataset(tmp_path / "small")
     shutil.rmtree(tmp_path / "small" / FEATURES)
     diverging = {"local": {"backbone": "history"}, "choose": {"server.learning_rate": [1e30, 0.01]}}
     methods = {"lost": ONE["history"] | {"rounds": 4, "server": {"learning_rate": 1e30}}, "history": diverging}
-    grid = written(tmp_path, methods=methods, peers=["vbpr", "itemknn"], reference="history")
+    grid = written(tmp_path, methods=methods, baselines=["vbpr", "itemknn"], reference="history")
     told: list[str] = []
     outcome = run_bench(BenchSpec.load(grid, only=[]), tmp_path, tmp_path / "runs", told.append)
     left_out = dict(outcome.table.filter(pl.col("left_out").is_not_null()).select("method", "left_out").rows())
@@ -178,7 +178,7 @@ def test_what_fails_is_left_out_with_its_reason_and_the_rest_goes_on(tmp_path: P
     text = (tmp_path / "runs/grid/results.md").read_text()
     for line in (
         "| lost | - |",
-        "left out: this peer needs features",
+        "left out: this baseline needs features",
         "| itemknn - history |",
         "warm HR@10",
         "q4 NDCG@10",
@@ -195,7 +195,7 @@ def test_several_datasets_and_a_selection(tmp_path: Path) -> None:
     for seed, name in enumerate(("small", "other")):
         small_dataset(tmp_path / name, seed=seed)
     datasets = {"first": {}, "second": {"data": {"folder": "other"}}}
-    grid = written(tmp_path, datasets=datasets, methods=METHODS, peers=["popularity"], seeds=[0])
+    grid = written(tmp_path, datasets=datasets, methods=METHODS, baselines=["popularity"], seeds=[0])
     bench = BenchSpec.load(grid, only=["fedavg-id", "popularity"])
     outcome = run_bench(bench, tmp_path, tmp_path / "runs", lambda line: None)
     rows = outcome.table.filter(pl.col("method").is_in(["fedavg-id", "history", "popularity"]))
@@ -203,7 +203,7 @@ def test_several_datasets_and_a_selection(tmp_path: Path) -> None:
     assert rows.select("dataset", "method").rows() == names
     assert rows["test/all/ndcg@10"].n_unique() == 4
     assert outcome.markdown().count("\n# ") + outcome.markdown().startswith("# ") == 2
-    # The peer replaces the trivial baseline of its name, and is worth the same.
+    # The baseline replaces the trivial baseline of its name, and is worth the same.
     metrics = read_metrics(tmp_path / "runs/grid/first/fedavg-id/seed0")
     baseline = next(line["baselines"] for line in metrics if line["kind"] == "item_statistics")[
         "popularity/test/all/ndcg@10"
@@ -212,30 +212,36 @@ def test_several_datasets_and_a_selection(tmp_path: Path) -> None:
 
 
 def test_quick_settings_are_laid_over(tmp_path: Path) -> None:
-    quick = BenchSpec.load(written(tmp_path, peers=["pgl"]), quick=True)
+    quick = BenchSpec.load(written(tmp_path, baselines=["pgl"]), quick=True)
     assert quick.name == "grid-quick"
-    assert all(content["rounds"] == 1 for content in quick.methods[""].values())
+    assert all(quick.settings("", method, {}, 3).rounds == 1 for method in quick.methods)
     assert quick.runs() == 3  # one seed, the first choice, no search
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sedes": [1]}, "unknown key 'sedes'"),
-        ({"seeds": []}, "'seeds' is missing"),
+        ({"sedes": [1]}, r"grid\.yaml: unknown key 'sedes'; the nearest known one is 'seeds'"),
+        ({"seeds": []}, r"grid\.yaml: seeds: "),
+        ({"seeds": None}, "seeds: "),
+        ({"methods": None}, "methods: "),
+        ({"methods": {"x": {"seeds": []}}}, r"methods\.x\.seeds: "),
         ({"methods": {"x": {"local": {"backbone": "bert"}}}}, r"methods\.x: local\.backbone"),
         ({"methods": {"x": {"choose": {"local.learning_rate": [0.1, -1]}}}}, r"methods\.x: local\.learning_rate"),
-        ({"methods": {"x": {"choose": {"local.learning_rate": 0.1}}}}, r"methods\.x\.choose maps settings to lists"),
+        (
+            {"methods": {"x": {"choose": {"local.learning_rate": 0.1}}}},
+            r"methods\.x\.choose\.local\.learning_rate: .* list",
+        ),
         ({"methods": {"x": {"data": {"folder": "other"}}}}, r"methods\.x has other data"),
         (
             {"base": {"data": {"folder": "small", "cold_items": 0.1}}, "methods": {"x": {}, "y": {"seeds": [0]}}},
             "all methods must have the same seeds",
         ),
         ({"methods": {"../x": {}}}, "'../x' is no name"),
-        ({"peers": ["popularty"]}, "there is no 'popularty', only"),
-        ({"methods": {"ease": {}}, "peers": ["ease"]}, "'ease' is a peer"),
+        ({"baselines": ["popularty"]}, "there is no 'popularty'; the nearest known one is 'popularity'"),
+        ({"methods": {"ease": {}}, "baselines": ["ease"]}, "'ease' is a baseline"),
         ({"reference": "fedavg"}, "differences: there is no 'fedavg'"),
-        ({"differences": [["history"]]}, "is not"),
+        ({"differences": [["history"]]}, r"differences\.0\.1: Field required"),
     ],
 )
 def test_a_malformed_grid_is_refused_before_anything_runs(tmp_path: Path, changes: dict, message: str) -> None:
@@ -252,9 +258,9 @@ def test_only_names_what_there_is(tmp_path: Path) -> None:
 def test_the_published_grids_compare_what_they_should(grid: Path) -> None:
     bench = BenchSpec.load(grid)
     backbones = ("fedavg", "fcf", "fedncf", "pfedrec", "fedrap", "history")
-    assert {f"{name}-{kind}" for name in backbones for kind in ("id", "mlp", "views")} <= bench.choices.keys()
+    assert {f"{name}-{kind}" for name in backbones for kind in ("id", "mlp", "views")} <= bench.methods.keys()
     assert {(f"{name}-views", f"{name}-{kind}") for name in backbones for kind in ("id", "mlp")} <= set(bench.pairs)
-    assert bench.peers == tuple(PEERS)
+    assert bench.baselines == tuple(BASELINES)
     assert grid.read_text().startswith(f"# tessera bench benchmarks/{grid.parent.name}/table2.yaml --data DATA")
 
 
@@ -275,7 +281,7 @@ def test_the_installed_command_finds_the_peers_and_ends_with_json(tmp_path: Path
     command = [
         Path(sys.executable).parent / "tessera",
         "bench",
-        written(tmp_path, peers=["popularity"]),
+        written(tmp_path, baselines=["popularity"]),
         "--data",
         tmp_path,
     ]

@@ -14,7 +14,7 @@ def test_each_seed_has_its_own_baselines_and_peers_are_left_out(tmp_path: Path) 
     small_dataset(tmp_path / "small", 30)
     data = {"folder": "small", "cold_items": 0.2, "cold_users": 0.2}
     base = {"data": data, "rounds": 1, "views": {"dim": 8, "id_dim": 8}, "evaluation": {"every": 1, "ks": [10]}}
-    grid = {"name": "grid", "base": base, "methods": {"history": {}}, "seeds": [0, 1], "peers": ["itemknn"]}
+    grid = {"name": "grid", "base": base, "methods": {"history": {}}, "seeds": [0, 1], "baselines": ["itemknn"]}
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     outcome = run_bench(BenchSpec.load(tmp_path / "grid.yaml"), tmp_path, tmp_path / "runs", lambda text: None)
     table = outcome.table
@@ -24,7 +24,7 @@ def test_each_seed_has_its_own_baselines_and_peers_are_left_out(tmp_path: Path) 
     for group in ("cold", "new-users", "new-users-untrained"):
         assert table.filter(method="history")[f"test/{group}/hr@10"].null_count() == 0
     assert table.filter(method="itemknn")["left_out"].to_list() == [
-        "peers are not fitted without cold items or cold users"
+        "baselines are not fitted without cold items or cold users"
     ]
     # Person by person there are those who trained, whose mean is what is reported of all.
     quartiles = table.filter(method="history").select("^test/q[1-4]/(users|hr@10)$")
