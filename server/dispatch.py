@@ -136,7 +136,7 @@ class Dispatcher:
         """The nodes that get `task`: all, or those whose draw for a round of training is lowest."""
         if task.kind != "train" or not self.settings.clients_per_round:
             return ready
-        draws = {node: counter_rng.key("clients_per_round", task.settings.seed, task.round, node) for node in ready}
+        draws = {node: counter_rng.key("participants", task.settings.seed, task.round, node) for node in ready}
         return sorted(ready, key=draws.__getitem__)[: self.settings.asked]
 
     def _gather(self, waiting: dict[str, int], question: Request, answer: Aggregate) -> None:

@@ -2,7 +2,9 @@
 
 import os
 
+from tessera.common.utils.torchvision_operators import define_missing_operators
 from tessera.deploy.environment import quieten
 
 quieten()
+define_missing_operators()
 os.environ["COLUMNS"] = "200"

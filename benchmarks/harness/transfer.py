@@ -8,11 +8,11 @@ towers, no way of merging can help.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
 from torch import Tensor
 
 from tessera.client.adapters.adapted_tower import probe
@@ -27,6 +27,9 @@ from tessera.common.towers.io import load_reader, tower_path
 from tessera.common.towers.projections import Projections
 from tessera.common.utils import counter_rng
 from tessera.server.pretraining.aligned_init import reader_inputs, shared_start
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 N_BLOCKS, STEPS, BATCH, RATE = 4, 200, 32, 8e-3
 
@@ -49,7 +52,7 @@ class _Tower:
     """An adapted reader and how it sees the items."""
 
     name: str
-    model: PeftModel
+    model: "PeftModel"
     sight: Tensor
 
     def align(self, start: dict[str, Projections]) -> None:

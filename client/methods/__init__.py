@@ -3,6 +3,7 @@
 A new one is one file here, one line below, and one in `tessera.common.registry.methods`: what the server does with it.
 """
 
+import tessera.client.adapters  # noqa: F401 (before PEFT)
 from tessera.client.methods.base import LocalTraining, Method, answer
 from tessera.client.methods.ditto import Ditto
 from tessera.client.methods.feddat import FedDAT

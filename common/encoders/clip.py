@@ -16,6 +16,7 @@ from tessera.common.encoders.base import Vectors, chunks, open_picture
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import file_digest
 from tessera.common.utils.torch_device import resolve_device
+from tessera.common.utils.torchvision_operators import define_missing_operators
 
 HUB = "https://huggingface.co"
 PATIENCE = 5.0
@@ -80,6 +81,7 @@ def _open_clip(model: str, pretrained: str | None) -> Any:
     if not Path(pretrained).is_file() and not _reachable(os.environ.get("HF_ENDPOINT", HUB)):
         os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: what was fetched before is used, nothing is waited for
     try:
+        define_missing_operators()
         import open_clip
     except (ImportError, RuntimeError) as error:  # torchvision without its operators raises the latter
         raise DataError(

@@ -39,7 +39,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run of t
 
 
 @app.command(epilog="Example: tessera train benchmarks/demo.yaml --executor grpc --nodes 3 --set rounds=5")
-def run_job(
+def train(
     config: Annotated[Path, typer.Argument(help="Settings of the run, YAML.")],
     executor: Annotated[
         ExecutorName, typer.Option(help="One process, Ray workers, or separate processes over gRPC.")

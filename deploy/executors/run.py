@@ -1,4 +1,4 @@
-"""`tessera run_job` without its options: from settings to a run's result, over any executor."""
+"""`tessera train` without its options: from settings to a run's result, over any executor."""
 
 import shutil
 from importlib import import_module

@@ -176,12 +176,12 @@ def private(heard: Heard, folder: Path) -> Iterator[tuple[str, bytes]]:
             secret = value.flatten()[:8].to(dtype).numpy().tobytes()
             if len(set(secret)) >= 6:  # zeros would be found anywhere
                 yield f"{name} of {folder.name}", secret
-    run_job = Questions.load(folder / QUESTIONS / "train.safetensors")
+    train = Questions.load(folder / QUESTIONS / "train.safetensors")
     for dtype in (torch.int64, torch.int32, torch.float32):
-        yield f"answers of {folder.name}", run_job.answers.to(dtype).numpy().tobytes()
-        for row in range(0, len(run_job), 10):
-            yield f"question {row} of {folder.name}", run_job.pieces[row].to(dtype).numpy().tobytes()
-    yield from ((f"task {name}", name.encode()) for name in (*run_job.names, *run_job.instructions))
+        yield f"answers of {folder.name}", train.answers.to(dtype).numpy().tobytes()
+        for row in range(0, len(train), 10):
+            yield f"question {row} of {folder.name}", train.pieces[row].to(dtype).numpy().tobytes()
+    yield from ((f"task {name}", name.encode()) for name in (*train.names, *run_job.instructions))
 
 
 def noise_free(decayed: Tensor) -> Tensor:
