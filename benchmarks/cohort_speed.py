@@ -23,7 +23,7 @@ from tessera.common.config.settings import LocalSettings, Settings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import Split, load_interactions
 from tessera.common.errors import DataError
-from tessera.common.protocol.messages import Update
+from tessera.common.protocol.updates import Update
 from tessera.deploy.provisioning.datasets import prepared_dataset
 from tessera.server.strategies.fedvlr import FedVLR
 

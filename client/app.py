@@ -13,7 +13,8 @@ from tessera.client.recommendation import RecommendationClient
 from tessera.common.config.settings import Settings
 from tessera.common.errors import DataError, StorageError, TesseraError
 from tessera.common.protocol.codecs import encode, rotation
-from tessera.common.protocol.messages import in_answer_to, missing_tensors, pack_update, refusal, unpack_task
+from tessera.common.protocol.messages import in_answer_to, missing_tensors, refusal, unpack_task
+from tessera.common.protocol.updates import ANSWERS, pack_update
 
 log = logging.getLogger("tessera.device")
 
@@ -39,12 +40,12 @@ def answer(content: RecordDict, device: Callable[[Settings], Client], simulated:
     Raises `StorageError` where the device is `simulated`: the full disk is the run's own.
     """
     try:
-        task, tensors, facts = unpack_task(content)
-        update = device(task.settings).perform(task, tensors, facts)
+        task, tensors, inputs = unpack_task(content)
+        update = device(task.settings).perform(task, tensors, inputs)
         settings = task.settings
         written = encode(update.gradients, settings.wire.gradients, rotation(settings.seed, task.round))
         reply = pack_update(replace(update, gradients=written))
-        reply["answers"] = in_answer_to(task)
+        reply[ANSWERS] = in_answer_to(task)
         return reply
     except TensorsMissing as missing:
         return missing_tensors(str(missing))

@@ -14,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from tessera.common.errors import DataError
-from tessera.common.protocol.messages import Task, Tensors, Update, content_hash
+from tessera.common.protocol.messages import Task
+from tessera.common.protocol.tensors import Tensors, content_hash
+from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import (
     PRIVATE,
@@ -47,7 +49,7 @@ class Client(ABC):
         self.folder, self.simulated = folder, simulated
 
     @abstractmethod
-    def perform(self, task: Task, tensors: Tensors | None, facts: Tensors) -> Update:
+    def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
 
     @property

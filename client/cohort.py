@@ -17,7 +17,9 @@ from tessera.client.private_state import PrivateState
 from tessera.client.router import Routed, pool, route, router_shapes
 from tessera.common.config.settings import LocalSettings
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.messages import VIEWS, Tensors, Update
+from tessera.common.protocol.messages import VIEWS
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
 
 

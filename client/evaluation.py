@@ -11,7 +11,8 @@ from tessera.client.histories import Histories, histories
 from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.interactions import Split
 from tessera.common.metrics.ranking import MetricSums, ranking_sums, standing
-from tessera.common.protocol.messages import CONTENT, COUNTS, Tensors
+from tessera.common.protocol.messages import CONTENT, COUNTS
+from tessera.common.protocol.tensors import Tensors
 
 CPU = torch.device("cpu")
 Scorer = Callable[[Histories], Tensor]
@@ -45,16 +46,16 @@ def as_group(sums: MetricSums, group: str) -> MetricSums:
     return MetricSums(apart | {"nonfinite": sums["nonfinite"]})
 
 
-def baselines(split: Split, settings: EvaluationSettings, facts: Tensors, device: torch.device = CPU) -> MetricSums:
+def baselines(split: Split, settings: EvaluationSettings, inputs: Tensors, device: torch.device = CPU) -> MetricSums:
     """Evaluate what needs no learning, each as "name/..." sums: the trivial rankings beside every result."""
-    counts = facts.get(COUNTS)
+    counts = inputs.get(COUNTS)
     order = torch.arange(split.n_items, dtype=torch.get_default_dtype(), device=device)
     # Constant scores are worth what a random order is worth, exactly.
     fixed = {"random": torch.zeros_like(order), "item-id": -order}
     if counts is not None:
         fixed |= {"popularity": counts, "inverse-popularity": -counts}
     scorers: dict[str, Scorer] = {name: _constant(vector) for name, vector in fixed.items()}
-    tables = {name.removeprefix(CONTENT): table for name, table in facts.items() if name.startswith(CONTENT)}
+    tables = {name.removeprefix(CONTENT): table for name, table in inputs.items() if name.startswith(CONTENT)}
     scorers |= {f"content-{name}": _content(table) for name, table in tables.items()}
     if len(tables) > 1:
         scorers["content-all"] = _content(torch.cat(list(tables.values()), dim=1))

@@ -9,6 +9,7 @@ run's setting, so a device relies on its server for it.
 import math
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -20,7 +21,9 @@ from tessera.client.histories import histories
 from tessera.client.private_state import PrivateState
 from tessera.common.config.settings import Settings
 from tessera.common.data.interactions import Split
-from tessera.common.protocol.messages import VIEWS, Tensors, Update
+from tessera.common.protocol.messages import VIEWS
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
 
 
@@ -49,7 +52,7 @@ def clipped(update: Update, clip: float) -> Update:
     """Scale one person's gradients down to a common Euclidean norm of at most `clip`."""
     norm = math.hypot(*(float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in update.gradients.values()))
     scale = clip / max(norm, clip)
-    return Update({n: g * scale for n, g in update.gradients.items()}, update.weight, update.sums, update.counts)
+    return replace(update, gradients={name: gradient * scale for name, gradient in update.gradients.items()})
 
 
 def noised(update: Update, deviation: float, draw: Callable[[torch.Size], Tensor]) -> Update:
@@ -62,7 +65,7 @@ def noised(update: Update, deviation: float, draw: Callable[[torch.Size], Tensor
     gradients = {
         name: gradient + deviation * draw(gradient.shape).to(gradient) for name, gradient in update.gradients.items()
     }
-    return Update(gradients, update.weight, update.sums, update.counts)
+    return replace(update, gradients=gradients)
 
 
 def secret_normal(shape: torch.Size) -> Tensor:

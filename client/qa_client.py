@@ -6,7 +6,7 @@ questions/codebook.safetensors  what choices stand for; features/ what readers s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,8 +25,10 @@ from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.questions import NOTHING, Codebook, Questions, concatenate
 from tessera.common.errors import DataError
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.adapters import MODULE, AdapterUpdate
-from tessera.common.protocol.messages import Task, Tensors, Update
+from tessera.common.protocol.adapters import ADAPTERS, MODULE, ClientAdapters
+from tessera.common.protocol.messages import Task
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update
 from tessera.common.registry.methods import METHOD_SPECS
 from tessera.common.towers.aligned_init import last_layer
 from tessera.common.towers.io import load_reader
@@ -64,27 +66,28 @@ class QAContext:
 class QAClient(Client):
     """One device that learns from its own questions."""
 
-    def perform(self, task: Task, tensors: Tensors | None, facts: Tensors) -> Update:
+    def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
         settings = task.settings
         own = _equip(self.folder, settings.mosaic, settings.seed, resolve_device(settings.device))
         if own.catalogue != task.catalogue:
             raise DataError(f"{self.folder} has other items than the server's catalogue; use one dataset")
-        client = self.client(task.run)
-        towers = {client: own.adapted.tower_id}
+        own_name = ClientAdapters(towers={self.client(task.run): own.adapted.tower_id})
+        update = self._perform(task, tensors, own)
+        return update.put(ADAPTERS, update[ADAPTERS] + own_name)
+
+    def _perform(self, task: Task, tensors: Tensors | None, own: QAContext) -> Update:
         if task.kind == "item_statistics":
-            return Update(
-                sums=MetricSums({"users": 1.0, "events": float(len(own.train)), "withheld": 1.0}), towers=towers
-            )
+            return Update(sums=MetricSums({"users": 1.0, "events": float(len(own.train)), "withheld": 1.0}))
         if task.kind == "baselines":
-            return Update(sums=_baselines(own), towers=towers)
+            return Update(sums=_baselines(own))
         if task.kind not in ("train", "evaluate"):
             raise DataError(f"a device that answers questions has no part in {task.kind!r}")
         sent = {name.removeprefix(MODULE): value for name, value in self.hold(task, tensors).items()}
         work = self._train if task.kind == "train" else self._evaluate
-        update = work(task, own, METHODS[settings.mosaic.method], sent)
+        update = work(task, own, METHODS[task.settings.mosaic.method], sent)
         self.conclude(task)
-        return replace(update, towers=towers)
+        return update
 
     def _train(self, task: Task, own: QAContext, method: Method, sent: Tensors) -> Update:
         """One round: take in what the server merged, learn, sign, keep the state, and give what is to be merged."""
@@ -103,10 +106,11 @@ class QAClient(Client):
             gradients = self._gradients(own, rows, lesson)
             signature, more = sign(kept, gradients, task.settings.seed, self.noise_key(task.run), task.round)
         own.adapted.keep(private, task, client, more)
-        modules: dict[str, AdapterUpdate] = {}
-        if method.uploads:
-            modules = {client: own.adapted.adapter_update(method.uploads, signature)}
-        return Update(weight=1.0, sums=MetricSums(sums), modules=modules)
+        update = Update(weight=1.0, sums=MetricSums(sums))
+        if not method.uploads:
+            return update
+        learnt = {client: own.adapted.adapter_update(method.uploads, signature)}
+        return update.put(ADAPTERS, ClientAdapters(modules=learnt))
 
     def _gradients(self, own: QAContext, rows: Tensor, lesson: LocalTraining) -> Tensor:
         """The small frozen tower's last-layer gradients on every tenth batch of the round, [n_batches, size]."""

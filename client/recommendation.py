@@ -6,7 +6,6 @@ features/, tower/                       in runs with towers: what the device's o
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +25,9 @@ from tessera.common.data.splits import make_split
 from tessera.common.errors import DataError
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import decode, rotation
-from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, VIEWS, Task, Tensors, Update
+from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, VIEWS, Task
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
 from tessera.common.utils.torch_device import resolve_device
 
@@ -40,13 +41,13 @@ NEW_USERS, UNTRAINED = "new-users", "new-users-untrained"
 class RecommendationClient(Client):
     """One node's people and their private data."""
 
-    def perform(self, task: Task, tensors: Tensors | None, facts: Tensors) -> Update:
+    def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
         tower = self.tower(task)
-        update = self._perform(task, tensors, facts, tower)
-        return replace(update, towers=tower.towers) if tower else update
+        update = self._perform(task, tensors, inputs, tower)
+        return tower.signed(update) if tower else update
 
-    def _perform(self, task: Task, tensors: Tensors | None, facts: Tensors, tower: "TowerView | None") -> Update:
+    def _perform(self, task: Task, tensors: Tensors | None, inputs: Tensors, tower: "TowerView | None") -> Update:
         settings = task.settings
         if self.catalogue().sha256 != task.catalogue:
             raise DataError(f"{self.folder} has other items than the server's catalogue; use one dataset")
@@ -54,19 +55,19 @@ class RecommendationClient(Client):
         if task.kind == "item_statistics":
             return _item_statistics(split.training_users())
         target = resolve_device(settings.device)
-        facts = {name: value.to(target, torch.float32) for name, value in facts.items()}
+        inputs = {name: value.to(target, torch.float32) for name, value in inputs.items()}
         people = list(blocks(split, settings.local.batch_users))
         if task.kind == "power":
-            return sum((_power(block, facts[BASIS]) for block in people if not block.is_new), Update())
+            return sum((_power(block, inputs[BASIS]) for block in people if not block.is_new), Update())
         if task.kind == "baselines":
-            baselines = [(block, evaluation.baselines(block, settings.evaluation, facts, target)) for block in people]
+            baselines = [(block, evaluation.baselines(block, settings.evaluation, inputs, target)) for block in people]
             return Update(sums=sum((_reported(block, sums) for block, sums in baselines), MetricSums()))
         sent = {name: value.to(target) for name, value in self.sent(task, self.hold(task, tensors)).items()}
         sent = tower.beside(sent) if tower else sent
         work = self._train if task.kind == "train" else self._evaluate
         total = Update()
         for number, block in enumerate(people):
-            total += work(task, sent, facts, block, number)
+            total += work(task, sent, inputs, block, number)
         if tower and task.kind == "train":
             total = tower.learn(total, sent)
         self.conclude(task)
@@ -107,7 +108,7 @@ class RecommendationClient(Client):
             )
         return kept.to(views.device)
 
-    def _train(self, task: Task, sent: Tensors, facts: Tensors, block: Split, number: int) -> Update:
+    def _train(self, task: Task, sent: Tensors, inputs: Tensors, block: Split, number: int) -> Update:
         settings = task.settings
         state = self.state(task, block.users, number, sent[VIEWS])
         people = histories(block)
@@ -124,14 +125,14 @@ class RecommendationClient(Client):
         Store(self.private(task.run)).save(number, task.round, task.durable, state.put(rows, moved))
         return Update() if block.is_new else update  # what guests learn is for themselves alone
 
-    def _evaluate(self, task: Task, sent: Tensors, facts: Tensors, block: Split, number: int) -> Update:
+    def _evaluate(self, task: Task, sent: Tensors, inputs: Tensors, block: Split, number: int) -> Update:
         settings, target = task.settings, sent[VIEWS].device
 
         def sums(state: PrivateState) -> MetricSums:
             def scorer(users: Histories) -> Tensor:
                 return cohort.scores(state.parameters, sent, users, settings.local)[0]
 
-            return evaluation.evaluate(scorer, block, settings.evaluation, facts.get(COUNTS), target)
+            return evaluation.evaluate(scorer, block, settings.evaluation, inputs.get(COUNTS), target)
 
         total = _reported(block, sums(self.state(task, block.users, number, sent[VIEWS])))
         if block.is_new:

@@ -28,8 +28,10 @@ from tessera.common.config.settings import LocalSettings, MosaicSettings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.questions import PICTURE, TEXT
 from tessera.common.errors import DataError
-from tessera.common.protocol.adapters import MODULE, AdapterUpdate
-from tessera.common.protocol.messages import VIEWS, Task, Tensors, Update
+from tessera.common.protocol.adapters import ADAPTERS, MODULE, ClientAdapters
+from tessera.common.protocol.messages import VIEWS, Task
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update
 from tessera.common.registry.methods import METHOD_SPECS
 from tessera.common.towers.aligned_init import last_layer
 from tessera.common.towers.io import load_reader
@@ -119,10 +121,10 @@ class TowerView:
         settings = task.settings
         return cls(node, task, _equip(node.folder, settings.mosaic, settings.seed, resolve_device(settings.device)))
 
-    @property
-    def towers(self) -> dict[str, str]:
-        """This device's name in the run, and the mark of its tower."""
-        return {self.node.client(self.task.run): self.gear.adapted.tower_id}
+    def signed(self, update: Update) -> Update:
+        """The update with this device's name in the run and the id of its tower, which every reply says."""
+        own_name = ClientAdapters(towers={self.node.client(self.task.run): self.gear.adapted.tower_id})
+        return update.put(ADAPTERS, update[ADAPTERS] + own_name)
 
     def beside(self, sent: Tensors) -> dict[str, Tensor]:
         """What this device's people see: the server's views [n_views, n_items, dim] and, as the last one, the own view.
@@ -157,10 +159,9 @@ class TowerView:
         self.gear.asking.pull(self.gear.adapted.model.get_base_model(), by_answer)
         self.gear.adapted.keep(self._folder, self.task, OWNER, more | self._step())
         branch = METHODS[mosaic.method].uploads
-        modules = (
-            {client: self.gear.adapted.adapter_update(branch, signature)} if branch else dict[str, AdapterUpdate]()
-        )
-        return replace(update, gradients={**update.gradients, VIEWS: by_view[:-1]}, modules=modules)
+        learnt = {client: self.gear.adapted.adapter_update(branch, signature)} if branch else {}
+        update = replace(update, gradients={**update.gradients, VIEWS: by_view[:-1]})
+        return update.put(ADAPTERS, ClientAdapters(modules=learnt))
 
     @property
     def _folder(self) -> Path:

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.messages import Update
+from tessera.common.protocol.updates import Update
 
 SAID = 300
 """Characters of what a node says that are passed on."""

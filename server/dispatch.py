@@ -12,7 +12,9 @@ from flwr.serverapp import Grid
 
 from tessera.common.config.settings import FederationSettings
 from tessera.common.errors import RoundAbandoned, RunError, TesseraError
-from tessera.common.protocol.messages import Broadcast, Task, Tensors, Update, array_bytes, pack_task
+from tessera.common.protocol.messages import Broadcast, Task, pack_task
+from tessera.common.protocol.tensors import Tensors, array_bytes
+from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
 from tessera.server.aggregate import Aggregate
 from tessera.server.validation import (
@@ -41,7 +43,7 @@ Check = Callable[[Update], None]
 
 def no_broadcast(client: str | None) -> Broadcast:
     """No tensors."""
-    return Broadcast({})
+    return Broadcast()
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Request:
 
     task: Task
     broadcasts: Mapping[int, Broadcast] = field(default_factory=dict)
-    facts: Tensors | None = None
+    inputs: Tensors | None = None
     counts: Mapping[str, torch.Size] = field(default_factory=dict)
     check: Check = lambda update: None
     tries: Counter[int] = field(default_factory=Counter)
@@ -91,14 +93,14 @@ class Dispatcher:
         self,
         task: Task,
         broadcast: For = no_broadcast,
-        facts: Tensors | None = None,
+        inputs: Tensors | None = None,
         check: Check = lambda update: None,
         counts: Mapping[str, torch.Size] | None = None,
     ) -> Aggregate:
         """Give nodes `task` and add up their updates as they arrive, so memory does not grow with the nodes.
 
         All are asked, and to train as many as the settings say. A client's parcel goes only to nodes that lack its tensors
-        by their content hash; `facts` always. Vectors come back by the names and shapes in `counts`, and no others. What is
+        by their content hash; `inputs` always. Vectors come back by the names and shapes in `counts`, and no others. What is
         unfit, or does not pass `check`, is dropped, counted and its node named. Raises `RoundAbandoned` when too few answered
         in time (all nodes must where the answer stands for the whole run), and `RunError` when at least half of the answers
         were of no use in the same way.
@@ -106,7 +108,7 @@ class Dispatcher:
         answer = Aggregate()
         asked = self._draw(self._ready(task, answer), task)
         broadcasts = {node: broadcast(self._clients.get(node)) for node in asked}
-        question = Request(task, broadcasts, facts, counts or {}, check)
+        question = Request(task, broadcasts, inputs, counts or {}, check)
         waiting: dict[str, int] = {}
         for nodes in question.alike(lambda node: self._held.get(node) == broadcasts[node].name):
             waiting |= self._send(nodes, question, answer)
@@ -189,8 +191,8 @@ class Dispatcher:
     def _send(self, nodes: list[int], question: Request, answer: Aggregate) -> dict[str, int]:
         """Send nodes that are to get the same parcel their messages; return the nodes by message."""
         task, broadcast = question.task, question.broadcasts[nodes[0]]
-        tensors = None if self._held.get(nodes[0]) == broadcast.name or not broadcast.tensors else broadcast.content
-        content = pack_task(replace(task, tensors=broadcast.name), tensors, question.facts)
+        tensors = None if self._held.get(nodes[0]) == broadcast.name or not broadcast.name else broadcast.content
+        content = pack_task(replace(task, tensors=broadcast.name), tensors, question.inputs)
         kind = task.kind if task.kind in ("train", "evaluate") else "query"
         messages = [Message(content, node, kind, group_id=str(task.round)) for node in nodes]
         pushed = list(self.grid.push_messages(messages))
@@ -247,9 +249,10 @@ class Dispatcher:
 
     def _know(self, node: int, update: Update) -> None:
         """Keep a node's client. Raises `RunError` when it sends for another than before, for another node's, or for several."""
-        known, said = self._clients.get(node), next(iter(update.towers), None)
+        known, names = self._clients.get(node), update.clients()
+        said = next(iter(names), None)
         others = {client for other, client in self._clients.items() if other != node and client}
-        if len(update.towers) > 1 or (known and said != known) or said in others:
+        if len(names) > 1 or (known and said != known) or said in others:
             raise RunError("it speaks for another client than its own")
         self._clients[node] = said
 

@@ -15,7 +15,8 @@ from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import RoundAbandoned, RunError
 from tessera.common.metrics.ranking import MetricSums, ranking_means
-from tessera.common.protocol.messages import BASIS, CONTENT, COUNTS, Kind, Task, Tensors
+from tessera.common.protocol.messages import BASIS, CONTENT, COUNTS, Kind, Task
+from tessera.common.protocol.tensors import Tensors
 from tessera.server.aggregate import Aggregate
 from tessera.server.dispatch import Dispatcher, no_broadcast
 from tessera.server.run_folder import RunFolder, read_metrics, read_scores
@@ -35,7 +36,7 @@ def run_rounds(
     run = Run(nodes, strategy, settings, folder)
     run.restore()
     nodes.wait()
-    facts = run.item_statistics(catalogue)
+    inputs = run.item_statistics(catalogue)
     run.spectral_start(len(catalogue))
     for round in range(run.round + 1, settings.rounds + 1):
         if run.stale:  # validation has not got better for long, here or before a resumed run was stopped
@@ -52,7 +53,7 @@ def run_rounds(
             run.abandon(reason)
         # 6. Every few rounds the devices evaluate what they now have, and return sums.
         due = (answer and round % settings.evaluation.every == 0) or round == settings.rounds
-        evaluation, scores = run.evaluate(facts) if due else (None, {})
+        evaluation, scores = run.evaluate(inputs) if due else (None, {})
         # 7. Report, and checkpoint.
         run.report(answer, evaluation, scores)
         run.checkpoint()
@@ -82,7 +83,7 @@ class Run:
         self._since = time.monotonic()
 
     def dispatch(
-        self, kind: Kind, facts: Tensors | None = None, counts: Mapping[str, torch.Size] | None = None
+        self, kind: Kind, inputs: Tensors | None = None, counts: Mapping[str, torch.Size] | None = None
     ) -> Aggregate:
         """Give nodes a task of this round, and with it what the strategy has for each; `counts` are shapes that may come back.
 
@@ -92,7 +93,7 @@ class Run:
         broadcast = self.strategy.broadcast if kind in ("train", "evaluate") else no_broadcast
         views, items = self.strategy.views, self.strategy.catalogue
         task = Task(kind, self.folder.run, self.round, self.folder.durable(), views, items, self.settings)
-        ask = partial(self.nodes.dispatch, task, broadcast, facts, self.strategy.check, counts)
+        ask = partial(self.nodes.dispatch, task, broadcast, inputs, self.strategy.check, counts)
         if kind == "train":
             return ask()
         for _ in range(ABANDONED - 1):
@@ -115,8 +116,8 @@ class Run:
             raise RunError("no device has anybody to train")
         counts = {} if answer.update.sums["withheld"] else {COUNTS: answer.update.counts[COUNTS]}
         if self.settings.evaluation.baselines and not self.baselines:
-            facts = {} if self.settings.asks_questions else counts | _content(catalogue)
-            self.baselines = _means(self.dispatch("baselines", facts).update.sums)
+            inputs = {} if self.settings.asks_questions else counts | _content(catalogue)
+            self.baselines = _means(self.dispatch("baselines", inputs).update.sums)
         if not self.round:
             line = {"kind": "item_statistics", "round": 0, **dict(answer.update.sums.values), "nodes": answer.nodes}
             line |= answer.faults() | {"baselines": self.baselines, "seconds": time.monotonic() - started}
@@ -143,9 +144,9 @@ class Run:
         if self.abandoned >= ABANDONED:
             raise RunError(f"round {self.round}: {ABANDONED} rounds in a row were abandoned; the last one: {reason}")
 
-    def evaluate(self, facts: Tensors) -> tuple[Aggregate, dict[str, float]]:
+    def evaluate(self, inputs: Tensors) -> tuple[Aggregate, dict[str, float]]:
         """Have the devices rank the catalogue, and see whether the round is the best."""
-        answer = self.dispatch("evaluate", facts)
+        answer = self.dispatch("evaluate", inputs)
         sums = answer.update.sums
         scores = _means(MetricSums({name: value for name, value in sums.values.items() if "/" in name}))
         worth, everybody = self._worth(scores), self._everybody(sums["evaluated"])

@@ -18,7 +18,7 @@ import yaml
 from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import ConfigError, DamagedError, DataError, RunError, StorageError
-from tessera.common.protocol.messages import Tensors
+from tessera.common.protocol.tensors import Tensors
 from tessera.common.utils.atomic_files import (
     read_json,
     read_tensors,

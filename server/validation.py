@@ -8,20 +8,25 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from flwr.app import RecordDict
 
 from tessera.common.errors import NotFiniteError
 from tessera.common.metrics.ranking import MetricSums
+from tessera.common.protocol.adapters import ADAPTERS
 from tessera.common.protocol.codecs import decode, rotation
-from tessera.common.protocol.messages import Kind, Task, Tensors, Update, check_gradients, in_answer_to, unpack_update
-from tessera.common.utils.torch_device import finite
+from tessera.common.protocol.messages import Kind, Task, in_answer_to
+from tessera.common.protocol.parts import GRADIENTS_PART, Part
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import ANSWERS, Update, check_gradients, unpack_update
 
 FAILED, REFUSED, LATE, STRAY = "failed", "refused", "late", "stray"
 MALFORMED, NONFINITE, CONSTANT, LARGE = "malformed", "nonfinite", "constant", "large"
 REMEDIES = {NONFINITE: "lower the learning rates", CONSTANT: "nothing was learnt: check losses and rates"}
 """What ails most nodes is the run's own fault, and this is what to do."""
+TAKES: Mapping[str, tuple[Part[Any], ...]] = {"fedvlr": (), "fedmosaic": (ADAPTERS,), "combined": (ADAPTERS,)}
 SIGNED = "loss"
 """The only sum that may be negative."""
 FIGURES: Mapping[Kind, frozenset[str]] = {
@@ -62,11 +67,16 @@ def validate_update(content: RecordDict, wanted: Expected) -> Update:
     """Read a node's update. Raises `RejectedUpdate` when it answers another task, is malformed, not finite or too large."""
     task = wanted.task
     try:
-        if dict(content.config_records.get("answers", {})) != dict(in_answer_to(task)):
+        if dict(content.config_records.get(ANSWERS, {})) != dict(in_answer_to(task)):
             raise RejectedUpdate(STRAY, "it answers another task than this round's")
         update = _read(content, task, wanted.sent)
-        _check_sums(update, task.kind)
+        _check_sums(update.sums, task.kind)
         _check_counts(update.counts, wanted.counts)
+        for part in update.held():
+            if part is not GRADIENTS_PART:  # whose shapes come first
+                part.check(update[part])
+        if any(value < 0 for name, value in update.sums.values.items() if name != SIGNED):
+            raise RejectedUpdate(MALFORMED, "a sum of its metrics is negative")
         if task.kind == "train":
             check_gradients(update, wanted.sent)
             _check_size(update, wanted.largest)
@@ -93,30 +103,25 @@ def degenerate(kind: Kind, sums: MetricSums) -> tuple[str, str] | None:
 
 
 def _read(content: RecordDict, task: Task, sent: Tensors) -> Update:
-    update, wire, shapes = unpack_update(content), task.settings.wire, {name: tuple(sent[name].shape) for name in sent}
+    update, wire = unpack_update(content, TAKES[task.settings.strategy]), task.settings.wire
+    shapes = {name: tuple(sent[name].shape) for name in sent}
     gradients = decode(update.gradients, shapes, wire.gradients, rotation(task.settings.seed, task.round))
     return replace(update, gradients=gradients)
 
 
-def _check_sums(update: Update, kind: Kind) -> None:
-    """Whether weight and sums are those of the task, and proper numbers."""
-    for name in update.sums.values.keys() - FIGURES[kind]:
+def _check_sums(sums: MetricSums, kind: Kind) -> None:
+    """Whether the sums are those of the task, and proper numbers."""
+    for name in sums.values.keys() - FIGURES[kind]:
         if kind not in SCORES or not SCORES[kind].fullmatch(name):
             raise RejectedUpdate(MALFORMED, f"a sum called {name!r}")
-    if said := degenerate(kind, update.sums):
-        raise RejectedUpdate(*said, update.sums)
-    if not all(map(math.isfinite, (update.weight, *update.sums.values.values()))):
-        raise RejectedUpdate(NONFINITE, "its weight or a sum of its metrics is no finite number")
-    if update.weight < 0 or any(value < 0 for name, value in update.sums.values.items() if name != SIGNED):
-        raise RejectedUpdate(MALFORMED, "its weight or a sum of its metrics is negative")
+    if said := degenerate(kind, sums):
+        raise RejectedUpdate(*said, sums)
 
 
 def _check_counts(counts: Tensors, wanted: Mapping[str, torch.Size]) -> None:
     for name, value in counts.items():
         if value.shape != wanted.get(name) or value.dtype != torch.float32:
             raise RejectedUpdate(MALFORMED, f"{name!r} of shape {tuple(value.shape)} and type {value.dtype}")
-        if not finite(value):
-            raise RejectedUpdate(NONFINITE, f"{name!r} is not finite")
 
 
 def _check_size(update: Update, largest: float) -> None:

@@ -19,7 +19,7 @@ from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.questions import Codebook, Questions
-from tessera.common.protocol.messages import Tensors
+from tessera.common.protocol.tensors import Tensors
 from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import read_tensors
 from tessera.server.adapters.relevance import uniform

@@ -10,7 +10,7 @@ from tessera.client.histories import Histories
 from tessera.client.losses import pick
 from tessera.client.router import Routed
 from tessera.common.config.settings import LocalSettings
-from tessera.common.protocol.messages import Tensors
+from tessera.common.protocol.tensors import Tensors
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,18 @@
-"""What a device's adapter sends, and what it gets back: P and Q by place, plain LoRA of its own tower, a signature."""
+"""FedMosaic's own part of an update: the adapters of devices, by client, and what each device's tower is.
+
+What a device's adapter sends, and what it gets back: P and Q by place, plain LoRA of its own tower, a signature.
+"""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
+from flwr.app import ConfigRecord
 from torch import Tensor
 
-from tessera.common.errors import RunError
+from tessera.common.errors import DataError, RunError
+from tessera.common.protocol.parts import Part, Record, arrays
+from tessera.common.protocol.tensors import from_record, to_record
 
 CLIENT = r"[0-9a-f]{16}"
 """A device's name within a run: drawn on the device, and says nothing about it."""
@@ -14,6 +20,7 @@ MODULE = "module/"
 """Prefix of the tensors of a broadcast that are a device's own merged module G_i, and no views."""
 SIGNATURE = "signature"
 PQ, LORA = "pq ", "lora "
+MODULES, TOWERS = ".modules", ".towers"
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,12 @@ class AdapterUpdate:
         named = {f"{PQ}{name}": value for name, value in self.pq.items()}
         return {**named, **{f"{LORA}{name}": value for name, value in self.lora.items()}, SIGNATURE: self.signature}
 
+    def check(self, client: str) -> None:
+        """Raise `DataError`, which names the client, unless all of it is finite numbers."""
+        for name, value in self.parts().items():
+            if not value.is_floating_point() or not bool(value.isfinite().all()):
+                raise DataError(f"client {client!r} sent {name} that is not finite")
+
     @staticmethod
     def of_parts(tower: str, parts: Mapping[str, Tensor]) -> "AdapterUpdate":
         """Undo `parts`. Raises `RunError` for a name that is none of them."""
@@ -44,8 +57,61 @@ class AdapterUpdate:
         return AdapterUpdate(tower, pq, lora, parts[SIGNATURE])
 
 
+@dataclass(frozen=True)
+class ClientAdapters:
+    """The device classes of clients, and the adapters of those that learnt something; both by client.
+
+    Adding puts them side by side: it is commutative where no client is on both sides, as in the updates of different devices.
+    """
+
+    towers: Mapping[str, str] = field(default_factory=dict)
+    modules: Mapping[str, AdapterUpdate] = field(default_factory=dict)
+
+    def __add__(self, other: "ClientAdapters") -> "ClientAdapters":
+        """Put the clients of both side by side."""
+        return ClientAdapters({**self.towers, **other.towers}, {**self.modules, **other.modules})
+
+
+class AdaptersPart(Part[ClientAdapters]):
+    """Adapters by client, side by side."""
+
+    name = "adapters"
+
+    def zero(self) -> ClientAdapters:
+        """Nobody's."""
+        return ClientAdapters()
+
+    def add(self, left: ClientAdapters, right: ClientAdapters) -> ClientAdapters:
+        """Put the clients of both side by side."""
+        return left + right
+
+    def check(self, value: ClientAdapters) -> None:
+        """Raise `DataError`, which names the client, unless every adapter holds finite numbers."""
+        for client, sent in value.modules.items():
+            sent.check(client)
+
+    def write(self, value: ClientAdapters) -> dict[str, Record]:
+        """The adapters' tensors, each after its client's name, and the device classes."""
+        return {MODULES: to_record(flatten(value.modules)), TOWERS: ConfigRecord(dict(value.towers))}
+
+    def read(self, records: Mapping[str, Record]) -> ClientAdapters:
+        """Undo `write`. Raises `RunError` for a client that is called otherwise or has no tower."""
+        classes = records.get(TOWERS)
+        if not isinstance(classes, ConfigRecord):
+            raise RunError("adapters came without their towers")
+        towers = {client: str(tower) for client, tower in classes.items()}
+        return ClientAdapters(towers, unflatten(from_record(arrays(records, MODULES)), towers))
+
+    def clients(self, value: ClientAdapters) -> Iterable[str]:
+        """All of them: each says who it is, also in a round it learns nothing in."""
+        return value.towers
+
+
+ADAPTERS = AdaptersPart()
+
+
 def flatten(modules: Mapping[str, AdapterUpdate]) -> dict[str, Tensor]:
-    """The parts of many clients' contributions, each after its client's name and a slash."""
+    """The tensors of many clients' adapters, each after its client's name and a slash."""
     return {f"{client}/{name}": part for client, sent in modules.items() for name, part in sent.parts().items()}
 
 

@@ -28,7 +28,8 @@ from torch.nn.functional import pad
 
 from tessera.common.config.settings import Codec
 from tessera.common.errors import RunError
-from tessera.common.protocol.messages import HISTORY, VIEWS, Tensors
+from tessera.common.protocol.messages import HISTORY, VIEWS
+from tessera.common.protocol.tensors import Tensors
 from tessera.common.utils import counter_rng
 
 TABLES = (VIEWS, HISTORY)

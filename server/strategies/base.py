@@ -4,7 +4,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from tessera.common.protocol.messages import Broadcast, Tensors, Update
+from tessera.common.protocol.messages import Broadcast
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update
 
 
 class Strategy(Protocol):

@@ -1,10 +1,13 @@
 """FedVLR and FedMosaic at once: devices return gradients of the server's views, and their own towers' adapters."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from tessera.common.protocol.messages import Broadcast, Tensors, Update
+from tessera.common.protocol.messages import Broadcast
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update
 from tessera.server.strategies.fedmosaic import FedMosaic
 from tessera.server.strategies.fedvlr import FedVLR
 
@@ -13,7 +16,7 @@ MOSAIC = "client/"
 
 
 class Combined:
-    """Each strategy sees what concerns it; a client's parcel holds the views and its own module."""
+    """Each strategy sees what concerns it; a client's broadcast holds the views and its own module."""
 
     def __init__(self, fedvlr: FedVLR, fedmosaic: FedMosaic) -> None:
         self.fedvlr, self.fedmosaic, self.catalogue = fedvlr, fedmosaic, fedvlr.catalogue
@@ -28,8 +31,9 @@ class Combined:
         """The views, and the client's merged module once there is one."""
         name = client or ""
         if name not in self._broadcasts:
-            views, module = self.fedvlr.broadcast(client), self.fedmosaic.broadcast(client).tensors
-            self._broadcasts[name] = Broadcast({**views.tensors, **module}, {**views.content, **module})
+            self._broadcasts[name] = replace(
+                self.fedvlr.broadcast(client), fixed=self.fedmosaic.broadcast(client).fixed
+            )
         return self._broadcasts[name]
 
     def check(self, update: Update) -> None:

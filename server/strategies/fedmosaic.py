@@ -11,8 +11,10 @@ from torch import Tensor
 
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RoundAbandoned, RunError
-from tessera.common.protocol.adapters import MODULE, AdapterUpdate
-from tessera.common.protocol.messages import Broadcast, Tensors, Update
+from tessera.common.protocol.adapters import ADAPTERS, MODULE, AdapterUpdate
+from tessera.common.protocol.messages import Broadcast
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update
 from tessera.common.registry.methods import METHOD_SPECS
 from tessera.common.towers.aligned_init import last_layer, shapes, size_of, smallest, tower_id
 from tessera.common.towers.io import load_reader, tower_path
@@ -51,23 +53,23 @@ class FedMosaic:
         if self.adapters.by_client and not self._broadcasts and self.shares != "nothing":
             merged = self.adapters.merged(self._weigh)
             self._broadcasts = {
-                name: Broadcast({f"{MODULE}{part}": value for part, value in own.items()})
+                name: Broadcast(fixed={f"{MODULE}{part}": value for part, value in own.items()})
                 for name, own in merged.items()
             }
-        return self._broadcasts.get(client or "", Broadcast({}))
+        return self._broadcasts.get(client or "", Broadcast())
 
     def check(self, update: Update) -> None:
         """Raise `DataError` unless all towers are those of the run, and every contribution can be merged."""
-        for client, tower in update.towers.items():
+        for client, tower in update[ADAPTERS].towers.items():
             self.adapters.check_tower(client, tower)
-        for client, sent in update.modules.items():
+        for client, sent in update[ADAPTERS].modules.items():
             self.adapters.check(client, sent)
 
     def aggregate(self, update: Update) -> None:
         """Take up what clients sent. Raises `RoundAbandoned` when nobody sent anything."""
-        if not update.towers:
+        if not update[ADAPTERS].towers:
             raise RoundAbandoned("no client took part")
-        for client, sent in update.modules.items():
+        for client, sent in update[ADAPTERS].modules.items():
             self.adapters.take(client, sent)
         self._broadcasts = {}
 

@@ -13,7 +13,9 @@ from tessera.common.config.settings import ServerSettings, Settings
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import RoundAbandoned
 from tessera.common.protocol.codecs import encode, rotation
-from tessera.common.protocol.messages import Broadcast, Tensors, Update, check_gradients
+from tessera.common.protocol.messages import Broadcast
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update, check_gradients
 from tessera.common.registry.backbones import BACKBONES
 from tessera.server.views.generator import ViewGenerator
 
@@ -33,7 +35,7 @@ class FedVLR:
             _rates(self.generator, settings.server), weight_decay=decay
         )
         self._outputs: dict[str, Tensor] = {}
-        self._broadcast = Broadcast({})
+        self._broadcast = Broadcast()
 
     def initialise(self, vectors: Tensor, values: Tensor) -> None:
         """Start the ID embedding and the history view from singular vectors [n_items, rank] and values [rank]."""
@@ -102,7 +104,7 @@ class FedVLR:
 
     def _moved(self) -> None:
         """Forget what was built from what has changed."""
-        self._outputs, self._broadcast = {}, Broadcast({})
+        self._outputs, self._broadcast = {}, Broadcast()
 
 
 def _rates(generator: ViewGenerator, settings: ServerSettings) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from tessera.client import cohort
 from tessera.client.histories import histories
 from tessera.common.config.settings import LocalSettings
 from tessera.common.data.interactions import Split
-from tessera.common.protocol.messages import Update
+from tessera.common.protocol.updates import Update
 from tests.support.catalogues import small_split
 
 N_ITEMS, DIM, N_VIEWS = 30, 8, 5

@@ -10,7 +10,9 @@ from tessera.client.recommendation import RecommendationClient
 from tessera.common.data.interactions import ABSENT, Part, load_interactions
 from tessera.common.data.splits import item_parts, make_split
 from tessera.common.datasets import convert_shop
-from tessera.common.protocol.messages import BASIS, COUNTS, Task, Update, content_hash
+from tessera.common.protocol.messages import BASIS, COUNTS, Task
+from tessera.common.protocol.tensors import content_hash
+from tessera.common.protocol.updates import Update
 from tessera.deploy.executors import inline
 from tessera.deploy.executors.run import make_job
 from tessera.deploy.job import Job
@@ -114,9 +116,9 @@ def test_guests_leave_nothing_in_what_a_device_returns(tmp_path: Path) -> None:
     guests = whole.split(job.settings).new_users()
     assert 2 <= len(guests.users) <= 10
     sent = views(40)
-    for kind, facts in (("item_statistics", {}), ("power", {BASIS: torch.randn(40, 5)}), ("train", {})):
+    for kind, inputs in (("item_statistics", {}), ("power", {BASIS: torch.randn(40, 5)}), ("train", {})):
         task = asked(kind, job, sent)
-        assert_same(whole.perform(task, sent, facts), members.perform(task, sent, facts))
+        assert_same(whole.perform(task, sent, inputs), members.perform(task, sent, inputs))
     task = asked("evaluate", job, sent)
     apart, plain = (device.perform(task, sent, {COUNTS: torch.ones(40)}).sums for device in (whole, members))
     assert {name: value for name, value in apart.values.items() if "new-users" not in name} == pytest.approx(

@@ -156,8 +156,8 @@ def test_nobody_to_evaluate_gives_no_users() -> None:
     assert ranking_means(MetricSums({name: value for name, value in sums.values.items() if "/" in name})) == {}
 
 
-def baseline_means(split: Split, facts: dict[str, torch.Tensor]) -> dict[str, float]:
-    return ranking_means(baselines(split, evaluation(), facts))
+def baseline_means(split: Split, inputs: dict[str, torch.Tensor]) -> dict[str, float]:
+    return ranking_means(baselines(split, evaluation(), inputs))
 
 
 def test_random_is_k_over_candidates_exactly() -> None:
@@ -192,9 +192,9 @@ def test_content_is_the_cosine_with_what_the_user_has() -> None:
         table = rng.standard_normal((N_ITEMS, 6)).astype(np.float32)
         tables[name] = table / np.linalg.norm(table, axis=1, keepdims=True)
     counts = split.counts()
-    facts = {COUNTS: torch.from_numpy(counts).float()}
-    facts |= {CONTENT + name: torch.from_numpy(table) for name, table in tables.items()}
-    found = baselines(split, evaluation(), facts)
+    inputs = {COUNTS: torch.from_numpy(counts).float()}
+    inputs |= {CONTENT + name: torch.from_numpy(table) for name, table in tables.items()}
+    found = baselines(split, evaluation(), inputs)
     for name, table in (*tables.items(), ("all", np.hstack(list(tables.values())))):
         profiles = [split.train_items[split.offsets[u] : split.offsets[u + 1]] for u in range(4)]
         scores = np.stack([table[items].mean(0) @ table.T for items in profiles])

@@ -12,7 +12,9 @@ from tessera.client.histories import histories
 from tessera.client.recommendation import RecommendationClient
 from tessera.common.config.settings import Settings
 from tessera.common.errors import ConfigError
-from tessera.common.protocol.messages import Task, Update, content_hash
+from tessera.common.protocol.messages import Task
+from tessera.common.protocol.tensors import content_hash
+from tessera.common.protocol.updates import Update
 from tessera.deploy.executors.inline import execute
 from tessera.server.run_folder import read_metrics
 from tests.support.catalogues import small_catalogue, small_dataset, small_job, small_settings, small_split

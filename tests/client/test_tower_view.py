@@ -17,8 +17,11 @@ from tessera.client.tower_view import TowerView, sized, typical_size
 from tessera.common.config.settings import TOWER_DIM
 from tessera.common.data.catalogue import FEATURES, load_catalogue
 from tessera.common.errors import ConfigError, DataError
-from tessera.common.protocol.messages import HISTORY, VIEWS, Task, Update, content_hash
+from tessera.common.protocol.adapters import ADAPTERS
+from tessera.common.protocol.messages import HISTORY, VIEWS, Task
 from tessera.common.protocol.signature_mask import kept_coordinates
+from tessera.common.protocol.tensors import content_hash
+from tessera.common.protocol.updates import Update
 from tessera.common.towers.aligned_init import last_layer
 from tessera.common.towers.io import load_reader
 from tessera.common.towers.transformer import OUTPUT_DIM
@@ -139,9 +142,9 @@ def test_adam_goes_on_where_the_last_round_left_it(dataset: Path, tmp_path: Path
 def test_where_nobody_takes_part_nothing_changes_and_nothing_leaves(dataset: Path, tmp_path: Path) -> None:
     node, task = device(dataset, tmp_path, fraction=1e-9)
     update = trained(node, task, broadcast(dataset))
-    assert not update.modules
+    assert not update[ADAPTERS].modules
     assert not update.gradients
-    assert set(update.towers) == {node.client("run")}, "it still says who it is"
+    assert set(update[ADAPTERS].towers) == {node.client("run")}, "it still says who it is"
     assert not (node.private("run") / "tower").exists()
 
 
@@ -172,8 +175,8 @@ def test_guests_see_the_tower_and_do_not_move_it(dataset: Path, tmp_path: Path) 
     sums = some.perform(replace(other, kind="evaluate", tensors=content_hash(sent)), sent, {}).sums
     assert sums["test/new-users/users"] > 0
     assert not torch.equal(
-        update.modules[some.client("run")].signature,
-        trained(everybody, task, sent).modules[everybody.client("run")].signature,
+        update[ADAPTERS].modules[some.client("run")].signature,
+        trained(everybody, task, sent)[ADAPTERS].modules[everybody.client("run")].signature,
     )
 
 
@@ -196,7 +199,7 @@ def test_an_item_without_a_picture_is_seen_by_its_text(dataset: Path, tmp_path: 
 def test_the_signature_is_the_gradient_at_the_head_of_the_tower_that_signs(dataset: Path, tmp_path: Path) -> None:
     node, task = device(dataset, tmp_path)
     sent = broadcast(dataset)
-    signature = trained(node, task, sent).modules[node.client("run")].signature
+    signature = trained(node, task, sent)[ADAPTERS].modules[node.client("run")].signature
 
     tower = TowerView.of(node, replace(task, round=1))
     seen = tower.beside(sent)

@@ -1,7 +1,5 @@
 """What adapters send: the same after the wire, and put side by side in any order."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given
@@ -9,8 +7,9 @@ from hypothesis import strategies as st
 
 from tessera.common.errors import RunError
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.adapters import AdapterUpdate, flatten, unflatten
-from tessera.common.protocol.messages import Update, content_hash, pack_update, unpack_update
+from tessera.common.protocol.adapters import ADAPTERS, AdapterUpdate, ClientAdapters, flatten, unflatten
+from tessera.common.protocol.tensors import content_hash
+from tessera.common.protocol.updates import Update, pack_update, unpack_update
 from tests.common.test_messages import WIRES
 from tests.support.splits import tries
 
@@ -27,6 +26,10 @@ def tensors(draw: st.DrawFn) -> dict[str, torch.Tensor]:
     return {name: torch.randn(draw(shape), generator=draws) for name in sorted(draw(st.sets(st.sampled_from(NAMES))))}
 
 
+def adapters(modules: dict, towers: dict, update: Update = Update()) -> Update:
+    return update.put(ADAPTERS, ClientAdapters(towers, modules))
+
+
 contributions = st.builds(
     AdapterUpdate, st.sampled_from(["tiny-0a", "base/1", ""]), tensors(), tensors(), st.integers(0, 4).map(torch.ones)
 )
@@ -39,7 +42,7 @@ def updates(draw: st.DrawFn, clients: list[str]) -> Update:
     silent = draw(st.sets(st.sampled_from(clients))) - set(modules) if clients else set()
     towers = {client: sent.tower for client, sent in modules.items()} | dict.fromkeys(silent, "small-1")
     users = float(draw(st.integers(0, 100)))
-    return Update(weight=users, sums=MetricSums({"users": users}), modules=modules, towers=towers)
+    return adapters(modules, towers, Update(weight=users, sums=MetricSums({"users": users})))
 
 
 @st.composite
@@ -51,11 +54,11 @@ def three_apart(draw: st.DrawFn) -> tuple[Update, Update, Update]:
 
 
 def assert_equal(left: Update, right: Update) -> None:
-    assert left.towers == right.towers
-    assert {client: sent.tower for client, sent in left.modules.items()} == {
-        client: sent.tower for client, sent in right.modules.items()
+    assert left[ADAPTERS].towers == right[ADAPTERS].towers
+    assert {client: sent.tower for client, sent in left[ADAPTERS].modules.items()} == {
+        client: sent.tower for client, sent in right[ADAPTERS].modules.items()
     }
-    assert content_hash(flatten(left.modules)) == content_hash(flatten(right.modules))
+    assert content_hash(flatten(left[ADAPTERS].modules)) == content_hash(flatten(right[ADAPTERS].modules))
     assert (left.weight, left.sums) == (right.weight, right.sums)
 
 
@@ -67,14 +70,14 @@ def test_updates_of_different_clients_add_in_any_order(apart: tuple[Update, Upda
     assert_equal((a + b) + c, a + (b + c))
     assert_equal(a + Update(), a)
     assert_equal(Update() + a, a)
-    assert {**a.modules, **b.modules}.keys() == (a + b).modules.keys()
+    assert {**a[ADAPTERS].modules, **b[ADAPTERS].modules}.keys() == (a + b)[ADAPTERS].modules.keys()
 
 
 @WIRES
 @tries(40)
 @given(update=updates(CLIENTS))
 def test_adapters_arrive_as_they_were_sent(wire, update) -> None:  # type: ignore[no-untyped-def]
-    assert_equal(unpack_update(wire(pack_update(update))), update)
+    assert_equal(unpack_update(wire(pack_update(update)), [ADAPTERS]), update)
 
 
 @tries(60)
@@ -84,23 +87,22 @@ def test_parts_are_put_together_again(sent: AdapterUpdate) -> None:
     assert again.parts().keys() == sent.parts().keys()
     assert (again.pq.keys(), again.lora.keys()) == (sent.pq.keys(), sent.lora.keys())
     whole = unflatten(flatten({CLIENTS[0]: sent}), {CLIENTS[0]: sent.tower})
-    assert_equal(Update(modules=whole), Update(modules={CLIENTS[0]: sent}))
+    assert_equal(adapters(whole, {}), adapters({CLIENTS[0]: sent}, {}))
 
 
 @pytest.mark.parametrize("name", ["", "../escaped", "0123456789ABCDEF", "0123456789abcde", "0123456789abcdef0"])
 def test_a_client_without_a_proper_name_is_refused(name: str) -> None:
     """Names become keys of the checkpoint."""
     sent = AdapterUpdate("tiny", {}, {}, torch.zeros(1))
-    for update in (Update(modules={name: sent}, towers={name: "tiny"}), Update(towers={name: "tiny"})):
+    for update in (adapters({name: sent}, {name: "tiny"}), adapters({}, {name: "tiny"})):
         with pytest.raises(RunError, match="without a proper name"):
-            unpack_update(pack_update(update))
+            unpack_update(pack_update(update), [ADAPTERS])
 
 
 def test_what_is_no_part_of_an_adapter_is_refused() -> None:
     sent = AdapterUpdate("tiny", {"x.P": torch.ones(1)}, {}, torch.zeros(1))
-    good = Update(modules={CLIENTS[0]: sent}, towers={CLIENTS[0]: "tiny"})
     with pytest.raises(RunError, match="or a tower"):
-        unpack_update(pack_update(replace(good, towers={})))
+        unpack_update(pack_update(adapters({CLIENTS[0]: sent}, {})), [ADAPTERS])
     for parts in ({**sent.parts(), "gate": torch.zeros(())}, {"pq x.P": torch.ones(1)}, {}):
         with pytest.raises(RunError, match="neither P, Q, LoRA nor its signature"):
             AdapterUpdate.of_parts("tiny", parts)

@@ -17,19 +17,9 @@ from tessera.client.histories import histories
 from tessera.common.config.settings import NAME
 from tessera.common.errors import DataError, RunError
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.messages import (
-    Task,
-    Tensors,
-    Update,
-    add,
-    array_bytes,
-    check_gradients,
-    content_hash,
-    pack_task,
-    pack_update,
-    unpack_task,
-    unpack_update,
-)
+from tessera.common.protocol.messages import Broadcast, Task, pack_task, unpack_task
+from tessera.common.protocol.tensors import Tensors, add, array_bytes, content_hash
+from tessera.common.protocol.updates import Update, check_gradients, pack_update, unpack_update
 from tests.support.splits import ragged, settings, split_of, tries
 
 NAMES = ("views", "history", "content/image")
@@ -104,11 +94,11 @@ def assert_equal(left: Update, right: Update) -> None:
 
 @WIRES
 @tries(40)
-@given(task=tasks, tensors=st.none() | any_tensors(), facts=any_tensors())
-def test_a_task_arrives_as_it_was_sent(wire, task, tensors, facts) -> None:  # type: ignore[no-untyped-def]
-    arrived, brought, known = unpack_task(wire(pack_task(task, tensors, facts)))
+@given(task=tasks, tensors=st.none() | any_tensors(), inputs=any_tensors())
+def test_a_task_arrives_as_it_was_sent(wire, task, tensors, inputs) -> None:  # type: ignore[no-untyped-def]
+    arrived, brought, known = unpack_task(wire(pack_task(task, tensors, inputs)))
     assert arrived == task
-    assert_same(known, facts)
+    assert_same(known, inputs)
     assert (brought is None) == (tensors is None)
     if tensors is not None:
         assert brought is not None
@@ -194,7 +184,7 @@ def test_devices_with_another_model_are_named() -> None:
 
 
 def test_a_gradient_of_what_was_not_sent_is_refused() -> None:
-    sent = {"views": torch.ones(2, 2), "module/pq": torch.ones(1)}
+    sent = Broadcast({"views": torch.ones(2, 2)}, fixed={"module/pq": torch.ones(1)}).tensors
     check_gradients(Update({"views": torch.ones(2, 2)}, weight=1.0), sent)
     with pytest.raises(RunError, match="'junk', which was not sent"):
         check_gradients(Update({"views": torch.ones(2, 2), "junk": torch.ones(9)}, weight=1.0), sent)
@@ -226,13 +216,13 @@ def test_the_hash_sees_neither_order_nor_memory() -> None:
 def test_bytes_are_those_of_the_tensors() -> None:
     task = Task("train", "run", 1, (0,), ("id",), "c0", settings())
     tensors = {"views": torch.zeros(4, 100, 16, dtype=torch.float16), "history": torch.zeros(100, 16)}
-    facts = {"counts": torch.zeros(1000)}
+    inputs = {"counts": torch.zeros(1000)}
     assert array_bytes(pack_task(task)) == 0
     raw = 4 * 100 * 16 * 2 + 100 * 16 * 4
     for content, least, n_arrays in (
         (pack_task(task, tensors), raw, 2),
-        (pack_task(task, tensors, facts), raw + 4000, 3),
-        (pack_task(task, None, facts), 4000, 1),
-        (pack_update(Update(tensors, counts=facts)), raw + 4000, 3),
+        (pack_task(task, tensors, inputs), raw + 4000, 3),
+        (pack_task(task, None, inputs), 4000, 1),
+        (pack_update(Update(tensors, counts=inputs)), raw + 4000, 3),
     ):
         assert least <= array_bytes(content) <= least + 256 * n_arrays

@@ -13,7 +13,7 @@ from tessera.client.backbones.base import BackboneInput, quadratic
 from tessera.client.histories import histories
 from tessera.client.router import Routed
 from tessera.common.config.settings import LocalSettings
-from tessera.common.protocol.messages import Update
+from tessera.common.protocol.updates import Update
 from tessera.common.registry import backbones as common_backbones
 from tessera.deploy.executors import inline
 from tessera.server.run_folder import read_metrics

@@ -12,6 +12,7 @@ from tessera.client.recommend import Personal
 from tessera.client.recommendation import RecommendationClient
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.errors import DataError
+from tessera.common.protocol.adapters import ADAPTERS
 from tessera.common.protocol.codecs import decode, rotation
 from tessera.common.protocol.messages import HISTORY, VIEWS
 from tessera.common.utils.atomic_files import read_tensors
@@ -60,17 +61,17 @@ def test_what_leaves_is_the_servers_views_gradient_and_what_a_class_may_send(
     assert len(trainings) == 3 * 4
     for exchange in exchanges:
         update = exchange.update
-        assert len(update.towers) == 1, "a node always says which client it is"
+        assert len(update[ADAPTERS].towers) == 1, "a node always says which client it is"
         if exchange.task.kind != "train":
-            assert not update.modules
+            assert not update[ADAPTERS].modules
             assert not update.gradients
             continue
         full = {VIEWS: (len(NAMES) - 1, n_items, 64), HISTORY: (n_items, 64)}
         came = decode(update.gradients, full, "float32", rotation(job.settings.seed, exchange.task.round))
         assert {name: tuple(value.shape) for name, value in came.items()} == full
-        (client,) = update.modules
-        sent = {name: tuple(part.shape) for name, part in update.modules[client].parts().items()}
-        assert sent == allowed[update.towers[client]]
+        (client,) = update[ADAPTERS].modules
+        sent = {name: tuple(part.shape) for name, part in update[ADAPTERS].modules[client].parts().items()}
+        assert sent == allowed[update[ADAPTERS].towers[client]]
 
 
 def test_no_message_holds_the_own_view_the_gates_or_the_moments(overheard: tuple[Job, list[Exchange]]) -> None:
@@ -99,7 +100,7 @@ def test_no_message_holds_the_own_view_the_gates_or_the_moments(overheard: tuple
 
 def test_devices_of_two_classes_learn_from_one_another(overheard: tuple[Job, list[Exchange]]) -> None:
     job, exchanges = overheard
-    marks = {mark for exchange in exchanges for mark in exchange.update.towers.values()}
+    marks = {mark for exchange in exchanges for mark in exchange.update[ADAPTERS].towers.values()}
     assert {mark.partition("-")[0] for mark in marks} == {"tiny", "small"}
     result = read_metrics(job.run_dir)[-1]
     weights = torch.tensor(result["relevance"]["weights"])

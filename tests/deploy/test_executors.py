@@ -16,7 +16,7 @@ import torch
 from tessera.client.recommend import Personal
 from tessera.client.recommendation import RecommendationClient
 from tessera.common.errors import RunError, TesseraError
-from tessera.common.protocol.messages import content_hash
+from tessera.common.protocol.tensors import content_hash
 from tessera.common.utils.atomic_files import read_tensors
 from tessera.deploy.executors import inline
 from tessera.deploy.executors import ray as simulate

@@ -16,9 +16,11 @@ from tessera.client.private_state import Store
 from tessera.client.qa_client import QUESTIONS, QAClient
 from tessera.common.data.questions import Questions
 from tessera.common.errors import DataError, RunError
-from tessera.common.protocol.adapters import MODULE, AdapterUpdate
-from tessera.common.protocol.messages import Task, Update, array_bytes
+from tessera.common.protocol.adapters import ADAPTERS, MODULE, AdapterUpdate, ClientAdapters
+from tessera.common.protocol.messages import Task
 from tessera.common.protocol.signature_mask import kept_coordinates, n_kept
+from tessera.common.protocol.tensors import array_bytes
+from tessera.common.protocol.updates import Update
 from tessera.common.registry.methods import METHOD_SPECS
 from tessera.common.towers.aligned_init import aligned_init_path
 from tessera.common.towers.io import save_reader
@@ -71,7 +73,7 @@ def sent_in(exchanges: list[Exchange], round: int) -> dict[str, AdapterUpdate]:
     found: dict[str, AdapterUpdate] = {}
     for exchange in exchanges:
         if (exchange.task.kind, exchange.task.round) == ("train", round):
-            found |= exchange.update.modules
+            found |= exchange.update[ADAPTERS].modules
     return found
 
 
@@ -79,7 +81,8 @@ def came_down(exchanges: list[Exchange], kind: str, round: int) -> dict[str, dic
     """The module that each client was sent."""
     asked = [e for e in exchanges if (e.task.kind, e.task.round) == (kind, round)]
     return {
-        next(iter(e.update.towers)): {name.removeprefix(MODULE): value for name, value in e.down.items()} for e in asked
+        next(iter(e.update[ADAPTERS].towers)): {name.removeprefix(MODULE): value for name, value in e.down.items()}
+        for e in asked
     }
 
 
@@ -114,10 +117,10 @@ def test_only_what_is_merged_goes_up_and_each_gets_its_own_mix(heard: Heard) -> 
     method, uploads = METHOD_SPECS[heard.method], METHODS[heard.method].uploads
     assert len(heard.exchanges) == 4 * (1 + 2 + 2)
     for exchange in heard.exchanges:
-        update, (client,) = exchange.update, exchange.update.towers
+        update, (client,) = exchange.update, exchange.update[ADAPTERS].towers
         assert not update.gradients
         assert not update.counts
-        assert set(update.modules) == ({client} if exchange.task.kind == "train" and uploads else set())
+        assert set(update[ADAPTERS].modules) == ({client} if exchange.task.kind == "train" and uploads else set())
         assert all(name.startswith(MODULE) for name in exchange.down)
     for round in (1, 2):
         sent, got = sent_in(heard.exchanges, round), came_down(heard.exchanges, "evaluate", round)
@@ -139,7 +142,7 @@ def test_bytes_are_those_of_p_q_lora_and_the_signature(heard: Heard) -> None:
         module = placed * (4 * 4 * (r * r + r) + 4 * r * q_and_k) + (depth - placed) * 4 * r * in_and_out
         module = module if METHODS[heard.method].uploads else 0
         signature = 4 * N_KEPT if method.shares == "relevant" else 0
-        of_class = [e for e in heard.exchanges if next(iter(e.update.towers.values())).startswith(name)]
+        of_class = [e for e in heard.exchanges if next(iter(e.update[ADAPTERS].towers.values())).startswith(name)]
         assert len(of_class) == 2 * 5
         for exchange in of_class:
             up = module + signature if exchange.task.kind == "train" else 0
@@ -195,7 +198,7 @@ def test_a_signature_is_noised_before_it_leaves(heard: Heard) -> None:
         pytest.skip("no signatures")
     for exchange in heard.exchanges:
         if (exchange.task.kind, exchange.task.round) == ("train", 2):
-            (client, sent), folder = *exchange.update.modules.items(), heard.job.devices[exchange.node - 1]
+            (client, sent), folder = *exchange.update[ADAPTERS].modules.items(), heard.job.devices[exchange.node - 1]
             kept = Store(folder / "private" / exchange.task.run).load(0, before=3)
             assert kept is not None
             assert kept.users == (client,)
@@ -206,21 +209,22 @@ def test_a_signature_is_noised_before_it_leaves(heard: Heard) -> None:
 
 def broken(node: int, client: str, update: Update) -> Update:
     """What hostile or faulty nodes send: a P that is no P, another client's name (5), or two clients (6)."""
-    own = update.modules[client]
+    own = update[ADAPTERS].modules[client]
     name, p = next(iter(own.pq.items()))
     bad = {2: torch.zeros(RANK + 1, RANK), 3: torch.full_like(p, torch.nan), 4: torch.full_like(p, 1e6)}
     if node in bad:
-        return replace(update, modules={client: replace(own, pq={**own.pq, name: bad[node]})})
+        worse = replace(own, pq={**own.pq, name: bad[node]})
+        return update.put(ADAPTERS, replace(update[ADAPTERS], modules={client: worse}))
     modules = {"0123456789abcdef": own} | ({} if node == 5 else {client: own})
-    return replace(update, modules=modules, towers=dict.fromkeys(modules, own.tower))
+    return update.put(ADAPTERS, ClientAdapters(dict.fromkeys(modules, own.tower), modules))
 
 
 def test_whoever_sends_what_cannot_be_merged_is_named_and_left_out(
     tmp_path: Path, dataset: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def spoil(node: int, task: Task, update: Update) -> Update:
-        if node > 1 and (task.kind, task.round) == ("train", 2) and update.towers:
-            return broken(node, next(iter(update.towers)), update)
+        if node > 1 and (task.kind, task.round) == ("train", 2) and update[ADAPTERS].towers:
+            return broken(node, next(iter(update[ADAPTERS].towers)), update)
         return update
 
     job = pupils_job(dataset, tmp_path / "run", 6, rounds=2)
@@ -237,7 +241,7 @@ def test_whoever_sends_what_cannot_be_merged_is_named_and_left_out(
         assert why in line
     assert [line["nodes"] for line in rounds(job)] == [6, 1]
     first, second = sent_in(exchanges, 1), sent_in(exchanges, 2)
-    honest = next(iter(exchanges[0].update.towers))
+    honest = next(iter(exchanges[0].update[ADAPTERS].towers))
     got = came_down(exchanges, "evaluate", 2)
     assert len(got) == 6
     for client, module in got.items():  # of all but the honest one, what they sent before
@@ -248,8 +252,8 @@ def test_no_node_can_speak_for_another_from_the_beginning(tmp_path: Path, datase
     names: list[str] = []
 
     def spoil(node: int, task: Task, update: Update) -> Update:
-        names.extend(update.towers)
-        return replace(update, towers={names[0]: "tiny-0"}) if node == 3 and names else update
+        names.extend(update[ADAPTERS].towers)
+        return update.put(ADAPTERS, ClientAdapters({names[0]: "tiny-0"})) if node == 3 and names else update
 
     with pytest.raises(RunError, match="node 3 returned something malformed: it speaks for another client"):
         overheard(pupils_job(dataset, tmp_path / "run", 3), spoil)

@@ -13,7 +13,8 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from tessera.common.errors import RunError
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.messages import BASIS, COUNTS, VIEWS, Task, Update, pack_update, unpack_task, unpack_update
+from tessera.common.protocol.messages import BASIS, COUNTS, VIEWS, Task, unpack_task
+from tessera.common.protocol.updates import Update, pack_update, unpack_update
 from tessera.deploy.executors import inline
 from tessera.deploy.executors.inline import CLIENT_APP_FAILED, InlineGrid
 from tessera.deploy.job import Job

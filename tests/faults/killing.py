@@ -17,7 +17,7 @@ from typing import Any
 
 import torch._dynamo  # noqa: F401  (every optimiser reads it: once here rather than in each fork)
 
-from tessera.common.protocol.messages import content_hash
+from tessera.common.protocol.tensors import content_hash
 from tessera.common.utils.atomic_files import digest, read_tensors
 from tessera.deploy.executors import inline
 from tessera.server.run_folder import read_metrics

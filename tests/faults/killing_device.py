@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from tessera.client.recommendation import RecommendationClient
-from tessera.common.protocol.messages import HISTORY, VIEWS, Task, content_hash
+from tessera.common.protocol.messages import HISTORY, VIEWS, Task
+from tessera.common.protocol.tensors import content_hash
 from tessera.common.utils.atomic_files import digest
 from tests.faults.killing import forked, killed_everywhere
 from tests.support.catalogues import small_settings

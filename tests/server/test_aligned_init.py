@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tessera.common.config.settings import Settings
 from tessera.common.errors import ConfigError
-from tessera.common.protocol.messages import Update
+from tessera.common.protocol.updates import Update
 from tessera.server.strategies.fedvlr import FedVLR
 from tessera.server.views.generator import RIDGE
 from tests.support.catalogues import small_catalogue

@@ -7,8 +7,8 @@ import torch
 
 from tessera.common.config.settings import Settings
 from tessera.common.errors import DataError, RoundAbandoned, RunError
-from tessera.common.protocol.adapters import MODULE, AdapterUpdate
-from tessera.common.protocol.messages import Update
+from tessera.common.protocol.adapters import ADAPTERS, MODULE, AdapterUpdate, ClientAdapters
+from tessera.common.protocol.updates import Update
 from tessera.server.strategies.fedmosaic import FedMosaic
 from tests.support.qa_devices import naive_mix
 from tests.support.splits import settings
@@ -31,9 +31,14 @@ def adapter_update(number: int, seed: int = 0) -> AdapterUpdate:
     return AdapterUpdate(tower, pq, lora, torch.randn(12, generator=draws))
 
 
+def adapters(towers: dict[str, str], modules: dict[str, AdapterUpdate] | None = None) -> Update:
+    return Update().put(ADAPTERS, ClientAdapters(towers, modules or {}))
+
+
 def sent(numbers: list[int], seed: int = 0) -> Update:
     modules = {CLIENTS[number]: adapter_update(number, seed) for number in numbers}
-    return Update(modules=modules, towers={client: module.tower for client, module in modules.items()})
+    towers = {client: module.tower for client, module in modules.items()}
+    return adapters(towers, modules)
 
 
 def strategy(method: str = "fedmosaic", **mosaic: object) -> FedMosaic:
@@ -46,7 +51,7 @@ def strategy(method: str = "fedmosaic", **mosaic: object) -> FedMosaic:
 
 
 def module(strategy: FedMosaic, client: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(MODULE): value for name, value in strategy.broadcast(client).tensors.items()}
+    return {name.removeprefix(MODULE): value for name, value in strategy.broadcast(client).content.items()}
 
 
 @pytest.mark.parametrize(("method", "relevant"), [("fedmosaic", True), ("pq", False), ("fedit", False)])
@@ -54,7 +59,7 @@ def test_what_each_gets_is_the_naive_mix_of_what_all_sent_last(method: str, rele
     server = strategy(method)
     server.aggregate(sent([0, 1, 2, 3, 4]))
     server.aggregate(sent([1, 2, 4], seed=1))  # the others are absent
-    last = {**sent([0, 1, 2, 3, 4]).modules, **sent([1, 2, 4], seed=1).modules}
+    last = {**sent([0, 1, 2, 3, 4])[ADAPTERS].modules, **sent([1, 2, 4], seed=1)[ADAPTERS].modules}
     for client in CLIENTS:
         got, wanted = module(server, client), naive_mix(last, client, relevant)
         assert got.keys() == wanted.keys()
@@ -82,12 +87,12 @@ def test_oneself_counts_where_that_is_asked_for() -> None:
 def test_nothing_goes_down_before_the_first_round_or_where_nothing_is_shared() -> None:
     for method in ("fedmosaic", "sft"):
         server = strategy(method)
-        assert not server.broadcast(None).tensors
-        assert not server.broadcast(CLIENTS[0]).tensors
-        server.aggregate(sent([0, 1]) if method == "fedmosaic" else Update(towers={CLIENTS[0]: "tiny-a"}))
-        assert not server.broadcast(None).tensors
-        assert not server.broadcast(CLIENTS[2]).tensors, "it has sent nothing yet"
-        assert bool(server.broadcast(CLIENTS[0]).tensors) == (method == "fedmosaic")
+        assert not server.broadcast(None).content
+        assert not server.broadcast(CLIENTS[0]).content
+        server.aggregate(sent([0, 1]) if method == "fedmosaic" else adapters({CLIENTS[0]: "tiny-a"}))
+        assert not server.broadcast(None).content
+        assert not server.broadcast(CLIENTS[2]).content, "it has sent nothing yet"
+        assert bool(server.broadcast(CLIENTS[0]).content) == (method == "fedmosaic")
     with pytest.raises(RoundAbandoned):
         server.aggregate(Update())
     with pytest.raises(RunError, match="spectral_rounds"):
@@ -117,15 +122,15 @@ def test_a_checkpoint_holds_all_that_was_sent() -> None:
 
 def test_a_device_with_another_tower_is_named_whatever_it_returns() -> None:
     """Its scores would otherwise count among those of a run that it cannot take part in."""
-    strategy("sft").check(Update(towers={CLIENTS[0]: "tiny-a"}))
+    strategy("sft").check(adapters({CLIENTS[0]: "tiny-a"}))
     with pytest.raises(DataError, match=rf"client '{CLIENTS[0]}' has a tower 'tiny-b', not one of \['base-c'"):
-        strategy("sft").check(Update(towers={CLIENTS[0]: "tiny-b"}))
+        strategy("sft").check(adapters({CLIENTS[0]: "tiny-b"}))
 
 
 def test_a_norm_is_too_large_only_above_the_limit() -> None:
     server, update = strategy(largest=10.0), sent([0])
-    (client, own), ones = *update.modules.items(), torch.full((2, 2), 5.0)
+    (client, own), ones = *update[ADAPTERS].modules.items(), torch.full((2, 2), 5.0)
     name = "reader.0.mlp.c_fc.P"
-    server.check(replace(update, modules={client: replace(own, pq={**own.pq, name: ones})}))
+    server.check(adapters({}, {client: replace(own, pq={**own.pq, name: ones})}))
     with pytest.raises(DataError, match=rf"client '{client}' sent pq {name} of a norm above 10"):
-        server.check(replace(update, modules={client: replace(own, pq={**own.pq, name: 1.01 * ones})}))
+        server.check(adapters({}, {client: replace(own, pq={**own.pq, name: 1.01 * ones})}))

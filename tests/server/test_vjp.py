@@ -9,7 +9,7 @@ from tessera.benchmarks.reference_client import NaiveClient, personalized_refine
 from tessera.client import cohort
 from tessera.client.histories import histories
 from tessera.common.config.settings import Settings
-from tessera.common.protocol.messages import Update
+from tessera.common.protocol.updates import Update
 from tessera.server.strategies.fedvlr import FedVLR
 from tests.support.catalogues import small_catalogue, small_split
 

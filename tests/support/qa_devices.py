@@ -18,8 +18,10 @@ from tessera.common.config.loading import parse_settings
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.questions import PICTURE, TEXT, WORD, Codebook, Questions
-from tessera.common.protocol.adapters import AdapterUpdate
-from tessera.common.protocol.messages import Task, Tensors, Update, pack_update, unpack_task, unpack_update
+from tessera.common.protocol.adapters import ADAPTERS, AdapterUpdate
+from tessera.common.protocol.messages import Task, unpack_task
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update, pack_update, unpack_update
 from tessera.common.towers.io import save_reader, tower_path
 from tessera.common.towers.qa_reader import QAReader
 from tessera.common.towers.transformer import OUTPUT_DIM, TowerSize
@@ -121,13 +123,13 @@ class Exchange:
     @cached_property
     def down(self) -> Tensors:
         """All tensors that went down, by name."""
-        _, tensors, facts = unpack_task(self.question)
-        return {**(tensors or {}), **facts}
+        _, tensors, inputs = unpack_task(self.question)
+        return {**(tensors or {}), **inputs}
 
     @cached_property
     def update(self) -> Update:
         """What came up."""
-        return unpack_update(self.reply)
+        return unpack_update(self.reply, [ADAPTERS])
 
     @property
     def raw(self) -> bytes:
@@ -151,7 +153,7 @@ def tapped(exchanges: list[Exchange], spoil: Spoil = lambda node, task, update: 
             reply = super()._handle(message)
             if "sums" not in reply.content.metric_records:  # tensors are missing, or the node refused
                 return reply
-            update = unpack_update(reply.content)
+            update = unpack_update(reply.content, [ADAPTERS])
             spoilt = spoil(node, task, update)
             if spoilt is not None and spoilt is not update:
                 forged = pack_update(spoilt)
