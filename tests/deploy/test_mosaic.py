@@ -184,7 +184,7 @@ def private(heard: Heard, folder: Path) -> Iterator[tuple[str, bytes]]:
         yield f"answers of {folder.name}", train.answers.to(dtype).numpy().tobytes()
         for row in range(0, len(train), 10):
             yield f"question {row} of {folder.name}", train.pieces[row].to(dtype).numpy().tobytes()
-    yield from ((f"task {name}", name.encode()) for name in (*train.names, *run_job.instructions))
+    yield from ((f"task {name}", name.encode()) for name in (*train.names, *train.instructions))
 
 
 def noise_free(decayed: Tensor) -> Tensor:
