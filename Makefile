@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 # The torch this was tested with. Another build (CPU only, another CUDA) is one variable away.
 TORCH ?= torch==2.13.0
 
-.PHONY: setup demo test test-docker test-faults test-network test-all lint clean
+.PHONY: setup demo test test-docker test-faults test-network test-all lint docs clean
 
 setup: $(INSTALLED)
 
@@ -41,6 +41,10 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+# The site, in build/site: no network, and every warning is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) runs prepared build *.egg-info
