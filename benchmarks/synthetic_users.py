@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 import torch
 
-from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import Catalogue, Features, load_catalogue
 from tessera.common.data.interactions import from_frame
 from tessera.common.datasets import Options
@@ -27,8 +26,7 @@ SEED = 0
 def write_beauty(source: Path, folder: Path) -> None:
     """Convert Beauty.txt of the folder `source`, and add the noise."""
     with replacing(folder) as made:
-        settings = DataSettings(folder=BEAUTY, kind="sequences")
-        about = prepare(read_sequences(source), made, settings, Options())
+        about = prepare(read_sequences(source, Options()), Options(), made)
         _finish(made, load_catalogue(made), {"name": BEAUTY, "kind": "sequences", **about})
 
 

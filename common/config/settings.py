@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tessera.common.registry.backbones import BACKBONES
+from tessera.common.registry.converters import CONVERTED, CONVERTERS, unused_option
+from tessera.common.registry.encoders import ENCODERS
 from tessera.common.registry.methods import METHOD_SPECS
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -46,14 +48,27 @@ def _known_method(name: str) -> str:
     return name
 
 
+def _known_kind(name: str) -> str:
+    if name != CONVERTED and name not in CONVERTERS:
+        raise ValueError(f"there is no kind of data {name!r}; known are {', '.join((CONVERTED, *CONVERTERS))}")
+    return name
+
+
+def _ready_encoder(name: str) -> str:
+    if name not in ENCODERS or not set(ENCODERS[name].options) <= {"device"}:
+        raise ValueError(
+            f"{name!r} is no encoder that needs nothing else, such as builtin: run `tessera data encode` instead"
+        )
+    return name
+
+
 class DataSettings(_Settings):
     """Which dataset, and what a raw one goes through when it is converted."""
 
     folder: str
     """Below `--data` or TESSERA_DATA: a converted dataset, or a raw one of `kind`."""
-    kind: Literal["converted", "movielens", "amazon", "ninerec", "fedvlr", "sequences", "shop", "questions"] = (
-        "converted"
-    )
+    kind: Annotated[str, AfterValidator(_known_kind)] = CONVERTED
+    """What the raw data are, one of `tessera.common.registry.converters`; a converted dataset needs no more."""
     min_user_events: Natural = 5
     min_item_events: Natural = 5
     min_rating: Amount = 0.0
@@ -64,13 +79,16 @@ class DataSettings(_Settings):
     cold_users: Rate = 0.0
     """Share of the users, drawn by seed, who take no part in training and are evaluated as "new-users"."""
     shop_seed: Natural = 0
-    encode: Literal["builtin"] | None = None
+    encode: Annotated[str, AfterValidator(_ready_encoder)] | None = None
     """Compute the features of a raw dataset from its titles, texts and pictures; those it comes with are used otherwise."""
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "DataSettings":
-        if self.encode and self.kind == "converted":
-            raise ValueError("encode is for raw data: name their kind, or leave encode out")
+        conversion = ("min_user_events", "min_item_events", "min_rating", "shop_seed", "encode")
+        fields = type(self).model_fields
+        changed = [name for name in conversion if getattr(self, name) != fields[name].default]
+        if problem := unused_option(self.kind, changed):
+            raise ValueError(problem)
         if self.cold_items and self.split == "given":
             raise ValueError("cold_items replaces the split: leave split out")
         return self

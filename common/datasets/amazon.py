@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import polars as pl
 
 from tessera.common.datasets.published_counts import AMAZON_RELEASE, MISSING_TITLE, UNTITLED
-from tessera.common.datasets.raw import ENCODERS, NAME, NO_ITEMS, NUMBER, WHOLE, RawDataset, read_features
+from tessera.common.datasets.raw import ENCODERS, NAME, NO_ITEMS, NUMBER, WHOLE, Options, RawDataset, read_features
 from tessera.common.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -75,7 +75,7 @@ class Line:
         return " ".join(filter(None, map(plain, parts)))
 
 
-def read_amazon(source: Path) -> RawDataset:
+def read_amazon(source: Path, _: Options) -> RawDataset:
     """Read a folder with one file of reviews and one of metadata, as .json or .jsonl, gzipped or not, a record a line.
 
     They are told apart by their fields. Reviews: reviewerID, asin, overall, unixReviewTime (2014, 2018; seconds) or

@@ -12,11 +12,10 @@ import numpy as np
 from tessera.common.data.catalogue import DATASET, Features, load_catalogue
 from tessera.common.data.interactions import ABSENT, Interactions, Split, load_interactions
 from tessera.common.errors import DataError
+from tessera.common.registry.converters import holds_users
 from tessera.common.utils.atomic_files import read_json, write_json
 
 FORMAT = 1
-WITHOUT_PEOPLE = frozenset({"questions"})
-"""Kinds of data that hold no interactions."""
 
 
 @contextmanager
@@ -70,7 +69,7 @@ def write_description(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """Write dataset.json: `about`, and the counts and features that lie below `folder`."""
     catalogue = load_catalogue(folder)
     counts = {"users": 0, "items": len(catalogue), "interactions": 0}
-    if about["kind"] not in WITHOUT_PEOPLE:
+    if holds_users(about["kind"]):
         interactions = load_interactions(folder, len(catalogue))
         counts |= {"users": len(interactions.users), "interactions": len(interactions)}
     features = {name: _summary(features) for name, features in catalogue.features.items()}
@@ -92,7 +91,7 @@ def _summary(features: Features) -> dict[str, Any]:
 def describe(folder: Path) -> dict[str, Any]:
     """What dataset.json says, with sparsity, quartiles of the users' events, and the sizes of the split's parts.
 
-    Data without people have only what dataset.json says.
+    A dataset without users has only what dataset.json says.
 
     Raises `DataError` when the folder is no dataset, or its files are not the ones that dataset.json describes.
     """
@@ -103,7 +102,7 @@ def describe(folder: Path) -> dict[str, Any]:
     for name, features in catalogue.features.items():
         if description["features"].get(name, {}).get("sha256") != features.sha256:
             raise DataError(f"the features {name!r} in {folder} are not those of {DATASET}: convert the data again")
-    if description["kind"] in WITHOUT_PEOPLE:
+    if not holds_users(description["kind"]):
         return description
     interactions = load_interactions(folder, len(catalogue))
     cells = len(interactions.users) * len(catalogue)

@@ -13,6 +13,7 @@ So the learnt weights of the views can be held against the truth in users.parque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.data.interactions import from_frame
 from tessera.common.datasets.demo_shop_images import COLOURS, LAYOUTS, PATTERNS, SHAPES, Look, render
+from tessera.common.datasets.raw import Options
 from tessera.common.encoders.base import Encoder, encode_images, encode_texts
 from tessera.common.encoders.builtin import BuiltinEncoder
 from tessera.common.errors import DataError
@@ -83,6 +85,17 @@ class People:
 
     reliance: NDArray[np.float64]
     utility: NDArray[np.float64]
+
+
+def write_demo_shop(_: Path, options: Options, folder: Path) -> dict[str, Any]:
+    """Generate the shop as it is by default, drawn by the options' seed; return what dataset.json says about it."""
+    write_shop(folder, seed=options.shop_seed, encoder=options.encode)
+    return about_shop(options.shop_seed)
+
+
+def about_shop(seed: int) -> dict[str, Any]:
+    """What dataset.json says about a shop that was drawn by a seed."""
+    return {"source": "generated", "seed": seed, "filters": {}, "rules": ["generated: no filter applies"]}
 
 
 def write_shop(

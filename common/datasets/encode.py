@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from tessera.common.data.catalogue import DATASET, FEATURES, Catalogue, Features, load_catalogue
-from tessera.common.datasets.dataset_folder import WITHOUT_PEOPLE, write_description
+from tessera.common.datasets.dataset_folder import write_description
 from tessera.common.encoders.base import Encoder, Vectors, open_picture, sentences
 from tessera.common.errors import DataError
+from tessera.common.registry.converters import holds_users
 from tessera.common.utils.atomic_files import digest, file_digest, read_json, read_tensors, write_tensors
 
 BATCH = 64
@@ -78,7 +79,7 @@ def encode_dataset(
     that cannot be read, unless those count as missing.
     """
     about = read_json(folder / DATASET)
-    if about.get("kind") in WITHOUT_PEOPLE:
+    if not holds_users(about.get("kind", "")):
         raise DataError(
             f"the codebook of the questions in {folder} was made from its features: convert them again, with --encode"
         )

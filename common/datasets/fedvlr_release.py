@@ -10,6 +10,7 @@ from tessera.common.datasets.raw import (
     NO_ITEMS,
     NUMBER,
     WHOLE,
+    Options,
     RawDataset,
     RawFeatures,
     checked,
@@ -21,7 +22,7 @@ from tessera.common.errors import DataError
 ENCODERS = {"image": "CLIP", "text": "CLIP"}
 
 
-def read_fedvlr(source: Path) -> RawDataset:
+def read_fedvlr(source: Path, _: Options) -> RawDataset:
     """Read inter.csv (userID, itemID, rating, timestamp, split_label) and {image,text}_features.npy.
 
     Item i is row i of the features. Raises `DataError` that names the file and the row.

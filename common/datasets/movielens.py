@@ -4,14 +4,14 @@ from pathlib import Path
 
 import polars as pl
 
-from tessera.common.datasets.raw import NAME, NUMBER, WHOLE, RawDataset, read_features, read_items, read_rows
+from tessera.common.datasets.raw import NAME, NUMBER, WHOLE, Options, RawDataset, read_features, read_items, read_rows
 from tessera.common.errors import DataError
 
 ENCODERS = {"image": "MobileNetV1 (ImageNet)", "text": "all-MiniLM-L6-v2"}
 """What computed the features that ml-latest-small's README describes; encoders.json overrides it."""
 
 
-def read_movielens(source: Path) -> RawDataset:
+def read_movielens(source: Path, _: Options) -> RawDataset:
     """Read a MovieLens folder.
 
     ratings.csv userId, movieId, rating, timestamp; movies.csv movieId, title; overviews.csv movieId, overview;

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from tessera.common.datasets.published_counts import MISSING_TITLE, UNTITLED
-from tessera.common.datasets.raw import NAME, NO_ITEMS, WHOLE, RawDataset, read_features
+from tessera.common.datasets.raw import NAME, NO_ITEMS, WHOLE, Options, RawDataset, read_features
 from tessera.common.datasets.sequences import read_sequences
 from tessera.common.errors import DataError
 
@@ -22,7 +22,7 @@ HEADERS = {
 """What a column may be called where there is a header; case and blanks do not matter."""
 
 
-def read_ninerec(source: Path) -> RawDataset:
+def read_ninerec(source: Path, options: Options) -> RawDataset:
     """Read the folder of one of NineRec's datasets, such as KU or Bili_Food (X stands for its name).
 
     X_pair.csv        user, item, timestamp; or item, user, timestamp, as the authors' own script reads the source data,
@@ -40,7 +40,7 @@ def read_ninerec(source: Path) -> RawDataset:
     if items_path is None:
         raise DataError(f"{source} has no {ITEMS}: the items and their titles")
     items = _items(items_path, _covers(source))
-    path, events, rules = _events(source, items)
+    path, events, rules = _events(source, items, options)
     rules.append("a title is the English one or, without one, the Chinese")
     untitled = int((items["title"] == MISSING_TITLE).sum())
     if untitled:
@@ -77,7 +77,7 @@ def _items(path: Path, covers: dict[str, str]) -> pl.DataFrame:
     return table.with_columns(title, pl.lit("").alias("text"), image).select(NO_ITEMS.columns)
 
 
-def _events(source: Path, items: pl.DataFrame) -> tuple[Path, pl.DataFrame, list[str]]:
+def _events(source: Path, items: pl.DataFrame, options: Options) -> tuple[Path, pl.DataFrame, list[str]]:
     """The file of the events, what it says, and what was decided about it."""
     path, behaviour = _only(source, PAIRS), _only(source, BEHAVIOUR)
     if path is not None:
@@ -90,7 +90,7 @@ def _events(source: Path, items: pl.DataFrame) -> tuple[Path, pl.DataFrame, list
             return path, events.select("user", "item", numbered), rules
     if behaviour is None:
         raise DataError(f"{source} has neither {PAIRS} nor {BEHAVIOUR}: the events")
-    raw = read_sequences(behaviour)
+    raw = read_sequences(behaviour, options)
     return behaviour, raw.events, list(raw.rules)
 
 

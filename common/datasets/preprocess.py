@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.interactions import from_frame
 from tessera.common.datasets.raw import NO_ITEMS, Options, RawDataset, RawFeatures
 from tessera.common.encoders.base import encode_images, encode_texts
 from tessera.common.errors import DataError
 
+FILTERS = ("min_user_events", "min_item_events", "min_rating")
 RULES = (
     "items are ordered by id: by number where all ids are whole numbers, as text otherwise",
     "events of a user with equal timestamps are ordered by item",
@@ -24,21 +24,21 @@ PARTS_RULE = "the split is given by the data's authors, so no filter applies"
 FILTER_RULE = "events below the minimum rating go first, then users and items with too few events, until none is left"
 
 
-def prepare(raw: RawDataset, folder: Path, settings: DataSettings, options: Options) -> dict[str, Any]:
+def prepare(raw: RawDataset, options: Options, folder: Path) -> dict[str, Any]:
     """Filter, index and write raw data below `folder`; return what dataset.json says about it.
 
     Raises `DataError` for an item that is not known, and when nothing is left.
     """
     items = _known_items(raw)
-    events, dropped = _selected(raw, settings)
-    if settings.min_item_events and not raw.has_parts:
+    events, dropped = _selected(raw, options)
+    if options.min_item_events and not raw.has_parts:
         items = items.join(events.select("item").unique(), on="item", how="semi")
     items = ordered(items)
     rows = pl.DataFrame({"item": items["item"], "row": np.arange(len(items))})
     indexed = events.join(rows, on="item", maintain_order="left").drop("item").rename({"row": "item"})
     build_catalogue(raw, items, folder, options).save(folder)
     from_frame(indexed, len(items)).save(folder)
-    filters = settings.model_dump(include={"min_rating", "min_user_events", "min_item_events"})
+    filters = {name: getattr(options, name) for name in FILTERS}
     return {
         "source": raw.source,
         "read": len(raw.events),
@@ -48,15 +48,15 @@ def prepare(raw: RawDataset, folder: Path, settings: DataSettings, options: Opti
     }
 
 
-def _selected(raw: RawDataset, settings: DataSettings) -> tuple[pl.DataFrame, dict[str, int]]:
+def _selected(raw: RawDataset, options: Options) -> tuple[pl.DataFrame, dict[str, int]]:
     """The events that count, and how many were dropped and why. Raises `DataError` when none is left."""
-    rated = raw.events if raw.has_parts else _rated(raw.events, settings.min_rating)
+    rated = raw.events if raw.has_parts else _rated(raw.events, options.min_rating)
     first = first_events(rated)
-    kept = first if raw.has_parts else k_core(first, settings.min_user_events, settings.min_item_events)
+    kept = first if raw.has_parts else k_core(first, options.min_user_events, options.min_item_events)
     if kept.is_empty():
         raise DataError(
-            f"none of the {len(raw.events)} interactions is left after min_rating {settings.min_rating}, "
-            f"min_user_events {settings.min_user_events} and min_item_events {settings.min_item_events}: lower them"
+            f"none of the {len(raw.events)} interactions is left after min_rating {options.min_rating}, "
+            f"min_user_events {options.min_user_events} and min_item_events {options.min_item_events}: lower them"
         )
     sizes = [len(frame) for frame in (raw.events, rated, first, kept)]
     reasons = ("below minimum rating", "repeated", "too few events")
@@ -134,7 +134,7 @@ def build_catalogue(raw: RawDataset, items: pl.DataFrame, folder: Path, options:
     """The items with their features; copies the pictures when asked to."""
     ids, titles, texts, pictures = (tuple(items[name].to_list()) for name in NO_ITEMS.columns)
     features = {name: _aligned(modality, ids) for name, modality in raw.features.items()}
-    encoder = options.encoder
+    encoder = options.encode
     if encoder is not None:
         if any(titles) or any(texts):
             features["text"] = encode_texts(encoder, titles, texts)

@@ -1,9 +1,10 @@
-"""Raw data in memory, and the checks that every file of it goes through."""
+"""Holds raw data in memory, and reads and checks the files that converters share: tables, items, features."""
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,39 @@ NO_ITEMS = pl.DataFrame(schema=dict.fromkeys(("item", "title", "text", "image"),
 
 
 @dataclass(frozen=True)
-class Columns:
-    """What the columns of an events table of one's own are called."""
-
-    user: str = "user"
-    item: str = "item"
-    timestamp: str = "timestamp"
-    rating: str = "rating"
-
-
-@dataclass(frozen=True)
 class Options:
-    """What a conversion may be asked for beyond the filters; a run's settings name at most the encoder."""
+    """What a conversion may be asked for; `tessera.common.registry.converters` says which kind of data uses what.
 
+    Raises `DataError` for a filter that is no finite number of at least 0.
+    """
+
+    min_user_events: int = 5
+    """Drop users with fewer events, and items with fewer than the next, again and again until none is left."""
+    min_item_events: int = 5
+    min_rating: float = 0.0
+    """Drop events that are rated lower."""
     images: bool = False
     """Copy the pictures into the dataset."""
-    encoder: Encoder | None = None
+    encode: Encoder | None = None
     """Encode texts and pictures, in place of ready features."""
-    columns: Columns = field(default_factory=Columns)
+    user_column: str = "user"
+    item_column: str = "item"
+    timestamp_column: str = "timestamp"
+    rating_column: str = "rating"
+    shop_seed: int = 0
+    """What the generated shop is drawn by."""
+
+    def __post_init__(self) -> None:
+        """Refuse filters that filter nothing meaningful."""
+        for name in ("min_user_events", "min_item_events", "min_rating"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise DataError(f"{name} is {value}: set it to a finite number of at least 0")
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The options that are not at their defaults."""
+        return tuple(option.name for option in fields(self) if getattr(self, option.name) != option.default)
 
 
 @dataclass(frozen=True)

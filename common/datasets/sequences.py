@@ -4,11 +4,11 @@ from pathlib import Path
 
 import polars as pl
 
-from tessera.common.datasets.raw import RawDataset
+from tessera.common.datasets.raw import Options, RawDataset
 from tessera.common.errors import DataError
 
 
-def read_sequences(source: Path) -> RawDataset:
+def read_sequences(source: Path, _: Options) -> RawDataset:
     """Read a text file, or the only .txt file of a folder. An event's timestamp is its place in the line, from 0.
 
     Raises `DataError` that names the file and the line.

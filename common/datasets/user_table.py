@@ -1,14 +1,14 @@
-"""Tables of one's own: events as CSV or parquet, and if there are any, items, pictures and features."""
+"""Reads tables of your own: events as CSV or parquet and, if there are any, items, pictures and features."""
 
 from pathlib import Path
 
 import polars as pl
 
-from tessera.common.datasets.raw import NAME, NUMBER, WHOLE, Columns, RawDataset, read_features, read_items, read_rows
+from tessera.common.datasets.raw import NAME, NUMBER, WHOLE, Options, RawDataset, read_features, read_items, read_rows
 from tessera.common.errors import DataError
 
 
-def read_tables(source: Path, columns: Columns) -> RawDataset:
+def read_tables(source: Path, options: Options) -> RawDataset:
     """Read events.{csv,parquet}, items.{csv,parquet} and `<modality>_features.npy` of a folder, or one events file.
 
     Events have a user and an item, and may have a timestamp (a whole number, a date or ISO 8601) and a rating. Without
@@ -19,14 +19,15 @@ def read_tables(source: Path, columns: Columns) -> RawDataset:
     path = _table(source, "events") if source.is_dir() else source
     if path is None:
         raise DataError(f"{source} has no events.csv or events.parquet")
-    wanted, optional = {columns.user: NAME, columns.item: NAME}, {columns.rating: NUMBER, columns.timestamp: NAME}
-    named = {columns.rating, columns.timestamp} - {"rating", "timestamp"}
+    wanted = {options.user_column: NAME, options.item_column: NAME}
+    optional = {options.rating_column: NUMBER, options.timestamp_column: NAME}
+    named = optional.keys() - {"rating", "timestamp"}
     events = read_rows(path, wanted | {name: optional[name] for name in named}, optional)
-    names = {columns.user: "user", columns.item: "item", columns.rating: "rating", columns.timestamp: "timestamp"}
+    names = dict(zip((*wanted, *optional), ("user", "item", "rating", "timestamp"), strict=True))
     events = events.rename({old: new for old, new in names.items() if old in events.columns})
     rules: tuple[str, ...] = ()
     if "timestamp" in events.columns:
-        events = events.with_columns(_timestamps(path, columns.timestamp, events["timestamp"]))
+        events = events.with_columns(_timestamps(path, options.timestamp_column, events["timestamp"]))
     else:
         events = events.with_row_index("timestamp").with_columns(pl.col("timestamp").cast(WHOLE))
         rules = ("without timestamps, events count in the order of their rows",)

@@ -1,1 +1,37 @@
-"""Encoders: pictures and texts in, features out. Offline tools; no app imports them."""
+"""Encodes pictures and texts into features. An offline tool: neither app imports it.
+
+`make_encoder` builds one by its name; `tessera.common.encoders.base` says what an encoder is.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tessera.common.encoders.base import Encoder
+from tessera.common.errors import DataError
+from tessera.common.registry.encoders import ENCODERS, OPEN_CLIP
+from tessera.common.registry.registry import resolve
+
+__all__ = ["Encoder", "make_encoder"]
+
+
+def make_encoder(
+    model: str, *, pretrained: str | None = None, towers: Path | None = None, device: str = "auto"
+) -> Encoder:
+    """The encoder of a name in the registry, or else the open_clip model of that name with `pretrained` weights.
+
+    Raises `DataError` for a name that means nothing, and for weights or towers that the encoder does not use.
+    """
+    if model not in ENCODERS and pretrained is None:
+        known = ", ".join(ENCODERS)
+        raise DataError(
+            f"there is no encoder {model!r} (known are {known}); an open_clip model also needs --pretrained"
+        )
+    name = model if model in ENCODERS else OPEN_CLIP
+    options = ENCODERS[name].options
+    for option, value in (("pretrained", pretrained), ("towers", towers)):
+        if value is not None and option not in options:
+            users = ", ".join(other for other, spec in ENCODERS.items() if option in spec.options)
+            raise DataError(f"--{option} has no effect on the encoder {model}: leave it out; it is for {users}")
+    given: dict[str, Any] = {"model": model, "pretrained": pretrained, "towers": towers, "device": device}
+    encoder: Encoder = resolve(ENCODERS[name].implementation)(**{option: given[option] for option in options})
+    return encoder

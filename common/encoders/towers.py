@@ -22,13 +22,13 @@ KINDS: dict[str, type[ImageTower] | type[TextTower]] = {"image": ImageTower, "te
 class TowerEncoder:
     """The image and the text tower of a device class."""
 
-    def __init__(self, towers: Path, device_class: str, device: str = "auto") -> None:
-        """Load the two towers below `towers`. Raises `DataError` that names the file."""
-        files = {kind: encoder_path(towers, device_class, kind) for kind in KINDS}
+    def __init__(self, towers: Path, model: str, device: str = "auto") -> None:
+        """Load the two towers of the device class `model` below `towers`. Raises `DataError` that names the file."""
+        files = {kind: encoder_path(towers, model, kind) for kind in KINDS}
         self._device = resolve_device(device)
         self._towers = {kind: load_encoder(path, kind).to(self._device) for kind, path in files.items()}
         self.weights: Mapping[str, str] = {kind: file_digest(path) for kind, path in files.items()}
-        self.image_name, self.text_name = (f"tower:{device_class}:{self.weights[kind][:12]}" for kind in KINDS)
+        self.image_name, self.text_name = (f"tower:{model}:{self.weights[kind][:12]}" for kind in KINDS)
 
     def encode_images(self, paths: Sequence[Path]) -> Vectors:
         """What the image tower makes of pictures, [n, OUTPUT_DIM]."""

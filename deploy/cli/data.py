@@ -4,19 +4,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from tessera.common.config.loading import load_settings
-from tessera.common.config.settings import DataSettings
-from tessera.common.datasets import Columns, Options, convert, convert_shop, describe
+from tessera.common.datasets import Options, convert, convert_shop, describe
 from tessera.common.datasets.demo_shop import N_ITEMS, N_USERS
 from tessera.common.datasets.published_counts import in_the_paper, verdict
-from tessera.common.encoders.base import Encoder
-from tessera.common.encoders.builtin import BuiltinEncoder
-from tessera.common.encoders.clip import ClipEncoder
-from tessera.common.errors import ConfigError, DataError
+from tessera.common.encoders import Encoder, make_encoder
+from tessera.common.errors import DataError
+from tessera.common.registry.converters import CONVERTERS, unused_option
 from tessera.deploy.cli.encode import EPILOG, encode_command
 from tessera.deploy.executors.run import partition_for
 from tessera.deploy.job import partition
@@ -25,16 +22,21 @@ app = typer.Typer(no_args_is_help=True, help="Convert raw data into datasets, de
 console = Console()
 app.command("encode", epilog=EPILOG)(encode_command)
 
-UNFILTERED = {
-    "fedvlr": "its authors' own split has to stay whole",
-    "shop": "it is generated",
-    "questions": "every movie counts",
-}
 SHOP_EPILOG = "Example: tessera data shop data/shop --items 1600 --users 500 --seed 0"
 DESCRIBE_EPILOG = "Example: tessera data describe data/ml"
 CONVERT_EPILOG = (
     "Examples: tessera data convert movielens raw/ml-latest-small data/ml --images   |   "
     "tessera data convert table events.parquet data/mine --user-column customer --item-column sku --encode builtin"
+)
+
+CONVERT_HELP = "\n\n".join(
+    (
+        "Convert the raw data at SOURCE into a dataset at DESTINATION: all of it or, when something is malformed, nothing.",
+        "KIND says what SOURCE holds:",
+        *(f"{kind}: {spec.help}." for kind, spec in CONVERTERS.builtin.items()),
+        "Kinds that other packages offer are listed by tessera data kinds. The counts of a dataset that the FedVLR paper uses "
+        "are printed beside the paper's.",
+    )
 )
 
 Encode = Annotated[
@@ -43,9 +45,10 @@ Encode = Annotated[
 Pretrained = Annotated[str | None, typer.Option(help="Weights of the open_clip model: a checkpoint or name.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is already there.")]
 Least = typer.Option(min=0, show_default="5", help="Drop those with fewer events, until none is left.")
+Column = typer.Option(help="What a table of your own calls it.")
 
 
-@app.command("convert", epilog=CONVERT_EPILOG)
+@app.command("convert", help=CONVERT_HELP, epilog=CONVERT_EPILOG)
 def convert_command(
     kind: str,
     source: Path,
@@ -56,37 +59,40 @@ def convert_command(
     images: Annotated[bool, typer.Option("--images", help="Copy the pictures into the dataset.")] = False,
     encode: Encode = None,
     pretrained: Pretrained = None,
-    user_column: Annotated[str, typer.Option(help="Its name in a table.")] = "user",
-    item_column: Annotated[str, typer.Option(help="Its name in a table.")] = "item",
-    timestamp_column: Annotated[str, typer.Option(help="Its name in a table.")] = "timestamp",
-    rating_column: Annotated[str, typer.Option(help="Its name in a table.")] = "rating",
+    user_column: Annotated[str | None, Column] = None,
+    item_column: Annotated[str | None, Column] = None,
+    timestamp_column: Annotated[str | None, Column] = None,
+    rating_column: Annotated[str | None, Column] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert the raw data at SOURCE into a dataset at DESTINATION: all of it or, when something is malformed, nothing.
-
-    KIND says what SOURCE holds. movielens: a folder with ratings.csv. amazon: one with reviews and metadata of the 2014,
-    2018 or 2023 release, .json or .jsonl, gzipped or not, and optionally images/ASIN.jpg. ninerec: one with NAME_pair.csv,
-    NAME_item.csv and NAME_cover/. fedvlr: one with inter.csv, its split included. sequences: a text file, one line a
-    user. table: events.csv or .parquet of your own, and optionally items.csv and MODALITY_features.npy with
-    MODALITY_ids.npy. shop: nothing, the demo shop is generated; SOURCE is -. questions: a MovieLens folder with overviews
-    and posters, of which a benchmark of many tasks is made.
-
-    The counts of a dataset that the FedVLR paper uses are printed beside the paper's.
-    """
-    given = {"min_user_events": min_user_events, "min_item_events": min_item_events, "min_rating": min_rating}
-    filters = {name: value for name, value in given.items() if value is not None}
-    if filters and kind in UNFILTERED:
-        option = next(iter(filters)).replace("_", "-")
-        raise DataError(f"no filter applies to {kind}, {UNFILTERED[kind]}: leave out --{option}")
-    try:
-        settings = DataSettings(folder=str(source), **filters)  # type: ignore[arg-type]
-    except ValidationError as error:
-        raise ConfigError(f"--min-rating: {error.errors()[0]['msg']}") from None
-    columns = Columns(user_column, item_column, timestamp_column, rating_column)
-    options = Options(images, _encoder(encode, pretrained), columns)
-    about = convert(kind, source, destination, settings, options, overwrite)
+    """Convert raw data of any kind into a dataset: see `CONVERT_HELP`."""
+    asked: dict[str, Any] = {
+        "min_user_events": min_user_events,
+        "min_item_events": min_item_events,
+        "min_rating": min_rating,
+        "images": images or None,
+        "encode": encode,
+        "user_column": user_column,
+        "item_column": item_column,
+        "timestamp_column": timestamp_column,
+        "rating_column": rating_column,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    if problem := unused_option(kind, given, lambda name: "--" + name.replace("_", "-")):
+        raise DataError(problem)
+    encoder = _encoder(encode, pretrained)
+    about = convert(kind, source, destination, Options(**given | ({"encode": encoder} if encoder else {})), overwrite)
     _show(destination)
     _beside_the_paper(about)
+
+
+@app.command("kinds", epilog="Example: tessera data kinds")
+def kinds_command() -> None:
+    """List the kinds of raw data that can be converted, those of other installed packages too, and the options of each."""
+    table = Table("kind", "what SOURCE is", "options")
+    for kind, spec in CONVERTERS.items():
+        table.add_row(kind, spec.help, ", ".join(spec.options))
+    console.print(table)
 
 
 @app.command("shop", epilog=SHOP_EPILOG)
@@ -104,14 +110,16 @@ def shop_command(
     _show(destination)
 
 
-@app.command("deal", epilog="Example: tessera data partition data/shop devices --nodes 3")
+@app.command("partition", epilog="Example: tessera data partition data/shop devices --nodes 3")
 def partition_command(
     dataset: Path,
     out: Path,
     nodes: Annotated[int, typer.Option(min=1, help="Number of device folders.")] = 2,
-    config: Annotated[Path | None, typer.Option(help="Settings of a run with towers: deal what it needs too.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings of a run with towers: give out what it needs too.")
+    ] = None,
 ) -> None:
-    """Deal the people of DATASET out to device folders below OUT: their own events and the items' titles, no features.
+    """Divide the users of DATASET among device folders below OUT: their own events and the items' titles, no features.
 
     With the settings of a run whose devices adapt towers, each folder also gets features and the tower of its class. It is
     for trying a federation on separate machines with data that lie in one place.
@@ -131,15 +139,11 @@ def describe_command(folder: Path) -> None:
 
 def _encoder(encode: str | None, pretrained: str | None) -> Encoder | None:
     """The encoder that was asked for, if any."""
-    if encode is None:
-        if pretrained is not None:
-            raise DataError("--pretrained needs a model: pass --encode, such as --encode ViT-B-32")
-        return None
-    if encode == "builtin":
-        return BuiltinEncoder()
-    if pretrained is None:
-        raise DataError(f"--encode {encode}: write builtin, or an open_clip model together with --pretrained")
-    return ClipEncoder(encode, pretrained)
+    if encode is not None:
+        return make_encoder(encode, pretrained=pretrained)
+    if pretrained is not None:
+        raise DataError("--pretrained needs a model: pass --encode, such as --encode ViT-B-32")
+    return None
 
 
 def _show(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`tessera data encode`: features of a dataset's own pictures and texts."""
+"""The command `tessera data encode`: computes features of a dataset's own pictures and texts."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -12,12 +12,8 @@ from rich.table import Table
 
 from tessera.common.data.catalogue import DATASET
 from tessera.common.datasets.encode import ENCODED, encode_dataset
-from tessera.common.encoders.base import Encoder
-from tessera.common.encoders.builtin import BuiltinEncoder
-from tessera.common.encoders.clip import ClipEncoder
-from tessera.common.encoders.towers import TowerEncoder
-from tessera.common.errors import DataError
-from tessera.common.towers.transformer import SIZES
+from tessera.common.encoders import make_encoder
+from tessera.common.registry.encoders import ENCODERS, OPEN_CLIP
 from tessera.common.utils.atomic_files import read_json
 
 console = Console(highlight=False)
@@ -35,7 +31,8 @@ class DeviceName(StrEnum):
     cuda = "cuda"
 
 
-Model = Annotated[str, typer.Option(help=f"An open_clip model, a tower of ours ({', '.join(SIZES)}), or builtin.")]
+NAMES = ", ".join(name for name in ENCODERS.builtin if name != OPEN_CLIP)
+Model = Annotated[str, typer.Option(help=f"An open_clip model such as ViT-B-32, or one of {NAMES}.")]
 Pretrained = Annotated[str | None, typer.Option(help="Weights of the open_clip model: a checkpoint or name.")]
 Towers = Annotated[
     Path | None, typer.Option(help="Where CLASS/image and text.safetensors lie; DATASET/towers by default.")
@@ -61,7 +58,9 @@ def encode_command(
     What was killed goes on where it was, and the old features stay until the new ones are whole. The same pictures, texts,
     model and weights are not encoded again.
     """
-    encoder = _encoder(model, pretrained, towers, dataset, device)
+    if model in ENCODERS and "towers" in ENCODERS[model].options:
+        towers = towers or dataset / "towers"
+    encoder = make_encoder(model, pretrained=pretrained, towers=towers, device=device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
 
@@ -71,18 +70,6 @@ def encode_command(
 
         made = encode_dataset(dataset, encoder, begin, images, skip_unreadable)
     _show(dataset, made)
-
-
-def _encoder(model: str, pretrained: str | None, towers: Path | None, dataset: Path, device: str) -> Encoder:
-    """The model that was asked for. Raises `DataError` for an option that does not belong to it."""
-    ours = model in SIZES
-    if towers is not None and not ours:
-        raise DataError(f"--towers is for towers of ours ({', '.join(SIZES)}), not for {model}")
-    if pretrained is not None and (ours or model == "builtin"):
-        raise DataError(f"--pretrained is for open_clip models, not for {model}")
-    if ours:
-        return TowerEncoder(towers or dataset / "towers", model, device)
-    return BuiltinEncoder() if model == "builtin" else ClipEncoder(model, pretrained, device)
 
 
 def _show(dataset: Path, made: tuple[str, ...]) -> None:

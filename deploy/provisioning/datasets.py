@@ -1,4 +1,4 @@
-"""Find the dataset a run asks for; a raw one is converted once and kept under `prepared/`."""
+"""Finds the dataset that a run asks for; raw data are converted once and kept under `prepared/`."""
 
 import json
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import DATASET
 from tessera.common.datasets import Options, convert
-from tessera.common.datasets.dataset_folder import WITHOUT_PEOPLE
-from tessera.common.encoders.builtin import BuiltinEncoder
+from tessera.common.encoders import make_encoder
 from tessera.common.errors import DataError
+from tessera.common.registry.converters import CONVERTED, CONVERTERS, holds_users
 from tessera.common.utils.atomic_files import digest, read_json
 
 VARIABLE = "TESSERA_DATA"
@@ -19,17 +19,18 @@ def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Pa
     """Return the converted dataset's folder. Raises `DataError` that says where it was looked for.
 
     `data` is the dataset's own folder or the one that holds it; without it, TESSERA_DATA. The generated shop needs neither.
-    A conversion is found again by its settings and by the names, sizes and times of the raw files. What no filter applies to
-    may also be there converted.
+    A conversion is found again by its settings and by the names, sizes and times of the raw files. Data without users, to
+    which no filter applies, may also be there converted.
     """
-    source = Path("generated") if settings.kind == "shop" else _source(settings, data)
-    if settings.kind == "converted":
+    if settings.kind == CONVERTED:
+        source = _source(settings, data)
         if not (source / DATASET).is_file():
             raise DataError(
                 f"{source} is not a converted dataset: convert it (tessera data convert), or name its kind in the config"
             )
         return source
-    if settings.kind in WITHOUT_PEOPLE and (source / DATASET).is_file():
+    source = _source(settings, data) if CONVERTERS[settings.kind].needs_source else Path("generated")
+    if not holds_users(settings.kind) and (source / DATASET).is_file():
         if read_json(source / DATASET).get("kind") != settings.kind:
             raise DataError(f"{source} is a converted dataset, but not of the kind {settings.kind}")
         return source
@@ -37,9 +38,19 @@ def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Pa
     key = digest((kept + json.dumps(_listing(source))).encode())[:12]
     destination = cache / f"{Path(settings.folder).name}-{key}"
     if not (destination / DATASET).is_file():
-        options = Options(encoder=BuiltinEncoder() if settings.encode == "builtin" else None)
-        convert(settings.kind, source, destination, settings, options)
+        convert(settings.kind, source, destination, _options(settings))
     return destination
+
+
+def _options(settings: DataSettings) -> Options:
+    """What a run's settings ask of the conversion."""
+    return Options(
+        settings.min_user_events,
+        settings.min_item_events,
+        settings.min_rating,
+        encode=make_encoder(settings.encode) if settings.encode else None,
+        shop_seed=settings.shop_seed,
+    )
 
 
 def _source(settings: DataSettings, data: Path | None) -> Path:

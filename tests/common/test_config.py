@@ -103,7 +103,17 @@ def test_a_bad_value_names_its_key(path: str, value: Any) -> None:
     ("changes", "message"),
     [
         ({"local": {"loss": "next", "backbone": "pfedrec"}}, "local: .*needs a backbone with a history view: history"),
-        ({"data": {"folder": "x", "encode": "builtin"}}, "data: .*encode is for raw data"),
+        ({"data": {"folder": "x", "encode": "builtin"}}, "data: .*encode has no effect on data of the kind converted"),
+        ({"data": {"folder": "x", "min_rating": 3}}, "min_rating has no effect .* it is for movielens, amazon, table"),
+        ({"data": {"folder": "x", "kind": "ninerec", "min_rating": 3}}, "min_rating has no effect .* kind ninerec"),
+        (
+            {"data": {"folder": "x", "kind": "netflix"}},
+            "data.kind: .*no kind of data 'netflix'; known are conv",
+        ),
+        (
+            {"data": {"folder": "x", "kind": "amazon", "encode": "tiny"}},
+            "data.encode: .*'tiny' is no encoder that",
+        ),
         ({"data": {"folder": "x", "split": "given", "cold_items": 0.1}}, "data: .*cold_items replaces the split"),
         (QUESTIONS | {"privacy": {"clip": 1}}, "devices that answer questions send no gradients of people's"),
         (QUESTIONS | {"fraction": 0.5}, "devices that answer questions take part in every round: set fraction to 1"),

@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import Interactions, load_interactions
 from tessera.common.datasets import Options, convert, describe
 from tessera.common.datasets.dataset_folder import replacing
 from tessera.common.datasets.preprocess import first_events, k_core
-from tessera.common.errors import DataError
+from tessera.common.errors import ConfigError, DataError
 from tessera.common.utils.atomic_files import read_json
 
 RATINGS = """userId,movieId,rating,timestamp
@@ -30,8 +29,8 @@ RATINGS = """userId,movieId,rating,timestamp
 MOVIES = 'movieId,title,genres\n2,"Two, the (1995)",Drama\n10,Ten,Drama\n33,,\n100,Hundred,\n555,Unseen,\n'
 
 
-def settings(**filters: Any) -> DataSettings:
-    return DataSettings(**{"folder": "x", "min_user_events": 0, "min_item_events": 0, **filters})
+def options(**given: Any) -> Options:
+    return Options(**{"min_user_events": 0, "min_item_events": 0, **given})
 
 
 def load(folder: Path) -> tuple[Catalogue, Interactions]:
@@ -91,7 +90,7 @@ def test_the_first_event_is_the_earliest_and_of_equals_the_first_row() -> None:
 
 
 def test_movielens_with_all_its_extras(movies: Path, tmp_path: Path) -> None:
-    about = convert("movielens", movies, tmp_path / "out", settings(), Options(images=True))
+    about = convert("movielens", movies, tmp_path / "out", options(images=True))
     catalogue, _ = load(tmp_path / "out")
     assert catalogue.items == ("2", "10", "33", "100", "555")
     assert catalogue.titles == ("Two, the (1995)", "Ten", "", "Hundred", "Unseen")
@@ -119,14 +118,14 @@ def test_movielens_without_extras(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
     (source / "ratings.csv").write_text(RATINGS)
-    convert("movielens", source, tmp_path / "out", settings())
+    convert("movielens", source, tmp_path / "out", options())
     catalogue, _ = load(tmp_path / "out")
     assert catalogue.items == ("2", "10", "33", "100")
     assert not catalogue.features
 
 
 def test_filters_rating_first_then_core(movies: Path, tmp_path: Path) -> None:
-    about = convert("movielens", movies, tmp_path / "out", settings(min_rating=2, min_item_events=2, min_user_events=2))
+    about = convert("movielens", movies, tmp_path / "out", options(min_rating=2, min_item_events=2, min_user_events=2))
     assert events_of(tmp_path / "out") == {"1": ["2", "10"], "7": ["2", "10"]}
     assert about["dropped"] == {"below minimum rating": 1, "repeated": 0, "too few events": 1}
     assert about["filters"] == {"min_rating": 2.0, "min_item_events": 2, "min_user_events": 2}
@@ -135,13 +134,13 @@ def test_filters_rating_first_then_core(movies: Path, tmp_path: Path) -> None:
 
 def test_nothing_left_is_an_error(movies: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of the 6 interactions is left.*min_item_events 3.*lower them"):
-        convert("movielens", movies, tmp_path / "out", settings(min_item_events=3))
+        convert("movielens", movies, tmp_path / "out", options(min_item_events=3))
     assert not (tmp_path / "out").exists()
 
 
 def test_encoders_json_says_what_computed_features(movies: Path, tmp_path: Path) -> None:
     (movies / "encoders.json").write_text('{"image": "my-net"}')
-    about = convert("movielens", movies, tmp_path / "out", settings())
+    about = convert("movielens", movies, tmp_path / "out", options())
     assert about["features"]["image"]["encoder"] == "my-net"
 
 
@@ -171,7 +170,7 @@ def test_malformed_movielens_is_refused(
 ) -> None:
     spoil(movies / file, old, new)
     with pytest.raises(DataError, match=message):
-        convert("movielens", movies, tmp_path / "out", settings())
+        convert("movielens", movies, tmp_path / "out", options())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my-movies"]
 
 
@@ -179,7 +178,7 @@ def test_old_movielens_gets_advice(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "ratings.dat").write_text("1::2::5::3\n")
     with pytest.raises(DataError, match="sed"):
-        convert("movielens", tmp_path / "in", tmp_path / "out", settings())
+        convert("movielens", tmp_path / "in", tmp_path / "out", options())
 
 
 KU = "userID,itemID,rating,timestamp,split_label\n0,2,1.0,300,2\n0,0,1.0,400,0\n0,1,1.0,100,1\n5,1,1.0,7,0\n"
@@ -196,7 +195,7 @@ def ku(tmp_path: Path) -> Path:
 
 
 def test_fedvlr_keeps_the_given_split_and_all_items(ku: Path, tmp_path: Path) -> None:
-    about = convert("fedvlr", ku, tmp_path / "out", settings(min_user_events=5, min_item_events=5))
+    about = convert("fedvlr", ku, tmp_path / "out", Options())
     catalogue, interactions = load(tmp_path / "out")
     assert catalogue.items == ("0", "1", "2", "3")
     split = interactions.split(given=True)
@@ -223,13 +222,13 @@ def test_fedvlr_keeps_the_given_split_and_all_items(ku: Path, tmp_path: Path) ->
 def test_malformed_fedvlr_is_refused(ku: Path, tmp_path: Path, old: str, new: str, message: str) -> None:
     spoil(ku / "inter.csv", old, new)
     with pytest.raises(DataError, match=message):
-        convert("fedvlr", ku, tmp_path / "out", settings())
+        convert("fedvlr", ku, tmp_path / "out", Options())
 
 
 def test_fedvlr_features_must_agree(ku: Path, tmp_path: Path) -> None:
     np.save(ku / "text_features.npy", np.zeros((3, 2), dtype=np.float32))
     with pytest.raises(DataError, match=r"'image_features.npy': 4, 'text_features.npy': 3"):
-        convert("fedvlr", ku, tmp_path / "out", settings())
+        convert("fedvlr", ku, tmp_path / "out", Options())
 
 
 @pytest.mark.parametrize("as_folder", [True, False])
@@ -237,7 +236,7 @@ def test_sequences(tmp_path: Path, as_folder: bool) -> None:
     (tmp_path / "in").mkdir()
     file = tmp_path / "in" / "Beauty.txt"
     file.write_text("1 5 3 10\n2 10 5 5\n")
-    about = convert("sequences", tmp_path / "in" if as_folder else file, tmp_path / "out", settings())
+    about = convert("sequences", tmp_path / "in" if as_folder else file, tmp_path / "out", options())
     assert events_of(tmp_path / "out") == {"1": ["5", "3", "10"], "2": ["10", "5"]}
     assert load(tmp_path / "out")[0].items == ("3", "5", "10")
     assert about["dropped"]["repeated"] == 1
@@ -256,34 +255,38 @@ def test_sequences(tmp_path: Path, as_folder: bool) -> None:
 def test_malformed_sequences_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "Beauty.txt").write_text(text)
     with pytest.raises(DataError, match=message):
-        convert("sequences", tmp_path / "Beauty.txt", tmp_path / "out", settings())
+        convert("sequences", tmp_path / "Beauty.txt", tmp_path / "out", options())
 
 
 def test_ratings_are_needed_for_a_minimum(tmp_path: Path) -> None:
-    (tmp_path / "Beauty.txt").write_text("1 5 3\n")
+    (tmp_path / "log.csv").write_text("user,item\n1,5\n1,3\n")
     with pytest.raises(DataError, match=r"min_rating 2.0 needs ratings"):
-        convert("sequences", tmp_path / "Beauty.txt", tmp_path / "out", settings(min_rating=2))
+        convert("table", tmp_path / "log.csv", tmp_path / "out", options(min_rating=2.0))
+    with pytest.raises(
+        DataError, match=r"min_rating has no effect on .* sequences: .*; it is for movielens, amazon, table"
+    ):
+        convert("sequences", tmp_path / "log.csv", tmp_path / "out", options(min_rating=2.0))
 
 
 def test_what_is_not_there_or_not_known(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no kind of data 'netflix'; known are movielens"):
-        convert("netflix", tmp_path, tmp_path / "out", settings())
+    with pytest.raises(ConfigError, match=r"no kind of data 'netflix'; .*known are amazon, fedvlr, movielens"):
+        convert("netflix", tmp_path, tmp_path / "out", options())
     with pytest.raises(DataError, match="does not exist"):
-        convert("movielens", tmp_path / "nowhere", tmp_path / "out", settings())
+        convert("movielens", tmp_path / "nowhere", tmp_path / "out", options())
     with pytest.raises(DataError, match=r"ratings.csv does not exist"):
-        convert("movielens", tmp_path, tmp_path / "out", settings())
+        convert("movielens", tmp_path, tmp_path / "out", options())
 
 
 def test_a_dataset_is_replaced_only_when_asked_to(ku: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert("fedvlr", ku, out, settings())
+    convert("fedvlr", ku, out, Options())
     before = sorted(out.rglob("*"))
     with pytest.raises(DataError, match="pass --overwrite"):
-        convert("fedvlr", ku, out, settings())
-    convert("fedvlr", ku, out, settings(), overwrite=True)
+        convert("fedvlr", ku, out, Options())
+    convert("fedvlr", ku, out, Options(), overwrite=True)
     spoil(ku / "inter.csv", "300,2", "300,3")
     with pytest.raises(DataError, match="split_label"):
-        convert("fedvlr", ku, out, settings(), overwrite=True)
+        convert("fedvlr", ku, out, Options(), overwrite=True)
     assert sorted(out.rglob("*")) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ku", "out"]
 
@@ -292,7 +295,7 @@ def test_a_folder_that_is_no_dataset_is_never_replaced(ku: Path, tmp_path: Path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     with pytest.raises(DataError, match="not a dataset"):
-        convert("fedvlr", ku, tmp_path / "out", settings(), overwrite=True)
+        convert("fedvlr", ku, tmp_path / "out", Options(), overwrite=True)
     assert (tmp_path / "out" / "thesis.tex").exists()
 
 
@@ -311,15 +314,15 @@ def test_a_dataset_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> Non
 def test_an_empty_folder_may_be_filled(ku: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
-    convert("fedvlr", ku, Path(), settings())
+    convert("fedvlr", ku, Path(), Options())
     assert describe(tmp_path / "out")["name"] == "out"
 
 
 def test_describe_notices_other_features(ku: Path, tmp_path: Path) -> None:
-    convert("fedvlr", ku, tmp_path / "out", settings())
+    convert("fedvlr", ku, tmp_path / "out", Options())
     image = tmp_path / "out" / "features" / "image.safetensors"
     np.save(ku / "image_features.npy", np.ones((4, 2), dtype=np.float32))
-    convert("fedvlr", ku, tmp_path / "other", settings())
+    convert("fedvlr", ku, tmp_path / "other", Options())
     image.write_bytes((tmp_path / "other" / "features" / "image.safetensors").read_bytes())
     with pytest.raises(DataError, match=r"'image'.*are not those of dataset.json"):
         describe(tmp_path / "out")

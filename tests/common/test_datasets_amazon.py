@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import load_interactions
 from tessera.common.datasets import Options, convert
@@ -53,8 +52,8 @@ META_2023: Records = [
 ]
 
 
-def settings(**filters: Any) -> DataSettings:
-    return DataSettings(**{"folder": "x", "min_user_events": 0, "min_item_events": 0, **filters})
+def options(**given: Any) -> Options:
+    return Options(**{"min_user_events": 0, "min_item_events": 0, **given})
 
 
 def write(path: Path, lines: list[str]) -> None:
@@ -75,7 +74,7 @@ def load(folder: Path) -> tuple[Catalogue, dict[str, list[str]]]:
 
 
 def run(source: Path, **filters: Any) -> tuple[dict[str, Any], Catalogue, dict[str, list[str]]]:
-    about = convert("amazon", source, source.parent / "out", settings(**filters))
+    about = convert("amazon", source, source.parent / "out", options(**filters))
     return about, *load(source.parent / "out")
 
 
@@ -135,7 +134,7 @@ def test_filters_apply(source: Path) -> None:
 
 
 def test_without_pictures_there_is_no_image_modality(source: Path, tmp_path: Path) -> None:
-    about = convert("amazon", source, tmp_path / "out", settings(), Options(encoder=BuiltinEncoder()))
+    about = convert("amazon", source, tmp_path / "out", options(encode=BuiltinEncoder()))
     assert list(about["features"]) == ["text"]
     assert about["features"]["text"]["missing"] == 0
     assert NO_PICTURE in about["rules"]
@@ -144,7 +143,7 @@ def test_without_pictures_there_is_no_image_modality(source: Path, tmp_path: Pat
 def test_pictures_are_taken_up(source: Path, tmp_path: Path) -> None:
     (source / "images").mkdir()
     Image.new("RGB", (9, 9), "red").save(source / "images" / "B2.jpg")
-    about = convert("amazon", source, tmp_path / "out", settings(), Options(True, BuiltinEncoder()))
+    about = convert("amazon", source, tmp_path / "out", options(images=True, encode=BuiltinEncoder()))
     assert load_catalogue(tmp_path / "out").images == ("", "images/000001.jpg", "")
     assert about["features"]["image"]["missing"] == 2
     assert NO_PICTURE not in about["rules"]
@@ -238,7 +237,7 @@ def test_the_folder_holds_one_file_of_each(source: Path) -> None:
     with pytest.raises(DataError, match=r"has no file of metadata"):
         run(source)
     with pytest.raises(DataError, match=r"Mugs.json is not a folder"):
-        convert("amazon", source / "Mugs.json", source.parent / "out", settings())
+        convert("amazon", source / "Mugs.json", source.parent / "out", options())
 
 
 @pytest.mark.parametrize(
@@ -325,11 +324,10 @@ def test_gift_cards_of_2018(tmp_path: Path) -> None:
     source = Path(os.environ["TESSERA_DATA"]) / "gift-cards-2018"
     if not source.exists():
         pytest.skip(f"{source} does not exist")
-    about = convert("amazon", source, tmp_path / "all", settings())
+    about = convert("amazon", source, tmp_path / "all", options())
     assert (about["read"], about["dropped"]["repeated"]) == (2972, 7)
     assert about["counts"] == {"users": 458, "items": 1547, "interactions": 2965}
-    options = Options(encoder=BuiltinEncoder())
-    about = convert("amazon", source, tmp_path / "core", DataSettings(folder="x"), options)
+    about = convert("amazon", source, tmp_path / "core", Options(encode=BuiltinEncoder()))
     assert about["counts"] == {"users": 453, "items": 147, "interactions": 2941}
     assert about["dropped"] == {"below minimum rating": 0, "repeated": 7, "too few events": 24}
     assert {name: found["missing"] for name, found in about["features"].items()} == {"text": 0}

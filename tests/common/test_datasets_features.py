@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.datasets import Options, convert
 from tessera.common.datasets.demo_shop_images import COLOURS, LAYOUTS, PATTERNS, SHAPES, Look, render
@@ -95,8 +94,7 @@ def test_converting_encodes_what_there_is(tmp_path: Path) -> None:
     (tmp_path / "in" / "events.csv").write_text("user,item\nu,a\nu,b\n")
     (tmp_path / "in" / "items.csv").write_text("item,title,image\na,Tea,\nb,,b.png\n")
     Image.new("RGB", (9, 9), "blue").save(tmp_path / "in" / "b.png")
-    settings = DataSettings(folder="x", min_user_events=0, min_item_events=0)
-    about = convert("table", tmp_path / "in", tmp_path / "out", settings, Options(encoder=ENCODER))
+    about = convert("table", tmp_path / "in", tmp_path / "out", Options(0, 0, encode=ENCODER))
     assert about["features"]["image"]["encoder"] == "colour-and-gradient-histograms-v1"
     assert about["features"]["text"]["encoder"] == "hashed-ngrams-v1"
     features = load_catalogue(tmp_path / "out").features

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import load_interactions
 from tessera.common.datasets import Options, convert
@@ -20,14 +19,14 @@ ITEMS = 'v2,"韩国电影，《女教师》","Korean Movie, ""The Governess"""\n
 NO_COVER = "no item has a cover in *_cover or images/, or image features, so there is no image modality"
 
 
-def settings(**filters: Any) -> DataSettings:
-    return DataSettings(**{"folder": "x", "min_user_events": 0, "min_item_events": 0, **filters})
+def options(**given: Any) -> Options:
+    return Options(**{"min_user_events": 0, "min_item_events": 0, **given})
 
 
-def run(source: Path, options: Options = Options()) -> tuple[dict[str, Any], Catalogue, dict[str, list[str]]]:
+def run(source: Path, given: Options = options()) -> tuple[dict[str, Any], Catalogue, dict[str, list[str]]]:
     """Convert; return dataset.json, the catalogue, and each user's items, by id, in order."""
     out = source.parent / "out"
-    about = convert("ninerec", source, out, settings(), options, overwrite=True)
+    about = convert("ninerec", source, out, given, overwrite=True)
     catalogue = load_catalogue(out)
     frame = load_interactions(out, len(catalogue)).frame().group_by("user", maintain_order=True).agg("item")
     return about, catalogue, {user: [catalogue.items[item] for item in items] for user, items in frame.rows()}
@@ -120,7 +119,7 @@ def test_sequences_stand_in_for_missing_timestamps(source: Path) -> None:
 def test_covers(source: Path, folder: str) -> None:
     (source / folder).mkdir()
     Image.new("RGB", (8, 8), "blue").save(source / folder / "v2.jpg")
-    about, catalogue, _ = run(source, Options(images=True, encoder=BuiltinEncoder()))
+    about, catalogue, _ = run(source, options(images=True, encode=BuiltinEncoder()))
     assert catalogue.images == ("", "images/000001.jpg", "")
     assert {name: found["missing"] for name, found in about["features"].items()} == {"image": 2, "text": 0}
     assert NO_COVER not in about["rules"]

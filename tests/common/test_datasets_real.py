@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import load_interactions
 from tessera.common.datasets import Options, convert, describe
@@ -16,7 +15,6 @@ pytestmark = [
     pytest.mark.real_data,
     pytest.mark.skipif(not DATA, reason="TESSERA_DATA does not name the folder with the real data"),
 ]
-SETTINGS = DataSettings(folder="x")
 
 
 def source(name: str) -> Path:
@@ -27,7 +25,7 @@ def source(name: str) -> Path:
 
 
 def test_movielens_gives_the_papers_numbers(tmp_path: Path) -> None:
-    about = convert("movielens", source("ml-latest-small"), tmp_path / "ml", SETTINGS)
+    about = convert("movielens", source("ml-latest-small"), tmp_path / "ml")
     assert about["counts"] == {"users": 610, "items": 3650, "interactions": 90274}
     assert about["read"] == 100836
     assert {name: features["missing"] for name, features in about["features"].items()} == {"image": 102, "text": 0}
@@ -46,7 +44,7 @@ def test_movielens_gives_the_papers_numbers(tmp_path: Path) -> None:
 
 def test_movielens_features_are_those_of_the_items(tmp_path: Path) -> None:
     folder = source("ml-latest-small")
-    convert("movielens", folder, tmp_path / "ml", SETTINGS)
+    convert("movielens", folder, tmp_path / "ml")
     catalogue = load_catalogue(tmp_path / "ml")
     ids, raw = np.load(folder / "image_ids.npy").tolist(), np.load(folder / "image_features.npy")
     image = catalogue.features["image"]
@@ -58,15 +56,15 @@ def test_movielens_features_are_those_of_the_items(tmp_path: Path) -> None:
 
 
 def test_movielens_posters(tmp_path: Path) -> None:
-    settings = DataSettings(folder="x", min_user_events=50, min_item_events=30)
-    convert("movielens", source("ml-latest-small"), tmp_path / "ml", settings, Options(images=True))
+    options = Options(min_user_events=50, min_item_events=30, images=True)
+    convert("movielens", source("ml-latest-small"), tmp_path / "ml", options)
     images = load_catalogue(tmp_path / "ml").images
     assert any(images)
     assert all((tmp_path / "ml" / image).stat().st_size for image in images if image)
 
 
 def test_ku_keeps_its_own_split(tmp_path: Path) -> None:
-    about = convert("fedvlr", source("ku"), tmp_path / "ku", SETTINGS)
+    about = convert("fedvlr", source("ku"), tmp_path / "ku")
     assert about["counts"] == {"users": 204, "items": 560, "interactions": 3484}
     assert (about["read"], about["dropped"]["repeated"]) == (3489, 5)
     split = describe(tmp_path / "ku")["split"]
@@ -75,7 +73,7 @@ def test_ku_keeps_its_own_split(tmp_path: Path) -> None:
 
 
 def test_beauty(tmp_path: Path) -> None:
-    about = convert("sequences", source("amazon-beauty-2014"), tmp_path / "beauty", SETTINGS)
+    about = convert("sequences", source("amazon-beauty-2014"), tmp_path / "beauty")
     assert about["counts"] == {"users": 22363, "items": 12101, "interactions": 198502}
     assert about["features"] == {}
     assert describe(tmp_path / "beauty")["split"]["test"] == 22363

@@ -14,10 +14,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import Interactions, load_interactions
-from tessera.common.datasets import convert, convert_shop, describe
+from tessera.common.datasets import Options, convert, convert_shop, describe
 from tessera.common.datasets.demo_shop import EVENTS
 from tessera.common.errors import DataError
 
@@ -61,7 +60,7 @@ def test_the_same_seed_gives_the_same_files_and_another_does_not(tmp_path: Path)
 
 
 def test_a_run_takes_the_seed_from_its_settings(tmp_path: Path) -> None:
-    about = convert("shop", Path("-"), tmp_path / "shop", DataSettings(folder="shop", shop_seed=5))
+    about = convert("shop", Path("-"), tmp_path / "shop", Options(shop_seed=5))
     assert (about["seed"], about["kind"], about["filters"]) == (5, "shop", {})
 
 

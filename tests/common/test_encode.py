@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.datasets import Options, convert, describe
 from tessera.common.datasets.encode import BATCH, ENCODED, encode_dataset
@@ -54,8 +53,8 @@ def write_raw(raw: Path, n_items: int) -> None:
 def make_dataset(folder: Path, n_items: int = N_ITEMS, images: bool = True) -> Path:
     """A dataset with features of another encoder, and towers."""
     write_raw(folder / "raw", n_items)
-    settings = DataSettings(folder="raw", min_user_events=0, min_item_events=0)
-    convert("table", folder / "raw", folder / "set", settings, Options(images, BuiltinEncoder()))
+    options = Options(0, 0, images=images, encode=BuiltinEncoder())
+    convert("table", folder / "raw", folder / "set", options)
     save_towers(folder / "set" / "towers", seed=0)
     return folder / "set"
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.questions import NOTHING, PICTURE, TEXT, WORD, Codebook, Questions, concatenate
 from tessera.common.datasets import convert, describe
@@ -104,7 +103,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def converted(source: Path, destination: Path) -> Path:
-    convert("questions", source, destination, DataSettings(folder="x"))
+    convert("questions", source, destination)
     return destination
 
 

@@ -9,19 +9,16 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import load_interactions
-from tessera.common.datasets import Columns, Options, convert
+from tessera.common.datasets import Options, convert
 from tessera.common.errors import DataError
 
 EVENTS = "user,item,timestamp\nann,tea,3\nann,cup,1\nbob,tea,2\n"
 
 
 def run(source: Path, out: Path, **options: Any) -> dict[str, Any]:
-    filters = {name: options.pop(name) for name in ("min_rating", "min_item_events") if name in options}
-    settings = DataSettings(**{"folder": "x", "min_user_events": 0, "min_item_events": 0, **filters})
-    return convert("table", source, out, settings, Options(**options))
+    return convert("table", source, out, Options(**{"min_user_events": 0, "min_item_events": 0, **options}))
 
 
 def events_of(folder: Path) -> list[tuple[str, str, int]]:
@@ -66,14 +63,15 @@ def test_items_without_events_go_with_a_minimum(shop: Path, tmp_path: Path) -> N
 def test_one_file_with_columns_of_other_names(tmp_path: Path) -> None:
     frame = pl.DataFrame({"who": [7, 7, 8], "what": ["b", "a", "b"], "stars": [5, 1, 4], "day": [2, 1, 1]})
     frame.write_parquet(tmp_path / "log.parquet")
-    run(tmp_path / "log.parquet", tmp_path / "out", columns=Columns("who", "what", "day", "stars"), min_rating=2)
+    columns = {"user_column": "who", "item_column": "what", "timestamp_column": "day", "rating_column": "stars"}
+    run(tmp_path / "log.parquet", tmp_path / "out", min_rating=2, **columns)
     assert events_of(tmp_path / "out") == [("7", "b", 2), ("8", "b", 1)]
 
 
 def test_a_column_that_was_named_must_be_there(tmp_path: Path) -> None:
     (tmp_path / "events.csv").write_text(EVENTS)
     with pytest.raises(DataError, match="no column 'day'"):
-        run(tmp_path, tmp_path / "out", columns=Columns(timestamp="day"))
+        run(tmp_path, tmp_path / "out", timestamp_column="day")
 
 
 def test_without_timestamps_rows_are_in_order(tmp_path: Path) -> None:
@@ -182,4 +180,4 @@ def test_a_folder_without_events_is_refused(tmp_path: Path) -> None:
 def test_a_misspelt_optional_column_is_not_ignored(tmp_path: Path, header: str) -> None:
     (tmp_path / "events.csv").write_text(header + "\na,x,1,5\n")
     with pytest.raises(DataError, match="rename whichever is misspelt"):
-        convert("table", tmp_path, tmp_path / "out", DataSettings(folder="mine"))
+        convert("table", tmp_path, tmp_path / "out")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tessera.common.datasets import KINDS
 from tessera.common.errors import TesseraError
+from tessera.common.registry.converters import CONVERTERS
 from tessera.common.utils.atomic_files import read_json
 from tessera.deploy.cli.data import app
 
@@ -61,13 +61,22 @@ def test_shop(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("shop", "-", "out", "--min-rating", "1"), "no filter applies to shop.*--min-rating"),
-        (("fedvlr", "ku", "out", "--min-user-events", "5"), "no filter applies to fedvlr.*--min-user-events"),
+        (
+            ("shop", "-", "out", "--min-rating", "1"),
+            "--min-rating has no effect on .*shop.* for movielens, amazon, table",
+        ),
+        (("fedvlr", "ku", "out", "--min-user-events", "5"), "--min-user-events has no effect on .*fedvlr"),
         (("movielens", "nowhere", "out"), "nowhere does not exist"),
         (("netflix", ".", "out"), "no kind of data 'netflix'"),
         (("table", ".", "out", "--pretrained", "x"), "--pretrained needs a model"),
-        (("table", ".", "out", "--encode", "ViT-B-32"), r"tessera\[clip\]|--pretrained"),
-        (("table", ".", "out", "--min-rating", "inf"), "--min-rating: Input should be a finite number"),
+        (("sequences", ".", "out", "--images"), "--images has no effect on .*sequences"),
+        (
+            ("movielens", ".", "out", "--user-column", "who"),
+            "--user-column has no effect on .*movielens.* it is for table",
+        ),
+        (("table", ".", "out", "--encode", "ViT-B-32"), "--pretrained"),
+        (("table", ".", "out", "--encode", "builtin", "--pretrained", "x"), "--pretrained has no effect on .*builtin"),
+        (("table", ".", "out", "--min-rating", "inf"), "min_rating is inf"),
     ],
 )
 def test_mistakes_are_explained(
@@ -83,4 +92,4 @@ def test_help_has_an_example_for_each_and_explains_every_kind() -> None:
     for command in ("convert", "shop", "describe"):
         assert f"tessera data {command}" in run(command, "--help")
     printed = run("convert", "--help")
-    assert all(f"{kind}:" in printed for kind in KINDS)
+    assert all(f"{kind}:" in printed for kind in CONVERTERS)

@@ -40,14 +40,14 @@ MIN_RATINGS = 5
 
 
 def write_questions(
-    source: Path, folder: Path, options: Options, n_train: int = N_TRAIN, n_test: int = N_TEST
+    source: Path, options: Options, folder: Path, n_train: int = N_TRAIN, n_test: int = N_TEST
 ) -> dict[str, Any]:
     """Build the benchmark from raw MovieLens data at `source` below `folder`; return what dataset.json says about it.
 
     `source` holds movies.csv, ratings.csv, overviews.csv, and posters and texts as features or to be encoded. Raises
     `DataError` that names the file, or the task that has too few movies.
     """
-    raw = read_movielens(source)
+    raw = read_movielens(source, options)
     catalogue = build_catalogue(raw, ordered(_shown(raw, options)), folder, options)
     movies = read_movies(source, catalogue.items)
     test = _held_out(catalogue.items)
@@ -81,7 +81,7 @@ def _shown(raw: RawDataset, options: Options) -> pl.DataFrame:
     items = raw.items.filter(pl.col("text").str.strip_chars() != "")
     if items.is_empty():
         raise DataError(f"{raw.folder / 'overviews.csv'} does not exist, or has no overview of a movie in movies.csv")
-    if options.encoder is not None:
+    if options.encode is not None:
         return items.filter(pl.col("image") != "")
     for modality in ("image", "text"):
         if modality not in raw.features:
