@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
@@ -10,9 +9,9 @@ from flwr.clientapp import ClientApp
 
 from tessera.client.base import Client, TensorsMissing
 from tessera.client.recommendation import RecommendationClient
+from tessera.client.transforms import Origin, transforms
 from tessera.common.config.settings import Settings
 from tessera.common.errors import DataError, StorageError, TesseraError
-from tessera.common.protocol.codecs import encode, rotation
 from tessera.common.protocol.messages import in_answer_to, missing_tensors, refusal, unpack_task
 from tessera.common.protocol.updates import ANSWERS, pack_update
 
@@ -42,9 +41,8 @@ def answer(content: RecordDict, device: Callable[[Settings], Client], simulated:
     try:
         task, tensors, inputs = unpack_task(content)
         update = device(task.settings).perform(task, tensors, inputs)
-        settings = task.settings
-        written = encode(update.gradients, settings.wire.gradients, rotation(settings.seed, task.round))
-        reply = pack_update(replace(update, gradients=written))
+        origin = Origin(task.settings.seed, task.round, simulated=simulated)
+        reply = pack_update(transforms(task.settings).apply("device", update, origin))
         reply[ANSWERS] = in_answer_to(task)
         return reply
     except TensorsMissing as missing:

@@ -10,42 +10,11 @@ import math
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tessera.client import cohort
-from tessera.client.histories import histories
-from tessera.client.private_state import PrivateState
-from tessera.common.config.settings import Settings
-from tessera.common.data.interactions import Split
-from tessera.common.protocol.messages import VIEWS
-from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
-from tessera.common.utils import counter_rng
-
-
-def train(
-    state: PrivateState, sent: Tensors, people: Split, settings: Settings, round: int, simulated: bool
-) -> tuple[PrivateState, Update]:
-    """Do what `cohort.train` does, one person at a time, because a cohort's sum does not show whose gradient is long.
-
-    Where noise is asked for, the people's noises are drawn as their sum, once.
-    """
-    views, moved, total = sent[VIEWS], [], Update()
-    for row in range(len(people.users)):
-        alone = histories(people.take(np.array([row]))).to(views.device, views.dtype)
-        own = state.take(torch.tensor([row], device=views.device))
-        own, update = cohort.train(own, sent, alone, settings.local, settings.seed, round)
-        moved.append(own)
-        total += clipped(update, settings.privacy.clip)
-    if settings.privacy.noise_multiplier:
-        deviation = settings.privacy.noise_multiplier * settings.privacy.clip * math.sqrt(len(moved))
-        repeatable = torch.Generator().manual_seed(counter_rng.key("noise", settings.seed, round, *people.users))
-        total = noised(total, deviation, partial(torch.randn, generator=repeatable) if simulated else secret_normal)
-    return _together(moved), total
 
 
 def clipped(update: Update, clip: float) -> Update:
@@ -97,12 +66,3 @@ def epsilon(noise_multiplier: float, rounds: int, delta: float = 1e-5) -> float:
         leaked = math.exp(log_cdf(mu / 2 - middle / mu)) - math.exp(middle + log_cdf(-mu / 2 - middle / mu))
         low, high = (middle, high) if leaked > delta else (low, middle)
     return high
-
-
-def _together(people: list[PrivateState]) -> PrivateState:
-    """Stack the states of people who trained alone."""
-    return PrivateState(
-        tuple(user for one in people for user in one.users),
-        {name: torch.cat([one.parameters[name] for one in people]) for name in people[0].parameters},
-        {name: torch.cat([one.optimizer[name] for one in people]) for name in people[0].optimizer},
-    )

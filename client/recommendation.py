@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tessera.client import cohort, evaluation, privacy
+from tessera.client import cohort, evaluation
 from tessera.client.base import Client
 from tessera.client.histories import Histories, histories
 from tessera.client.private_state import PrivateState, Store
+from tessera.client.transforms import Origin, transforms
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import Interactions, Split, load_interactions
@@ -117,11 +118,13 @@ class RecommendationClient(Client):
         if not len(rows):
             return Update()
         active, rows = block.take(rows.numpy()), rows.to(sent[VIEWS].device)
-        if settings.privacy.clip:
-            moved, update = privacy.train(state.take(rows), sent, active, settings, task.round, self.simulated)
-        else:
-            known = histories(active).to(sent[VIEWS].device, sent[VIEWS].dtype)
-            moved, update = cohort.train(state.take(rows), sent, known, settings.local, settings.seed, task.round)
+
+        def algorithm(state: PrivateState, people: Split) -> tuple[PrivateState, Update]:
+            known = histories(people).to(sent[VIEWS].device, sent[VIEWS].dtype)
+            return cohort.train(state, sent, known, settings.local, settings.seed, task.round)
+
+        origin = Origin(settings.seed, task.round, simulated=self.simulated)
+        moved, update = transforms(settings).train(algorithm, state.take(rows), active, origin)
         Store(self.private(task.run)).save(number, task.round, task.durable, state.put(rows, moved))
         return Update() if block.is_new else update  # what guests learn is for themselves alone
 

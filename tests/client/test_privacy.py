@@ -10,6 +10,7 @@ import torch
 from tessera.client import cohort, privacy
 from tessera.client.histories import histories
 from tessera.client.recommendation import RecommendationClient
+from tessera.client.transforms import Origin, transforms
 from tessera.common.config.settings import Settings
 from tessera.common.errors import ConfigError
 from tessera.common.protocol.messages import Task
@@ -37,7 +38,11 @@ def sent() -> dict[str, torch.Tensor]:
 def trained(settings: Settings, people=None, round: int = 1, simulated: bool = True):
     split = small_split(N_USERS, N_ITEMS) if people is None else people
     state = cohort.start_state(split.users, settings.local, sent()["views"], settings.seed)
-    return privacy.train(state, sent(), split, settings, round, simulated)
+
+    def algorithm(own, people):
+        return cohort.train(own, sent(), histories(people), settings.local, settings.seed, round)
+
+    return transforms(settings).train(algorithm, state, split, Origin(settings.seed, round, simulated=simulated))
 
 
 def ordinary(settings: Settings, split) -> tuple[object, Update]:
