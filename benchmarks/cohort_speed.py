@@ -24,10 +24,18 @@ from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import Split, load_interactions
 from tessera.common.errors import DataError
 from tessera.common.protocol.updates import Update
+from tessera.common.registry.component import ComponentSettings
+from tessera.common.registry.losses import BCESettings
 from tessera.deploy.provisioning.datasets import prepared_dataset
 from tessera.server.strategies.fedvlr import FedVLR
 
-LOCAL = LocalSettings(backbone="fedavg", loss="bce", negatives=4, local_epochs=5, history_mask=0.0, learning_rate=0.01)
+LOCAL = LocalSettings(
+    backbone=ComponentSettings(name="fedavg"),
+    loss=BCESettings(name="bce", negatives=4),
+    local_epochs=5,
+    history_mask=0.0,
+    learning_rate=0.01,
+)
 
 
 def main() -> None:

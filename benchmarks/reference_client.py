@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tessera.client.histories import Histories, single
 from tessera.client.losses import sample_negatives
 from tessera.common.config.settings import LocalSettings
+from tessera.common.registry.losses import BCESettings, NextItemSettings
 from tessera.common.utils import counter_rng
 
 
@@ -42,9 +43,10 @@ class NaiveClient(nn.Module):
 def naive_loss(scores: Tensor, history: Histories, settings: LocalSettings, salt: int) -> Tensor:
     """Eq. 6 for one user."""
     items = history.items
-    if settings.loss == "softmax":
+    if settings.loss.name == "softmax":
         return nn.functional.cross_entropy(scores.expand(len(items), -1), items)
-    negatives = sample_negatives(history, settings.negatives, salt).flatten()
+    assert isinstance(settings.loss, BCESettings)
+    negatives = sample_negatives(history, settings.loss.negatives, salt).flatten()
     labels = torch.cat([torch.ones(len(items)), torch.zeros(len(negatives))]).to(scores.dtype)
     return nn.functional.binary_cross_entropy_with_logits(scores[torch.cat([items, negatives])], labels)
 
@@ -66,7 +68,8 @@ def naive_next(
     salt: int,
 ) -> Tensor:
     """The next event from those before it, at each cut of one history, one after the other."""
-    before, asked = history.cuts(settings.next_item_samples, salt)
+    assert isinstance(settings.loss, NextItemSettings)
+    before, asked = history.cuts(settings.loss.next_item_samples, salt)
     shown = before.hidden(settings.history_mask, salt).shown.split(before.lengths().tolist())
     losses = []
     for seen, target in zip(shown, asked.items, strict=True):
@@ -103,7 +106,7 @@ def personalized_refinement(
         salt = counter_rng.key("epoch", seed, round, epoch)
         sent = generator()
         optimizer.zero_grad()
-        if settings.loss == "next":
+        if settings.loss.name == "next":
             loss = naive_next(client, sent, items, history, settings, salt)
         else:
             counts = naive_counts(history.hidden(settings.history_mask, salt).shown, settings.recency)

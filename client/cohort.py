@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tessera.client import optimizers
-from tessera.client.backbones import BACKBONES, BackboneInput, LazyScores
+from tessera.client.backbones import BackboneInput, LazyScores, make_backbone
 from tessera.client.histories import Histories
-from tessera.client.losses import LOSSES
+from tessera.client.losses import find_loss
 from tessera.client.private_state import PrivateState
 from tessera.client.router import Routed, pool, route, router_shapes
 from tessera.common.config.settings import LocalSettings
@@ -20,6 +20,7 @@ from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.messages import VIEWS
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
+from tessera.common.registry.losses import NextItemSettings
 from tessera.common.utils import counter_rng
 
 
@@ -28,7 +29,7 @@ def start_state(users: tuple[str, ...], settings: LocalSettings, views: Tensor, 
     n_views, n_items, dim = views.shape
     keys = counter_rng.user_keys(users)
     parameters = {name: torch.zeros(len(users), *shape) for name, shape in router_shapes(n_views, dim).items()}
-    for name, parameter in BACKBONES[settings.backbone].parameters(dim, n_items).items():
+    for name, parameter in make_backbone(settings.backbone).parameters(dim, n_items).items():
         parameters[name] = torch.zeros(len(users), *parameter.shape)
         if parameter.scale:
             position = torch.arange(parameters[name][0].numel())
@@ -40,14 +41,14 @@ def start_state(users: tuple[str, ...], settings: LocalSettings, views: Tensor, 
 
 def routed(private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings) -> BackboneInput:
     """Route the views by the users' histories, and solve for what has a closed form: what every backbone computes from."""
-    views, backbone, histories = sent[VIEWS], BACKBONES[settings.backbone], histories.aged(settings.recency)
+    views, backbone, histories = sent[VIEWS], make_backbone(settings.backbone), histories.aged(settings.recency)
     if settings.route == "uniform" or len(views) == 1:
         weights = views.new_full((len(histories), len(views)), 1 / len(views))
     else:
         weights = route(private, pool(histories, views))
     everything = BackboneInput(private, sent, histories, Routed(views, weights))
     with torch.no_grad():
-        solved = backbone.solved(everything, settings)
+        solved = backbone.solved(everything)
     return replace(everything, private=private | solved)
 
 
@@ -56,7 +57,7 @@ def scores(
 ) -> tuple[Tensor, Tensor]:
     """Score the catalogue for every user, [n_users, n_items], and say how the views were weighed, [n_users, n_views]."""
     everything = routed(private, sent, histories, settings)
-    return BACKBONES[settings.backbone].scores(everything), everything.routed.weights
+    return make_backbone(settings.backbone).scores(everything), everything.routed.weights
 
 
 def train(
@@ -92,7 +93,7 @@ class Step:
 
     def __init__(self, sent: Tensors, histories: Histories, settings: LocalSettings, round: int) -> None:
         self.sent, self.histories, self.settings, self.round = sent, histories, settings, round
-        self.backbone = BACKBONES[settings.backbone]
+        self.backbone = make_backbone(settings.backbone)
         self.weight = _user_weights(histories, settings, sent[VIEWS].dtype)
 
     def restarted(self, state: PrivateState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -125,14 +126,14 @@ class Step:
 
     def _losses(self, private: dict[str, Tensor], received: Tensors, salt: int) -> Tensor:
         """Each user's loss, [n_users]. Asked for the next event, a user counts as one person at each cut of the history."""
-        known, asked, cuts = self.histories, self.histories, 1
-        if self.settings.loss == "next":
-            cuts = self.settings.next_item_samples
+        known, asked, cuts, own = self.histories, self.histories, 1, self.settings.loss
+        if isinstance(own, NextItemSettings):
+            cuts = own.next_item_samples
             known, asked = self.histories.cuts(cuts, salt)
             private = {name: value.repeat_interleave(cuts, dim=0) for name, value in private.items()}
         everything = routed(private, received, known.hidden(self.settings.history_mask, salt), self.settings)
-        losses = LOSSES[self.settings.loss](LazyScores(self.backbone, everything), asked, self.settings, salt)
-        losses = losses + self.backbone.penalty(everything, self.settings, self.round)
+        losses = find_loss(own)(LazyScores(self.backbone, everything), asked, own, salt)
+        losses = losses + self.backbone.penalty(everything, self.round)
         return losses.view(-1, cuts).mean(1)
 
 

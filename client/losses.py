@@ -1,14 +1,16 @@
 """Losses on the device: each maps what a backbone scores to one value a user, [n_users]."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tessera.client.histories import Histories
-from tessera.common.config.settings import LocalSettings
+from tessera.common.registry.component import ComponentSettings
+from tessera.common.registry.losses import LOSSES, BCESettings, SquaresSettings
+from tessera.common.registry.registry import resolve
 from tessera.common.utils import counter_rng
 
 SPARE = 16
@@ -24,10 +26,17 @@ class Scores(Protocol):
         """Those of users and items side by side, [n_pairs] each."""
 
 
-Loss = Callable[[Scores, Histories, LocalSettings, int], Tensor]
+Loss = Callable[[Scores, Histories, Any, int], Tensor]
+"""From scores, the histories that are asked for, the loss's own settings and a salt for its draws."""
 
 
-def softmax(scored: Scores, histories: Histories, settings: LocalSettings, salt: int) -> Tensor:
+def find_loss(settings: ComponentSettings) -> Loss:
+    """The loss that settings choose. Raises `ConfigError` where it cannot be imported."""
+    found: Loss = resolve(LOSSES[settings.name].implementation)
+    return found
+
+
+def softmax(scored: Scores, histories: Histories, settings: ComponentSettings, salt: int) -> Tensor:
     """Full-catalogue softmax: the mean over a user's events of -log softmax(scores)_i."""
     scores = scored.everything()
     picked = pick(scores, histories.owners, histories.items)
@@ -36,7 +45,7 @@ def softmax(scored: Scores, histories: Histories, settings: LocalSettings, salt:
     return torch.logsumexp(scores, dim=1) - total / histories.lengths().clamp(min=1)
 
 
-def bce(scored: Scores, histories: Histories, settings: LocalSettings, salt: int) -> Tensor:
+def bce(scored: Scores, histories: Histories, settings: BCESettings, salt: int) -> Tensor:
     """Binary cross-entropy over a user's events and `settings.negatives` sampled items for each: the mean of all terms."""
     negatives = sample_negatives(histories, settings.negatives, salt).flatten()
     users = torch.cat([histories.owners, histories.owners.repeat_interleave(settings.negatives)])
@@ -48,7 +57,7 @@ def bce(scored: Scores, histories: Histories, settings: LocalSettings, salt: int
     return total / (histories.lengths().clamp(min=1) * (1 + settings.negatives))
 
 
-def squares(scored: Scores, histories: Histories, settings: LocalSettings, salt: int) -> Tensor:
+def squares(scored: Scores, histories: Histories, settings: SquaresSettings, salt: int) -> Tensor:
     """Confidence-weighted squares over the whole catalogue (Hu, Koren & Volinsky 2008), divided by the number of items.
 
     An event counts 1 + confidence times and should score 1; anything else counts once and should score 0.
@@ -58,9 +67,6 @@ def squares(scored: Scores, histories: Histories, settings: LocalSettings, salt:
     picked = pick(scores, histories.owners, histories.items)
     events = (1 + settings.confidence) * (1 - picked) ** 2 - picked**2
     return everything.index_add(0, histories.owners, events) / histories.n_items
-
-
-LOSSES: dict[str, Loss] = {"softmax": softmax, "next": softmax, "bce": bce, "squares": squares}
 
 
 def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:

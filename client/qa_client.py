@@ -18,7 +18,7 @@ from tessera.client.adapters.attach import receive
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
 from tessera.client.adapters.signature import last_layer_gradient, sign
 from tessera.client.base import Client
-from tessera.client.methods import METHODS, LocalTraining, Method, answer
+from tessera.client.methods import LocalTraining, Method, answer, make_method
 from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import MosaicSettings
 from tessera.common.data.catalogue import load_catalogue
@@ -29,7 +29,6 @@ from tessera.common.protocol.adapters import ADAPTERS, MODULE, ClientAdapters
 from tessera.common.protocol.messages import Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
-from tessera.common.registry.methods import METHOD_SPECS
 from tessera.common.towers.aligned_init import last_layer
 from tessera.common.towers.io import load_reader
 from tessera.common.towers.qa_reader import QAReader
@@ -85,7 +84,7 @@ class QAClient(Client):
             raise DataError(f"a device that answers questions has no part in {task.kind!r}")
         sent = {name.removeprefix(MODULE): value for name, value in self.hold(task, tensors).items()}
         work = self._train if task.kind == "train" else self._evaluate
-        update = work(task, own, METHODS[task.settings.mosaic.method], sent)
+        update = work(task, own, make_method(task.settings.mosaic.method), sent)
         self.conclude(task)
         return update
 
@@ -102,7 +101,7 @@ class QAClient(Client):
         loss = method.train(lesson)
         sums = {"users": 1.0, "loss": loss, "nonfinite": float(not torch.tensor(loss).isfinite())}
         signature, more = torch.zeros(0), dict[str, Tensor]()
-        if METHOD_SPECS[mosaic.method].shares == "relevant":
+        if mosaic.method_spec.shares == "relevant":
             gradients = self._gradients(own, rows, lesson)
             signature, more = sign(kept, gradients, task.settings.seed, self.noise_key(task.run), task.round)
         own.adapted.keep(private, task, client, more)

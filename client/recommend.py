@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tessera.client import cohort
-from tessera.client.backbones import BACKBONES
+from tessera.client.backbones import make_backbone
 from tessera.client.histories import Histories, histories
 from tessera.client.recommendation import RecommendationClient, blocks
 from tessera.client.router import Routed
@@ -115,7 +115,7 @@ class Personal:
         """Each view's part in the scores, [n_users, n_items]: what it adds alone to no view at all, its mean taken off."""
         everything = cohort.routed(private, self.sent, known, self.task.settings.local)
         views, weights = everything.routed.views, everything.routed.weights
-        backbone = BACKBONES[self.task.settings.local.backbone]
+        backbone = make_backbone(self.task.settings.local.backbone)
         nothing = backbone.scores(replace(everything, routed=Routed(views, 0 * weights)))
         for one in torch.eye(len(views)):
             part = backbone.scores(replace(everything, routed=Routed(views, weights * one))) - nothing

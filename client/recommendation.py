@@ -82,7 +82,7 @@ class RecommendationClient(Client):
 
     def tower(self, task: Task) -> "TowerView | None":
         """The device's own view, in runs with one. PEFT is read only there: a device should start fast."""
-        if task.settings.strategy == "fedvlr":
+        if not task.settings.strategy_spec.has_towers:
             return None
         from tessera.client.tower_view import TowerView
 

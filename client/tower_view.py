@@ -23,7 +23,7 @@ from tessera.client.adapters.attach import activate, receive
 from tessera.client.adapters.pq_lora import LOCAL
 from tessera.client.adapters.signature import last_layer_gradient, sign
 from tessera.client.base import Client
-from tessera.client.methods import METHODS
+from tessera.client.methods import make_method
 from tessera.common.config.settings import LocalSettings, MosaicSettings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.questions import PICTURE, TEXT
@@ -32,7 +32,6 @@ from tessera.common.protocol.adapters import ADAPTERS, MODULE, ClientAdapters
 from tessera.common.protocol.messages import VIEWS, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
-from tessera.common.registry.methods import METHOD_SPECS
 from tessera.common.towers.aligned_init import last_layer
 from tessera.common.towers.io import load_reader
 from tessera.common.towers.qa_reader import QAReader, instructions
@@ -131,7 +130,7 @@ class TowerView:
 
         The adapter is as its last round left it, with what the server merged for it.
         """
-        model, method = self.gear.adapted.model, METHODS[self.task.settings.mosaic.method]
+        model, method = self.gear.adapted.model, make_method(self.task.settings.mosaic.method)
         self._kept = self.gear.adapted.take_up(self._folder, self.task.round + (self.task.kind != "train"), OWNER)
         activate(model, method.answers_with, [LOCAL])
         modules = {name.removeprefix(MODULE): value for name, value in sent.items() if name.startswith(MODULE)}
@@ -152,13 +151,13 @@ class TowerView:
         mosaic, client, by_view = self.task.settings.mosaic, self.node.client(self.task.run), update.gradients[VIEWS]
         size, mean = typical_size(seen[VIEWS][:-1]), by_view[-1] / update.weight
         signature, more = torch.zeros(0), dict[str, Tensor]()
-        if METHOD_SPECS[mosaic.method].shares == "relevant":
+        if mosaic.method_spec.shares == "relevant":
             signature, more = self._sign(mean, size)
         told = self._told.requires_grad_()
         (by_answer,) = torch.autograd.grad(sized(told, size), told, mean)
         self.gear.asking.pull(self.gear.adapted.model.get_base_model(), by_answer)
         self.gear.adapted.keep(self._folder, self.task, OWNER, more | self._step())
-        branch = METHODS[mosaic.method].uploads
+        branch = make_method(mosaic.method).uploads
         learnt = {client: self.gear.adapted.adapter_update(branch, signature)} if branch else {}
         update = replace(update, gradients={**update.gradients, VIEWS: by_view[:-1]})
         return update.put(ADAPTERS, ClientAdapters(modules=learnt))
@@ -177,7 +176,8 @@ class TowerView:
         moments = optimizers.start(settings, values)
         moments |= {name: value.to(moments[name]) for name, value in self._kept.items() if name in moments}
         plain = {name for name in moved if ".lora_A." in name or ".lora_B." in name}
-        for names, rate in ((plain, mosaic.learning_rate), (moved.keys() - plain, mosaic.pq_learning_rate)):
+        pq_rate = mosaic.pq.pq_learning_rate if mosaic.pq else mosaic.learning_rate
+        for names, rate in ((plain, mosaic.learning_rate), (moved.keys() - plain, pq_rate)):
             at_rate = settings.model_copy(update={"learning_rate": rate})
             values, moments = optimizers.step(at_rate, values, gradients, moments, sorted(names))
         with torch.no_grad():

@@ -44,10 +44,10 @@ def serve(
 
 def make_strategy(settings: Settings, items: Catalogue, dataset: Path) -> Strategy:
     """The strategy that the settings name, for the items and towers of the dataset folder."""
-    if settings.strategy == "fedvlr":
+    if settings.strategy.name == "fedvlr":
         return FedVLR(settings, items, resolve_device(settings.device))
     fedmosaic = FedMosaic(settings, items.sha256, expected(dataset, settings))
-    if settings.strategy == "fedmosaic":
+    if settings.strategy.name == "fedmosaic":
         return fedmosaic
     return Combined(FedVLR(settings, items, resolve_device(settings.device)), fedmosaic)
 

@@ -103,7 +103,7 @@ def degenerate(kind: Kind, sums: MetricSums) -> tuple[str, str] | None:
 
 
 def _read(content: RecordDict, task: Task, sent: Tensors) -> Update:
-    update, wire = unpack_update(content, TAKES[task.settings.strategy]), task.settings.wire
+    update, wire = unpack_update(content, TAKES[task.settings.strategy.name]), task.settings.wire
     shapes = {name: tuple(sent[name].shape) for name in sent}
     gradients = decode(update.gradients, shapes, wire.gradients, rotation(task.settings.seed, task.round))
     return replace(update, gradients=gradients)

@@ -26,8 +26,9 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tessera.common.config.loading import nested, overlaid, parse_settings, read_yaml
-from tessera.common.config.settings import NAME, Natural, Settings
+from tessera.common.config.settings import NAME, Settings
 from tessera.common.errors import ConfigError
+from tessera.common.registry.component import Natural
 
 Content = dict[str, Any]
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]

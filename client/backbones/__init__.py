@@ -1,23 +1,17 @@
-"""Prediction models by name.
+"""Prediction models: what a device computes scores with.
 
-A new one is one file here, one line below, and one in `tessera.common.registry.backbones`: what it needs.
+A new one is one file here and one entry in `tessera.common.registry.backbones`, or an entry point of another package.
 """
 
 from tessera.client.backbones.base import Backbone, BackboneInput, LazyScores, Parameter
-from tessera.client.backbones.fcf import FCF
-from tessera.client.backbones.fedavg import FedAvg
-from tessera.client.backbones.fedncf import FedNCF
-from tessera.client.backbones.fedrap import FedRAP
-from tessera.client.backbones.history import History
-from tessera.client.backbones.pfedrec import PFedRec
+from tessera.common.registry.backbones import BACKBONES
+from tessera.common.registry.component import ComponentSettings
+from tessera.common.registry.registry import resolve
 
-BACKBONES: dict[str, Backbone] = {
-    "fedavg": FedAvg(),
-    "fcf": FCF(),
-    "fedncf": FedNCF(),
-    "pfedrec": PFedRec(),
-    "fedrap": FedRAP(),
-    "history": History(),
-}
+__all__ = ["Backbone", "BackboneInput", "LazyScores", "Parameter", "make_backbone"]
 
-__all__ = ["BACKBONES", "Backbone", "BackboneInput", "LazyScores", "Parameter"]
+
+def make_backbone(settings: ComponentSettings) -> Backbone:
+    """The prediction model that settings choose. Raises `ConfigError` where it cannot be imported."""
+    made: Backbone = resolve(BACKBONES[settings.name].implementation)(settings)
+    return made

@@ -3,14 +3,13 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tessera.client.histories import Histories
 from tessera.client.losses import pick
 from tessera.client.router import Routed
-from tessera.common.config.settings import LocalSettings
 from tessera.common.protocol.tensors import Tensors
+from tessera.common.registry.component import ComponentSettings
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,12 @@ class BackboneInput:
 class Backbone(ABC):
     """A prediction model f(Fbar_i; theta_u) (FedVLR Eq. 5), computed for all users of a cohort at once.
 
-    Row u of whatever it returns depends on row u of the private parameters and on user u's history only.
+    Row u of whatever it returns depends on row u of the private parameters and on user u's history only. It holds its
+    settings and nothing else.
     """
+
+    def __init__(self, settings: ComponentSettings) -> None:
+        self.settings = settings
 
     @abstractmethod
     def parameters(self, dim: int, n_items: int) -> dict[str, Parameter]:
@@ -57,11 +60,11 @@ class Backbone(ABC):
         """Score users and items side by side, [n_pairs] each; worth a way of its own where a score is dear."""
         return pick(self.scores(given), users, items)
 
-    def penalty(self, given: BackboneInput, settings: LocalSettings, round: int) -> Tensor:
+    def penalty(self, given: BackboneInput, round: int) -> Tensor:
         """What is added to each user's loss, [n_users]; nothing by default."""
         return given.routed.weights.new_zeros(len(given.histories))
 
-    def solved(self, given: BackboneInput, settings: LocalSettings) -> dict[str, Tensor]:
+    def solved(self, given: BackboneInput) -> dict[str, Tensor]:
         """What has a closed form in what is given, and so need not be learnt or kept; nothing by default."""
         return {}
 
@@ -84,28 +87,3 @@ class LazyScores:
     def pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Score users and items side by side, [n_pairs] each."""
         return self.backbone.pairs(self.given, users, items)
-
-
-def quadratic(given: BackboneInput, settings: LocalSettings) -> Tensor:
-    """Minimise sum_i c_ui (r_ui - p . Fbar_ui)^2 + ridge |p|^2 for every user, p [n_users, dim] (Hu, Koren & Volinsky 2008).
-
-    c_ui is 1 + confidence for the user's events and 1 elsewhere, so the sum over the catalogue is one Gram matrix of the
-    views for all users, plus an outer product for each event.
-    """
-    weights, views, people = given.routed.weights, given.routed.views, given.histories
-    known = views if people.withheld is None else views[:, ~people.withheld]
-    grams = torch.einsum("gnd,hne->ghde", known, known)
-    system = torch.einsum("ug,uh,ghde->ude", weights, weights, grams)
-    target = torch.zeros_like(system[:, 0])
-    for start in range(0, len(people), 64):  # events of 64 users at a time: an outer product each is what costs memory
-        events = torch.arange(
-            int(people.offsets[start]), int(people.offsets[min(start + 64, len(people))]), device=views.device
-        )
-        events = events[people.shown[events] > 0]
-        owners, rows = people.owners[events], views[:, people.items[events]]
-        items = torch.einsum("eg,ged->ed", weights[owners], rows)
-        system.index_add_(0, owners, settings.confidence * items[:, :, None] * items[:, None, :])
-        target.index_add_(0, owners, (1 + settings.confidence) * items)
-    system.diagonal(dim1=1, dim2=2).add_(settings.ridge)
-    solution: Tensor = torch.linalg.solve(system, target)
-    return solution

@@ -14,7 +14,7 @@ class FedNCF(Backbone):
         return {"user": Parameter((dim,), scale=0.1)}
 
     def scores(self, given: BackboneInput) -> Tensor:
-        """Apply the shared network to every pair: [n_users, n_items, dim] in memory, so keep `block` small.
+        """Apply the shared network to every pair: [n_users, n_items, dim] in memory, so keep `batch_users` small.
 
         The first layer is linear in the personalised item, so the views pass through it once for all users.
         """

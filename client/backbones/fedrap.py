@@ -6,19 +6,21 @@ import torch
 from torch import Tensor
 
 from tessera.client.backbones.base import Backbone, BackboneInput, Parameter
-from tessera.common.config.settings import LocalSettings
+from tessera.common.registry.backbones import FedRAPSettings
 
 
 class FedRAP(Backbone):
     """score_ui = head_u . (Fbar_ui + D_ui) + bias_u, D_u [n_items, dim] private.
 
-    The loss grows with the common items' absolute size (sparsity) and falls as D_u and the common items differ; the
+    The loss grows with the common items' absolute size (`l1_weight`) and falls as D_u and the common items differ; the
     difference is bounded, or the loss would have no minimum. Both set in by tanh(round / 10): computed from the round, for
     a coefficient multiplied in place by tanh(0) stays 0 for ever.
     """
 
+    settings: FedRAPSettings
+
     def parameters(self, dim: int, n_items: int) -> dict[str, Parameter]:
-        """Name the head, its bias and the personal items, [n_items, dim] a user: keep `block` small."""
+        """Name the head, its bias and the personal items, [n_items, dim] a user: keep `batch_users` small."""
         return {"head": Parameter((dim,), scale=0.1), "bias": Parameter((1,)), "items": Parameter((n_items, dim))}
 
     def scores(self, given: BackboneInput) -> Tensor:
@@ -27,14 +29,13 @@ class FedRAP(Backbone):
         own = torch.bmm(given.private["items"], head[:, :, None])[:, :, 0]
         return given.routed.scores(head) + own + given.private["bias"]
 
-    def penalty(self, given: BackboneInput, settings: LocalSettings, round: int) -> Tensor:
-        """sparsity * mean |Fbar_u| - difference * mean (x^2 / (1 + x^2)) with x = D_u - Fbar_u, [n_users]."""
+    def penalty(self, given: BackboneInput, round: int) -> Tensor:
+        """l1_weight * mean |Fbar_u| - difference_weight * mean (x^2 / (1 + x^2)) with x = D_u - Fbar_u, [n_users]."""
         common = torch.einsum("ug,gnd->und", given.routed.weights, given.routed.views)
         own = given.private["items"]
         if given.histories.withheld is not None:  # no training may touch these
             common, own = common[:, ~given.histories.withheld], own[:, ~given.histories.withheld]
         squared = (own - common) ** 2
         apart = (squared / (1 + squared)).mean((1, 2))
-        return math.tanh(round / 10) * (
-            settings.l1_weight * common.abs().mean((1, 2)) - settings.difference_weight * apart
-        )
+        own_weight, common_weight = self.settings.difference_weight, self.settings.l1_weight
+        return math.tanh(round / 10) * (common_weight * common.abs().mean((1, 2)) - own_weight * apart)

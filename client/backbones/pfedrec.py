@@ -15,7 +15,7 @@ class PFedRec(Backbone):
     """
 
     def parameters(self, dim: int, n_items: int) -> dict[str, Parameter]:
-        """Name the head [dim], its bias, and the tuning [n_items, dim]: keep `block` small."""
+        """Name the head [dim], its bias, and the tuning [n_items, dim]: keep `batch_users` small."""
         tuned = Parameter((n_items, dim), kept=False)
         return {"head": Parameter((dim,), scale=0.1), "bias": Parameter((1,)), "tuned": tuned}
 

@@ -1,27 +1,18 @@
-"""Ways to train adapters, by name.
+"""Ways to train adapters: what a device does with its two branches in a round.
 
-A new one is one file here, one line below, and one in `tessera.common.registry.methods`: what the server does with it.
+A new one is one file here and one entry in `tessera.common.registry.methods`, or an entry point of another package.
 """
 
 import tessera.client.adapters  # noqa: F401 (before PEFT)
 from tessera.client.methods.base import LocalTraining, Method, answer
-from tessera.client.methods.ditto import Ditto
-from tessera.client.methods.feddat import FedDAT
-from tessera.client.methods.feddpa import FedDPA
-from tessera.client.methods.fedit import FedIT
-from tessera.client.methods.fedmosaic import FedMosaic
-from tessera.client.methods.fedsim import FedSim
-from tessera.client.methods.sft import SFT
+from tessera.common.registry.component import ComponentSettings
+from tessera.common.registry.methods import METHODS
+from tessera.common.registry.registry import resolve
 
-METHODS: dict[str, Method] = {
-    "sft": SFT(),
-    "fedit": FedIT(),
-    "ditto": Ditto(),
-    "fedsim": FedSim(),
-    "feddpa": FedDPA(),
-    "feddat": FedDAT(),
-    "pq": FedMosaic(),
-    "fedmosaic": FedMosaic(),
-}
+__all__ = ["LocalTraining", "Method", "answer", "make_method"]
 
-__all__ = ["METHODS", "LocalTraining", "Method", "answer"]
+
+def make_method(settings: ComponentSettings) -> Method:
+    """The method that settings choose. Raises `ConfigError` where it cannot be imported."""
+    made: Method = resolve(METHODS[settings.name].implementation)(settings)
+    return made

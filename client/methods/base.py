@@ -16,6 +16,7 @@ from tessera.client.adapters.attach import activate
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, weigh
 from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import MosaicSettings
+from tessera.common.registry.component import ComponentSettings
 from tessera.common.utils import counter_rng
 
 BOTH = (LOCAL, GLOBAL)
@@ -75,10 +76,11 @@ class LocalTraining:
     def _optimizer(self) -> torch.optim.Optimizer:
         """AdamW over what requires a gradient now, at constant rates and without decay."""
         groups: dict[float, list[Tensor]] = {}
+        pq = self.training.pq
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 plain = ".lora_A." in name or ".lora_B." in name
-                rate = self.training.learning_rate if plain else self.training.pq_learning_rate
+                rate = self.training.learning_rate if plain or pq is None else pq.pq_learning_rate
                 groups.setdefault(rate, []).append(parameter)
         return torch.optim.AdamW(
             [{"params": parameters, "lr": rate} for rate, parameters in groups.items()], weight_decay=0.0, fused=True
@@ -86,7 +88,7 @@ class LocalTraining:
 
 
 class Method(ABC):
-    """One method on the device. Stateless: all that is learnt is in the model's branches.
+    """One method on the device. It holds its settings alone: all that is learnt is in the model's branches.
 
     `uploads` is the branch that is sent, None where nothing is; `receives` the one that what the server made of all of them
     is put into; `answers_with` the branches that are active when the device answers.
@@ -95,6 +97,9 @@ class Method(ABC):
     uploads: str | None = GLOBAL
     receives: str = GLOBAL
     answers_with: tuple[str, ...] = (LOCAL,)
+
+    def __init__(self, settings: ComponentSettings) -> None:
+        self.settings = settings
 
     def prepare(self, model: PeftModel) -> None:
         """Set the model up as this method needs it, after it is made or restored."""

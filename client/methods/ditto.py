@@ -5,6 +5,7 @@ from torch import Tensor
 
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
 from tessera.client.methods.base import LocalTraining, Method, learnt
+from tessera.common.registry.methods import DittoSettings
 
 
 class Ditto(Method):
@@ -14,6 +15,8 @@ class Ditto(Method):
     server, from the logits of all devices on public questions.
     """
 
+    settings: DittoSettings
+
     def train(self, lesson: LocalTraining) -> float:
         """Train the global branch from the average w, then the local branch v near w as it came."""
         first, second = lesson.halves()
@@ -22,7 +25,7 @@ class Ditto(Method):
         own = learnt(lesson.model, LOCAL)
 
         def held(rows: Tensor) -> tuple[Tensor, Tensor]:
-            return lesson.loss(rows), lesson.training.proximity / 2 * (_flat(own) - average).square().sum()
+            return lesson.loss(rows), self.settings.proximity / 2 * (_flat(own) - average).square().sum()
 
         return lesson.fit([LOCAL], [LOCAL], second, held)
 

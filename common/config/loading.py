@@ -1,15 +1,17 @@
 """Settings as people write them: YAML, values for one executor laid over it, single changes, and errors that say which key."""
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
+from tessera.common.config.components import component_of
 from tessera.common.config.settings import EXECUTORS, Settings
 from tessera.common.errors import ConfigError
+from tessera.common.registry.registry import nearest
 
 
 def load_settings(path: Path, executor: str = "", changes: Sequence[str] = ()) -> Settings:
@@ -30,23 +32,38 @@ def load_settings(path: Path, executor: str = "", changes: Sequence[str] = ()) -
 
 
 def overlaid(content: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay nested values over others; neither is changed."""
+    """Lay nested settings over others; neither is changed.
+
+    A component of another name (`loss: bce` over `loss: {name: next, next_item_samples: 8}`) begins with its own defaults for
+    what the one below has no setting for, and loses what only that one has.
+    """
+    return _overlaid(content, overlay, Settings)
+
+
+def _overlaid(content: Mapping[str, Any], overlay: Mapping[str, Any], model: type[BaseModel] | None) -> dict[str, Any]:
+    """The same for the group of settings that `model` describes; None where it is none we know."""
     merged = dict(content)
     for name, value in overlay.items():
-        below = merged.get(name)
-        merged[name] = overlaid(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        field = model.model_fields.get(name) if model else None
+        component, below = component_of(field) if field else None, merged.get(name)
+        if component and below is not None:
+            merged[name] = component.merged(below, value)
+        elif isinstance(below, dict) and isinstance(value, dict):
+            merged[name] = _overlaid(below, value, _group(field))
+        else:
+            merged[name] = value
     return merged
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
-    """Turn "local.negatives" and 4 into {"local": {"negatives": 4}}."""
+    """Turn "local.recency" and 1 into {"local": {"recency": 1}}."""
     for name in reversed(key.split(".")):
         value = {name: value}
     return dict(value)
 
 
 def _changed(change: str) -> dict[str, Any]:
-    """Read "local.negatives=4" as nested settings."""
+    """Read "local.recency=1" as nested settings."""
     key, equals, value = change.partition("=")
     if not equals:
         raise ConfigError(f"{change!r}: write KEY=VALUE, such as rounds=5")
@@ -81,18 +98,24 @@ def parse_settings(content: Mapping[str, Any], source: str) -> Settings:
 def _explain(kind: str, location: tuple[int | str, ...], message: str) -> str:
     key = ".".join(map(str, location))
     if kind != "extra_forbidden":
-        return f"{key}: {message}" if key else message
-    near = difflib.get_close_matches(key, _keys(Settings), n=1, cutoff=0.0)
-    return f"unknown setting {key!r}; the nearest known one is {near[0]!r}"
+        text = message.removeprefix("Value error, ")
+        return f"{key}: {text}" if key else text
+    return f"unknown setting {key!r}; the nearest known one is {nearest(key, list(_keys(Settings)))!r}"
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys below `model`, those of groups too."""
-    keys = []
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All dotted keys below `model`, those of groups and of our own components too."""
     for name, field in model.model_fields.items():
-        group = field.annotation
-        if isinstance(group, type) and issubclass(group, BaseModel):
-            keys += [prefix + name, *_keys(group, f"{prefix}{name}.")]
-        else:
-            keys.append(prefix + name)
-    return keys
+        yield prefix + name
+        component = component_of(field)
+        if component:
+            for spec in component.registry.builtin.values():
+                yield from _keys(spec.settings, f"{prefix}{name}.")
+        elif group := _group(field):
+            yield from _keys(group, f"{prefix}{name}.")
+
+
+def _group(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The model of a setting that is a group of settings."""
+    kind = field.annotation if field else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None

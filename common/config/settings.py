@@ -3,49 +3,35 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from tessera.common.config.components import Backbone, Loss, Method, Strategy
 from tessera.common.registry.backbones import BACKBONES
+from tessera.common.registry.component import (
+    Amount,
+    ComponentSettings,
+    Fraction,
+    FrozenSettings,
+    Natural,
+    Positive,
+    Rate,
+    Share,
+    Step,
+)
 from tessera.common.registry.converters import CONVERTED, CONVERTERS, unused_option
 from tessera.common.registry.encoders import ENCODERS
-from tessera.common.registry.methods import METHOD_SPECS
+from tessera.common.registry.losses import LOSSES
+from tessera.common.registry.methods import METHODS, FedMosaicSettings, MethodSpec, PQSettings
+from tessera.common.registry.strategies import STRATEGIES, StrategySpec
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names of runs, and of folders made for them."""
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Step = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
 EXECUTORS = ("inline", "ray", "grpc")
 TOWER_DIM = 64
 """What all towers answer in, whatever their size."""
-ADAPTING = ("sft", "pq", "fedmosaic")
-"""Methods that train one branch by one loss: what a view's gradient can be taken to, one step a round."""
 DeviceClass = Literal["tiny", "small", "base"]
 Operator = Literal["sum", "mlp", "gate", "attention", "concat"]
 Codec = Literal["float32", "float16", "bfloat16", "int8", "1%", "4%", "15%"]
-
-
-class _Settings(BaseModel):
-    """Frozen, and strict about names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-def _known_backbone(name: str) -> str:
-    if name not in BACKBONES:
-        raise ValueError(f"there is no backbone {name!r}; known are {', '.join(BACKBONES)}")
-    return name
-
-
-def _known_method(name: str) -> str:
-    if name not in METHOD_SPECS:
-        raise ValueError(f"there is no method {name!r}; known are {', '.join(METHOD_SPECS)}")
-    return name
 
 
 def _known_kind(name: str) -> str:
@@ -62,7 +48,7 @@ def _ready_encoder(name: str) -> str:
     return name
 
 
-class DataSettings(_Settings):
+class DataSettings(FrozenSettings):
     """Which dataset, and what a raw one goes through when it is converted."""
 
     folder: str
@@ -94,7 +80,7 @@ class DataSettings(_Settings):
         return self
 
 
-class ViewSettings(_Settings):
+class ViewSettings(FrozenSettings):
     """What the server makes of the catalogue."""
 
     dim: Positive = 64
@@ -127,26 +113,15 @@ class ViewSettings(_Settings):
         return self
 
 
-class LocalSettings(_Settings):
+class LocalSettings(FrozenSettings):
     """What a device does with what it was sent. Travels with every broadcast."""
 
-    backbone: Annotated[str, AfterValidator(_known_backbone)] = "history"
-    loss: Literal["softmax", "next", "bce", "squares"] = "softmax"
+    backbone: Backbone = ComponentSettings(name="history")
+    """The prediction model."""
+    loss: Loss = ComponentSettings(name="softmax")
     """softmax asks for all of the history from what is shown of it, `next` for one event from those before it."""
-    next_item_samples: Positive = 8
-    """How many events of each user are asked for in a local step (next)."""
     recency: Amount = 0.0
     """An event counts (1 + number of later events)^-recency in the router's input and the history view; 0: all alike."""
-    negatives: Positive = 4
-    """Sampled negatives for each event (bce)."""
-    confidence: Amount = 10.0
-    """How much more an event counts than anything else (squares, FCF)."""
-    ridge: Amount = 1.0
-    """Weight of the user factor's squared norm (FCF)."""
-    difference_weight: Amount = 0.1
-    """How much personal and common items are pushed apart (FedRAP)."""
-    l1_weight: Amount = 0.1
-    """Weight of the common items' absolute size (FedRAP)."""
     local_epochs: Positive = 1
     optimizer: Literal["sgd", "adam"] = "adam"
     learning_rate: Step = 0.01
@@ -162,13 +137,15 @@ class LocalSettings(_Settings):
 
     @model_validator(mode="after")
     def _next_after_something(self) -> "LocalSettings":
-        if self.loss == "next" and not BACKBONES[self.backbone].history:
-            able = ", ".join(name for name, needs in BACKBONES.items() if needs.history)
-            raise ValueError(f"loss next needs a backbone with a history view: {able}, not {self.backbone}")
+        if LOSSES[self.loss.name].next_item and not BACKBONES[self.backbone.name].history:
+            able = ", ".join(name for name, spec in BACKBONES.items() if spec.history)
+            raise ValueError(
+                f"loss {self.loss.name} needs a backbone with a history view: {able}, not {self.backbone.name}"
+            )
         return self
 
 
-class ServerSettings(_Settings):
+class ServerSettings(FrozenSettings):
     """How the server steps on the aggregated gradient."""
 
     optimizer: Literal["sgd", "adam"] = "adam"
@@ -179,7 +156,7 @@ class ServerSettings(_Settings):
     the contents' maps, a thousand inputs wide, otherwise outrun the embeddings."""
 
 
-class EvaluationSettings(_Settings):
+class EvaluationSettings(FrozenSettings):
     """When devices evaluate and what is reported."""
 
     every: Positive = 5
@@ -190,14 +167,14 @@ class EvaluationSettings(_Settings):
     baselines: bool = True
 
 
-class WireSettings(_Settings):
+class WireSettings(FrozenSettings):
     """Number formats on the wire: see `tessera.common.protocol.codecs`."""
 
     views: Codec = "float16"
     gradients: Codec = "float32"
 
 
-class PrivacySettings(_Settings):
+class PrivacySettings(FrozenSettings):
     """What each person's upload goes through before it is added to others'. Applies to the gradients of training."""
 
     clip: Amount = 0.0
@@ -212,21 +189,14 @@ class PrivacySettings(_Settings):
         return self
 
 
-class MosaicSettings(_Settings):
+class MosaicSettings(FrozenSettings):
     """How devices of different classes adapt their towers and learn from one another (FedMosaic)."""
 
     classes: Annotated[tuple[DeviceClass, ...], Field(min_length=1)] = ("tiny", "small", "base")
     """The nodes' device classes, given out in turn."""
-    method: Annotated[str, AfterValidator(_known_method)] = "fedmosaic"
+    method: Method = FedMosaicSettings(name="fedmosaic")
     """How a device trains its branches, and what becomes of what it sends."""
     rank: Positive = 16
-    blocks: Positive = 4
-    """Layers of a tower that carry PQ-LoRA; the others carry plain LoRA."""
-    alignment: Literal["effects", "whitened", "paper", "random"] = "effects"
-    """How A and B of towers of different size are given a common start."""
-    temperature: Step = 0.5
-    include_self: bool = False
-    """Whether a client's own module counts in what it gets back."""
     largest: Step = 1000.0
     """A tensor with a larger Euclidean norm is refused."""
     stream: Literal["static", "dynamic"] = "static"
@@ -236,13 +206,19 @@ class MosaicSettings(_Settings):
     batch: Positive = 16
     learning_rate: Step = 0.001
     """Of A and B of plain LoRA."""
-    pq_learning_rate: Step = 0.004
-    """Of P, Q and the gate."""
-    proximity: Amount = 0.1
-    """How strongly a personal branch is held to the common one (DITTO)."""
+
+    @property
+    def method_spec(self) -> MethodSpec:
+        """What both sides know of the method."""
+        return METHODS[self.method.name]
+
+    @property
+    def pq(self) -> PQSettings | None:
+        """Settings of PQ-LoRA; None where all adapters are plain LoRA."""
+        return self.method if isinstance(self.method, PQSettings) else None
 
 
-class FederationSettings(_Settings):
+class FederationSettings(FrozenSettings):
     """How the work is spread over nodes, and how long the server waits for them."""
 
     nodes: Positive = 1
@@ -251,11 +227,11 @@ class FederationSettings(_Settings):
     clients_per_round: Natural = 0
     """Nodes whose training a round needs, drawn anew each round; 0 asks all."""
     over_selection: Amount = 0.0
-    """How many more are asked, as a share of `participants`; the round closes with the first to answer, the rest are late."""
+    """How many more are asked, as a share of `clients_per_round`; the round closes with the first to answer."""
     min_nodes: Positive = 1
     """A round that fewer nodes answered is abandoned; the run fails after three such rounds in a row."""
     min_fraction: Share = 0.0
-    """The same as a share of `participants`, or of `nodes` where all are asked."""
+    """The same as a share of `clients_per_round`, or of `nodes` where all are asked."""
     largest_gradient: Amount = 0.0
     """A node's update is dropped whose gradients, divided by its weight, have a larger Euclidean norm; 0 takes any. It is
     for accidents: a node that lies may also lie about its weight."""
@@ -264,7 +240,7 @@ class FederationSettings(_Settings):
     @model_validator(mode="after")
     def _of_those_drawn(self) -> "FederationSettings":
         if self.over_selection and not self.clients_per_round:
-            raise ValueError("over_selection is a share of clients_per_round: set participants too")
+            raise ValueError("over_selection is a share of clients_per_round: set it too")
         if self.least > self.nodes:
             raise ValueError(
                 f"min_nodes or min_fraction asks for {self.least} answers: the run begins with {self.nodes} nodes, set as many"
@@ -282,7 +258,7 @@ class FederationSettings(_Settings):
         return max(self.min_nodes, math.ceil(self.min_fraction * (self.clients_per_round or self.nodes)))
 
 
-class SimulationSettings(_Settings):
+class SimulationSettings(FrozenSettings):
     """Where simulated nodes run: with the Ray executor, workers of one CPU each."""
 
     address: str = ""
@@ -291,14 +267,14 @@ class SimulationSettings(_Settings):
     """Share of a GPU that a worker takes; by default the one of this machine is shared by as many as it has CPUs."""
 
 
-class Settings(_Settings):
+class Settings(FrozenSettings):
     """Everything that defines a run."""
 
     name: Annotated[str, Field(pattern=f"^{NAME}$")]
     data: DataSettings
     seed: Natural = 0
     rounds: Positive = 100
-    strategy: Literal["fedvlr", "fedmosaic", "combined"] = "fedvlr"
+    strategy: Strategy = ComponentSettings(name="fedvlr")
     """Whether devices send gradients of the server's views, adapters of their own towers, or both."""
     fraction: Fraction = 1.0
     """Chance of each user to take part in a round, drawn on the device."""
@@ -318,12 +294,18 @@ class Settings(_Settings):
         """Whether devices answer questions about items; otherwise they recommend items to people."""
         return self.data.kind == "questions"
 
+    @property
+    def strategy_spec(self) -> StrategySpec:
+        """What both sides know of the strategy."""
+        return STRATEGIES[self.strategy.name]
+
     @model_validator(mode="after")
     def _questions_for_towers(self) -> "Settings":
-        if self.asks_questions and self.strategy != "fedmosaic":
+        spec = self.strategy_spec
+        if self.asks_questions and (spec.has_views or not spec.has_towers):
             raise ValueError("questions are answered by adapted towers: set strategy to fedmosaic")
-        if self.strategy == "fedmosaic" and self.views.spectral_rounds:
-            raise ValueError("fedmosaic has no item embeddings to start: set views.spectral_rounds to 0")
+        if not spec.has_views and self.views.spectral_rounds:
+            raise ValueError(f"{self.strategy.name} has no item embeddings to start: set views.spectral_rounds to 0")
         if self.asks_questions and self.privacy.clip:
             raise ValueError("devices that answer questions send no gradients of people's: leave privacy out")
         if self.asks_questions and self.fraction < 1:
@@ -332,14 +314,17 @@ class Settings(_Settings):
 
     @model_validator(mode="after")
     def _towers_beside_views(self) -> "Settings":
-        if self.strategy == "fedvlr" or self.asks_questions:
+        if not self.strategy_spec.has_towers or self.asks_questions:
             return self
-        if self.strategy == "fedmosaic":
-            raise ValueError("fedmosaic alone leaves people without the server's views: set strategy to both")
+        if not self.strategy_spec.has_views:
+            raise ValueError(
+                f"{self.strategy.name} alone leaves people without the server's views: set strategy to combined"
+            )
         if self.views.dim != TOWER_DIM:
             raise ValueError(f"a device's tower is a view of {TOWER_DIM} dimensions: set views.dim to {TOWER_DIM}")
-        if self.mosaic.method not in ADAPTING:
-            raise ValueError(f"both adapts towers by {', '.join(ADAPTING)}: set mosaic.method to one of them")
+        if not self.mosaic.method_spec.one_branch:
+            able = ", ".join(name for name, spec in METHODS.items() if spec.one_branch)
+            raise ValueError(f"{self.strategy.name} adapts towers by {able}: set mosaic.method to one of them")
         return self
 
     @model_validator(mode="after")

@@ -1,15 +1,37 @@
-"""What each backbone asks of the server: the one thing both sides must know about a prediction model.
+"""What both sides must know of a prediction model: its settings, and what it asks the server to broadcast beside the views.
 
-A new backbone is one file in `client/backbones/`, its line there, and its line here.
+A new backbone is one file in `client/backbones/` and one entry here, or an entry point `tessera.backbones` of another package.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from tessera.common.registry.component import Amount, ComponentSettings
+from tessera.common.registry.registry import Registry
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def _none(dim: int) -> Shapes:
+class FCFSettings(ComponentSettings):
+    """Settings of FCF, whose user factor is solved for on the device."""
+
+    confidence: Amount = 10.0
+    """How much more an event counts than anything else."""
+    ridge: Amount = 1.0
+    """Weight of the user factor's squared norm."""
+
+
+class FedRAPSettings(ComponentSettings):
+    """Settings of FedRAP."""
+
+    difference_weight: Amount = 0.1
+    """How much personal and common items are pushed apart."""
+    l1_weight: Amount = 0.1
+    """Weight of the common items' absolute size."""
+
+
+def no_shapes(dim: int) -> Shapes:
+    """Nothing is shared beside the views."""
     return {}
 
 
@@ -24,17 +46,29 @@ def ncf_shapes(dim: int) -> Shapes:
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What is broadcast beside the views: the history view, and a head that is shared, learnt and aggregated like them."""
+    """A backbone: a `tessera.client.backbones.Backbone`, named by `implementation`, and what both sides must know of it.
 
+    `history` asks the server for a history view; `reads_history` says that the model looks at the user's events by itself.
+    `shared` gives the shapes of a head that is broadcast, learnt and aggregated like the views.
+    """
+
+    implementation: str
+    settings: type[ComponentSettings] = ComponentSettings
     history: bool = False
-    shared: Callable[[int], Shapes] = _none
+    reads_history: bool = False
+    shared: Callable[[int], Shapes] = no_shapes
 
 
-BACKBONES: Mapping[str, BackboneSpec] = {
-    "fedavg": BackboneSpec(),
-    "fcf": BackboneSpec(),
-    "fedncf": BackboneSpec(shared=ncf_shapes),
-    "pfedrec": BackboneSpec(),
-    "fedrap": BackboneSpec(),
-    "history": BackboneSpec(history=True),
-}
+BACKBONES = Registry(
+    "backbone",
+    "tessera.backbones",
+    BackboneSpec,
+    {
+        "fedavg": BackboneSpec("tessera.client.backbones.fedavg:FedAvg"),
+        "fcf": BackboneSpec("tessera.client.backbones.fcf:FCF", FCFSettings, reads_history=True),
+        "fedncf": BackboneSpec("tessera.client.backbones.fedncf:FedNCF", shared=ncf_shapes),
+        "pfedrec": BackboneSpec("tessera.client.backbones.pfedrec:PFedRec"),
+        "fedrap": BackboneSpec("tessera.client.backbones.fedrap:FedRAP", FedRAPSettings),
+        "history": BackboneSpec("tessera.client.backbones.history:History", history=True, reads_history=True),
+    },
+)

@@ -9,7 +9,7 @@ Another package offers one through an entry point in its pyproject.toml:
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -48,6 +48,9 @@ class Registry(Generic[Spec]):
         """All names, built-in ones first. Raises `ConfigError` where a name is offered twice."""
         return iter((*self.builtin, *self._outside))
 
+    def __len__(self) -> int:
+        return len(self.builtin) + len(self._outside)
+
     def items(self) -> Iterator[tuple[str, Spec]]:
         """All names with their specs, which imports the packages that offer some."""
         return ((name, self[name]) for name in self)
@@ -77,9 +80,13 @@ class Registry(Generic[Spec]):
 
     def _unknown(self, name: str) -> str:
         known = sorted(self)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        nearest = f"; the nearest known one is {near[0]!r}" if near else ""
-        return f"there is no {self.kind} {name!r}{nearest}; known are {', '.join(known) or 'none'}"
+        near = f"; the nearest known one is {nearest(name, known)!r}" if known else ""
+        return f"there is no {self.kind} {name!r}{near}; known are {', '.join(known) or 'none'}"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Which of the `known` names, of which there is one at least, was probably meant."""
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
 
 
 def resolve(reference: str) -> Any:

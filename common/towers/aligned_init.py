@@ -14,7 +14,7 @@ from tessera.common.config.settings import MosaicSettings
 from tessera.common.errors import DataError
 from tessera.common.protocol.adapters import LORA, PQ, SIGNATURE
 from tessera.common.protocol.signature_mask import n_kept
-from tessera.common.registry.methods import METHOD_SPECS
+from tessera.common.registry.methods import PQSettings
 from tessera.common.towers.adapter_placement import placement
 from tessera.common.towers.projections import Projections
 from tessera.common.towers.transformer import SIZES
@@ -23,17 +23,18 @@ from tessera.common.utils.atomic_files import digest, read_tensors, write_tensor
 READER = "reader.safetensors"
 STACKS = {"reader": "layers"}
 """What of a reader is adapted."""
+STANDARD = PQSettings(name="pq")
 
 
 def n_blocks(mosaic: MosaicSettings) -> int:
     """Layers that carry PQ-LoRA: none where the method does without."""
-    return mosaic.blocks if METHOD_SPECS[mosaic.method].pq else 0
+    return mosaic.pq.blocks if mosaic.pq else 0
 
 
 def aligned_init_path(folder: Path, mosaic: MosaicSettings) -> Path:
-    """Where a device class keeps the start that a run's settings ask for."""
-    together = "+".join(sorted(set(mosaic.classes)))
-    return folder / f"start-{mosaic.alignment}-r{mosaic.rank}-b{mosaic.blocks}-{together}.safetensors"
+    """Where a device class keeps the start that a run's settings ask for, which have PQ-LoRA."""
+    together, pq = "+".join(sorted(set(mosaic.classes))), mosaic.pq or STANDARD
+    return folder / f"start-{pq.alignment}-r{mosaic.rank}-b{pq.blocks}-{together}.safetensors"
 
 
 def save_aligned_init(path: Path, start: Mapping[str, Projections], readers: str) -> None:
@@ -76,7 +77,7 @@ def tower_id(folder: Path, device_class: str, mosaic: MosaicSettings) -> str:
 def shapes(reader: nn.Module, mosaic: MosaicSettings, signer_size: int) -> dict[str, tuple[int, ...]]:
     """Shape of every part of the `AdapterUpdate` of a device with this reader, by name."""
     targets, places = placement(reader, STACKS, n_blocks(mosaic))
-    rank, relevant = mosaic.rank, METHOD_SPECS[mosaic.method].shares == "relevant"
+    rank, relevant = mosaic.rank, mosaic.method_spec.shares == "relevant"
     found: dict[str, tuple[int, ...]] = {SIGNATURE: (n_kept(signer_size) if relevant else 0,)}
     for name in targets:
         d_out, d_in = reader.get_parameter(f"{name}.weight").shape
@@ -88,8 +89,11 @@ def shapes(reader: nn.Module, mosaic: MosaicSettings, signer_size: int) -> dict[
 
 
 def bytes_at_places(reader: nn.Module, mosaic: MosaicSettings) -> tuple[int, int]:
-    """Bytes that P and Q of all places take, r^2 + r numbers each, and LoRA on the same layers, r (d_in + d_out) each."""
-    _, places = placement(reader, STACKS, mosaic.blocks)
+    """Bytes that P and Q of all places take, r^2 + r numbers each, and LoRA on the same layers, r (d_in + d_out) each.
+
+    For a method without PQ-LoRA they are those that it would take by default.
+    """
+    _, places = placement(reader, STACKS, (mosaic.pq or STANDARD).blocks)
     rank, shapes = mosaic.rank, [reader.get_parameter(f"{name}.weight").shape for name in places]
     return 4 * len(shapes) * (rank**2 + rank), 4 * rank * sum(d_out + d_in for d_out, d_in in shapes)
 

@@ -152,7 +152,7 @@ def _train(
     from tessera.server.run_folder import require
 
     dataset = prepared_dataset(settings.data, data)
-    if settings.strategy != "fedvlr" and not resume:
+    if settings.strategy_spec.has_towers and not resume:
         from tessera.server.pretraining.fit_readers import ensure_towers
 
         ensure_towers(dataset, settings, console.print)

@@ -127,9 +127,9 @@ def take_assignment(device: Path, dataset: str, share: int, shares: int) -> None
 
 def _dataset(settings: Settings) -> Path:
     """The run's dataset, converted where all containers see it."""
-    if settings.strategy != "fedvlr":
+    if settings.strategy_spec.has_towers:
         raise RunError(
-            f"clients are dealt interactions alone, and strategy {settings.strategy} needs towers: set fedvlr"
+            f"clients are dealt interactions alone, and strategy {settings.strategy.name} needs towers: set fedvlr"
         )
     return prepared_dataset(settings.data, DATA, PUBLISHED / "datasets")
 

@@ -46,7 +46,7 @@ def partition_for(dataset: Path, out: Path, settings: Settings) -> tuple[Path, .
 
     Raises, before anything is written, `RunError` without PEFT and `DataError` without towers where the strategy needs them.
     """
-    if settings.strategy == "fedvlr":
+    if not settings.strategy_spec.has_towers:
         return partition(dataset, out, settings.federation.nodes)
     if find_spec("peft") is None:
         raise RunError("towers are adapted by PEFT, which is not installed: pip install --editable '.[mosaic]'")

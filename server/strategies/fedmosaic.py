@@ -15,7 +15,7 @@ from tessera.common.protocol.adapters import ADAPTERS, MODULE, AdapterUpdate
 from tessera.common.protocol.messages import Broadcast
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
-from tessera.common.registry.methods import METHOD_SPECS
+from tessera.common.registry.methods import FedMosaicSettings
 from tessera.common.towers.aligned_init import last_layer, shapes, size_of, smallest, tower_id
 from tessera.common.towers.io import load_reader, tower_path
 from tessera.server.adapters.merging import AdapterStore, Shapes
@@ -44,7 +44,7 @@ class FedMosaic:
 
     def __init__(self, settings: Settings, catalogue: str, expected: Mapping[str, Shapes]) -> None:
         self.mosaic, self.catalogue = settings.mosaic, catalogue
-        self.shares = METHOD_SPECS[settings.mosaic.method].shares
+        self.shares = settings.mosaic.method_spec.shares
         self.adapters = AdapterStore(expected, settings.mosaic.largest)
         self._broadcasts: dict[str, Broadcast] = {}
 
@@ -109,6 +109,7 @@ class FedMosaic:
         self._broadcasts = {}
 
     def _weigh(self, signatures: Tensor, groups: Sequence[str] | None) -> Tensor:
-        if self.shares == "relevant":
-            return relevance(signatures, self.mosaic.temperature, self.mosaic.include_self, groups)
+        method = self.mosaic.method
+        if isinstance(method, FedMosaicSettings):
+            return relevance(signatures, method.temperature, method.include_self, groups)
         return uniform(len(signatures), groups)

@@ -27,7 +27,7 @@ class FedVLR:
         self.settings, self.catalogue = settings, catalogue.sha256
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.generator = ViewGenerator(catalogue, settings.views, BACKBONES[settings.local.backbone])
+            self.generator = ViewGenerator(catalogue, settings.views, BACKBONES[settings.local.backbone.name])
         self.generator.to(device or torch.device("cpu"))
         decay = settings.server.weight_decay
         kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.AdamW}

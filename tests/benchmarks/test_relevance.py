@@ -19,7 +19,7 @@ def test_only_chosen_settings_count_each_seed_once(tmp_path: Path) -> None:
     for seed, temperature in ((1, 0.2), (0, 0.5), (0, 0.2)):
         name = f"seed{seed}-temperature={temperature}"
         write_json(folder / name / "result.json", {"seed": seed, "temperature": temperature})
-    write_json(folder / "tried.json", {"chosen": {"mosaic.temperature": 0.2}})
+    write_json(folder / "tried.json", {"chosen": {"mosaic.method.temperature": 0.2}})
     assert [(one["seed"], one["temperature"]) for one in finished(tmp_path)] == [(0, 0.2), (1, 0.2)]
 
 

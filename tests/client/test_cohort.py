@@ -17,7 +17,7 @@ SETTINGS = {
     "fedavg-sgd": LocalSettings(backbone="fedavg", loss="bce", local_epochs=3, optimizer="sgd", weighting="examples"),
     "history": LocalSettings(backbone="history", loss="softmax", local_epochs=2, weight_decay=0.1),
     "next": LocalSettings(
-        backbone="history", loss="next", next_item_samples=3, recency=1.0, history_mask=0.2, local_epochs=2
+        backbone="history", loss={"name": "next", "next_item_samples": 3}, recency=1.0, history_mask=0.2, local_epochs=2
     ),
     "uniform": LocalSettings(backbone="history", loss="bce", local_epochs=2, route="uniform"),
 }

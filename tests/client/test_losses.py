@@ -9,10 +9,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from tessera.client.histories import Histories, histories, single
 from tessera.client.losses import bce, sample_negatives, softmax
+from tessera.common.registry.losses import BCESettings
 from tessera.common.utils import counter_rng
-from tests.support.splits import ragged, settings, split_of
+from tests.support.splits import ragged, split_of
 
 SALT = counter_rng.key("test", 1)
+FOUR = BCESettings(name="bce")
 N_ITEMS = 60
 ITEMS = ragged(0, [4, 1, 15, 9, 2], N_ITEMS)
 
@@ -40,7 +42,7 @@ def scores_of(n_users: int, n_items: int = N_ITEMS) -> torch.Tensor:
 
 def test_softmax_is_each_users_own_cross_entropy() -> None:
     scores = scores_of(5)
-    found = softmax(Known(scores), people(), settings().local, SALT)
+    found = softmax(Known(scores), people(), FOUR, SALT)
     for user, items in enumerate(ITEMS):
         alone = cross_entropy(scores[user].expand(len(items), -1), torch.tensor(items))
         torch.testing.assert_close(found[user], alone, rtol=1e-12, atol=1e-12)
@@ -49,7 +51,7 @@ def test_softmax_is_each_users_own_cross_entropy() -> None:
 @pytest.mark.parametrize("per_event", [1, 4])
 def test_bce_is_each_users_own_cross_entropy(per_event: int) -> None:
     scores, users = scores_of(5), people()
-    found = bce(Known(scores), users, settings(local={"negatives": per_event}).local, SALT)
+    found = bce(Known(scores), users, BCESettings(name="bce", negatives=per_event), SALT)
     negatives = sample_negatives(users, per_event, SALT)
     for user, items in enumerate(ITEMS):
         drawn = negatives[users.owners == user].flatten()
@@ -64,7 +66,7 @@ def test_bce_is_each_users_own_cross_entropy(per_event: int) -> None:
 @pytest.mark.parametrize("loss", [softmax, bce])
 def test_a_users_gradient_touches_only_their_own_scores(loss) -> None:  # type: ignore[no-untyped-def]
     scores = scores_of(5).requires_grad_()
-    found = loss(Known(scores), people(), settings().local, SALT)
+    found = loss(Known(scores), people(), FOUR, SALT)
     for user in range(5):
         (gradient,) = torch.autograd.grad(found[user], scores, retain_graph=True)
         assert gradient[user].abs().sum() > 0
@@ -73,7 +75,7 @@ def test_a_users_gradient_touches_only_their_own_scores(loss) -> None:  # type: 
 
 @pytest.mark.parametrize("loss", [softmax, bce])
 def test_large_scores_do_not_overflow(loss) -> None:  # type: ignore[no-untyped-def]
-    found = loss(Known(1e4 * scores_of(5)), people(), settings().local, SALT)
+    found = loss(Known(1e4 * scores_of(5)), people(), FOUR, SALT)
     assert torch.isfinite(found).all()
 
 
@@ -126,19 +128,19 @@ def test_a_user_with_almost_the_whole_catalogue_is_served() -> None:
     found = float((drawn == free).double().mean())
     expected = 1 - (1 - 1 / n_items) ** 17
     assert abs(found - expected) < 0.06, "one draw and sixteen spare ones each had the chance"
-    loss = bce(Known(scores_of(1, n_items)), users, settings().local, SALT)
+    loss = bce(Known(scores_of(1, n_items)), users, FOUR, SALT)
     assert torch.isfinite(loss).all()
 
 
 def test_a_user_with_the_whole_catalogue_does_not_break_the_cohort() -> None:
     users = histories(split_of([list(range(8)), [3]], 8))
     for loss in (softmax, bce):
-        assert torch.isfinite(loss(Known(scores_of(2, 8)), users, settings().local, SALT)).all()
+        assert torch.isfinite(loss(Known(scores_of(2, 8)), users, FOUR, SALT)).all()
     assert 3 not in sample_negatives(users, 30, SALT)[8:]
 
 
 def test_a_user_without_events_costs_nothing() -> None:
     users = histories(split_of([[1, 2], []], 8))
-    found = bce(Known(scores_of(2, 8)), users, settings().local, SALT)
+    found = bce(Known(scores_of(2, 8)), users, FOUR, SALT)
     assert float(found[1]) == 0
-    assert torch.isfinite(softmax(Known(scores_of(2, 8)), users, settings().local, SALT)).all()
+    assert torch.isfinite(softmax(Known(scores_of(2, 8)), users, FOUR, SALT)).all()

@@ -13,21 +13,22 @@ from peft import PeftModel
 
 from tessera.client.adapters.attach import attach, lora_tensors, pq_tensors, receive
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, GatedLinear, weigh
-from tessera.client.methods import METHODS, LocalTraining, answer
+from tessera.client.methods import LocalTraining, Method, answer, make_method
 from tessera.client.methods.base import learnt
 from tessera.client.methods.feddat import divergence
 from tessera.client.methods.feddpa import MOST, REFERENCES
 from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import MosaicSettings
 from tessera.common.data.questions import PICTURE, TEXT, WORD, Codebook, Questions
-from tessera.common.registry.methods import METHOD_SPECS
+from tessera.common.registry.methods import METHODS
 from tessera.common.towers.qa_reader import QAReader
 from tessera.common.towers.transformer import TowerSize
 from tessera.common.utils import counter_rng
 
 N_ITEMS = 40
-SHORT = MosaicSettings(steps=8, batch=8, learning_rate=2e-3, pq_learning_rate=1e-2)
-every_method = pytest.mark.parametrize("name", METHOD_SPECS)
+FAST = {"name": "fedmosaic", "pq_learning_rate": 1e-2}
+SHORT = MosaicSettings(steps=8, batch=8, learning_rate=2e-3, method=FAST)
+every_method = pytest.mark.parametrize("name", METHODS)
 
 
 def draw(purpose: str, *shape: int) -> Tensor:
@@ -62,11 +63,15 @@ def reader() -> QAReader:
     return QAReader(TowerSize(32, 2), 8, 8).eval()
 
 
+def method_of(name: str, **settings: object) -> Method:
+    return make_method(METHODS[name].settings.model_validate({"name": name, **settings}))
+
+
 def adapted(name: str) -> PeftModel:
     bank = asked()
-    n_blocks = 1 if METHOD_SPECS[name].pq else 0
+    n_blocks = 1 if METHODS[name].pq else 0
     model = attach(reader(), {"reader": "layers"}, 4, lambda m: bank.vectors(m, torch.arange(8)), n_blocks=n_blocks)
-    METHODS[name].prepare(model)
+    method_of(name).prepare(model)
     return model
 
 
@@ -89,18 +94,17 @@ def gates(model: PeftModel) -> Tensor:
 
 
 def test_every_method_is_known_to_both_sides() -> None:
-    assert METHODS.keys() == METHOD_SPECS.keys()
-    for name, method in METHOD_SPECS.items():
-        assert (METHODS[name].uploads is None) == (method.shares == "nothing")
+    for name, method in METHODS.items():
+        assert (method_of(name).uploads is None) == (method.shares == "nothing")
 
 
 @every_method
 def test_a_device_answers_like_the_frozen_reader_before_it_learns_and_better_afterwards(name: str) -> None:
-    model, method, bank = adapted(name), METHODS[name], asked()
+    model, method, bank = adapted(name), method_of(name), asked()
     rows = torch.arange(len(bank))
     before = method.logits(model, bank, bank)
     torch.testing.assert_close(before, bank.logits(reader(), rows), rtol=0, atol=1e-4)
-    method.train(lesson(model, MosaicSettings(steps=40, batch=16, learning_rate=2e-3, pq_learning_rate=1e-2)))
+    method.train(lesson(model, MosaicSettings(steps=40, batch=16, learning_rate=2e-3, method=FAST)))
     after = method.logits(model, bank, bank)
     assert float(bank.loss(after, rows)) < float(bank.loss(before, rows)) - 0.02
 
@@ -114,7 +118,7 @@ def test_all_methods_read_the_same_number_of_batches(name: str) -> None:
         output.register_hook(lambda _: backward.append(1))  # type: ignore[no-untyped-call]
 
     model.get_base_model().register_forward_hook(count)
-    METHODS[name].train(lesson(model))
+    method_of(name).train(lesson(model))
     assert (len(forward), len(backward)) == (SHORT.steps, SHORT.steps)
 
 
@@ -134,7 +138,7 @@ def test_all_methods_read_the_same_number_of_batches(name: str) -> None:
 def test_what_is_trained_what_is_sent_and_where_the_merged_goes(
     name: str, trained: set[str], sent: str | None, received: str
 ) -> None:
-    model, method = adapted(name), METHODS[name]
+    model, method = adapted(name), method_of(name)
     stir(model, GLOBAL)
     before = {branch: copied(model, branch) for branch in (LOCAL, GLOBAL)}
     method.train(lesson(model))
@@ -159,7 +163,7 @@ def test_what_is_trained_what_is_sent_and_where_the_merged_goes(
 def test_what_the_server_merged_changes_the_answers_at_once_where_it_takes_part_in_them(
     name: str, changes: bool
 ) -> None:
-    model, method, bank = adapted(name), METHODS[name], asked()
+    model, method, bank = adapted(name), method_of(name), asked()
     before = method.logits(model, bank, bank)
     stir(model, method.receives)
     assert torch.allclose(method.logits(model, bank, bank), before, atol=1e-4) != changes
@@ -173,7 +177,7 @@ def test_what_the_server_merged_changes_the_answers_at_once_where_it_takes_part_
 def test_a_round_can_be_repeated_and_the_next_one_draws_other_questions(name: str) -> None:
     def trained(round: int) -> Tensor:
         model = adapted(name)
-        METHODS[name].train(lesson(model, round=round))
+        method_of(name).train(lesson(model, round=round))
         return torch.cat([copied(model, LOCAL), copied(model, GLOBAL), gates(model)])
 
     assert torch.equal(trained(1), trained(1))
@@ -195,8 +199,8 @@ def test_the_penalty_of_ditto_holds_the_personal_branch_to_the_average_that_came
         average = pq_tensors(model, GLOBAL) | lora_tensors(model, GLOBAL)
         receive(model, average, LOCAL)
         came = copied(model, GLOBAL)
-        training = MosaicSettings(steps=40, batch=8, learning_rate=2e-3, pq_learning_rate=1e-2, proximity=proximity)
-        METHODS["ditto"].train(lesson(model, training))
+        training = MosaicSettings(steps=40, batch=8, learning_rate=2e-3)
+        method_of("ditto", proximity=proximity).train(lesson(model, training))
         return float((copied(model, LOCAL) - came).norm())
 
     free, weak, strong = distance(0.0), distance(0.1), distance(1e6)
@@ -230,7 +234,7 @@ def test_feddpa_mixes_for_each_question_by_its_likeness_to_the_devices_own() -> 
     model, own, other = adapted("feddpa"), asked(), asked(12, "other")
     for branch in (LOCAL, GLOBAL):
         stir(model, branch)
-    logits = METHODS["feddpa"].logits(model, own, other)
+    logits = method_of("feddpa").logits(model, own, other)
 
     bare, shares = reader(), []
     spread = torch.linspace(0, len(own) - 1, REFERENCES).long()

@@ -224,8 +224,8 @@ def test_the_signature_is_the_gradient_at_the_head_of_the_tower_that_signs(datas
     ("changes", "message"),
     [
         ({"views": {"dim": 32}}, "set views.dim to 64"),
-        ({"strategy": "fedmosaic"}, "set strategy to both"),
-        ({"mosaic": {"method": "ditto"}}, "both adapts towers by sft, pq, fedmosaic"),
+        ({"strategy": "fedmosaic"}, "set strategy to combined"),
+        ({"mosaic": {"method": "ditto"}}, "combined adapts towers by sft, pq, fedmosaic"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict, message: str) -> None:

@@ -9,7 +9,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tessera.benchmarks.harness.spec import BenchSpec
-from tessera.common.config.loading import load_settings, parse_settings
+from tessera.common.config.components import component_of
+from tessera.common.config.loading import load_settings, overlaid, parse_settings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import ConfigError
 
@@ -22,7 +23,9 @@ def keys(model: type[BaseModel], *prefix: str) -> Iterator[tuple[str, ...]]:
     """Every setting there is, as the path to it."""
     for name, field in model.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if component_of(field):
+            yield (*prefix, name)
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from keys(kind, *prefix, name)
         else:
             yield (*prefix, name)
@@ -83,7 +86,11 @@ def test_a_misspelt_group_names_the_group_that_was_meant(written: str, meant: st
         ("local.history_mask", 1.0),
         ("local.history_mask", float("nan")),
         ("local.backbone", "bert"),
-        ("local.negatives", 0),
+        ("local.loss", {"name": "bce", "negatives": 0}),
+        ("local.loss", {"name": "bce", "negatives": "many"}),
+        ("local.loss", 3),
+        ("strategy", "fedfoo"),
+        ("mosaic.method", {"name": "ditto", "proximity": -1}),
         ("server.weight_decay", -1),
         ("evaluation.ks", [10, 0]),
         ("evaluation.ks", []),
@@ -134,8 +141,8 @@ def test_all_mistakes_are_told_at_once() -> None:
 def by_executor(tmp_path: Path) -> Path:
     """Settings with other values for one executor."""
     path = tmp_path / "by-executor.yaml"
-    overlays = {"grpc": {"rounds": 5, "local": {"negatives": 2}}}
-    local = {"negatives": 8, "learning_rate": 0.5}
+    overlays = {"grpc": {"rounds": 5, "local": {"loss": {"negatives": 2}}}}
+    local = {"loss": {"name": "bce", "negatives": 8}, "learning_rate": 0.5}
     path.write_text(yaml.safe_dump(LEAST | {"rounds": 40, "local": local, "executors": overlays}))
     return path
 
@@ -147,15 +154,57 @@ def by_executor(tmp_path: Path) -> Path:
         ("inline", (), (40, 8)),
         ("grpc", (), (5, 2)),
         ("grpc", ("rounds=7",), (7, 2)),
-        ("inline", ("local.negatives=1", "rounds=9", "rounds=3"), (3, 1)),
+        ("inline", ("local.loss.negatives=1", "rounds=9", "rounds=3"), (3, 1)),
     ],
 )
 def test_changes_lie_over_the_executors_over_the_rest(
     by_executor: Path, executor: str, changes: tuple[str, ...], expected: tuple[int, int]
 ) -> None:
     settings = load_settings(by_executor, executor, changes)
-    assert (settings.rounds, settings.local.negatives) == expected
+    assert (settings.rounds, settings.local.loss.negatives) == expected
     assert settings.local.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "expected"),
+    [
+        (None, "bce", {"name": "bce", "negatives": 4}),
+        ("bce", {"negatives": 8}, {"name": "bce", "negatives": 8}),
+        ({"name": "bce", "negatives": 8}, "bce", {"name": "bce", "negatives": 8}),
+        ({"name": "bce", "negatives": 8}, "softmax", {"name": "softmax"}),
+        ({"name": "bce", "negatives": 8}, {"name": "squares", "confidence": 3}, {"name": "squares", "confidence": 3.0}),
+        ("softmax", {"name": "bce"}, {"name": "bce", "negatives": 4}),
+    ],
+)
+def test_a_component_is_laid_over_another_one(below: Any, above: Any, expected: dict[str, Any]) -> None:
+    """Its own settings stay under its own name; under another one, what that one has no setting for is left behind."""
+    content = LEAST | ({"local": {"loss": below}} if below else {})
+    settings = parse_settings(overlaid(content, {"local": {"loss": above}}), "my.yaml")
+    assert settings.local.loss.model_dump() == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"local": {"loss": {"negatives": 8}}}, r"local\.loss: softmax has no setting 'negatives'; bce has"),
+        (
+            {"local": {"loss": {"name": "bce", "negativs": 8}}},
+            "bce has no setting 'negativs'; the nearest known one is",
+        ),
+        ({"local": {"loss": {"name": "softmax", "x": 8}}}, "softmax has no setting 'x', nor any other"),
+        ({"local": {"backbone": {"l1_weight": 1}}}, "history has no setting 'l1_weight'; fedrap has"),
+        ({"local": {"backbone": {"ridge": 1}}}, "history has no setting 'ridge'; fcf has"),
+        ({"local": {"loss": {"name": "softmax", "next_item_samples": 8}}}, "'next_item_samples'; next has"),
+        ({"mosaic": {"method": {"name": "sft", "blocks": 2}}}, "sft has no setting 'blocks'; pq and fedmosaic have"),
+        ({"mosaic": {"method": {"name": "pq", "temperature": 2}}}, "pq has no setting 'temperature'; fedmosaic has"),
+        ({"mosaic": {"method": {"proximity": 2}}}, "fedmosaic has no setting 'proximity'; ditto has"),
+        ({"strategy": {"name": "combined", "x": 1}}, "combined has no setting 'x', nor any other"),
+        ({"local": {"negatives": 8}}, r"unknown setting 'local\.negatives'; .* 'local\.loss\.negatives'"),
+    ],
+)
+def test_a_setting_of_another_component_names_those_that_have_it(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_settings(LEAST | changes, "my.yaml")
 
 
 @pytest.mark.parametrize("overlays", [{"slurm": {"rounds": 5}}, ["grpc"], None, {"grpc": 5}])
@@ -165,7 +214,9 @@ def test_settings_by_executor_must_be_settings(by_executor: Path, overlays: Any)
         load_settings(by_executor, "grpc")
 
 
-@pytest.mark.parametrize("change", ["rounds", "=", "rounds=[5", "rounds=a: b: c", "local=3", "local.negatives.more=1"])
+@pytest.mark.parametrize(
+    "change", ["rounds", "=", "rounds=[5", "rounds=a: b: c", "local=3", "local.loss.negatives.more=1"]
+)
 def test_a_change_that_is_none_is_named(by_executor: Path, change: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_settings(by_executor, "inline", [change])

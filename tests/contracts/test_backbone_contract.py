@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from tessera.client import cohort
-from tessera.client.backbones import BACKBONES
-from tessera.client.backbones.base import BackboneInput, quadratic
+from tessera.client.backbones import BackboneInput, make_backbone
 from tessera.client.histories import histories
 from tessera.client.router import Routed
 from tessera.common.config.settings import LocalSettings
 from tessera.common.protocol.updates import Update
-from tessera.common.registry import backbones as common_backbones
+from tessera.common.registry.backbones import BACKBONES
 from tessera.deploy.executors import inline
 from tessera.server.run_folder import read_metrics
 from tessera.server.strategies.fedvlr import FedVLR
@@ -51,9 +50,8 @@ def double(split):
     return histories(split).to(torch.device("cpu"), torch.float64)
 
 
-def test_both_sides_know_the_same_backbones() -> None:
-    assert BACKBONES.keys() == common_backbones.BACKBONES.keys()
-    assert LOCAL.keys() == BACKBONES.keys()
+def test_every_backbone_is_held_to_the_contract() -> None:
+    assert LOCAL.keys() == set(BACKBONES)
 
 
 @every_backbone
@@ -148,13 +146,14 @@ def test_fcf_solves_the_weighted_squares_of_each_user() -> None:
     local, strategy = start("fcf")
     split, views = small_split(n_users=5, n_items=30), strategy.build_views()["views"]
     weights = torch.softmax(torch.randn(5, len(views), dtype=torch.float64), dim=1)
-    found = quadratic(BackboneInput({}, {}, double(split), Routed(views, weights)), local)
+    fcf = make_backbone(local.backbone)
+    found = fcf.solved(BackboneInput({}, {}, double(split), Routed(views, weights)))["user"]
     for u in range(5):
         fbar = torch.einsum("g,gnd->nd", weights[u], views)
         wanted = torch.zeros(30, dtype=torch.float64)
         wanted[split.train_items[split.offsets[u] : split.offsets[u + 1]]] = 1
-        c = 1 + local.confidence * wanted
-        system = fbar.T @ (c[:, None] * fbar) + local.ridge * torch.eye(8, dtype=torch.float64)
+        c = 1 + local.backbone.confidence * wanted
+        system = fbar.T @ (c[:, None] * fbar) + local.backbone.ridge * torch.eye(8, dtype=torch.float64)
         torch.testing.assert_close(found[u], torch.linalg.solve(system, fbar.T @ (c * wanted)), rtol=1e-7, atol=1e-9)
 
 
@@ -164,11 +163,11 @@ def test_fedrap_penalty_sets_in_with_the_rounds_and_is_bounded() -> None:
     state = cohort.start_state(split.users, local, sent["views"], seed=1)
     state.parameters["items"].normal_(std=100)
     given = cohort.routed(state.parameters, sent, double(split), local)
-    backbone = BACKBONES["fedrap"]
-    assert torch.equal(backbone.penalty(given, local, 0), torch.zeros(3, dtype=torch.float64))
-    early, late = (backbone.penalty(given, local, round) for round in (1, 50))
+    backbone = make_backbone(local.backbone)
+    assert torch.equal(backbone.penalty(given, 0), torch.zeros(3, dtype=torch.float64))
+    early, late = (backbone.penalty(given, round) for round in (1, 50))
     assert (early.abs() < late.abs()).all()
-    assert (late > -local.difference_weight).all()
+    assert (late > -local.backbone.difference_weight).all()
 
 
 def test_pfedrec_tunes_items_anew_in_every_round() -> None:

@@ -156,7 +156,7 @@ def test_overwrite_starts_anew_with_changed_settings(desk: Path, copied: Path) -
     assert found["baselines"] == {}
     run = copied / "runs" / "small"
     assert read_json(run / "status.json")["run"] != before
-    assert yaml.safe_load((run / "config.yaml").read_text())["local"]["backbone"] == "fedavg"
+    assert yaml.safe_load((run / "config.yaml").read_text())["local"]["backbone"] == {"name": "fedavg"}
     assert [folder.name for folder in (run / "devices").iterdir()] == ["node-0"]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tessera.client.adapters.signature import DECAYED, LIMIT, NOISE
 from tessera.client.app import app
-from tessera.client.methods import METHODS, LocalTraining
+from tessera.client.methods import LocalTraining, make_method
 from tessera.client.private_state import Store
 from tessera.client.qa_client import QUESTIONS, QAClient
 from tessera.common.data.questions import Questions
@@ -21,7 +21,7 @@ from tessera.common.protocol.messages import Task
 from tessera.common.protocol.signature_mask import kept_coordinates, n_kept
 from tessera.common.protocol.tensors import array_bytes
 from tessera.common.protocol.updates import Update
-from tessera.common.registry.methods import METHOD_SPECS
+from tessera.common.registry.methods import METHODS
 from tessera.common.towers.aligned_init import aligned_init_path
 from tessera.common.towers.io import save_reader
 from tessera.common.towers.transformer import OUTPUT_DIM
@@ -104,8 +104,12 @@ class Heard:
     exchanges: list[Exchange]
     method: str
 
+    @property
+    def uploads(self) -> str | None:
+        return make_method(self.job.settings.mosaic.method).uploads
 
-@pytest.fixture(scope="module", params=METHOD_SPECS)
+
+@pytest.fixture(scope="module", params=METHODS)
 def heard(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Heard:
     job = pupils_job(
         dataset, tmp_path_factory.mktemp(request.param) / "run", 4, rounds=2, mosaic={"method": request.param}
@@ -114,7 +118,7 @@ def heard(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytes
 
 
 def test_only_what_is_merged_goes_up_and_each_gets_its_own_mix(heard: Heard) -> None:
-    method, uploads = METHOD_SPECS[heard.method], METHODS[heard.method].uploads
+    method, uploads = METHODS[heard.method], heard.uploads
     assert len(heard.exchanges) == 4 * (1 + 2 + 2)
     for exchange in heard.exchanges:
         update, (client,) = exchange.update, exchange.update[ADAPTERS].towers
@@ -133,14 +137,14 @@ def test_only_what_is_merged_goes_up_and_each_gets_its_own_mix(heard: Heard) -> 
 
 
 def test_bytes_are_those_of_p_q_lora_and_the_signature(heard: Heard) -> None:
-    method, r = METHOD_SPECS[heard.method], RANK
+    method, r = METHODS[heard.method], RANK
     for name in ("tiny", "small"):
         width, depth = READERS[name].width, READERS[name].depth
         placed = BLOCKS if method.pq else 0
         in_and_out = 4 * 2 * width + 2 * 5 * width  # q, k, v, out; and the two of the MLP
         q_and_k = 2 * 2 * width  # which have no place
         module = placed * (4 * 4 * (r * r + r) + 4 * r * q_and_k) + (depth - placed) * 4 * r * in_and_out
-        module = module if METHODS[heard.method].uploads else 0
+        module = module if heard.uploads else 0
         signature = 4 * N_KEPT if method.shares == "relevant" else 0
         of_class = [e for e in heard.exchanges if next(iter(e.update[ADAPTERS].towers.values())).startswith(name)]
         assert len(of_class) == 2 * 5
@@ -168,7 +172,7 @@ def private(heard: Heard, folder: Path) -> Iterator[tuple[str, bytes]]:
     assert kept is not None
     tensors = {name: value[0] for name, value in kept.parameters.items()}
     hidden = {name: value for name, value in tensors.items() if name.startswith("local/")}
-    if METHODS[heard.method].uploads == "local":
+    if heard.uploads == "local":
         hidden = {}
     hidden["gates"] = torch.stack([value for name, value in tensors.items() if name.startswith("gate/")])
     if DECAYED in tensors:
@@ -194,7 +198,7 @@ def noise_free(decayed: Tensor) -> Tensor:
 
 
 def test_a_signature_is_noised_before_it_leaves(heard: Heard) -> None:
-    if METHOD_SPECS[heard.method].shares != "relevant":
+    if METHODS[heard.method].shares != "relevant":
         pytest.skip("no signatures")
     for exchange in heard.exchanges:
         if (exchange.task.kind, exchange.task.round) == ("train", 2):
@@ -278,7 +282,7 @@ def test_an_absent_node_keeps_its_say_and_gets_its_mix_later(tmp_path: Path, dat
 def test_a_device_with_another_tower_or_start_is_named_before_the_first_round(
     tmp_path: Path, dataset: Path, file: str
 ) -> None:
-    job = pupils_job(dataset, tmp_path / "run", 3, mosaic={"alignment": "random"})
+    job = pupils_job(dataset, tmp_path / "run", 3, mosaic={"method": {"alignment": "random"}})
     path = job.devices[1] / "tower" / file
     if file == "reader.safetensors":
         save_reader(reader("small", seed=1), path, {})

@@ -7,9 +7,9 @@ import pytest
 import torch
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from tessera.client.backbones import BACKBONES
 from tessera.client.private_state import Store
 from tessera.client.recommend import Personal
+from tessera.common.registry.backbones import BACKBONES
 from tessera.deploy.executors import inline
 from tests.support.catalogues import small_job
 

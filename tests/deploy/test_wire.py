@@ -47,7 +47,7 @@ def test_a_resumed_run_in_few_bits_equals_the_whole_one_bit_for_bit(tmp_path: Pa
 
 def test_a_node_sends_rows_of_its_peoples_items_only(tmp_path: Path) -> None:
     """With sampled negatives most items of a large catalogue are zero: what travels is less, and loses nothing."""
-    local = {"backbone": "fedavg", "loss": "bce", "negatives": 1}
+    local = {"backbone": "fedavg", "loss": {"name": "bce", "negatives": 1}}
     items: list[int] = []
 
     def listen(question: Message, reply: Message) -> list[Message]:

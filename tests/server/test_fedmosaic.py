@@ -41,9 +41,11 @@ def sent(numbers: list[int], seed: int = 0) -> Update:
     return adapters(towers, modules)
 
 
-def strategy(method: str = "fedmosaic", **mosaic: object) -> FedMosaic:
+def strategy(method: str = "fedmosaic", largest: float = 1e3, **own: object) -> FedMosaic:
     chosen: Settings = settings(
-        data={"folder": "x", "kind": "questions"}, strategy="fedmosaic", mosaic={"method": method, **mosaic}
+        data={"folder": "x", "kind": "questions"},
+        strategy="fedmosaic",
+        mosaic={"method": {"name": method, **own}, "largest": largest},
     )
     known = {TOWERS[number]: adapter_update(number) for number in range(5)}
     shapes = {tower: {name: tuple(v.shape) for name, v in one.parts().items()} for tower, one in known.items()}

@@ -26,8 +26,7 @@ VARIANTS = {
     "history-softmax-aged": {"backbone": "history", "loss": "softmax", "recency": 0.7, "local_epochs": 2},
     "history-next": {
         "backbone": "history",
-        "loss": "next",
-        "next_item_samples": 3,
+        "loss": {"name": "next", "next_item_samples": 3},
         "recency": 1.0,
         "history_mask": 0.3,
         "local_epochs": 2,
@@ -67,8 +66,8 @@ def test_one_vjp_of_the_cohort_is_algorithm_1_with_all_parameters_on_the_client(
     total_weight = 0.0
     for row, user in enumerate(split.users):
         items = split.train_items[split.offsets[row] : split.offsets[row + 1]].tolist()
-        client = NaiveClient(len(sent["views"]), 8, local.backbone, torch.float64)
-        names = {"head": "theta", "bias": "offset"} if local.backbone == "fedavg" else {"user": "theta"}
+        client = NaiveClient(len(sent["views"]), 8, local.backbone.name, torch.float64)
+        names = {"head": "theta", "bias": "offset"} if local.backbone.name == "fedavg" else {"user": "theta"}
         names |= {"router.scale": "scale", "router.bias": "bias"}
         for name, own in names.items():
             getattr(client, own).data.copy_(state.parameters[name][row])

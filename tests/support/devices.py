@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tessera.common.config.loading import parse_settings
+from tessera.common.config.loading import overlaid, parse_settings
 from tessera.common.config.settings import Settings
 from tessera.deploy.executors.run import make_job
 from tessera.deploy.job import Job
@@ -20,7 +20,8 @@ def people_with_towers(folder: Path, n_users: int = 14) -> Path:
 
 def people_settings(**changes: Any) -> Settings:
     """A few quick rounds of both; `changes` replace whole groups or single settings, but of `mosaic` only what they name."""
-    mosaic = {"classes": ["tiny", "small"], "rank": RANK, "blocks": BLOCKS, **changes.pop("mosaic", {})}
+    mosaic = {"classes": ["tiny", "small"], "rank": RANK, "method": {"name": "fedmosaic", "blocks": BLOCKS}}
+    changes = overlaid({"mosaic": mosaic}, changes)
     content: dict[str, Any] = {
         "name": "people",
         "data": {"folder": "people"},
@@ -31,7 +32,7 @@ def people_settings(**changes: Any) -> Settings:
         "evaluation": {"every": 1, "baselines": False},
         "wire": {"views": "float32"},
     }
-    return parse_settings(content | changes | {"mosaic": mosaic}, "test")
+    return parse_settings(content | changes, "test")
 
 
 def people_job(dataset: Path, run_dir: Path, nodes: int = 2, resume: bool = False, **changes: Any) -> Job:

@@ -14,7 +14,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tessera.common.config.loading import parse_settings
+from tessera.common.config.loading import overlaid, parse_settings
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.questions import PICTURE, TEXT, WORD, Codebook, Questions
@@ -90,15 +90,14 @@ def pupils_settings(**changes: Any) -> Settings:
     mosaic = {
         "classes": ["tiny", "small"],
         "rank": RANK,
-        "blocks": BLOCKS,
+        "method": {"name": "fedmosaic", "blocks": BLOCKS},
         "steps": 4,
         "batch": 8,
-        **changes.pop("mosaic", {}),
     }
-    evaluation = {"every": 1, "baselines": False, **changes.pop("evaluation", {})}
+    changes = overlaid({"mosaic": mosaic, "evaluation": {"every": 1, "baselines": False}}, changes)
     data = {"folder": "pupils", "kind": "questions"}
     content = {"name": "pupils", "data": data, "strategy": "fedmosaic", "rounds": 3, "device": "cpu"}
-    return parse_settings(content | changes | {"mosaic": mosaic, "evaluation": evaluation}, "test")
+    return parse_settings(content | changes, "test")
 
 
 def pupils_job(dataset: Path, run_dir: Path, nodes: int = 3, resume: bool = False, **changes: Any) -> Job:

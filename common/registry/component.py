@@ -1,0 +1,29 @@
+"""The base of all settings, and of those of one component: frozen, typed, and strict about names.
+
+A component's settings are written `{name: bce, negatives: 8}`; one that has none of its own needs no class.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Step = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class FrozenSettings(BaseModel):
+    """Settings that refuse keys they do not have, and never change. Attribute docstrings describe them to editors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+
+
+class ComponentSettings(FrozenSettings):
+    """What all components have: a name. Those with settings of their own extend it."""
+
+    name: str
+    """Which component it is."""

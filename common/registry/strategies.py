@@ -1,0 +1,52 @@
+"""What both sides must know of a strategy: its settings, and which groups of the run's settings it reads.
+
+A new one is one file in `server/strategies/` and one entry here, or an entry point `tessera.strategies` of another package.
+"""
+
+from dataclasses import dataclass
+
+from tessera.common.registry.component import ComponentSettings
+from tessera.common.registry.registry import Registry
+
+VIEWS_GROUPS = frozenset({"views", "local", "server", "wire", "privacy"})
+"""Groups of settings that concern the server's views and the gradients that come back for them."""
+TOWER_GROUPS = frozenset({"mosaic"})
+"""Groups of settings that concern towers on the devices."""
+
+
+@dataclass(frozen=True)
+class StrategySpec:
+    """A strategy: a `tessera.server.strategies.base.Strategy`, named by `implementation`, and what both sides know of it.
+
+    `groups` are the groups of settings that it reads; others are refused. `is_sum` says whether all that the server learns
+    of the devices is the sum of their updates.
+    """
+
+    implementation: str
+    groups: frozenset[str]
+    is_sum: bool
+    settings: type[ComponentSettings] = ComponentSettings
+
+    @property
+    def has_views(self) -> bool:
+        """Whether the server sends views of the items."""
+        return "views" in self.groups
+
+    @property
+    def has_towers(self) -> bool:
+        """Whether devices adapt towers of their own."""
+        return "mosaic" in self.groups
+
+
+STRATEGIES = Registry(
+    "strategy",
+    "tessera.strategies",
+    StrategySpec,
+    {
+        "fedvlr": StrategySpec("tessera.server.strategies.fedvlr:FedVLR", VIEWS_GROUPS, is_sum=True),
+        "fedmosaic": StrategySpec("tessera.server.strategies.fedmosaic:FedMosaic", TOWER_GROUPS, is_sum=False),
+        "combined": StrategySpec(
+            "tessera.server.strategies.combined:Combined", VIEWS_GROUPS | TOWER_GROUPS, is_sum=False
+        ),
+    },
+)
