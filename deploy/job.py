@@ -1,16 +1,13 @@
-"""A job: everything an executor needs to carry out a run, and the folders it lies in."""
+"""What an executor is given, a job: the settings of a run, its dataset, the devices' folders, and where it all goes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from tessera.common.config.settings import Settings
-from tessera.common.data.catalogue import Catalogue, load_catalogue, save_items
-from tessera.common.data.interactions import Interactions, assign, load_interactions
 from tessera.server.run_folder import Report
 
-__all__ = ["Executor", "Job", "Report", "device_folders", "partition", "partition_one"]
+__all__ = ["Executor", "Job", "Report"]
 
 
 @dataclass(frozen=True)
@@ -30,30 +27,3 @@ class Executor(Protocol):
     def __call__(self, job: Job, report: Report) -> None:
         """Run `job` to its end."""
         ...
-
-
-def partition(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, ...]:
-    """Deal a dataset's users out to `n_nodes` device folders below `out`: their own events and the items' titles only."""
-    catalogue = load_catalogue(dataset, modalities=False)
-    interactions = load_interactions(dataset, len(catalogue))
-    folders = tuple(device_folders(out, n_nodes))
-    for folder, rows in zip(folders, assign(interactions.users, n_nodes), strict=True):
-        _hand_out(catalogue, interactions.take(rows), folder)
-    return folders
-
-
-def partition_one(dataset: Path, folder: Path, node: int, n_nodes: int) -> None:
-    """Deal to one device folder what `partition` would give node `node` of `n_nodes`."""
-    catalogue = load_catalogue(dataset, modalities=False)
-    interactions = load_interactions(dataset, len(catalogue))
-    _hand_out(catalogue, interactions.take(assign(interactions.users, n_nodes)[node]), folder)
-
-
-def _hand_out(catalogue: Catalogue, own: Interactions, folder: Path) -> None:
-    save_items(catalogue, folder)
-    own.save(folder)
-
-
-def device_folders(out: Path, n_nodes: int) -> Sequence[Path]:
-    """Where `partition` puts the folders of `n_nodes` nodes."""
-    return [out / f"node-{node}" for node in range(n_nodes)]

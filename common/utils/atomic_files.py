@@ -7,14 +7,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-
 from tessera.common.errors import DamagedError, DataError, StorageError
+
+if TYPE_CHECKING:
+    import torch
 
 PRIVATE = 0o600
 """Mode of a file that only its owner may read."""
@@ -89,9 +88,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, mode: int = 0o666
+    path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None, mode: int = 0o666
 ) -> None:
     """Write tensors as safetensors, atomically and sealed; the same content is the same file. Raises `StorageError`."""
+    from safetensors.torch import save  # only here: whoever reads JSON need not wait for torch
+
     packed = memoryview(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
     start = 8 + int.from_bytes(packed[:8], "little")
     header, data = json.loads(bytes(packed[8:start])), packed[start:]
@@ -102,11 +103,13 @@ def write_tensors(
     _write(path, [len(head).to_bytes(8, "little"), head, data], mode)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]:
     """Read tensors and metadata of a safetensors file, as `write_tensors` or another program wrote it.
 
     Raises `DamagedError` when it is truncated, foreign, or not as its seal says, `DataError` when there is none to be read.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -16,9 +16,11 @@ from tessera.common.errors import DataError
 from tessera.common.registry.converters import CONVERTERS, unused_option
 from tessera.deploy.cli.encode import EPILOG, encode_command
 from tessera.deploy.executors.run import partition_for
-from tessera.deploy.job import partition
+from tessera.deploy.provisioning.partition import partition
 
-app = typer.Typer(no_args_is_help=True, help="Convert raw data into datasets, describe them, generate the demo shop.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Convert raw data into datasets, describe them, share them out."
+)
 console = Console()
 app.command("encode", epilog=EPILOG)(encode_command)
 

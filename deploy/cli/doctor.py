@@ -17,9 +17,11 @@ EPILOG = (
     "tessera doctor --data-dir DEVICE --server server.example:9092 --ca ca.crt"
 )
 COLOURS = {Level.ok: "green", Level.warning: "yellow", Level.problem: "bold red"}
+app = typer.Typer(add_completion=False)
 console = Console(highlight=False)
 
 
+@app.command(epilog=EPILOG)
 def doctor(
     folder: Annotated[Path | None, typer.Option("--dir", help="A server's folder to check.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="A device's folder to check.")] = None,

@@ -16,7 +16,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tessera.common.config.loading import load_settings
 from tessera.common.errors import RunError
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.federation.certificates import make_certificates
@@ -25,11 +24,12 @@ from tessera.deploy.federation.registry import REVOKED, find, table
 from tessera.deploy.federation.superlink import CONTROL_PORT, HOMES, PORT, Control, Server, start_superlink
 from tessera.deploy.federation.supernode import join as join_federation
 from tessera.deploy.federation.supernode import public_key
-from tessera.deploy.job import Job
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="A federation on separate machines, in four commands: `certificates` and `server` on the server, `join` on each "
+    add_completion=False,
+    help="Run a federation on separate machines: server, devices, certificates and keys.\n\n"
+    "In four commands: `certificates` and `server` on the server, `join` on each "
     "device, `submit` on the server. Once for each device, `register` its public key on the server; `list` shows them, "
     "`revoke` shuts them out.",
 )
@@ -157,8 +157,10 @@ def submit(
 
     The run begins when as many devices have joined as the setting federation.nodes says.
     """
+    from tessera.common.config.loading import load_settings
     from tessera.deploy.cli.display import RunDisplay, show_result, summary
     from tessera.deploy.executors.grpc import carry_out
+    from tessera.deploy.job import Job
     from tessera.server.run_folder import read_result
 
     settings = load_settings(config, "grpc", change or ())

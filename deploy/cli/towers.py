@@ -1,4 +1,7 @@
-"""`tessera towers`: fit the towers of device classes on a catalogue, and test what P and Q carry over between them."""
+"""`tessera towers`: fit the towers of device classes on a catalogue.
+
+A tower is an encoder of ours, small enough for a device; a device class is a size of it.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,9 +14,7 @@ from rich.table import Table
 
 from tessera.common.towers.transformer import SIZES
 
-app = typer.Typer(
-    no_args_is_help=True, help="Fit the towers of device classes, and test what carries over between them."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 console = Console(highlight=False)
 READER = "reader"
 KINDS = (READER, "image", "text")
@@ -21,8 +22,12 @@ FIT_EPILOG = (
     "Examples: tessera towers fit data/questions --classes tiny,small,base   |   "
     "tessera towers fit data/ml --classes tiny,base --kinds image,text"
 )
-TRANSFER_EPILOG = "Example: tessera towers transfer data/questions --classes tiny,base --task contrast"
 Classes = Annotated[str, typer.Option(help="Device classes, separated by commas.")]
+
+
+@app.callback()
+def towers() -> None:
+    """Fit the encoders that devices adapt, one for each device class."""
 
 
 @app.command("fit", epilog=FIT_EPILOG)
@@ -80,33 +85,6 @@ def _show_encoders(told: Mapping[tuple[str, str], dict[str, Any]]) -> None:
     for (name, kind), about in told.items():
         facts = (about["width"], about["depth"], f"{about['cosine']:.2f}", f"{100 * about['retrieval']:.1f}")
         table.add_row(name, kind, *map(str, facts))
-    console.print(table)
-
-
-@app.command("transfer", epilog=TRANSFER_EPILOG)
-def transfer_command(
-    dataset: Path,
-    classes: Classes = ",".join(SIZES),
-    task: Annotated[str, typer.Option(help="Only tasks with this in their names.")] = "",
-    alignments: Annotated[str, typer.Option(help="Alignments, separated by commas.")] = "effects,whitened,paper,random",
-    rank: Annotated[int, typer.Option(min=1, help="Size of P.")] = 16,
-) -> None:
-    """Train P and Q on tasks in one tower, plug them into another, and score both: does anything carry over?
-
-    A tower's gain is that of its accuracy on the tests over what it was before. What random A and B carry over is chance.
-    """
-    from tessera.benchmarks.harness.transfer import summary, transfer
-
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        shown = bar.add_task("trying", total=None)
-
-        def advance(trainings: int) -> None:
-            bar.update(shown, total=trainings) if trainings else bar.advance(shown)
-
-        found = transfer(dataset, _split(classes), _split(alignments), task, rank, advance)
-    table = Table("family", "alignment", "learnt by", "got by", "tasks", "own gain", "transferred", "share")
-    for row in summary(found):
-        table.add_row(*row)
     console.print(table)
 
 

@@ -29,8 +29,8 @@ from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.processes import program, terminable
 from tessera.deploy.federation.superlink import PORT, Control, Server
 from tessera.deploy.federation.supernode import HOME, KEY, public_key
-from tessera.deploy.job import partition_one
 from tessera.deploy.provisioning.datasets import prepared_dataset
+from tessera.deploy.provisioning.partition import partition_one
 from tessera.server.run_folder import read_result
 
 SERVER, DEVICE, RUNS, DATA = Path("/server"), Path("/device"), Path("/runs"), Path("/data")

@@ -1,4 +1,4 @@
-"""`tessera train` without its options: from settings to a run's result, over any executor."""
+"""Runs a federation: from settings to a run's result, over any executor."""
 
 import shutil
 from importlib import import_module
@@ -10,7 +10,8 @@ from tessera.common.config.settings import Settings
 from tessera.common.errors import RunError
 from tessera.common.utils.atomic_files import read_json
 from tessera.common.utils.folder_lock import SERVING, clear, hold_folder
-from tessera.deploy.job import Executor, Job, Report, device_folders, partition
+from tessera.deploy.job import Executor, Job, Report
+from tessera.deploy.provisioning.partition import device_folders, partition
 from tessera.server.run_folder import read_result, require
 
 EXECUTORS = {

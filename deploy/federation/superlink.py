@@ -10,14 +10,16 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tessera.common.errors import RunError, TesseraError
 from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
 from tessera.deploy.federation.certificates import Certificates, check_server
 from tessera.deploy.federation.processes import LOOPBACK, Process, environment, free_port, program, start, tail
 from tessera.deploy.federation.registry import REVOKED, RegisteredNode, fingerprint, note, registered_nodes
-from tessera.deploy.job import Job
+
+if TYPE_CHECKING:
+    from tessera.deploy.job import Job
 
 CONNECTION = "tessera"
 PORT, CONTROL_PORT = 9092, 9093
@@ -133,7 +135,7 @@ def wait_until_ready(server: Server, superlink: Process) -> None:
         time.sleep(0.1)
 
 
-def write_app(folder: Path, job: Job) -> Path:
+def write_app(folder: Path, job: "Job") -> Path:
     """Write the Flower app of a job: a pyproject.toml that names the installed apps, and the run's settings. No code.
 
     So the server ships no code to devices: what runs there is what the device's owner installed. (Flower 1.39 does not

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import polars as pl
 import pytest
 import typer
 import yaml
-from click import Command, Group
+from click import Command, Context, Group
 
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import load_interactions
@@ -269,17 +270,19 @@ def test_a_run_that_diverges_stops_and_says_so(desk: Path) -> None:
     assert [line["kind"] for line in read_metrics(desk / "runs" / "wild")][-1] != "result"
 
 
-def leaves(command: Command, *path: str) -> list[tuple[str, ...]]:
-    """The names of all commands that do something."""
-    if isinstance(command, Group):
-        return [leaf for name, part in command.commands.items() for leaf in leaves(part, *path, name)]
-    return [path]
+def leaves(command: Command | None, *path: str) -> list[tuple[str, ...]]:
+    """The names of all commands that do something, each imported as when it is called."""
+    if not isinstance(command, Group):
+        return [path]
+    context = Context(command)
+    called = {name: command.resolve_command(context, [name])[1] for name in command.list_commands(context)}
+    return [leaf for name, part in called.items() for leaf in leaves(part, *path, name)]
 
 
 def test_every_command_has_help_with_an_example(here: Callable[..., tuple[int, str, str]]) -> None:
-    here("--help")
     commands = leaves(typer.main.get_command(cli.app))
-    assert {("train",), ("demo",), ("recommend",), ("data", "convert")} <= set(commands)
+    expected = {("train",), ("demo",), ("recommend",), ("data", "convert"), ("towers", "transfer")}
+    assert expected <= set(commands)
     for command in commands:
         code, shown, _ = here(*command, "--help")
         assert code == 0, command
@@ -291,3 +294,18 @@ def test_help_lists_what_there_is(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert all(re.search(rf"\b{name}\b", done.stdout) for name in ("train", "demo", "recommend", "data", "federate"))
     assert list(tmp_path.iterdir()) == [], "asking for help leaves nothing behind"
+
+
+def test_the_list_of_commands_says_of_each_what_it_says_itself() -> None:
+    for name, listed in cli.COMMANDS.items():
+        assert cli.load(name, listed.target).get_short_help_str(200) == listed.help
+
+
+def test_a_command_that_there_is_not_is_answered_with_the_nearest(here: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, told = here("trian")
+    assert code == 2
+    assert "Did you mean 'train'?" in told
+
+
+def test_the_version_is_that_of_the_package(here: Callable[..., tuple[int, str, str]]) -> None:
+    assert here("--version")[:2] == (0, f"tessera {version('tessera')}\n")

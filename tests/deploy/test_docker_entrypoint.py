@@ -14,7 +14,7 @@ from tessera.deploy.docker.healthcheck import FRESH
 from tessera.deploy.environment import QUIET
 from tessera.deploy.federation.certificates import make_node_key
 from tessera.deploy.federation.supernode import KEY
-from tessera.deploy.job import partition
+from tessera.deploy.provisioning.partition import partition
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 

@@ -22,7 +22,7 @@ from tessera.deploy.doctor.machine import PACKAGES, packages, ray_address
 from tessera.deploy.doctor.server import check_address, check_server_folder
 from tessera.deploy.federation.certificates import Certificates, make_certificates, make_node_key
 from tessera.deploy.federation.superlink import Server
-from tessera.deploy.job import partition
+from tessera.deploy.provisioning.partition import partition
 from tests.deploy.test_certificates import tls_server
 
 NOBODY = 65534

@@ -25,7 +25,8 @@ from tessera.deploy.federation.processes import Process, remains, start, stop
 from tessera.deploy.federation.registry import find
 from tessera.deploy.federation.superlink import Control, Server, start_superlink, wait_until_ready, write_app
 from tessera.deploy.federation.supernode import explain, join, parse_address, start_supernode
-from tessera.deploy.job import Job, partition
+from tessera.deploy.job import Job
+from tessera.deploy.provisioning.partition import partition
 
 SETTINGS: dict[str, Any] = {
     "name": "small",

@@ -17,7 +17,7 @@ from tessera.common.utils.folder_lock import clear, hold_folder
 from tessera.deploy.federation.certificates import make_certificates, make_node_key
 from tessera.deploy.federation.processes import end_leftovers, remains, start, stop
 from tessera.deploy.federation.superlink import Control, Server
-from tessera.deploy.job import partition
+from tessera.deploy.provisioning.partition import partition
 from tessera.server.run_folder import read_metrics
 from tests.deploy.test_grpc import SETTINGS, left_behind, linux
 from tests.support.commands import SECONDS, Start, commands, wait
@@ -117,8 +117,8 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_lets_go_of_its_folder(tmp_path: Path) -> None:
-    code = "import time; from pathlib import Path; from tessera.common.utils.folder_lock import alone\n"
-    code += f"with alone(Path({str(tmp_path)!r})):\n"
+    code = "import time; from pathlib import Path; from tessera.common.utils.folder_lock import hold_folder\n"
+    code += f"with hold_folder(Path({str(tmp_path)!r})):\n"
     code += "    print('held', flush=True); time.sleep(300)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
         assert holder.stdout

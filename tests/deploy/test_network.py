@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tessera.deploy.federation.superlink import CONTROL_PORT, PORT
-from tessera.deploy.job import partition
+from tessera.deploy.provisioning.partition import partition
 from tessera.server.run_folder import read_metrics
 from tests.deploy.test_grpc import SETTINGS, left_behind
 from tests.support.commands import TESSERA, Command, Start, commands, wait

@@ -23,7 +23,8 @@ from tessera.deploy.executors import inline
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.superlink import Control, Server
 from tessera.deploy.federation.supernode import public_key
-from tessera.deploy.job import Job, partition
+from tessera.deploy.job import Job
+from tessera.deploy.provisioning.partition import partition
 from tessera.server.run_folder import read_metrics
 from tests.deploy.test_grpc import left_behind
 from tests.faults.forwarder import Forwarder

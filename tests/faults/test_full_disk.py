@@ -19,7 +19,7 @@ from tessera.common.utils.atomic_files import digest
 from tessera.deploy.executors import inline
 from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.executors.run import make_job
-from tessera.deploy.job import partition
+from tessera.deploy.provisioning.partition import partition
 from tessera.server.app import serve
 from tessera.server.run_folder import read_metrics
 from tests.faults.killing import outcome

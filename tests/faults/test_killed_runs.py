@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tessera.deploy.job import partition
+from tessera.deploy.provisioning.partition import partition
 from tests.support.catalogues import small_dataset
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,103 @@
+"""`tessera demo`, `tessera bench` and `tessera towers transfer`: the commands that measure, as entry points `tessera.commands`.
+
+All that a command needs is imported inside it: this module is, whenever commands are listed.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from tessera.common.utils.folder_lock import hold_folder
+
+demo = typer.Typer(add_completion=False)
+bench = typer.Typer(add_completion=False)
+transfer = typer.Typer(add_completion=False)
+console = Console(highlight=False)
+DEMO = Path(__file__).with_name("demo.yaml")
+Runs = Annotated[Path, typer.Option(help="Folder the runs lie in.")]
+
+
+@demo.command(epilog="Example: tessera demo --nodes 3")
+def run_demo(
+    config: Annotated[Path, typer.Argument(help="Settings of the run, YAML.")] = DEMO,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Number of nodes; the config's by default.")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train on the generated shop, show ten recommendations with reasons, and how well the users were understood."""
+    from tessera.benchmarks.harness.reliance import correlations, reliances
+    from tessera.client.recommend import Personal
+    from tessera.common.config.loading import load_settings
+    from tessera.deploy.cli.recommend import show_recommendations
+    from tessera.deploy.cli.train import train_and_show
+
+    settings = load_settings(config, "inline", [f"federation.nodes={nodes}"] if nodes else [])
+    job, figures = train_and_show(settings, "inline", None, runs, overwrite=True)
+    personal = Personal.open(job.devices[0])
+    user = personal.people()[0][0].users[0]
+    show_recommendations(personal, user, 10)
+    found = correlations(reliances(job.catalogue, job.devices))
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+    console.print(f"\nSpearman correlation of users' true reliance with what their devices learnt of it: {parts}")
+    print(json.dumps(figures | {"reliance_spearman": {name: round(value, 3) for name, value in found.items()}}))
+
+
+@bench.command(epilog="Example: tessera bench benchmarks/ml-latest-small/table2.yaml --data DATA --quick")
+def run_grid(
+    grid: Annotated[Path, typer.Argument(help="Methods, choices, seeds and centralised baselines, YAML.")],
+    data: Annotated[Path | None, typer.Option(help="As for train.")] = None,
+    runs: Runs = Path("runs"),
+    quick: Annotated[bool, typer.Option("--quick", help="Quick settings, one seed, no choices: does it run?")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="A method or baseline to run; may be repeated. The tables hold these alone."),
+    ] = None,
+) -> None:
+    """Run a grid of methods, seeds and centralised baselines, choosing on validation only; a killed one goes on where it was.
+
+    Writes results.parquet, differences.parquet and results.md, prints the tables, and ends with one line of JSON.
+    """
+    from tessera.benchmarks.harness.runner import run_bench
+    from tessera.benchmarks.harness.spec import BenchSpec
+
+    loaded = BenchSpec.load(grid, quick, only or ())
+    with hold_folder(runs / loaded.name):
+        outcome = run_bench(loaded, data, runs, lambda text: console.print(text, markup=False, soft_wrap=True))
+    console.print(outcome.markdown(), markup=False, soft_wrap=True)
+    print(json.dumps({"name": loaded.name, "folder": str(runs / loaded.name), "means": outcome.means()}))
+
+
+@transfer.command(epilog="Example: tessera towers transfer data/questions --classes tiny,base --task contrast")
+def run_transfer(
+    dataset: Path,
+    classes: Annotated[str, typer.Option(help="Device classes, separated by commas.")] = "tiny,small,base",
+    task: Annotated[str, typer.Option(help="Only tasks with this in their names.")] = "",
+    alignments: Annotated[str, typer.Option(help="Alignments, separated by commas.")] = "effects,whitened,paper,random",
+    rank: Annotated[int, typer.Option(min=1, help="Size of P.")] = 16,
+) -> None:
+    """Train P and Q on tasks in one tower, plug them into another, and score both: does anything carry over?
+
+    A tower's gain is that of its accuracy on the tests over what it was before. What random A and B carry over is chance.
+    """
+    from tessera.benchmarks.harness.transfer import summary
+    from tessera.benchmarks.harness.transfer import transfer as carry_over
+
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("trying", total=None)
+
+        def advance(trainings: int) -> None:
+            bar.update(shown, total=trainings) if trainings else bar.advance(shown)
+
+        found = carry_over(dataset, _split(classes), _split(alignments), task, rank, advance)
+    table = Table("family", "alignment", "learnt by", "got by", "tasks", "own gain", "transferred", "share")
+    for row in summary(found):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _split(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(","))

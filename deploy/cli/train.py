@@ -1,0 +1,89 @@
+"""`tessera train`: a federation on this machine, from a file of settings to a table of how good its recommendations are."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tessera.common.utils.folder_lock import hold_folder
+
+if TYPE_CHECKING:
+    from tessera.common.config.settings import Settings
+    from tessera.deploy.job import Job
+
+app = typer.Typer(add_completion=False)
+console = Console(highlight=False)
+EPILOG = "Example: tessera train benchmarks/demo.yaml --executor grpc --nodes 3 --set rounds=5"
+
+
+class ExecutorName(StrEnum):
+    """Ways to run a federation."""
+
+    inline = "inline"
+    ray = "ray"
+    grpc = "grpc"
+
+
+Config = Annotated[Path, typer.Argument(help="Settings of the run, YAML.")]
+Data = Annotated[
+    Path | None, typer.Option(help="The dataset's folder, or the one that holds it; TESSERA_DATA by default.")
+]
+Nodes = Annotated[int | None, typer.Option(min=1, help="Number of nodes; the config's by default.")]
+Runs = Annotated[Path, typer.Option(help="Folder the runs lie in.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")]
+
+
+@app.command(epilog=EPILOG)
+def train(
+    config: Config,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="One process, Ray workers, or separate processes over gRPC.")
+    ] = ExecutorName.inline,
+    data: Data = None,
+    nodes: Nodes = None,
+    runs: Runs = Path("runs"),
+    change: Changes = None,
+    resume: Resume = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
+) -> None:
+    """Train a federation, print the table with its baselines, and end with one line of JSON."""
+    from tessera.common.config.loading import load_settings
+
+    changes = [*(change or ()), *([f"federation.nodes={nodes}"] if nodes else [])]
+    settings = load_settings(config, executor.value, changes)
+    _, figures = train_and_show(settings, executor.value, data, runs, resume, overwrite)
+    print(json.dumps(figures))
+
+
+def train_and_show(
+    settings: "Settings", executor: str, data: Path | None, runs: Path, resume: bool = False, overwrite: bool = False
+) -> tuple["Job", dict[str, Any]]:
+    """Prepare the data, train, print the table; return the job, and the run's figures for a line of JSON."""
+    from tessera.deploy.cli.display import RunDisplay, show_result, summary
+    from tessera.deploy.executors.run import make_job, run_job
+    from tessera.deploy.provisioning.datasets import prepared_dataset
+    from tessera.server.run_folder import require
+
+    dataset = prepared_dataset(settings.data, data)
+    if settings.strategy_spec.has_towers and not resume:
+        from tessera.server.pretraining.fit_readers import ensure_towers
+
+        ensure_towers(dataset, settings, console.print)
+    if resume:
+        require(runs / settings.name, resume)  # before the lock makes a folder
+    with hold_folder(runs / settings.name):
+        job = make_job(settings, dataset, runs / settings.name, resume, overwrite)
+        with RunDisplay(settings, console) as display:
+            try:
+                result = run_job(job, executor, display.report)
+            except KeyboardInterrupt:
+                console.print("stopped; go on with --resume")
+                raise
+    show_result(console, result, settings, runs / settings.name)
+    return job, summary(result)

@@ -1,0 +1,48 @@
+"""What a command imports: `tessera --help` need not wait for torch, nor a list of devices for what a round needs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tessera.deploy.federation.superlink import Server
+
+HEAVY = {"torch", "flwr", "polars", "ray", "peft", "open_clip", "transformers", "torchvision", "pydantic"}
+PROGRAM = """
+import json, sys
+from tessera.deploy.cli.main import main
+try:
+    main()
+finally:
+    print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
+"""
+
+
+def imported(*arguments: str, cwd: Path) -> set[str]:
+    """The top-level packages that a command has imported when it ends."""
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    done = subprocess.run(command, cwd=cwd, env=os.environ, capture_output=True, text=True, timeout=120)
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["no-such-command"]], ids=" ".join)
+def test_to_say_what_there_is_nothing_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None:
+    assert not imported(*arguments, cwd=tmp_path) & HEAVY
+
+
+def test_recommending_needs_nothing_that_simulates_or_adapts_towers(tmp_path: Path) -> None:
+    (tmp_path / "device").mkdir()
+    loaded = imported("recommend", "--data-dir", "device", "--user", "u", cwd=tmp_path)
+    assert "torch" in loaded
+    assert not loaded & {"ray", "peft", "open_clip", "transformers", "torchvision"}
+
+
+def test_listing_devices_needs_no_torch(tmp_path: Path) -> None:
+    Server.local(tmp_path / "server").save()
+    loaded = imported("federate", "list", "--dir", "server", cwd=tmp_path)
+    assert "cryptography" in loaded
+    assert not loaded & (HEAVY - {"flwr"})
+    assert "flwr" not in loaded, "it is asked in a process of its own"
