@@ -1,50 +1,58 @@
 PYTHON ?= python3
 VENV := .venv
 TESSERA := $(VENV)/bin/tessera
+PYTEST := $(VENV)/bin/python -m pytest
 INSTALLED := $(VENV)/.installed
-# The torch this was tested with. Another build (CPU only, another CUDA) is one variable away.
-TORCH ?= torch==2.13.0
+# The torch this was tested with, and the torchvision that belongs to it: beside another one pip would replace torch.
+# Another build (CPU only, another CUDA) is one variable away.
+TORCH ?= torch==2.13.0 torchvision==0.28.0
+# Tests that need a Docker engine, root, or many minutes have targets of their own.
+APART := not docker and not faults and not network and not slow
 
-.PHONY: setup demo test test-docker test-faults test-network test-all lint docs clean
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast test-docker test-faults test-network test-all lint docs clean
 
-setup: $(INSTALLED)
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## make .venv with Tessera and all that tests and docs need
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Tessera needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,docs]'
 	touch $@
 
-demo: setup
+demo: setup ## train on the generated shop and show recommendations with reasons
 	$(TESSERA) demo
 
-test: setup
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not docker and not faults and not network and not slow'
+test: setup ## all tests but those below: minutes
+	$(PYTEST) -n 2 --dist loadfile -m '$(APART)'
 
-# Builds the image and runs docker-compose.yml; says so where no Docker engine answers.
-test-docker: setup
-	$(VENV)/bin/python -m pytest -m docker -rs
+test-fast: setup ## those of them that start no federation of processes
+	$(PYTEST) -n 2 --dist loadfile -m '$(APART) and not integration'
 
-# Kills, stops, cuts off, fills up and damages real processes, disks and files, and says what each time is kept. Some need root.
-test-faults: setup
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -rs tests/faults
+test-docker: setup ## build the image and run docker-compose.yml; says so where no engine answers
+	$(PYTEST) -m docker -rs
 
-# A federation of machines with addresses of their own, one of them cut off: network namespaces, which need root.
-test-network: setup
-	$(VENV)/bin/python -m pytest -m network -rs
+test-faults: setup ## kill, cut off and fill up real processes and disks, and say what is kept; some need root
+	$(PYTEST) -n 2 --dist loadfile -rs tests/faults
 
-test-all: setup
-	$(VENV)/bin/python -m pytest
+test-network: setup ## a federation of machines with addresses of their own, one cut off; needs root
+	$(PYTEST) -m network -rs
 
-lint: setup
+test-all: setup ## every test there is
+	$(PYTEST)
+
+lint: setup ## format, style, types, and who imports whom
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
 
-# The site, in build/site: no network, and every warning is an error.
-docs: setup
+docs: setup ## build the site in build/site: no network, and every warning is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-clean:
+clean: ## remove .venv and all that was made
 	rm -rf $(VENV) runs prepared build *.egg-info

@@ -71,7 +71,7 @@ def _open_clip(model: str, pretrained: str | None) -> Any:
     """The module open_clip. Raises `DataError` where it is missing or broken, or has nothing to load."""
     if find_spec("open_clip") is None:
         raise DataError(
-            f"encoding with {model} needs open_clip: pip install --editable '.[clip]' in the project's folder"
+            f"encoding with {model} needs open_clip, which is not installed here: pip install open_clip_torch"
         )
     if not pretrained or ":" in model:  # open_clip ignores the weights asked for where the model is an address
         raise DataError(

@@ -25,22 +25,22 @@ RAY_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Package:
-    """A package and its module; releases `least` <= release < `below` fit. An optional one has an `extra` and a purpose."""
+    """A package and its module; releases `least` <= release < `below` fit. One with a `purpose` may be left out."""
 
     name: str
     module: str
     least: tuple[int, int] = (0, 0)
     below: tuple[int, int] | None = None
-    extra: str = ""
     purpose: str = ""
 
 
 PACKAGES = (
     Package("flwr", "flwr", (1, 39), (1, 40)),
     Package("torch", "torch", (2, 6)),
-    Package("ray", "ray"),
-    Package("peft", "peft", (0, 21), (0, 22), extra="mosaic", purpose="adapters"),
-    Package("open_clip_torch", "open_clip", (2, 30), extra="clip", purpose="encoding with open_clip"),
+    Package("grpcio", "grpc", (1, 70)),
+    Package("ray", "ray", (2, 9), purpose="--executor ray"),
+    Package("peft", "peft", (0, 21), (0, 22), purpose="adapters on towers"),
+    Package("open_clip_torch", "open_clip", (2, 30), purpose="encoding with open_clip"),
 )
 
 
@@ -55,18 +55,17 @@ def python() -> Finding:
 def packages() -> Iterator[Finding]:
     """Which of the packages that matter are installed, in releases that fit. Only a needed one is a problem."""
     for package in PACKAGES:
-        install = f"pip install --editable '.[{package.extra}]'" if package.extra else INSTALL
         try:
             release = version(package.name) if find_spec(package.module) else ""
         except (PackageNotFoundError, ValueError):  # a module of that name, but not installed
             release = ""
-        if not release and package.extra:
-            yield ok("packages", f"{package.name} is not installed; only needed for {package.purpose}: {install}")
+        if not release and package.purpose:
+            yield ok("packages", f"{package.name} was left out; only needed for {package.purpose}: {INSTALL}")
         elif not release:
-            yield problem("packages", f"{package.name} is not installed", install)
+            yield problem("packages", f"{package.name} is not installed", INSTALL)
         elif not _fits(release, package):
-            say = warning if package.extra else problem
-            yield say("packages", f"{package.name} {release} is a release that Tessera does not work with", install)
+            say = warning if package.purpose else problem
+            yield say("packages", f"{package.name} {release} is a release that Tessera does not work with", INSTALL)
         else:
             yield ok("packages", f"{package.name} {release}")
 

@@ -50,7 +50,7 @@ def partition_for(dataset: Path, out: Path, settings: Settings) -> tuple[Path, .
     if not settings.strategy_spec.has_towers:
         return partition(dataset, out, settings.federation.nodes)
     if find_spec("peft") is None:
-        raise RunError("towers are adapted by PEFT, which is not installed: pip install --editable '.[mosaic]'")
+        raise RunError("towers are adapted by PEFT, which is not installed here: pip install 'peft==0.21.*'")
     from tessera.deploy.provisioning.towers import align, give_towers, partition_questions
 
     align(dataset, settings)

@@ -3,19 +3,14 @@
 Before any federation this must hold: with aligned A and B the other tower gains, with random ones it does not.
 """
 
-import pytest
 import torch
-from torch import Tensor, nn
-
-from tessera.common.towers.projections import Projections
-from tessera.common.towers.transformer import OUTPUT_DIM, TextTower, TowerSize
-
-pytest.importorskip("peft", reason="the extra `test` or `clip` installs PEFT")
-
 from peft import PeftModel
+from torch import Tensor, nn
 
 from tessera.client.adapters.attach import activate, attach, pq_tensors, set_projections
 from tessera.client.adapters.pq_lora import LOCAL, GatedLinear
+from tessera.common.towers.projections import Projections
+from tessera.common.towers.transformer import OUTPUT_DIM, TextTower, TowerSize
 from tessera.server.pretraining.alignment import ALIGNMENTS, Activations
 
 KINDS, RANK = (6, 5), 12

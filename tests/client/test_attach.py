@@ -5,18 +5,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-
-from tessera.common.errors import ConfigError
-from tessera.common.towers.adapter_placement import block_ends, placement
-from tessera.common.towers.attention import split_attention
-from tessera.common.towers.transformer import SIZES, ImageTower, TextTower, words
-
-pytest.importorskip("peft", reason="the extra `test` or `clip` installs PEFT")
-
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from tessera.client.adapters.attach import activate, attach, pq_tensors, receive
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
+from tessera.common.errors import ConfigError
+from tessera.common.towers.adapter_placement import block_ends, placement
+from tessera.common.towers.attention import split_attention
+from tessera.common.towers.transformer import SIZES, ImageTower, TextTower, words
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-pytest.importorskip("peft", reason="the extra `test` or `clip` installs PEFT")
-
 from tessera.client.adapters.attach import activate, attach
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, GatedLinear
 

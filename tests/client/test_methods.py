@@ -4,12 +4,9 @@ from functools import cache
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import normalize
-
-pytest.importorskip("peft", reason="the extra `test` or `clip` installs PEFT")
-
-from peft import PeftModel
 
 from tessera.client.adapters.attach import attach, lora_tensors, pq_tensors, receive
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, GatedLinear, weigh

@@ -3,18 +3,11 @@
 import copy
 from pathlib import Path
 
+import peft
 import pytest
 import torch
-from torch import Tensor, nn
-
-from tessera.common.errors import ConfigError, DataError
-from tessera.common.towers.projections import random_projections
-from tessera.common.towers.transformer import SIZES, ImageTower
-
-pytest.importorskip("peft", reason="the extra `test` or `clip` installs PEFT")
-
-import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import Tensor, nn
 
 from tessera.client.adapters.attach import (
     activate,
@@ -27,6 +20,9 @@ from tessera.client.adapters.attach import (
     set_projections,
 )
 from tessera.client.adapters.pq_lora import FILE_TYPE, GLOBAL, LOCAL, GatedLinear
+from tessera.common.errors import ConfigError, DataError
+from tessera.common.towers.projections import random_projections
+from tessera.common.towers.transformer import SIZES, ImageTower
 
 RANK = 4
 IMAGES = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
