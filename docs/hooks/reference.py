@@ -25,9 +25,9 @@ def configuration() -> Iterator[str]:
     schema = Settings.model_json_schema()
     yield "# Settings\n"
     yield (
-        "Everything that a run's YAML file may hold. This page is written from the settings' own models. Names on the left of\n"
-        "a point are groups: `local.negatives` is `negatives` below `local`. On the command line,\n"
-        "`--set local.negatives=8` changes one setting. An unknown name is an error that names the nearest known one.\n"
+        "Everything that a run's YAML file may hold, group by group. This page is written from the settings' own models.\n"
+        "On the command line `--set local.negatives=8` changes `negatives` in the group `local`. An unknown name is an error\n"
+        "that names the nearest known one.\n"
     )
     yield from _group(schema, schema, "", "The run")
 
@@ -37,14 +37,14 @@ def _group(schema: Schema, group: Schema, path: str, title: str) -> Iterator[str
     yield f"## {title}\n"
     if path and (about := group.get("description")):
         yield about + "\n"
-    yield from _table(schema, group, path)
+    yield from _table(schema, group)
     for name, field in group.get("properties", {}).items():
         longer = f"{path}.{name}" if path else name
         for variant, choice in _choices(schema, field):
             yield from _group(schema, choice, longer, f"`{longer}`" + (f": {variant}" if variant else ""))
 
 
-def _table(schema: Schema, group: Schema, path: str) -> Iterator[str]:
+def _table(schema: Schema, group: Schema) -> Iterator[str]:
     rows = [(name, field) for name, field in group.get("properties", {}).items() if not _choices(schema, field)]
     if not rows:
         return
@@ -53,8 +53,7 @@ def _table(schema: Schema, group: Schema, path: str) -> Iterator[str]:
     for name, field in rows:
         about = " ".join(field.get("description", "").split())
         default = "needed" if name in needed else _plain(field.get("default"))
-        key = f"{path}.{name}" if path else name
-        yield f"| `{key}` | {_values(schema, field)} | {default} | {_cell(about)} |"
+        yield f"| `{name}` | {_values(schema, field)} | {default} | {_cell(about)} |"
     yield ""
 
 
@@ -83,7 +82,7 @@ def _values(schema: Schema, field: Schema) -> str:
         return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
-    kind = field.get("type", "anything")
+    kind = str(field.get("type", "anything"))
     if kind == "array":
         items = field.get("items") or {}
         return f"list of {_values(schema, items)}" if items else "list"
@@ -134,7 +133,7 @@ def _command(command: click.Command, name: str, context: click.Context) -> Itera
     yield _escaped(re.sub(r"\s*\f\s*", "\n", (command.help or "").strip())) + "\n"
     shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
     if rows := [row for parameter in shown if (row := _parameter(parameter, context))]:
-        yield "| | |\n|---|---|"
+        yield "| argument or option | |\n|---|---|"
         yield from rows
         yield ""
     if command.epilog:
