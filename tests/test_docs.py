@@ -11,6 +11,11 @@ import click
 import pytest
 import typer
 
+from tessera.common.registry.backbones import BackboneSpec
+from tessera.common.registry.converters import ConverterSpec
+from tessera.common.registry.encoders import EncoderSpec
+from tessera.common.registry.losses import LossSpec
+from tessera.common.registry.methods import MethodSpec
 from tessera.deploy.cli.main import app
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +49,20 @@ def test_the_functions_that_a_gradient_passes_are_there() -> None:
     named = {name for name in re.findall(r"`(\w+\.\w+)`", walk)}
     assert len(named) >= 6
     assert {name for name in named if not re.search(rf"\b(def|class) {name.split('.')[1]}\b", code)} == set()
+
+
+def test_the_components_shown_are_what_the_registries_take() -> None:
+    kinds = [BackboneSpec, LossSpec, MethodSpec, ConverterSpec, EncoderSpec]
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
+    specs = []
+    for block in blocks:
+        names: dict[str, object] = {"__name__": "my_package"}
+        exec(block, names)
+        specs += [names["SPEC"]] if "SPEC" in names else []
+        assert isinstance(specs[-1], kinds[len(specs) - 1]) if specs else "SPEC" not in names
+        if specs and "SPEC" in names:
+            assert str(specs[-1].implementation).split(":")[1] in names  # type: ignore[attr-defined]
+    assert len(specs) == len(kinds)
 
 
 def test_the_tutorial_works_as_it_stands(tmp_path: Path) -> None:

@@ -7,6 +7,13 @@ from typing import Any
 import click
 import typer
 from mkdocs.structure.files import File, Files
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from tessera.common.config.components import component_of
+from tessera.common.config.settings import Settings
+from tessera.common.registry.registry import Registry
+from tessera.deploy.cli.main import app
 
 Schema = dict[str, Any]
 
@@ -20,56 +27,69 @@ def on_files(files: Files, config: Any) -> Files:
 
 def configuration() -> Iterator[str]:
     """The settings of a run, group by group."""
-    from tessera.common.config.settings import Settings
-
-    schema = Settings.model_json_schema()
     yield "# Settings\n"
     yield (
         "Everything that a run's YAML file may hold, group by group. This page is written from the settings' own models.\n"
-        "On the command line `--set local.negatives=8` changes `negatives` in the group `local`. An unknown name is an error\n"
-        "that names the nearest known one.\n"
+        "On the command line `--set local.recency=1` changes `recency` in the group `local`. An unknown name is an error that\n"
+        "names the nearest known one, and so is a setting that would do nothing.\n"
     )
-    yield from _group(schema, schema, "", "The run")
+    yield (
+        "Some settings choose a component by its name. Such a component may have settings of its own, which are written\n"
+        "beside the name: `loss: {name: bce, negatives: 8}`, or `--set local.loss.name=bce --set local.loss.negatives=8`.\n"
+    )
+    yield from _group(Settings, "", "The run")
 
 
-def _group(schema: Schema, group: Schema, path: str, title: str) -> Iterator[str]:
-    """A group as a table of its own settings, then the groups below it."""
+def _group(model: type[BaseModel], path: str, title: str) -> Iterator[str]:
+    """A group as a table of its own settings, then the components that it chooses, then the groups below it."""
     yield f"## {title}\n"
-    if path and (about := group.get("description")):
-        yield about + "\n"
-    yield from _table(schema, group)
-    for name, field in group.get("properties", {}).items():
-        longer = f"{path}.{name}" if path else name
-        for variant, choice in _choices(schema, field):
-            yield from _group(schema, choice, longer, f"`{longer}`" + (f": {variant}" if variant else ""))
+    if path and model.__doc__:
+        yield model.__doc__ + "\n"
+    below = {name: field.annotation for name, field in model.model_fields.items() if _is_group(field)}
+    yield from _table(model, [name for name in model.model_fields if name not in below])
+    for name, field in model.model_fields.items():
+        if (component := component_of(field)) and _has_settings(component.registry):
+            yield from _component(f"{path}.{name}" if path else name, component.registry)
+    for name, group in below.items():
+        yield from _group(group, f"{path}.{name}" if path else name, f"`{name}`")  # type: ignore[arg-type]
 
 
-def _table(schema: Schema, group: Schema) -> Iterator[str]:
-    rows = [(name, field) for name, field in group.get("properties", {}).items() if not _choices(schema, field)]
-    if not rows:
+def _is_group(field: FieldInfo) -> bool:
+    return (
+        isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and component_of(field) is None
+    )
+
+
+def _has_settings(registry: Registry[Any]) -> bool:
+    return any(len(spec.settings.model_fields) > 1 for spec in registry.builtin.values())
+
+
+def _component(path: str, registry: Registry[Any]) -> Iterator[str]:
+    """The components that can be chosen, and the settings that each has of its own."""
+    yield f"### `{path}`\n"
+    plain = [name for name, spec in registry.builtin.items() if len(spec.settings.model_fields) == 1]
+    if plain:
+        yield f"Without settings of their own: {', '.join(f'`{name}`' for name in plain)}.\n"
+    for name, spec in registry.builtin.items():
+        if name not in plain:
+            yield f"`{name}`:\n"
+            yield from _table(spec.settings, [own for own in spec.settings.model_fields if own != "name"])
+
+
+def _table(model: type[BaseModel], names: list[str]) -> Iterator[str]:
+    """Settings with the values they may have, their default and what they mean."""
+    schema = model.model_json_schema()
+    if not names:
         return
     yield "| setting | values | default | |\n|---|---|---|---|"
-    needed = group.get("required", ())
-    for name, field in rows:
-        about = " ".join(field.get("description", "").split())
-        default = "needed" if name in needed else _plain(field.get("default"))
-        yield f"| `{name}` | {_values(schema, field)} | {default} | {_cell(about)} |"
+    for name in names:
+        field, shown = model.model_fields[name], schema["properties"][name]
+        about = " ".join((field.description or "").split())
+        component = component_of(field)
+        values = ", ".join(f"`{one}`" for one in component.registry.builtin) if component else _values(schema, shown)
+        default = component.default if component else shown.get("default")
+        yield f"| `{name}` | {values} | {'needed' if field.is_required() else _plain(default)} | {_cell(about)} |"
     yield ""
-
-
-def _choices(schema: Schema, field: Schema) -> list[tuple[str, Schema]]:
-    """The groups that a field may hold, each with the name of its variant; none where it holds a value."""
-    found = []
-    for option in field.get("oneOf") or field.get("anyOf") or field.get("allOf") or [field]:
-        model = schema.get("$defs", {}).get(option.get("$ref", "").rsplit("/", 1)[-1], {})
-        if "properties" in model:
-            found.append((_variant(model), model))
-    return found if len(found) > 1 else [("", model) for _, model in found]
-
-
-def _variant(model: Schema) -> str:
-    """The value that tells a variant from others: that of its one constant."""
-    return next((str(f["const"]) for f in model["properties"].values() if "const" in f), str(model.get("title", "")))
 
 
 def _values(schema: Schema, field: Schema) -> str:
@@ -112,8 +132,6 @@ def _cell(text: str) -> str:
 
 def commands() -> Iterator[str]:
     """Every command with its arguments and options."""
-    from tessera.deploy.cli.main import app
-
     yield "# Commands\n"
     yield (
         "This page is written from the commands' own help: `tessera --help`, and `--help` behind any command, show the same.\n"
