@@ -162,7 +162,7 @@ def _command(command: click.Command, name: str, context: click.Context) -> Itera
 def _parameter(parameter: click.Parameter, context: click.Context) -> str:
     if "--help" in parameter.opts:
         return ""
-    value = parameter.make_metavar(context)
+    value = (parameter.make_metavar(context) or "").replace("INTEGER RANGE", "N").replace("FLOAT RANGE", "NUMBER")
     flag = getattr(parameter, "is_flag", False) or getattr(parameter, "count", False)
     names = (
         value if isinstance(parameter, click.Argument) else ", ".join(parameter.opts) + ("" if flag else f" {value}")
