@@ -21,7 +21,7 @@ from tessera.client.base import Client
 from tessera.client.methods import LocalTraining, Method, answer, make_method
 from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import MosaicSettings
-from tessera.common.data.catalogue import load_catalogue
+from tessera.common.data.catalogue import image_and_text, load_catalogue
 from tessera.common.data.questions import NOTHING, Codebook, Questions, concatenate
 from tessera.common.errors import DataError
 from tessera.common.metrics.ranking import MetricSums
@@ -51,15 +51,15 @@ class QAContext:
 
     adapted: AdaptedTower
     signer: QAReader
-    signer_sight: Tensor
+    signer_item_embeddings: Tensor
     codebook: Codebook
     train: Questions
     tests: Mapping[str, QADataset]
     catalogue: str
 
-    def bank(self, rows: Tensor, sight: Tensor) -> QADataset:
+    def training_questions(self, rows: Tensor, item_embeddings: Tensor) -> QADataset:
         """Some of the training questions."""
-        return QADataset.of(self.train.take(rows), self.codebook, sight)
+        return QADataset.of(self.train.take(rows), self.codebook, item_embeddings)
 
 
 class QAClient(Client):
@@ -97,12 +97,14 @@ class QAClient(Client):
             receive(own.adapted.model, sent, method.receives)
         rows = _seen(own.train, mosaic, task.round, task.settings.rounds)
         key = counter_rng.key("lesson", task.settings.seed, self.folder.name if self.simulated else client, task.round)
-        lesson = LocalTraining(own.adapted.model, own.bank(rows, own.adapted.sight), mosaic, key)
-        loss = method.train(lesson)
+        local_training = LocalTraining(
+            own.adapted.model, own.training_questions(rows, own.adapted.item_embeddings), mosaic, key
+        )
+        loss = method.train(local_training)
         sums = {"users": 1.0, "loss": loss, "nonfinite": float(not torch.tensor(loss).isfinite())}
         signature, more = torch.zeros(0), dict[str, Tensor]()
         if mosaic.method_spec.shares == "relevant":
-            gradients = self._gradients(own, rows, lesson)
+            gradients = self._gradients(own, rows, local_training)
             signature, more = sign(kept, gradients, task.settings.seed, self.noise_key(task.run), task.round)
         own.adapted.keep(private, task, client, more)
         update = Update(weight=1.0, sums=MetricSums(sums))
@@ -111,13 +113,13 @@ class QAClient(Client):
         learnt = {client: own.adapted.adapter_update(method.uploads, signature)}
         return update.put(ADAPTERS, ClientAdapters(modules=learnt))
 
-    def _gradients(self, own: QAContext, rows: Tensor, lesson: LocalTraining) -> Tensor:
+    def _gradients(self, own: QAContext, rows: Tensor, local_training: LocalTraining) -> Tensor:
         """The small frozen tower's last-layer gradients on every tenth batch of the round, [n_batches, size]."""
-        bank, layer = own.bank(rows, own.signer_sight), last_layer(own.signer)
+        questions, layer = own.training_questions(rows, own.signer_item_embeddings), last_layer(own.signer)
         gradients = []
-        for step in range(0, lesson.training.steps, EVERY):
-            batch = lesson.rows(step)
-            gradients.append(last_layer_gradient(bank.loss(bank.logits(own.signer, batch), batch), layer))
+        for step in range(0, local_training.training.steps, EVERY):
+            batch = local_training.rows(step)
+            gradients.append(last_layer_gradient(questions.loss(questions.logits(own.signer, batch), batch), layer))
         return torch.stack(gradients)
 
     def _evaluate(self, task: Task, own: QAContext, method: Method, sent: Tensors) -> Update:
@@ -126,7 +128,9 @@ class QAClient(Client):
         model = own.adapted.model
         own.adapted.take_up(self.private(task.run), task.round + 1, self.client(task.run))
         method.prepare(model)
-        learnt = own.bank(_seen(own.train, task.settings.mosaic, task.round, task.settings.rounds), own.adapted.sight)
+        learnt = own.training_questions(
+            _seen(own.train, task.settings.mosaic, task.round, task.settings.rounds), own.adapted.item_embeddings
+        )
         sums = MetricSums({"evaluated": 1.0, "nonfinite": 0.0})
         for name, asked in own.tests.items():
             sums += _score("before", name, method.logits(model, learnt, asked), asked, own.adapted.tower_id)
@@ -145,15 +149,14 @@ def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device
     """Read and make all that does not change over a run, once for each process."""
     catalogue = load_catalogue(folder)
     try:
-        parts = (catalogue.features["image"].standardised(), catalogue.features["text"].standardised())
-    except KeyError as error:
-        raise DataError(f"{folder} has no features {error}, which readers see items by") from None
-    image, text = (torch.from_numpy(part).to(device) for part in parts)
+        image, text = (part.to(device) for part in image_and_text(catalogue))
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from None
     adapted = AdaptedTower.make(folder, mosaic, seed, image, text)
     signer = load_reader(folder / TOWER / SIGNER).to(device)
     last_layer(signer).requires_grad_()
     with torch.no_grad():
-        signer_sight = signer.embed_items(image, text)
+        signer_item_embeddings = signer.embed_items(image, text)
     asked, codebook = folder / QUESTIONS, Codebook.load(folder / QUESTIONS / "codebook.safetensors")
     others = [Questions.load(path) for path in sorted((asked / "others").glob("*.safetensors"))]
     tests = {"self": Questions.load(asked / "test.safetensors")}
@@ -162,8 +165,8 @@ def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device
     own = Questions.load(asked / "train.safetensors")
     held_out = counter_rng.uniform(counter_rng.key("validation", *own.names), torch.arange(len(own))) < HELD_OUT
     train, tests["validation"] = own.take(~held_out), own.take(held_out)
-    banks = {name: QADataset.of(test, codebook, adapted.sight) for name, test in tests.items()}
-    return QAContext(adapted, signer, signer_sight, codebook, train, banks, catalogue.sha256)
+    asked_in = {name: QADataset.of(test, codebook, adapted.item_embeddings) for name, test in tests.items()}
+    return QAContext(adapted, signer, signer_item_embeddings, codebook, train, asked_in, catalogue.sha256)
 
 
 def _some(test: Questions) -> Questions:
@@ -182,8 +185,6 @@ def _seen(train: Questions, mosaic: MosaicSettings, round: int, rounds: int) -> 
 
 def _score(variant: str, name: str, logits: Tensor, asked: QADataset, tower: str) -> MetricSums:
     """Accuracy of one device on one set of tests; on its own also by device class and by family of tasks."""
-    rows = torch.arange(len(asked))
-    correct = asked.correct(logits, rows)
     if bool(logits.isnan().any()):
         return MetricSums({"nonfinite": 1.0})
     groups = [f"{variant}/{name}"]
@@ -192,7 +193,7 @@ def _score(variant: str, name: str, logits: Tensor, asked: QADataset, tower: str
             f"{variant}/self-{tower.partition('-')[0]}",
             f"{variant}/self-{asked.questions.names[0].partition('/')[0]}",
         ]
-    accuracy = float(correct.double().mean())
+    accuracy = asked.accuracy(logits)
     return MetricSums(
         {f"{group}/{what}": value for group in groups for what, value in (("accuracy", accuracy), ("users", 1.0))}
     )

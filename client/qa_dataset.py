@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -16,19 +17,20 @@ class QADataset:
     """Questions with what a reader of one class needs to be asked them.
 
     `read` [n, READ] are the words of each question's instruction, `offered` [n, n_choices, dim] the vectors of its choices,
-    `sight` [3, n_items, width] the items as `QAReader.embed_items` shows them.
+    `item_embeddings` [3, n_items, width] the items as `QAReader.embed_items` shows them.
     """
 
     questions: Questions
     read: Tensor
     offered: Tensor
-    sight: Tensor
+    item_embeddings: Tensor
 
     @classmethod
-    def of(cls, questions: Questions, codebook: Codebook, sight: Tensor) -> "QADataset":
-        """Look words and choices up once for all rounds, on the device that `sight` is on."""
+    def of(cls, questions: Questions, codebook: Codebook, item_embeddings: Tensor) -> "QADataset":
+        """Look words and choices up once for all rounds, on the device that `item_embeddings` is on."""
         read = instructions(questions.instructions)[questions.tasks]
-        return cls(questions, read.to(sight.device), codebook.vectors(questions.choices).to(sight.device), sight)
+        device = item_embeddings.device
+        return cls(questions, read.to(device), codebook.vectors(questions.choices).to(device), item_embeddings)
 
     def __len__(self) -> int:
         """Return the number of questions."""
@@ -36,7 +38,8 @@ class QADataset:
 
     def vectors(self, reader: Callable[..., Tensor], rows: Tensor) -> Tensor:
         """What `reader` says to the questions `rows` [n], [n, dim]."""
-        return reader(self.read[rows], self.questions.pieces[rows].to(self.sight.device), self.sight)
+        pieces = self.questions.pieces[rows].to(self.item_embeddings.device)
+        return reader(self.read[rows], pieces, self.item_embeddings)
 
     def logits(self, reader: Callable[..., Tensor], rows: Tensor) -> Tensor:
         """What the answers say of their choices, [n, n_choices], as `choice_logits`."""
@@ -50,3 +53,7 @@ class QADataset:
         """Chance of each question to be answered rightly, [n]: 1 or 0, or its share where the best choices are tied."""
         above, ties = standing(logits, self.questions.answers[rows].to(logits.device), logits.isfinite())
         return (above == 0) / ties
+
+    def accuracy(self, logits: Tensor) -> float:
+        """Mean chance to be answered rightly, over all questions; `logits` [n, n_choices] are those of all."""
+        return float(self.correct(logits, torch.arange(len(self))).double().mean())

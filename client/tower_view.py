@@ -25,7 +25,7 @@ from tessera.client.adapters.signature import last_layer_gradient, sign
 from tessera.client.base import Client
 from tessera.client.methods import make_method
 from tessera.common.config.settings import LocalSettings, MosaicSettings
-from tessera.common.data.catalogue import load_catalogue
+from tessera.common.data.catalogue import image_and_text, load_catalogue
 from tessera.common.data.questions import PICTURE, TEXT
 from tessera.common.errors import DataError
 from tessera.common.protocol.adapters import ADAPTERS, MODULE, ClientAdapters
@@ -50,16 +50,16 @@ class ItemPrompts:
     """What a reader is asked to describe: all items, as it sees them.
 
     `read` [1, READ] are the words of the instruction, `pieces` [n_items, 2, 2] the picture and the text of each item, where
-    it has them, and `sight` [3, n_items, width] how this reader sees them.
+    it has them, and `item_embeddings` [3, n_items, width] how this reader sees them.
     """
 
     read: Tensor
     pieces: Tensor
-    sight: Tensor
+    item_embeddings: Tensor
 
     def answers(self, reader: nn.Module, rows: Tensor) -> Tensor:
         """What `reader` says of the items `rows` [n], [n, dim]."""
-        answered: Tensor = reader(self.read.expand(len(rows), -1), self.pieces[rows], self.sight)
+        answered: Tensor = reader(self.read.expand(len(rows), -1), self.pieces[rows], self.item_embeddings)
         return answered
 
     def parts(self) -> tuple[Tensor, ...]:
@@ -198,18 +198,17 @@ class TowerView:
 @lru_cache(maxsize=CACHED)
 def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device) -> TowerContext:
     """Read and make all that does not change over a run, once for each process."""
-    features = load_catalogue(folder).features
-    if missing := {"image", "text"} - features.keys():
-        raise DataError(
-            f"{folder} has no features {min(missing)!r} to see items by: deal it a tower, with its features"
-        )
-    parts = [features[name] for name in ("image", "text")]
-    image, text = (torch.from_numpy(part.standardised()).to(device) for part in parts)
+    catalogue = load_catalogue(folder)
+    try:
+        image, text = (part.to(device) for part in image_and_text(catalogue))
+    except DataError as error:
+        raise DataError(f"{folder}: {error}; give the device a tower together with its features") from None
+    parts = [catalogue.features[name] for name in ("image", "text")]
     adapted = AdaptedTower.make(folder, mosaic, seed, image, text)
     kinds = [torch.from_numpy(part.present) * kind for part, kind in zip(parts, (PICTURE, TEXT), strict=True)]
     items = torch.arange(len(image)).expand(2, -1).T
     pieces = torch.stack([torch.stack(kinds, 1), items], -1).to(device)
-    asking = ItemPrompts(instructions([INSTRUCTION]).to(device), pieces, adapted.sight)
+    asking = ItemPrompts(instructions([INSTRUCTION]).to(device), pieces, adapted.item_embeddings)
     return TowerContext(adapted, asking, *_signer(load_reader(folder / TOWER / SIGNER).to(device), asking, image, text))
 
 
@@ -219,6 +218,6 @@ def _signer(reader: QAReader, asking: ItemPrompts, image: Tensor, text: Tensor) 
     given: list[Tensor] = []
     layer = last_layer(reader).requires_grad_()
     hook = layer.register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
-    replace(asking, sight=reader.embed_items(image, text)).told(reader)
+    replace(asking, item_embeddings=reader.embed_items(image, text)).told(reader)
     hook.remove()
     return layer, torch.cat(given)

@@ -7,9 +7,6 @@ where nothing was shared, from nothing, and are trained on the unseen task alone
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from tessera.client.adapters.adapted_tower import AdaptedTower
 from tessera.client.adapters.attach import receive
 from tessera.client.adapters.pq_lora import LOCAL
@@ -17,7 +14,7 @@ from tessera.client.methods import LocalTraining, answer
 from tessera.client.qa_client import QUESTIONS
 from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import Settings
-from tessera.common.data.catalogue import load_catalogue
+from tessera.common.data.catalogue import image_and_text, load_catalogue
 from tessera.common.data.questions import Codebook, Questions
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.utils import counter_rng
@@ -37,14 +34,13 @@ def adapt(settings: Settings, dataset: Path, devices: Mapping[str, Path], checkp
     merged = _averages(settings, dataset, checkpoint)
     unseen = sorted((dataset / QUESTIONS).glob("unseen-*"))
     codebook = Codebook.load(dataset / QUESTIONS / "codebook.safetensors")
-    features = load_catalogue(dataset).features
-    image, text = (torch.from_numpy(features[name].standardised()) for name in ("image", "text"))
+    image, text = image_and_text(load_catalogue(dataset))
     right: dict[int, list[float]] = {after: [] for after in AFTER}
     for name, folder in devices.items():
         adapted = AdaptedTower.make(folder, settings.mosaic, settings.seed, image, text)
         for task in unseen:
             train, test = (
-                QADataset.of(Questions.load(task / f"{part}.safetensors"), codebook, adapted.sight)
+                QADataset.of(Questions.load(task / f"{part}.safetensors"), codebook, adapted.item_embeddings)
                 for part in ("train", "test")
             )
             _begin(adapted, merged.get(adapted.tower_id))
@@ -82,9 +78,5 @@ def _curve(
             training = mosaic.model_copy(update={"steps": after - done})
             LocalTraining(adapted.model, train, training, counter_rng.key(key, done)).fit([LOCAL], [LOCAL])
             done = after
-        found.append((after, _accuracy(answer(adapted.model, test, [LOCAL]), test)))
+        found.append((after, test.accuracy(answer(adapted.model, test, [LOCAL]))))
     return found
-
-
-def _accuracy(logits: Tensor, asked: QADataset) -> float:
-    return float(asked.correct(logits, torch.arange(len(asked))).double().mean())

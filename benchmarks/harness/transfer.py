@@ -7,6 +7,7 @@ towers, no way of merging can help.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ class _Tower:
 
     name: str
     model: "PeftModel"
-    sight: Tensor
+    item_embeddings: Tensor
 
     def align(self, start: dict[str, Projections]) -> None:
         """Set A and B, zero P and Q, and let nothing but these be trained."""
@@ -74,22 +75,21 @@ class _Tower:
         for place, value in pq_tensors(self.model).items():
             value.copy_(theirs[place])
 
-    def learn(self, bank: QADataset) -> None:
+    def learn(self, questions: QADataset) -> None:
         """Train P and Q."""
         reader = self.model.get_base_model()
         optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], RATE, weight_decay=0.0)
         for step in range(STEPS):
             draws = counter_rng.uniform(counter_rng.key("transfer", step), torch.arange(BATCH)).double()
-            rows = (draws * len(bank)).long()
+            rows = (draws * len(questions)).long()
             optimizer.zero_grad()
-            bank.loss(bank.logits(reader, rows), rows).backward()
+            questions.loss(questions.logits(reader, rows), rows).backward()
             optimizer.step()
 
     @torch.no_grad()
-    def score(self, bank: QADataset) -> float:
-        """Accuracy on all questions of a bank."""
-        rows = torch.arange(len(bank))
-        return float(bank.correct(bank.logits(self.model.get_base_model(), rows), rows).mean())
+    def score(self, questions: QADataset) -> float:
+        """Accuracy on all questions."""
+        return questions.accuracy(questions.logits(self.model.get_base_model(), torch.arange(len(questions))))
 
 
 def transfer(
@@ -126,29 +126,29 @@ def _carry(
 ) -> list[Carried]:
     for tower in towers.values():
         tower.reset()
-    banks = {name: QADataset.of(asked, codebook, tower.sight) for name, tower in towers.items()}
-    before = {name: tower.score(banks[name]) for name, tower in towers.items()}
-    source.learn(QADataset.of(learnt, codebook, source.sight))
-    own = before[source.name], source.score(banks[source.name])
+    tests = {name: QADataset.of(asked, codebook, tower.item_embeddings) for name, tower in towers.items()}
+    before = {name: tower.score(tests[name]) for name, tower in towers.items()}
+    source.learn(QADataset.of(learnt, codebook, source.item_embeddings))
+    own = before[source.name], source.score(tests[source.name])
     found = []
     for name, tower in towers.items():
         if name != source.name:
             tower.get(source)
-            other = before[name], tower.score(banks[name])
+            other = before[name], tower.score(tests[name])
             task = asked.names[int(asked.tasks[0])]
             found.append(Carried(alignment, task.split("/")[0], task, source.name, name, own, other))
     return found
 
 
 def _towers(dataset: Path, classes: Sequence[str], rank: int) -> dict[str, _Tower]:
-    eyes = reader_inputs(load_catalogue(dataset))
+    inputs = reader_inputs(load_catalogue(dataset))
     towers = {}
     for name in classes:
         reader = load_reader(tower_path(dataset, name))
         with torch.no_grad():
-            sight = reader.embed_items(eyes.image, eyes.text)
-        model = attach(reader, STACKS, rank, lambda adapted, sight=sight: probe(adapted, sight), N_BLOCKS)  # type: ignore[misc]
-        towers[name] = _Tower(name, model, sight)
+            item_embeddings = reader.embed_items(inputs.image, inputs.text)
+        model = attach(reader, STACKS, rank, partial(probe, item_embeddings=item_embeddings), N_BLOCKS)
+        towers[name] = _Tower(name, model, item_embeddings)
     return towers
 
 

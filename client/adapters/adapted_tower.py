@@ -7,6 +7,7 @@ tower/signer.safetensors        the frozen small tower that signs
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,12 +18,13 @@ from tessera.client.adapters.attach import attach, branch_tensors, gates, set_pr
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
 from tessera.client.private_state import PrivateState, Store
 from tessera.common.config.settings import MosaicSettings
+from tessera.common.data.questions import N_PIECES
 from tessera.common.errors import DataError
 from tessera.common.protocol.adapters import AdapterUpdate
 from tessera.common.protocol.messages import Task
 from tessera.common.towers.aligned_init import READER, STACKS, aligned_init_path, load_aligned_init, n_blocks, tower_id
 from tessera.common.towers.io import load_reader
-from tessera.common.towers.qa_reader import PIECES, READ
+from tessera.common.towers.qa_reader import READ
 from tessera.common.utils.atomic_files import read_json
 
 TOWER = "tower"
@@ -34,10 +36,10 @@ BLOCK = 0
 
 @dataclass(frozen=True)
 class AdaptedTower:
-    """An adapted reader, the `sight` [3, n_items, width] of its items, and the private tensors it `begins` with."""
+    """An adapted reader, the `item_embeddings` [3, n_items, width] of its items, and the private tensors it `begins` with."""
 
     model: PeftModel
-    sight: Tensor
+    item_embeddings: Tensor
     tower_id: str
     begins: Mapping[str, Tensor]
 
@@ -47,12 +49,14 @@ class AdaptedTower:
         tower = folder / TOWER
         reader = load_reader(tower / READER).to(image.device)
         with torch.no_grad():
-            sight = reader.embed_items(image, text)
-        model = attach(reader, STACKS, mosaic.rank, lambda adapted: probe(adapted, sight), n_blocks(mosaic), seed)
+            item_embeddings = reader.embed_items(image, text)
+        ask = partial(probe, item_embeddings=item_embeddings)
+        model = attach(reader, STACKS, mosaic.rank, ask, n_blocks(mosaic), seed)
         if n_blocks(mosaic):
             set_projections(model, load_aligned_init(aligned_init_path(tower, mosaic)))
         named = tower_id(tower, str(read_json(tower / CLASS)["class"]), mosaic)
-        return cls(model, sight, named, {name: value.clone() for name, value in private_tensors(model).items()})
+        begins = {name: value.clone() for name, value in private_tensors(model).items()}
+        return cls(model, item_embeddings, named, begins)
 
     def take_up(self, private: Path, before: int, owner: str) -> Mapping[str, Tensor]:
         """Put in the state that the newest round below `before` left, or the start; return what else was kept with it.
@@ -69,7 +73,7 @@ class AdaptedTower:
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(tensors[name])
-        return {name: value.to(self.sight.device) for name, value in tensors.items() if name not in own}
+        return {name: value.to(self.item_embeddings.device) for name, value in tensors.items() if name not in own}
 
     def restart(self) -> None:
         """Put in the start."""
@@ -101,10 +105,11 @@ def private_tensors(model: PeftModel) -> dict[str, Tensor]:
     return found
 
 
-def probe(model: torch.nn.Module, sight: Tensor) -> Tensor:
+def probe(model: torch.nn.Module, item_embeddings: Tensor) -> Tensor:
     """The reader's answers to a few made-up questions that touch all of it."""
-    words = torch.arange(1, 1 + 2 * READ, device=sight.device).view(2, READ)
-    kinds = torch.tensor([[1, 2, 1, 2, 1], [2, 1, 2, 1, 2]], device=sight.device)[:, :PIECES]
-    items = torch.arange(2 * PIECES, device=sight.device).view(2, PIECES) % sight.shape[1]
-    answered: Tensor = model(words, torch.stack([kinds, items], -1), sight)
+    device, n_items = item_embeddings.device, item_embeddings.shape[1]
+    words = torch.arange(1, 1 + 2 * READ, device=device).view(2, READ)
+    kinds = torch.tensor([[1, 2, 1, 2, 1], [2, 1, 2, 1, 2]], device=device)[:, :N_PIECES]
+    items = torch.arange(2 * N_PIECES, device=device).view(2, N_PIECES) % n_items
+    answered: Tensor = model(words, torch.stack([kinds, items], -1), item_embeddings)
     return answered

@@ -139,6 +139,20 @@ def save_items(catalogue: Catalogue, folder: Path) -> None:
     write_table(folder / ITEMS, pl.DataFrame(table, schema=dict.fromkeys(ITEM_COLUMNS, pl.String)))
 
 
+def image_and_text(catalogue: Catalogue) -> tuple[torch.Tensor, torch.Tensor]:
+    """The standardised features of pictures and texts, [n_items, n_features] each, which towers take.
+
+    Raises `DataError` that names the modality that is missing.
+    """
+    for name in ("image", "text"):
+        if name not in catalogue.features:
+            raise DataError(
+                f"there are no {name} features, by which towers see items: convert the dataset with an encoder"
+            )
+    image, text = (torch.from_numpy(catalogue.features[name].standardised()) for name in ("image", "text"))
+    return image, text
+
+
 def load_catalogue(folder: Path, modalities: bool = True) -> Catalogue:
     """Read the catalogue below `folder`; without `modalities` only what can be shown of the items."""
     frame = read_table(folder / ITEMS, ITEM_COLUMNS)

@@ -1,4 +1,7 @@
-"""Towers of ours as encoders of a catalogue: on disk, a dataset's towers/CLASS/image.safetensors and text.safetensors."""
+"""Encodes pictures and texts by Tessera's own towers, and reads and writes these.
+
+On disk they are a dataset's towers/CLASS/image.safetensors and text.safetensors, which `tessera towers fit` makes.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,11 +34,11 @@ class TowerEncoder:
         self.image_name, self.text_name = (f"tower:{model}:{self.weights[kind][:12]}" for kind in KINDS)
 
     def encode_images(self, paths: Sequence[Path]) -> Vectors:
-        """What the image tower makes of pictures, [n, OUTPUT_DIM]."""
+        """The image tower's vectors of pictures, [n, OUTPUT_DIM]."""
         return self._encode("image", (torch.stack([pixels(path) for path in chunk]) for chunk in chunks(paths)))
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        """What the text tower makes of texts, [n, OUTPUT_DIM]."""
+        """The text tower's vectors of texts, [n, OUTPUT_DIM]."""
         return self._encode("text", (words(chunk) for chunk in chunks(texts)))
 
     def _encode(self, kind: str, batches: Iterator[Tensor]) -> Vectors:
@@ -59,10 +62,10 @@ def encoder_path(towers: Path, device_class: str, kind: str) -> Path:
 
 
 def save_encoder(tower: ImageTower | TextTower, path: Path, about: dict[str, Any]) -> None:
-    """Write a tower, atomically, with what is told `about` its fit."""
+    """Write a tower, atomically, with what is known `about` its fit."""
     kind = next(kind for kind, made in KINDS.items() if isinstance(tower, made))
-    told = about | {"kind": kind, "width": tower.positions.shape[1], "depth": len(tower.layers)}
-    write_tensors(path, tower.state_dict(), {"tower": json.dumps(told)})
+    metadata = about | {"kind": kind, "width": tower.positions.shape[1], "depth": len(tower.layers)}
+    write_tensors(path, tower.state_dict(), {"tower": json.dumps(metadata)})
 
 
 def load_encoder(path: Path, kind: str) -> Tower:

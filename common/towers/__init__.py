@@ -1,1 +1,1 @@
-"""Towers: encoders of different size that a server aligns and devices adapt."""
+"""Towers: small models of different size that a server trains and aligns and devices adapt."""

@@ -1,4 +1,4 @@
-"""Which layers of towers of different depth correspond, and so share P and Q."""
+"""Says which layers of towers of different depth correspond, and so share P and Q (FedMosaic Eq. 6)."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from torch import nn
 
 from tessera.common.errors import ConfigError
 
-ALONE = ("q_proj", "k_proj")
+NOT_SHARED = ("q_proj", "k_proj")
 """Layers that share nothing: what queries and keys write means something inside their own attention only. Measured between
 towers derived from one, gradients of the answer by these outputs agree to .15 to .25, by all others to .6 to .98."""
 
@@ -14,7 +14,7 @@ towers derived from one, gradients of the answer by these outputs agree to .15 t
 def block_ends(n_layers: int, n_blocks: int) -> list[int]:
     """The last layer of each block, counted from 1: where PQ-LoRA sits (FedMosaic Eq. 6).
 
-    Depths that blocks do not divide leave the rest to the last batch_users: 7 layers in 4 blocks end at 1, 2, 3, 7. Raises
+    Depths that blocks do not divide leave the rest to the last block: 7 layers in 4 blocks end at 1, 2, 3, 7. Raises
     `ConfigError` when there are fewer layers than blocks, where Eq. 6 would name layer 0.
     """
     if not 1 <= n_blocks <= n_layers:
@@ -43,7 +43,7 @@ def placement(model: nn.Module, stacks: Mapping[str, str], n_blocks: int) -> tup
             targets += [f"{path}.{index}.{name}" for name in inside]
             if number in ends:
                 block = ends.index(number)
-                shared = [name for name in inside if name.rpartition(".")[2] not in ALONE]
+                shared = [name for name in inside if name.rpartition(".")[2] not in NOT_SHARED]
                 places |= {f"{path}.{index}.{name}": f"{stack}.{block}.{name}" for name in shared}
     if not targets:
         raise ConfigError(f"there are no linear layers in {sorted(stacks.values())}: nothing can be adapted")

@@ -1,4 +1,4 @@
-"""A device class on disk: its reader, and the aligned matrices that its P and Q begin with.
+"""Reads and writes what a device class starts from: its frozen reader, and the aligned A and B of its P and Q.
 
 CLASS/reader.safetensors                            the frozen tower
 CLASS/start-whitened-r16-b4-base+tiny.safetensors   A, B and offset of each place, by alignment, rank, blocks and the classes
@@ -22,7 +22,7 @@ from tessera.common.utils.atomic_files import digest, read_tensors, write_tensor
 
 READER = "reader.safetensors"
 STACKS = {"reader": "layers"}
-"""What of a reader is adapted."""
+"""The parts of a reader that are adapted."""
 STANDARD = PQSettings(name="pq")
 
 
@@ -65,7 +65,7 @@ def load_aligned_init(path: Path) -> dict[str, Projections]:
 
 
 def tower_id(folder: Path, device_class: str, mosaic: MosaicSettings) -> str:
-    """The class with the content of its reader and its start: only devices of the same mark can be merged."""
+    """The class with the content of its reader and its start: only devices with the same tower id can be merged."""
     files = [folder / READER, *([aligned_init_path(folder, mosaic)] if n_blocks(mosaic) else [])]
     try:
         return f"{device_class}-{digest(b''.join(path.read_bytes() for path in files))[:12]}"

@@ -1,7 +1,7 @@
-"""Attention whose four projections are linear layers of their own, so that an adapter can sit on each.
+"""Multi-head attention whose four projections are linear layers of their own, so that an adapter can be put on each.
 
-`nn.MultiheadAttention` keeps q, k and v in one parameter and never calls its `out_proj`: LoRA attaches to that and does
-nothing, without a word.
+`nn.MultiheadAttention` keeps q, k and v in one parameter and never calls its `out_proj`: LoRA on it has no effect, and gives
+no error.
 """
 
 from collections.abc import Sequence

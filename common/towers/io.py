@@ -16,10 +16,11 @@ def tower_path(dataset: Path, device_class: str) -> Path:
 
 
 def save_reader(reader: QAReader, path: Path, about: dict[str, Any]) -> None:
-    """Write a reader, atomically, with what is told `about` its fit."""
+    """Write a reader, atomically, with what is known `about` its fit."""
     width, depth = reader.positions.shape[1], len(reader.layers)
-    told = about | {"width": width, "depth": depth, "eyes": [eye.in_features for eye in reader.eyes]}
-    write_tensors(path, reader.state_dict(), {"reader": json.dumps(told)})
+    dims = [layer.in_features for layer in reader.item_projections]
+    metadata = about | {"width": width, "depth": depth, "feature_dims": dims}
+    write_tensors(path, reader.state_dict(), {"reader": json.dumps(metadata)})
 
 
 def load_reader(path: Path) -> QAReader:
@@ -27,7 +28,7 @@ def load_reader(path: Path) -> QAReader:
     tensors, metadata = read_tensors(path)
     try:
         about = json.loads(metadata["reader"])
-        reader = QAReader(TowerSize(about["width"], about["depth"]), *about["eyes"])
+        reader = QAReader(TowerSize(about["width"], about["depth"]), *about["feature_dims"])
         reader.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{path} holds no reader: {error}") from None
@@ -35,7 +36,7 @@ def load_reader(path: Path) -> QAReader:
 
 
 def read_about(path: Path, kind: str = "reader") -> dict[str, Any]:
-    """What is told about the fit of a "reader", or of a "tower" for raw contents. Raises `DataError` that names the file."""
+    """What is recorded of the fit of a "reader", or of a "tower" for raw contents. Raises `DataError` that names the file."""
     _, metadata = read_tensors(path)
     try:
         about: dict[str, Any] = json.loads(metadata[kind])

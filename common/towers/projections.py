@@ -1,4 +1,4 @@
-"""The frozen matrices of a PQ-LoRA: what a server aligns across towers and a device plugs into its own."""
+"""Holds the frozen matrices A and B of a PQ-LoRA: a server aligns them across towers, a device builds them into its own."""
 
 from dataclasses import dataclass
 

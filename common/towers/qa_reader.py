@@ -1,8 +1,8 @@
-"""The tower that answers questions: words of an instruction, then pictures and texts of items, in; a vector out.
+"""The tower that answers questions about items: it turns an instruction, pictures and texts into an answer vector.
 
 The instruction is one position, the sum of its words. Pictures and texts enter as the catalogue's frozen features, a
-position each, projected to the tower's width: the towers of all device classes look through the same eyes and differ in
-what they make of it, as LLaVA's language models do.
+position each, projected to the tower's width: the towers of all device classes are given the same features and differ in
+how they process them, as LLaVA's language models do.
 """
 
 from collections.abc import Sequence
@@ -10,15 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tessera.common.data.questions import N_PIECES
 from tessera.common.towers.transformer import VOCABULARY, Tower, TowerSize, words
 from tessera.common.utils import counter_rng
 
 READ = 12
 """Words of an instruction that are read."""
-PIECES = 5
-"""Pictures and texts of a question, at most."""
 SPREAD = 0.5
-"""Standard deviation of positions and words at the start, that of a projected feature: smaller ones go unheard."""
+"""Standard deviation of positions and words at the start, that of a projected feature: smaller ones have no effect."""
 CODE = 128
 """Size of a word's code."""
 
@@ -27,23 +26,26 @@ class QAReader(Tower):
     """Questions to vectors [n, OUTPUT_DIM]."""
 
     def __init__(self, size: TowerSize, image_dim: int, text_dim: int) -> None:
-        super().__init__(size, 1 + PIECES)
+        super().__init__(size, 1 + N_PIECES)
         nn.init.normal_(self.positions, std=SPREAD)
         self.codes: Tensor
         self.register_buffer("codes", word_codes(), persistent=False)
         self.words = nn.Linear(CODE, size.width)
         nn.init.normal_(self.words.weight, std=SPREAD / CODE**0.5)
-        self.eyes = nn.ModuleList([nn.Linear(image_dim, size.width), nn.Linear(text_dim, size.width)])
+        self.item_projections = nn.ModuleList([nn.Linear(image_dim, size.width), nn.Linear(text_dim, size.width)])
 
     def embed_items(self, image: Tensor, text: Tensor) -> Tensor:
-        """How items are seen, [3, n_items, width], from standardised features [n_items, image_dim] and [n_items, text_dim]."""
-        seen = [eye(part) for eye, part in zip(self.eyes, (image, text), strict=True)]
-        return torch.stack([torch.zeros_like(seen[0]), *seen])
+        """Embeddings of items by kind (nothing, picture, text), [3, n_items, width].
 
-    def forward(self, read: Tensor, pieces: Tensor, sight: Tensor) -> Tensor:
-        """Answer from words `read` [n, READ] and `pieces` [n, n_pieces, 2] as (kind, item), looked up in `sight`."""
+        From standardised features `image` [n_items, image_dim] and `text` [n_items, text_dim].
+        """
+        embedded = [layer(part) for layer, part in zip(self.item_projections, (image, text), strict=True)]
+        return torch.stack([torch.zeros_like(embedded[0]), *embedded])
+
+    def forward(self, read: Tensor, pieces: Tensor, item_embeddings: Tensor) -> Tensor:
+        """Answer from words `read` [n, READ] and `pieces` [n, n_pieces, 2] as (kind, item), looked up in `item_embeddings`."""
         kinds, items = pieces.unbind(-1)
-        embedded = torch.cat([self.words(self.codes[read].sum(1, keepdim=True)), sight[kinds, items]], dim=1)
+        embedded = torch.cat([self.words(self.codes[read].sum(1, keepdim=True)), item_embeddings[kinds, items]], dim=1)
         return self.encode(embedded, torch.cat([torch.ones_like(kinds[:, :1], dtype=torch.bool), kinds != 0], dim=1))
 
     def pool(self, x: Tensor, present: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Encoders of a device's size: transformers for pictures and texts in plain torch, to be distilled on the public catalogue.
+"""Small transformers for pictures and texts (towers), one size for each device class, distilled on the public catalogue.
 
 The names inside a layer are those of open_clip once its attention is split: `attn.q_proj` to `attn.out_proj`, `mlp.c_fc`,
 `mlp.c_proj`. So the places of P and Q are the same in towers of either kind. All classes share one output size.
@@ -23,6 +23,7 @@ LENGTH = 48
 VOCABULARY = 8192
 """Words are hashed into so many entries; 0 is padding."""
 OUTPUT_DIM = 64
+"""Size of the vectors that all towers give, and of the shared space in which they lie."""
 HEAD = 32
 """Width of an attention head."""
 

@@ -9,7 +9,7 @@ from tessera.client.qa_client import QUESTIONS
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import FEATURES, load_catalogue, save_items
 from tessera.common.errors import DataError
-from tessera.common.towers.adapter_placement import ALONE
+from tessera.common.towers.adapter_placement import NOT_SHARED
 from tessera.common.towers.aligned_init import (
     READER,
     aligned_init_path,
@@ -40,7 +40,7 @@ def align(dataset: Path, settings: Settings) -> None:
     if mosaic.pq is None:
         return
     paths = {name: aligned_init_path(reader.parent, mosaic) for name, reader in zip(classes, readers, strict=True)}
-    key = digest(b"".join([*(reader.read_bytes() for reader in readers), repr(ALONE).encode()]))
+    key = digest(b"".join([*(reader.read_bytes() for reader in readers), repr(NOT_SHARED).encode()]))
     if not all(made_from(path) == key for path in paths.values()):
         made = shared_start(dataset, classes, mosaic.rank, mosaic.pq.blocks, mosaic.pq.alignment)
         for name, start in made.items():

@@ -1,4 +1,7 @@
-"""What the layers that carry P and Q get and give while a reader answers public questions, and what that is worth."""
+"""Records what the layers that carry P and Q receive and output while a reader answers public questions.
+
+The gradients of the answers by those outputs say how much each output matters; alignment uses all three.
+"""
 
 from collections.abc import Mapping
 
@@ -13,22 +16,22 @@ from tessera.server.pretraining.alignment import Activations
 from tessera.server.pretraining.reader_training import QuestionBatch, ReaderInputs
 
 DIRECTIONS = 2
-"""Random directions in which answers are pulled, beside that from the wrong choices to the right one."""
+"""Random directions of the answers by which gradients are taken, beside that from the wrong choices to the right one."""
 
 
 def activations(
-    reader: QAReader, places: Mapping[str, str], eyes: ReaderInputs, quiz: QuestionBatch
+    reader: QAReader, places: Mapping[str, str], inputs: ReaderInputs, batch: QuestionBatch
 ) -> dict[str, Activations]:
-    """What the modules of `places` see, by place: a row a position that is present, in the same order for all readers.
+    """Activations of the modules of `places`, by place: a row a position that is present, in the same order for all readers.
 
-    The pulls are on the answer as a unit vector, in directions that are the same for all readers too.
+    The gradients are those of the answer as a unit vector, in directions that are the same for all readers too.
     """
-    inputs: dict[str, Tensor] = {}
+    received: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
     def watch(module: nn.Module, place: str) -> torch.utils.hooks.RemovableHandle:
         def keep(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            inputs[place] = given[0].detach()
+            received[place] = given[0].detach()
             outputs[place] = output if output.requires_grad else output.requires_grad_()
             return outputs[place]
 
@@ -37,26 +40,26 @@ def activations(
     hooks = [watch(reader.get_submodule(module), place) for module, place in places.items()]
     try:
         with torch.enable_grad():
-            answered = normalize(eyes.answer(reader, quiz), dim=1)
+            answered = normalize(inputs.answer(reader, batch), dim=1)
     finally:
         for hook in hooks:
             hook.remove()
-    pulls = [torch.autograd.grad(answered, list(outputs.values()), way, retain_graph=True) for way in _ways(quiz)]
-    present = quiz.present
+    gradients = [torch.autograd.grad(answered, list(outputs.values()), way, retain_graph=True) for way in _ways(batch)]
+    present = batch.present
     return {
         place: Activations(
-            inputs[place][present],
+            received[place][present],
             outputs[place].detach()[present],
-            torch.cat([pull[number][present] for pull in pulls]),
+            torch.cat([pull[number][present] for pull in gradients]),
         )
         for number, place in enumerate(outputs)
     }
 
 
-def _ways(quiz: QuestionBatch) -> list[Tensor]:
+def _ways(batch: QuestionBatch) -> list[Tensor]:
     """Directions of the answers, [n, dim] each: from the wrong choices to the right one, and random ones."""
-    wrong = (quiz.questions.choices[..., 0] != NOTHING).sum(1, keepdim=True) - 1
-    right = quiz.right - (quiz.offered.sum(1) - quiz.right) / wrong
+    wrong = (batch.questions.choices[..., 0] != NOTHING).sum(1, keepdim=True) - 1
+    right = batch.right - (batch.offered.sum(1) - batch.right) / wrong
     counters = torch.arange(right.numel(), dtype=torch.int64)
     drawn = [
         counter_rng.normal(counter_rng.key("way", number), counters).view_as(right) for number in range(DIRECTIONS)

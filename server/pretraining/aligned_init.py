@@ -1,4 +1,8 @@
-"""The shared start of a federation of different towers: A and B of every place, aligned on public pretext questions."""
+"""Makes the aligned start of a federation of different towers: A and B of every place, fitted on public pretext questions.
+
+Each reader answers the same questions; `tessera.server.pretraining.alignment` aligns what corresponding layers received and
+output. The same files give the same start.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tessera.common.data.catalogue import Catalogue, load_catalogue
-from tessera.common.errors import DataError
+from tessera.common.data.catalogue import Catalogue, image_and_text, load_catalogue
 from tessera.common.towers.adapter_placement import placement
 from tessera.common.towers.aligned_init import STACKS
 from tessera.common.towers.io import load_reader, tower_path
@@ -26,16 +29,12 @@ devices will be asked is in words that no pretext has."""
 
 
 def reader_inputs(catalogue: Catalogue) -> ReaderInputs:
-    """What readers look at. Raises `DataError` when a modality is missing."""
-    for name in ("image", "text"):
-        if name not in catalogue.features:
-            raise DataError(f"readers need features of the modality {name!r}: convert the dataset with an encoder")
-    image, text = (torch.from_numpy(catalogue.features[name].standardised()) for name in ("image", "text"))
-    return ReaderInputs(image, text)
+    """The standardised features that readers take. Raises `DataError` when a modality is missing."""
+    return ReaderInputs(*image_and_text(catalogue))
 
 
 def public_rows(dataset: Path, catalogue: Catalogue) -> Tensor:
-    """The items [n] that may be asked about in public: those a dataset of questions names, or all with both modalities."""
+    """The items [n] that may be asked about in public: those a dataset of questions lists, or all with both modalities."""
     path = dataset / "questions" / "public.safetensors"
     if path.is_file():
         return read_tensors(path)[0]["rows"]
@@ -52,16 +51,16 @@ def shared_start(
     `n_blocks` do not fit.
     """
     catalogue = load_catalogue(dataset)
-    eyes = reader_inputs(catalogue)
-    world = Pretext.of(eyes.image, eyes.text, public_rows(dataset, catalogue))
-    quiz = QuestionBatch.of(world, N_ALIGNMENT_QUESTIONS, counter_rng.key("alignment"), ALIGNMENT_WORD_DROPOUT)
-    seen = []
+    inputs = reader_inputs(catalogue)
+    pretext = Pretext.of(inputs.image, inputs.text, public_rows(dataset, catalogue))
+    batch = QuestionBatch.of(pretext, N_ALIGNMENT_QUESTIONS, counter_rng.key("alignment"), ALIGNMENT_WORD_DROPOUT)
+    recorded = []
     for name in classes:
         reader = load_reader(tower_path(dataset, name))
-        seen.append(activations(reader, placement(reader, STACKS, n_blocks)[1], eyes, quiz))
+        recorded.append(activations(reader, placement(reader, STACKS, n_blocks)[1], inputs, batch))
     start: dict[str, dict[str, Projections]] = {name: {} for name in classes}
-    for place in seen[0]:
-        aligned = ALIGNMENTS[alignment]([tower[place] for tower in seen], rank, counter_rng.key("start", place))
+    for place in recorded[0]:
+        aligned = ALIGNMENTS[alignment]([tower[place] for tower in recorded], rank, counter_rng.key("start", place))
         for name, own in zip(classes, aligned, strict=True):
             start[name][place] = own
     return start

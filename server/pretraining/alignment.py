@@ -1,4 +1,4 @@
-"""A shared start for the PQ-LoRAs of towers of different size, from what corresponding layers see on public data.
+"""Aligns the A and B of PQ-LoRAs across towers of different size, by what corresponding layers see on public data.
 
 P and Q can only mean the same in two towers if A reads the same from both and B writes the same into both. All functions
 take one `Activations` a tower, whose rows are the same examples, and give one `Projections` a tower.
@@ -15,22 +15,22 @@ from tessera.common.towers.projections import Projections, polar, random_project
 from tessera.common.utils import counter_rng
 
 STEPS, RATE, ORTHOGONALITY = 300, 0.02, 0.5
-RIDGE, PULL_RIDGE = 0.01, 0.1
+RIDGE, GRADIENT_RIDGE = 0.01, 0.1
 STRENGTH = 3.0
 """Norm of a column of B by `effects`, in the mean: directions that all towers share move answers less than random ones."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """What a base layer gets, `inputs` [n_examples, d_in], gives, `outputs` [n_examples, d_out], and is worth.
+    """What a base layer receives, `inputs` [n_examples, d_in], and computes, `outputs` [n_examples, d_out].
 
-    `pulls` [n_pulls, d_out] are gradients of the tower's answers by the outputs, a row an example and a direction of the
+    `gradients` [n_gradients, d_out] are those of the tower's answers by the outputs, a row an example and a direction of the
     answer.
     """
 
     inputs: Tensor
     outputs: Tensor
-    pulls: Tensor | None = None
+    gradients: Tensor | None = None
 
 
 def random(towers: Sequence[Activations], rank: int, salt: int) -> list[Projections]:
@@ -81,15 +81,15 @@ def whitened(towers: Sequence[Activations], rank: int, salt: int = 0) -> list[Pr
 def effects(towers: Sequence[Activations], rank: int, salt: int = 0) -> list[Projections]:
     """A as `whitened`; B such that what it writes moves the answers of all towers alike, whatever outputs mean inside.
 
-    The pulls are G; B is C^-1/2 V of theirs, uncentred, so that G_i B_i = G_j B_j as nearly as can be. Where also
+    The gradients are G; B is C^-1/2 V of theirs, uncentred, so that G_i B_i = G_j B_j as nearly as can be. Where also
     A_i x = A_j x, any P and Q change all towers' answers alike, to first order. All B of a place have one scale, which keeps
-    that so. Raises `ConfigError` when a tower comes without pulls.
+    that so. Raises `ConfigError` when a tower comes without gradients.
     """
     readings = whitened(towers, rank, salt)
-    pulls = [tower.pulls for tower in towers if tower.pulls is not None]
-    if len(pulls) < len(towers):
-        raise ConfigError("towers are aligned by their effects only where the pulls on their answers are known")
-    sinks = [shrink @ sink for sink, shrink, _ in _shared_directions(pulls, rank, PULL_RIDGE)]
+    gradients = [tower.gradients for tower in towers if tower.gradients is not None]
+    if len(gradients) < len(towers):
+        raise ConfigError("towers are aligned by their effects only where the gradients of their answers are known")
+    sinks = [shrink @ sink for sink, shrink, _ in _shared_directions(gradients, rank, GRADIENT_RIDGE)]
     scale = STRENGTH * rank**0.5 * len(sinks) / sum(float(sink.norm()) for sink in sinks)
     return [
         Projections(own.a, (scale * sink).to(own.b.dtype), own.offset)

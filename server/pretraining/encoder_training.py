@@ -1,7 +1,7 @@
-"""Fitting small encoders of raw pictures and texts: from a catalogue's items alone, to where these lie in its shared space.
+"""Trains small encoders of raw pictures and texts to map each item to its place in the catalogue's shared space.
 
 The features that the space is made of may be a large encoder's (`tessera.common.encoders.clip`), and what such a tower learns
-is then a distillation of it. A smaller tower is also drawn to what the largest says.
+is then a distillation of it. A smaller tower also learns the outputs of the largest.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ AT_ONCE = 256
 
 @dataclass(frozen=True)
 class EncoderSamples:
-    """Items as a tower takes them, and where they lie in the shared space, `wanted` [n, SPACE_DIM].
+    """Items as a tower takes them, and their places in the shared space, `wanted` [n, OUTPUT_DIM].
 
     `raw` are pictures [n, 3, SIDE, SIDE] uint8, or words [n, LENGTH] int64.
     """
@@ -49,7 +49,7 @@ def fit(
 
     It is derived from the `teacher` if there is one. The same arguments give the same tower.
     """
-    told = None if teacher is None else encode(teacher, seen.raw)
+    teacher_outputs = None if teacher is None else encode(teacher, seen.raw)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(size.width)
         tower = KINDS[kind](size)
@@ -60,8 +60,8 @@ def fit(
         rows = torch.randperm(len(seen.raw), generator=draws)[:BATCH]
         answered = tower(_varied(seen.raw[rows], draws))
         loss = _loss(answered, seen.wanted[rows])
-        if told is not None:
-            loss = loss + (1 - cosine_similarity(answered, told[rows])).mean()
+        if teacher_outputs is not None:
+            loss = loss + (1 - cosine_similarity(answered, teacher_outputs[rows])).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
@@ -73,7 +73,7 @@ def fit(
 
 @torch.no_grad()
 def encode(tower: Tower, raw: Tensor) -> Tensor:
-    """What a tower makes of items as they are, [n, OUTPUT_DIM]."""
+    """A tower's outputs for items as they are, [n, OUTPUT_DIM]."""
     return torch.cat([tower(_taken(part)) for part in torch.split(raw, AT_ONCE)])
 
 

@@ -1,4 +1,8 @@
-"""Fit towers that read raw pictures and texts, for `tessera data encode`: towards where a dataset's features put the items."""
+"""Fits a dataset's towers for raw pictures and texts, which `tessera data encode` then uses.
+
+They learn to map each item to its place in the shared space of the dataset's features. A fit from the same content and
+settings is not repeated.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,16 +35,16 @@ from tessera.server.pretraining.fit_readers import (
 )
 
 HELD_OUT = 0.1
-"""Share of the items, by hash, that a tower is measured by where a dataset does not say which."""
+"""Share of the items, by hash, that a tower is tested on where a dataset does not say which."""
 CONSTANTS = ("BATCH", "RATE", "DECAY", "TEMPERATURE", "REGRESSION_WEIGHT", "WORD_DROPOUT", "SHIFT")
 
-Told = dict[tuple[str, str], dict[str, Any]]
-"""What is told about towers, by class and kind."""
+Fits = dict[tuple[str, str], dict[str, Any]]
+"""What is recorded of each fit, by class and kind."""
 
 
 @dataclass(frozen=True)
 class EncoderCorpus:
-    """What towers of one kind learn from, what they are tested by, and a hash of all that their fits depend on."""
+    """What towers of one kind are trained and tested on, and a hash of all that their fits depend on."""
 
     kind: str
     seen: EncoderSamples
@@ -50,7 +54,7 @@ class EncoderCorpus:
 
 def fit_encoders(
     dataset: Path, classes: Sequence[str], kinds: Sequence[str], steps: int, images: Path | None, begin: Begin
-) -> Told:
+) -> Fits:
     """Fit the towers of `classes` for the `kinds` "image" and "text".
 
     Pictures are the dataset's own, or those in the folder `images`. Smaller towers are derived from base's where that is
@@ -59,10 +63,10 @@ def fit_encoders(
     """
     refuse_unknown("device class", classes, SIZES)
     catalogue = load_catalogue(dataset)
-    eyes = reader_inputs(catalogue)
+    inputs = reader_inputs(catalogue)
     learnt, kept = _parted(catalogue, public_rows(dataset, catalogue))
-    space = shared_space(eyes.image, eyes.text, learnt)
-    materials = []
+    space = shared_space(inputs.image, inputs.text, learnt)
+    corpora = []
     for kind in kinds:
         if catalogue.features[kind].encoder.startswith("tower:"):
             raise DataError(f"the {kind} features of {dataset} were made by such a tower: convert the dataset again")
@@ -76,32 +80,30 @@ def fit_encoders(
         constants = {name: getattr(encoder_training, name) for name in CONSTANTS}
         content = content_hash(catalogue, learnt, steps, constants, kind, digest(raw.numpy().tobytes()))
         seen, new = (EncoderSamples(raw[rows], getattr(space, kind)[rows]) for rows in parts)
-        materials.append(EncoderCorpus(kind, seen, new, content))
-    told: Told = {}
-    for material in materials:
-        told |= _fit(material, dataset / "towers", classes, steps, begin)
-    return told
+        corpora.append(EncoderCorpus(kind, seen, new, content))
+    fits: Fits = {}
+    for corpus in corpora:
+        fits |= _fit(corpus, dataset / "towers", classes, steps, begin)
+    return fits
 
 
-def _fit(material: EncoderCorpus, towers: Path, classes: Sequence[str], steps: int, begin: Begin) -> Told:
+def _fit(corpus: EncoderCorpus, towers: Path, classes: Sequence[str], steps: int, begin: Begin) -> Fits:
     """Fit the towers of one kind, unless they lie there."""
-    told: Told = {}
-    kind, source = material.kind, ""
+    fits: Fits = {}
+    kind, source = corpus.kind, ""
     teacher: Tower | None = None
     for name in (LARGEST_CLASS, *(name for name in SIZES if name != LARGEST_CLASS)):
-        path, key = encoder_path(towers, name, kind), digest(f"{material.content} {SIZES[name]} {source}".encode())
+        path, key = encoder_path(towers, name, kind), digest(f"{corpus.content} {SIZES[name]} {source}".encode())
         if name in classes and not is_fitted(path, key, "tower"):
-            tower = encoder_training.fit(
-                kind, SIZES[name], material.seen, teacher, steps, begin(f"{name} {kind}", steps)
-            )
+            tower = encoder_training.fit(kind, SIZES[name], corpus.seen, teacher, steps, begin(f"{name} {kind}", steps))
             save_encoder(
-                tower, path, {"class": name, "key": key, **encoder_training.retrieval_metrics(tower, material.new)}
+                tower, path, {"class": name, "key": key, **encoder_training.retrieval_metrics(tower, corpus.new)}
             )
         if name == LARGEST_CLASS and is_fitted(path, key, "tower"):
             teacher, source = load_encoder(path, kind), key
         if name in classes:
-            told[name, kind] = read_about(path, "tower")
-    return told
+            fits[name, kind] = read_about(path, "tower")
+    return fits
 
 
 def _pictures(dataset: Path, catalogue: Catalogue, images: Path | None, begin: Begin) -> tuple[Tensor, Tensor]:

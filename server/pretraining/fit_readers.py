@@ -1,4 +1,7 @@
-"""Fit the towers of a dataset: from the largest class to the smaller ones that are derived from it."""
+"""Fits the question-answering towers of a dataset: the largest class first, then the smaller ones, which learn from it.
+
+A fit from the same content and settings is not repeated.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
@@ -23,11 +26,11 @@ from tessera.server.pretraining.pretext_tasks import TASKS, Pretext
 LARGEST_CLASS = "base"
 
 Begin = Callable[[str, int], Callable[[], None]]
-"""Told what begins and how many steps it takes; what it returns is called after each."""
+"""Called with what begins and the number of its steps; what it returns is called after each."""
 
 
 def fit_towers(dataset: Path, classes: Sequence[str], steps: int, begin: Begin) -> dict[str, dict[str, Any]]:
-    """Fit the readers of `classes` and return what is told about each.
+    """Fit the readers of `classes` and return what is recorded of each fit.
 
     `begin` is called with a class and its steps before a fit, and what it returns after each step. A fit that lies there
     from the same content and settings is not repeated. Raises `ConfigError` for an unknown class, `DataError` for a dataset
@@ -35,9 +38,11 @@ def fit_towers(dataset: Path, classes: Sequence[str], steps: int, begin: Begin) 
     """
     refuse_unknown("device class", classes, SIZES)
     catalogue = load_catalogue(dataset)
-    eyes, rows = reader_inputs(catalogue), public_rows(dataset, catalogue)
-    world = cache(lambda: Pretext.of(eyes.image, eyes.text, rows))  # seconds, for nothing where all fits are there
-    told: dict[str, dict[str, Any]] = {}
+    inputs, rows = reader_inputs(catalogue), public_rows(dataset, catalogue)
+    pretext = cache(
+        lambda: Pretext.of(inputs.image, inputs.text, rows)
+    )  # seconds, for nothing where all fits are there
+    fits: dict[str, dict[str, Any]] = {}
     teacher: QAReader | None = None
     names = ("BATCH", "RATE", "REGRESSION_WEIGHT", "HIDDEN", "WORD_DROPOUT", "DERIVED_WORD_DROPOUT", "N_BLOCKS")
     constants = {name: getattr(reader_training, name) for name in names}
@@ -46,17 +51,17 @@ def fit_towers(dataset: Path, classes: Sequence[str], steps: int, begin: Begin) 
     for name in (LARGEST_CLASS, *(name for name in SIZES if name in classes and name != LARGEST_CLASS)):
         path, key = tower_path(dataset, name), digest(f"{content} {name} {SIZES[name]}".encode())
         if not is_fitted(path, key):
-            reader = reader_training.fit(SIZES[name], world(), eyes, teacher, steps, begin(name, steps))
-            right = reader_training.accuracy(reader, world().about(held_out(catalogue, rows)), eyes)
+            reader = reader_training.fit(SIZES[name], pretext(), inputs, teacher, steps, begin(name, steps))
+            right = reader_training.accuracy(reader, pretext().about(held_out(catalogue, rows)), inputs)
             about = {"class": name, "key": key, "accuracy": right}
             save_reader(reader, path, about)
-        told[name] = read_about(path)
+        fits[name] = read_about(path)
         teacher = load_reader(path) if name == LARGEST_CLASS else teacher
-    return {name: told[name] for name in classes}
+    return {name: fits[name] for name in classes}
 
 
 def ensure_towers(dataset: Path, settings: Settings, tell: Callable[[str], None]) -> None:
-    """Fit the towers that a run needs, unless they are there. `tell` hears of each fit: it takes minutes."""
+    """Fit the towers that a run needs, unless they are there. `tell` is called before each fit: it takes minutes."""
 
     def begin(name: str, steps: int) -> Callable[[], None]:
         tell(f"fitting the tower {name!r} on the catalogue, {steps} steps: minutes, once for this dataset")

@@ -1,4 +1,4 @@
-"""Pretext questions: what readers learn from a catalogue without any label, before a device ever asks them.
+"""Draws pretext questions: multiple-choice questions about a catalogue that need no labels, for readers to be trained on.
 
 Axes and kinds are principal directions and k-means centres of the shared space (`tessera.common.towers.shared_space`), called
 by numerals. What is more, alike or odd is read off the space; of several items drawn the most and the least are shown, because
@@ -33,7 +33,7 @@ Draw = Callable[["Pretext", int, torch.Generator], Drawn]
 class Pretext:
     """Draws questions about the items `rows` [n_rows].
 
-    `axes` [N_AXES, SPACE_DIM] are what it compares. The codebook's words are the signs, N_KINDS kinds, and both ends of
+    `axes` [N_AXES, OUTPUT_DIM] are what it compares. The codebook's words are the signs, N_KINDS kinds, and both ends of
     every axis.
     """
 
@@ -54,7 +54,7 @@ class Pretext:
 
     @cached_property
     def vectors(self) -> Tensor:
-        """Every piece's vector by kind and item, [3, n_items, SPACE_DIM]."""
+        """Every piece's vector by kind and item, [3, n_items, OUTPUT_DIM]."""
         image, text = self.codebook.image, self.codebook.text
         return torch.stack([torch.zeros_like(image), image, text])
 
@@ -85,7 +85,7 @@ class Pretext:
         return torch.stack([torch.randint(PICTURE, TEXT + 1, shape, generator=generator), items], dim=-1)
 
     def vector(self, pairs: Tensor) -> Tensor:
-        """The vectors of pictures and texts [..., 2], [..., SPACE_DIM]."""
+        """The vectors of pictures and texts [..., 2], [..., OUTPUT_DIM]."""
         return self.vectors[pairs[..., 0], pairs[..., 1]]
 
 
@@ -110,38 +110,38 @@ def _shuffle(pairs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
     return pairs.gather(1, order[..., None].expand(-1, -1, 2)), (order == 0).int().argmax(1)
 
 
-def _ranked(world: Pretext, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _ranked(pretext: Pretext, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Something, [n, 1, 2], and others from the least to the most like it, [n, DRAWN, 2]."""
-    one, others = world.draw(generator, n, 1), world.draw(generator, n, DRAWN)
-    order = (world.vector(others) * world.vector(one)).sum(-1).argsort(1)
+    one, others = pretext.draw(generator, n, 1), pretext.draw(generator, n, DRAWN)
+    order = (pretext.vector(others) * pretext.vector(one)).sum(-1).argsort(1)
     return one, others.gather(1, order[..., None].expand(-1, -1, 2))
 
 
-def position(place: int, world: Pretext, n: int, generator: torch.Generator) -> Drawn:
+def position(place: int, pretext: Pretext, n: int, generator: torch.Generator) -> Drawn:
     """Which of the choices stands at `place`?"""
-    shown = world.draw(generator, n, N_CHOICES)
+    shown = pretext.draw(generator, n, N_CHOICES)
     offered, answers = _shuffle(shown.roll(-place, 1), generator)
     return shown, offered, answers
 
 
-def retrieve(kind: int, wanted: int, world: Pretext, n: int, generator: torch.Generator) -> Drawn:
+def retrieve(kind: int, wanted: int, pretext: Pretext, n: int, generator: torch.Generator) -> Drawn:
     """Which picture, or text, is of the same item?"""
-    items = world.draw(generator, n, N_CHOICES)[..., 1]
+    items = pretext.draw(generator, n, N_CHOICES)[..., 1]
     offered, answers = _shuffle(torch.stack([torch.full_like(items, wanted), items], -1), generator)
     return torch.stack([torch.full_like(items[:, :1], kind), items[:, :1]], -1), offered, answers
 
 
-def fits(world: Pretext, n: int, generator: torch.Generator) -> Drawn:
+def fits(pretext: Pretext, n: int, generator: torch.Generator) -> Drawn:
     """Which of two texts belongs to the picture?"""
-    items = world.draw(generator, n, 2)[..., 1]
+    items = pretext.draw(generator, n, 2)[..., 1]
     texts, answers = _shuffle(torch.stack([torch.full_like(items, TEXT), items], -1), generator)
     picture = torch.stack([torch.full_like(items[:, :1], PICTURE), items[:, :1]], -1)
     return torch.cat([picture, texts], 1), _offer(n, 0, 1), answers
 
 
-def belongs(world: Pretext, n: int, generator: torch.Generator) -> Drawn:
+def belongs(pretext: Pretext, n: int, generator: torch.Generator) -> Drawn:
     """Does the text belong to the picture?"""
-    pictures, texts, answers = world.draw(generator, n), world.draw(generator, n), torch.arange(n) % 2
+    pictures, texts, answers = pretext.draw(generator, n), pretext.draw(generator, n), torch.arange(n) % 2
     items = torch.where(answers == 0, pictures[:, 1], texts[:, 1])
     shown = [
         torch.stack([torch.full_like(items, kind), item], -1)
@@ -150,51 +150,51 @@ def belongs(world: Pretext, n: int, generator: torch.Generator) -> Drawn:
     return torch.stack(shown, 1), _offer(n, YES, NO), answers
 
 
-def more(axis: int, sign: int, world: Pretext, n: int, generator: torch.Generator) -> Drawn:
+def more(axis: int, sign: int, pretext: Pretext, n: int, generator: torch.Generator) -> Drawn:
     """Which of two has more of an axis, or less?"""
-    drawn = world.draw(generator, n, 4)
-    order = (sign * world.vector(drawn) @ world.axes[axis]).argsort(1)[:, [3, 0]]
+    drawn = pretext.draw(generator, n, 4)
+    order = (sign * pretext.vector(drawn) @ pretext.axes[axis]).argsort(1)[:, [3, 0]]
     shown, answers = _shuffle(drawn.gather(1, order[..., None].expand(-1, -1, 2)), generator)
     return shown, _offer(n, 0, 1), answers
 
 
-def end(axis: int, world: Pretext, n: int, generator: torch.Generator) -> Drawn:
+def end(axis: int, pretext: Pretext, n: int, generator: torch.Generator) -> Drawn:
     """Is there much of an axis, or little?"""
-    drawn, answers = world.draw(generator, n, 4), torch.arange(n) % 2
-    order = (world.vector(drawn) @ world.axes[axis]).argsort(1)
+    drawn, answers = pretext.draw(generator, n, 4), torch.arange(n) % 2
+    order = (pretext.vector(drawn) @ pretext.axes[axis]).argsort(1)
     place = torch.where(answers == 0, order[:, 3], order[:, 0])
     much = len(SIGNS) + N_KINDS + axis
     return drawn[torch.arange(n), place][:, None], _offer(n, much, much + N_AXES), answers
 
 
-def kind(world: Pretext, n: int, generator: torch.Generator) -> Drawn:
+def kind(pretext: Pretext, n: int, generator: torch.Generator) -> Drawn:
     """Which of four kinds is it?"""
-    shown = world.draw(generator, n, 1)
+    shown = pretext.draw(generator, n, 1)
     first = len(SIGNS)
-    own = (world.vector(shown[:, 0]) @ world.codebook.words[first : first + N_KINDS].T).argmax(1, keepdim=True)
+    own = (pretext.vector(shown[:, 0]) @ pretext.codebook.words[first : first + N_KINDS].T).argmax(1, keepdim=True)
     others = torch.rand(n, N_KINDS - 1, generator=generator).argsort(1)[:, : N_CHOICES - 1] + 1
     words = first + torch.cat([own, (own + others) % N_KINDS], 1)
     offered, answers = _shuffle(torch.stack([torch.full_like(words, WORD), words], -1), generator)
     return shown, offered, answers
 
 
-def closer(n_compared: int, world: Pretext, n: int, generator: torch.Generator) -> Drawn:
+def closer(n_compared: int, pretext: Pretext, n: int, generator: torch.Generator) -> Drawn:
     """Which of the first is most like the last?"""
-    one, ranked = _ranked(world, n, generator)
+    one, ranked = _ranked(pretext, n, generator)
     compared, answers = _shuffle(torch.cat([ranked[:, -1:], ranked[:, : n_compared - 1]], 1), generator)
     return torch.cat([compared, one], 1), _offer(n, *range(n_compared)), answers
 
 
-def odd(n_shown: int, world: Pretext, n: int, generator: torch.Generator) -> Drawn:
+def odd(n_shown: int, pretext: Pretext, n: int, generator: torch.Generator) -> Drawn:
     """Which one is unlike the others?"""
-    one, ranked = _ranked(world, n, generator)
+    one, ranked = _ranked(pretext, n, generator)
     shown, answers = _shuffle(torch.cat([ranked[:, :1], ranked[:, 2 - n_shown :], one], 1), generator)
     return shown, _offer(n, *range(n_shown)), answers
 
 
-def alike(world: Pretext, n: int, generator: torch.Generator) -> Drawn:
+def alike(pretext: Pretext, n: int, generator: torch.Generator) -> Drawn:
     """Are two alike?"""
-    one, ranked = _ranked(world, n, generator)
+    one, ranked = _ranked(pretext, n, generator)
     answers = torch.arange(n) % 2
     return torch.cat([one, ranked[torch.arange(n), (answers - 1) % DRAWN][:, None]], 1), _offer(n, YES, NO), answers
 

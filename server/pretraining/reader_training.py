@@ -1,8 +1,8 @@
-"""Fitting readers of all sizes on a catalogue, before any device has been asked anything.
+"""Trains question-answering towers (readers) of all sizes on a catalogue, before a federation begins.
 
 The largest learns pretext questions (`tessera.server.pretraining.pretext_tasks`); smaller ones are *derived* from it: the same
-questions, and what it answers and holds at the ends of its blocks (FitNets, Romero et al. 2015). Towers that see alike at
-corresponding depths are what an alignment of P and Q needs.
+questions, and its answers and hidden states at the ends of its blocks (FitNets, Romero et al. 2015). Towers whose hidden
+states agree at corresponding depths are what an alignment of P and Q needs.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,9 +24,9 @@ STEPS, BATCH, RATE = 1500, 96, 1e-3
 REGRESSION_WEIGHT = 0.5
 """Weight of the cosine distance to the right choice: without it only differences between choices are learnt."""
 HIDDEN = 0.25
-"""Weight of the squared distance to what the larger reader holds at the ends of its blocks."""
+"""Weight of the squared distance to the larger reader's hidden states at the ends of its blocks."""
 WORD_DROPOUT, DERIVED_WORD_DROPOUT = 0.15, 0.3
-"""Share of an instruction's words that are replaced: a reader should not be sure of what it was not told. More of them where a
+"""Share of an instruction's words that are replaced: a reader should not rely on any single word. More of them where a
 reader is derived: it has to learn how the larger one takes words that no pretext has, which devices' questions are full of."""
 N_BLOCKS = 4
 DRAWN_AT_ONCE = 24
@@ -37,23 +37,23 @@ N_EVAL_QUESTIONS = 4000
 
 @dataclass(frozen=True)
 class QuestionBatch:
-    """Questions with what it takes to ask them: words `read` [n, READ], the choices' vectors `offered` [n, n_choices, dim]."""
+    """Questions as readers take them: words `read` [n, READ], the choices' vectors `offered` [n, n_choices, dim]."""
 
     questions: Questions
     read: Tensor
     offered: Tensor
 
     @staticmethod
-    def of(world: Pretext, n: int, salt: int, lost: float = 0.0) -> "QuestionBatch":
-        """Draw `n` pretext questions, of whose instructions a share of words is `lost`: any others stand there instead."""
-        questions = world.questions(n, salt)
+    def of(pretext: Pretext, n: int, salt: int, lost: float = 0.0) -> "QuestionBatch":
+        """Draw `n` pretext questions; a share `lost` of the words of their instructions is replaced by random ones."""
+        questions = pretext.questions(n, salt)
         read = instructions(INSTRUCTIONS)[questions.tasks]
         draws = counter_rng.uniform(counter_rng.key("lost", salt), torch.arange(read.numel())).view_as(read)
         other = 1 + counter_rng.mix(counter_rng.key("words", salt), torch.arange(read.numel())).view_as(read) % (
             VOCABULARY - 1
         )
         read = torch.where((draws < lost) & (read != 0), other, read)
-        return QuestionBatch(questions, read, world.codebook.vectors(questions.choices))
+        return QuestionBatch(questions, read, pretext.codebook.vectors(questions.choices))
 
     def take(self, rows: Tensor) -> "QuestionBatch":
         """Some of the questions."""
@@ -77,24 +77,24 @@ class QuestionBatch:
 
 @dataclass(frozen=True)
 class ReaderInputs:
-    """What readers look at: standardised features `image` and `text`, [n_items, n_features] each."""
+    """The items as readers take them: standardised features `image` and `text`, [n_items, n_features] each."""
 
     image: Tensor
     text: Tensor
 
-    def answer(self, reader: QAReader, quiz: QuestionBatch) -> Tensor:
-        """What a reader says to the questions, [n, dim]; it looks only at the items that they show."""
-        kinds, items = quiz.questions.pieces.unbind(-1)
+    def answer(self, reader: QAReader, batch: QuestionBatch) -> Tensor:
+        """A reader's answers to the questions, [n, dim]; only the items that they show are embedded."""
+        kinds, items = batch.questions.pieces.unbind(-1)
         shown, places = torch.unique(items, return_inverse=True)
-        sight = reader.embed_items(self.image[shown], self.text[shown])
-        answered: Tensor = reader(quiz.read, torch.stack([kinds, places], -1), sight)
+        item_embeddings = reader.embed_items(self.image[shown], self.text[shown])
+        answered: Tensor = reader(batch.read, torch.stack([kinds, places], -1), item_embeddings)
         return answered
 
 
 def fit(
     size: TowerSize,
-    world: Pretext,
-    eyes: ReaderInputs,
+    pretext: Pretext,
+    inputs: ReaderInputs,
     teacher: QAReader | None,
     steps: int,
     advance: Callable[[], None],
@@ -105,14 +105,14 @@ def fit(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(size.width)
-        reader = QAReader(size, eyes.image.shape[1], eyes.text.shape[1])
+        reader = QAReader(size, inputs.image.shape[1], inputs.text.shape[1])
         derivation = None if teacher is None else _Derivation(reader, teacher)
     parameters = [*reader.parameters(), *(derivation.maps.parameters() if derivation else ())]
     optimizer = torch.optim.AdamW(parameters, RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
-    for quiz in _question_batches(world, steps, WORD_DROPOUT if teacher is None else DERIVED_WORD_DROPOUT):
+    for batch in _question_batches(pretext, steps, WORD_DROPOUT if teacher is None else DERIVED_WORD_DROPOUT):
         optimizer.zero_grad()
-        loss = derivation.loss(eyes, quiz) if derivation else _loss(quiz, eyes.answer(reader, quiz))
+        loss = derivation.loss(inputs, batch) if derivation else _loss(batch, inputs.answer(reader, batch))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -122,27 +122,27 @@ def fit(
 
 
 @torch.no_grad()
-def accuracy(reader: QAReader, world: Pretext, eyes: ReaderInputs) -> dict[str, float]:
+def accuracy(reader: QAReader, pretext: Pretext, inputs: ReaderInputs) -> dict[str, float]:
     """Share of new pretext questions that are answered rightly, by instruction, and "all" of them."""
-    quiz = QuestionBatch.of(world, N_EVAL_QUESTIONS, salt=-1)
-    right = (quiz.logits(eyes.answer(reader, quiz)).argmax(1) == quiz.questions.answers).float()
+    batch = QuestionBatch.of(pretext, N_EVAL_QUESTIONS, salt=-1)
+    right = (batch.logits(inputs.answer(reader, batch)).argmax(1) == batch.questions.answers).float()
     by_task = {
-        INSTRUCTIONS[task]: float(right[quiz.questions.tasks == task].mean())
-        for task in torch.unique(quiz.questions.tasks)
+        INSTRUCTIONS[task]: float(right[batch.questions.tasks == task].mean())
+        for task in torch.unique(batch.questions.tasks)
     }
     return by_task | {"all": float(right.mean())}
 
 
-def _question_batches(world: Pretext, steps: int, lost: float) -> Iterator[QuestionBatch]:
+def _question_batches(pretext: Pretext, steps: int, lost: float) -> Iterator[QuestionBatch]:
     for start in range(0, steps, DRAWN_AT_ONCE):
-        drawn = QuestionBatch.of(world, BATCH * DRAWN_AT_ONCE, salt=start, lost=lost)
+        drawn = QuestionBatch.of(pretext, BATCH * DRAWN_AT_ONCE, salt=start, lost=lost)
         for rows in torch.split(torch.arange(len(drawn.read)), BATCH)[: steps - start]:
             yield drawn.take(rows)
 
 
-def _loss(quiz: QuestionBatch, answered: Tensor) -> Tensor:
-    away = 1 - cosine_similarity(answered, quiz.right)
-    return cross_entropy(quiz.logits(answered), quiz.questions.answers) + REGRESSION_WEIGHT * away.mean()
+def _loss(batch: QuestionBatch, answered: Tensor) -> Tensor:
+    away = 1 - cosine_similarity(answered, batch.right)
+    return cross_entropy(batch.logits(answered), batch.questions.answers) + REGRESSION_WEIGHT * away.mean()
 
 
 class _Derivation:
@@ -153,27 +153,27 @@ class _Derivation:
         widths = reader.positions.shape[1], teacher.positions.shape[1]
         self.maps = nn.ModuleList(nn.Linear(*widths) for _ in range(N_BLOCKS))
 
-    def loss(self, eyes: ReaderInputs, quiz: QuestionBatch) -> Tensor:
+    def loss(self, inputs: ReaderInputs, batch: QuestionBatch) -> Tensor:
         """The loss of a batch."""
-        with _held(self.reader) as own:
-            answered = eyes.answer(self.reader, quiz)
-        with torch.no_grad(), _held(self.teacher) as theirs:
-            told = eyes.answer(self.teacher, quiz)
-        loss = _loss(quiz, answered) + (1 - cosine_similarity(answered, told)).mean()
+        with _hidden_states(self.reader) as own:
+            answered = inputs.answer(self.reader, batch)
+        with torch.no_grad(), _hidden_states(self.teacher) as theirs:
+            teacher_outputs = inputs.answer(self.teacher, batch)
+        loss = _loss(batch, answered) + (1 - cosine_similarity(answered, teacher_outputs)).mean()
         for mapped, mine, other in zip(self.maps, own, theirs, strict=True):
-            wanted = layer_norm(other, other.shape[-1:])[quiz.present]
-            loss = loss + HIDDEN * (mapped(mine[quiz.present]) - wanted).square().mean()
+            wanted = layer_norm(other, other.shape[-1:])[batch.present]
+            loss = loss + HIDDEN * (mapped(mine[batch.present]) - wanted).square().mean()
         return loss
 
 
 @contextmanager
-def _held(reader: QAReader) -> Iterator[list[Tensor]]:
-    """Collect what a reader holds at the ends of its blocks, [n, length, width] each, while it answers."""
-    held: list[Tensor] = []
+def _hidden_states(reader: QAReader) -> Iterator[list[Tensor]]:
+    """Collect a reader's hidden states at the ends of its blocks, [n, length, width] each, while it answers."""
+    states: list[Tensor] = []
     ends = [reader.layers[layer - 1] for layer in block_ends(len(reader.layers), N_BLOCKS)]
-    hooks = [end.register_forward_hook(lambda _, __, output: held.append(output)) for end in ends]
+    hooks = [end.register_forward_hook(lambda _, __, output: states.append(output)) for end in ends]
     try:
-        yield held
+        yield states
     finally:
         for hook in hooks:
             hook.remove()

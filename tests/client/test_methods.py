@@ -51,8 +51,8 @@ def asked(n: int = 200, purpose: str = "own") -> QADataset:
         ("which has more",),
     )
     with torch.no_grad():
-        sight = reader().embed_items(features, features)
-    return QADataset.of(questions, Codebook(words, image, text, ("first", "second")), sight)
+        item_embeddings = reader().embed_items(features, features)
+    return QADataset.of(questions, Codebook(words, image, text, ("first", "second")), item_embeddings)
 
 
 def reader() -> QAReader:

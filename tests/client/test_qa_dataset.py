@@ -52,7 +52,7 @@ def test_the_same_pieces_mean_something_else_under_another_instruction() -> None
     asked, reader = bank()
     assert not torch.equal(asked.read[0], asked.read[1])
     assert not torch.allclose(
-        reader(asked.read[:1], asked.questions.pieces[2:], asked.sight), asked.vectors(reader, ROWS[2:])
+        reader(asked.read[:1], asked.questions.pieces[2:], asked.item_embeddings), asked.vectors(reader, ROWS[2:])
     )
 
 

@@ -209,9 +209,11 @@ def test_the_signature_is_the_gradient_at_the_head_of_the_tower_that_signs(datas
     signer = load_reader(node.folder / "tower" / "signer.safetensors")
     last_layer(signer).requires_grad_()
     features = load_catalogue(node.folder).features
-    sight = signer.embed_items(*(torch.from_numpy(features[name].standardised()) for name in ("image", "text")))
+    item_embeddings = signer.embed_items(
+        *(torch.from_numpy(features[name].standardised()) for name in ("image", "text"))
+    )
     view = sized(
-        replace(tower.gear.asking, sight=sight).answers(signer, torch.arange(len(seen[VIEWS][0]))),
+        replace(tower.gear.asking, item_embeddings=item_embeddings).answers(signer, torch.arange(len(seen[VIEWS][0]))),
         typical_size(sent[VIEWS]),
     )
     (view * update.gradients[VIEWS][-1] / update.weight).sum().backward()
@@ -244,5 +246,5 @@ def test_a_device_without_features_or_tower_says_what_it_lacks(dataset: Path, tm
     with pytest.raises(DataError, match=r"reader.safetensors does not exist"):
         node.perform(replace(task, kind="item_statistics"), None, {})
     (node.folder / FEATURES / "text.safetensors").unlink()
-    with pytest.raises(DataError, match="no features 'text'"):
+    with pytest.raises(DataError, match="no text features"):
         node.perform(replace(task, kind="item_statistics"), None, {})

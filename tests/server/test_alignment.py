@@ -17,7 +17,7 @@ SEEN = 1000
 def world(seed: int, widths: Sequence[tuple[int, int]] = WIDTHS) -> tuple[list[Activations], list[Tensor]]:
     """Towers that show the same 16 hidden things, each in its own basis with its own mean and noise.
 
-    Answers are the hidden things that outputs show, so pulls are known. Also what a task adds to each tower's outputs: the
+    Answers are the hidden things that outputs show, so gradients are known. Also what a task adds to each tower's outputs: the
     same change of the hidden things.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -42,7 +42,7 @@ def halves(towers: list[Activations]) -> tuple[list[Activations], list[Activatio
     parts = slice(SEEN), slice(SEEN, None)
     seen, unseen = (
         [
-            Activations(*(seen[part] for seen in (tower.inputs, tower.outputs, tower.pulls) if seen is not None))
+            Activations(*(seen[part] for seen in (tower.inputs, tower.outputs, tower.gradients) if seen is not None))
             for tower in towers
         ]
         for part in parts
@@ -101,12 +101,12 @@ def test_what_one_tower_learnt_helps_another_only_if_they_are_aligned(seed: int)
 def test_by_their_effects_what_p_and_q_write_moves_all_answers_alike() -> None:
     seen, unseen = halves(world(0)[0])
     aligned = ALIGNMENTS["effects"](seen, 16, 0)
-    moved = [tower.pulls @ own.b for tower, own in zip(unseen, aligned, strict=True) if tower.pulls is not None]
+    moved = [tower.gradients @ own.b for tower, own in zip(unseen, aligned, strict=True) if tower.gradients is not None]
     assert difference(*moved) < 0.1
     own, transferred = gains("effects", 0)
     assert own > 0.9
     assert transferred > 0.7
-    with pytest.raises(ConfigError, match="pulls"):
+    with pytest.raises(ConfigError, match="gradients"):
         ALIGNMENTS["effects"]([Activations(tower.inputs, tower.outputs) for tower in seen], 8, 0)
 
 

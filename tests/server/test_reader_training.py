@@ -16,7 +16,7 @@ EASY = "is it more or less one"
 
 
 @cache
-def eyes() -> ReaderInputs:
+def inputs() -> ReaderInputs:
     """Pictures and texts of items that have 10 hidden things in common."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(300, 10, generator=generator)
@@ -25,13 +25,13 @@ def eyes() -> ReaderInputs:
 
 
 @cache
-def world() -> Pretext:
-    return Pretext.of(eyes().image, eyes().text, torch.arange(200))
+def pretext() -> Pretext:
+    return Pretext.of(inputs().image, inputs().text, torch.arange(200))
 
 
 def fitted(size: TowerSize, teacher: QAReader | None, steps: int) -> tuple[QAReader, int]:
     calls: list[None] = []
-    reader = fit(size, world(), eyes(), teacher, steps, lambda: calls.append(None))
+    reader = fit(size, pretext(), inputs(), teacher, steps, lambda: calls.append(None))
     return reader, len(calls)
 
 
@@ -41,9 +41,9 @@ def large() -> QAReader:
 
 
 def test_a_reader_learns_what_holds_for_items_it_has_not_seen() -> None:
-    right = accuracy(large(), world().about(torch.arange(200, 300)), eyes())
+    right = accuracy(large(), pretext().about(torch.arange(200, 300)), inputs())
     assert right[EASY] > 0.7
-    assert right["all"] > accuracy(QAReader(LARGE, 90, 70), world(), eyes())["all"] + 0.05
+    assert right["all"] > accuracy(QAReader(LARGE, 90, 70), pretext(), inputs())["all"] + 0.05
     assert not any(parameter.requires_grad for parameter in large().parameters())
 
 
@@ -56,8 +56,8 @@ def test_the_same_fit_gives_the_same_reader_and_counts_its_steps() -> None:
 @torch.no_grad()
 def retrieval_metrics(reader: QAReader) -> float:
     """Mean cosine to what the large reader says, to instructions with words that no pretext has."""
-    quiz = QuestionBatch.of(world(), 300, salt=9, lost=0.5)
-    answers: list[Tensor] = [eyes().answer(each, quiz) for each in (reader, large())]
+    batch = QuestionBatch.of(pretext(), 300, salt=9, lost=0.5)
+    answers: list[Tensor] = [inputs().answer(each, batch) for each in (reader, large())]
     return float(cosine_similarity(*answers).mean())
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tessera.common.data.catalogue import Catalogue
+from tessera.common.data.catalogue import Catalogue, image_and_text
 from tessera.common.data.questions import Codebook, concatenate
 from tessera.common.datasets.movielens import read_movielens
 from tessera.common.datasets.preprocess import build_catalogue, ordered
@@ -27,7 +27,8 @@ from tessera.common.datasets.qa.tasks import CLIENTS, UNSEEN
 from tessera.common.datasets.raw import NAME, NUMBER, Options, RawDataset, read_rows
 from tessera.common.errors import DataError
 from tessera.common.towers.projections import orthonormal
-from tessera.common.towers.shared_space import SIGNS, SPACE_DIM, shared_space
+from tessera.common.towers.shared_space import SIGNS, shared_space
+from tessera.common.towers.transformer import OUTPUT_DIM
 from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import write_tensors
 
@@ -128,11 +129,10 @@ def fit_codebook(catalogue: Catalogue, movies: Movies, public: Tensor) -> Codebo
     A word's vector knows nothing of what the word means: with the mean of the items that have an attribute, its label
     would reach every device without a question, and the frozen towers answer as well as trained ones.
     """
-    image, text = (torch.from_numpy(catalogue.features[name].standardised()) for name in ("image", "text"))
-    space = shared_space(image, text, public)
+    space = shared_space(*image_and_text(catalogue), public)
     names = (*_attributes(movies, public.numpy()), *SIGNS)
     return Codebook(
-        orthonormal(counter_rng.key("questions", "words"), len(names), SPACE_DIM), space.image, space.text, names
+        orthonormal(counter_rng.key("questions", "words"), len(names), OUTPUT_DIM), space.image, space.text, names
     )
 
 
