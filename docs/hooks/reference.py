@@ -173,7 +173,7 @@ def _parameter(parameter: click.Parameter, context: click.Context) -> str:
         about += f" Default: `{getattr(default, 'value', default)}`."
     if isinstance(parameter, click.Option) and parameter.required:
         about += " Needed."
-    return f"| `{names.replace('|', chr(92) + '|')}` | {_cell(about.strip())} |"
+    return f"| `{names}` | {_cell(about.strip())} |"
 
 
 def _escaped(text: str) -> str:
