@@ -20,6 +20,7 @@ PAGES = {
 }
 """Files outside docs/ that are pages of the site, and the pages' names."""
 PICTURES = "benchmarks/plots"
+REMOTE = re.compile(r"<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=[\"']?(?P<address>https?:[^\s\"'>]+)")
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)?(?P<anchor>#[^)\s]*)?\)")
 
 
@@ -36,6 +37,13 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turn links that leave docs/ into pages of the site, or into names of files."""
     return markdown if page.file.generated_by else _rewritten(markdown, REPOSITORY / "docs")
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse a page that would fetch something from elsewhere."""
+    if found := REMOTE.search(output):
+        raise PluginError(f"{page.file.src_uri} fetches {found['address']}: the site is read without a network too")
+    return output
 
 
 def _rewritten(markdown: str, folder: Path) -> str:
