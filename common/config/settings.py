@@ -56,15 +56,20 @@ class DataSettings(FrozenSettings):
     kind: Annotated[str, AfterValidator(_known_kind)] = CONVERTED
     """What the raw data are, one of `tessera.common.registry.converters`; a converted dataset needs no more."""
     min_user_events: Natural = 5
+    """Of a raw dataset, users with fewer events are left out, and items with fewer than the next; again until none is left."""
     min_item_events: Natural = 5
+    """See `min_user_events`."""
     min_rating: Amount = 0.0
+    """Events rated lower are left out."""
     split: Literal["leave-one-out", "given"] = "leave-one-out"
+    """Which events are held out: of each user the last for the test and the last but one for validation, or as the data say."""
     cold_items: Annotated[float, Field(ge=0, le=0.25)] = 0.0
     """Share of the items that nobody's training knows, drawn by seed, on which people are tested; validation has another such
     share, so that no round is chosen on the items of the test. It replaces `split`."""
     cold_users: Rate = 0.0
     """Share of the users, drawn by seed, who take no part in training and are evaluated as "new-users"."""
     shop_seed: Natural = 0
+    """What the generated shop is drawn by."""
     encode: Annotated[str, AfterValidator(_ready_encoder)] | None = None
     """Compute the features of a raw dataset from its titles, texts and pictures; those it comes with are used otherwise."""
 
@@ -84,8 +89,11 @@ class ViewSettings(FrozenSettings):
     """What the server makes of the catalogue."""
 
     dim: Positive = 64
+    """Numbers by which a view describes an item."""
     id_dim: Positive = 64
+    """Numbers in the learnt embedding of an item, before it is projected to `dim`."""
     operators: tuple[Operator, ...] = ("sum", "mlp", "gate", "attention")
+    """How modalities are fused; each operator is a view."""
     single: bool = True
     """Each modality's own projection is a view too, so that its router weight reads as reliance on it."""
     modalities: tuple[str, ...] | None = None
@@ -123,9 +131,13 @@ class LocalSettings(FrozenSettings):
     recency: Amount = 0.0
     """An event counts (1 + number of later events)^-recency in the router's input and the history view; 0: all alike."""
     local_epochs: Positive = 1
+    """Steps of each user's private parameters in a round, each on all of their events."""
     optimizer: Literal["sgd", "adam"] = "adam"
+    """What steps the private parameters."""
     learning_rate: Step = 0.01
+    """Its rate."""
     weight_decay: Amount = 0.0
+    """How fast private parameters shrink, in units of the rate."""
     history_mask: Rate = 0.5
     """Share of the history hidden from router and backbone in each local step; the loss still asks for all of it."""
     route: Literal["history", "uniform"] = "history"
@@ -149,8 +161,11 @@ class ServerSettings(FrozenSettings):
     """How the server steps on the aggregated gradient."""
 
     optimizer: Literal["sgd", "adam"] = "adam"
+    """What steps all that the server learns."""
     learning_rate: Step = 0.003
+    """Its rate."""
     weight_decay: Amount = 0.0
+    """How fast what is learnt shrinks, in units of the rate."""
     by_fan_in: bool = False
     """Divide the rate of a linear map's weights by its number of inputs (Yang et al. 2021, Tensor Programs V): under Adam
     the contents' maps, a thousand inputs wide, otherwise outrun the embeddings."""
@@ -160,18 +175,24 @@ class EvaluationSettings(FrozenSettings):
     """When devices evaluate and what is reported."""
 
     every: Positive = 5
+    """Rounds from one evaluation to the next; the last round is always evaluated."""
     ks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (10, 20, 50)
+    """Lengths of the lists for which hits and gains are reported; the longest selects the round."""
     patience: Natural = 0
     """Evaluations without a better validation NDCG before the run stops early; 0 never stops it."""
     history_at_test: Literal["train", "train+validation"] = "train"
+    """What is known of a person at the test; with the validation event, as it is in life."""
     baselines: bool = True
+    """Whether trivial methods are scored on the same people: random, popularity, content."""
 
 
 class WireSettings(FrozenSettings):
     """Number formats on the wire: see `tessera.common.protocol.codecs`."""
 
     views: Codec = "float16"
+    """Format of what goes down to devices."""
     gradients: Codec = "float32"
+    """Format of what comes up from them."""
 
 
 class PrivacySettings(FrozenSettings):
@@ -197,6 +218,7 @@ class MosaicSettings(FrozenSettings):
     method: Method = FedMosaicSettings(name="fedmosaic")
     """How a device trains its branches, and what becomes of what it sends."""
     rank: Positive = 16
+    """Rank of LoRA, and size of P and Q."""
     largest: Step = 1000.0
     """A tensor with a larger Euclidean norm is refused."""
     stream: Literal["static", "dynamic"] = "static"
@@ -204,6 +226,7 @@ class MosaicSettings(FrozenSettings):
     steps: Positive = 40
     """Batches of a round that a device learns from."""
     batch: Positive = 16
+    """Questions in a batch."""
     learning_rate: Step = 0.001
     """Of A and B of plain LoRA."""
 
@@ -222,6 +245,7 @@ class FederationSettings(FrozenSettings):
     """How the work is spread over nodes, and how long the server waits for them."""
 
     nodes: Positive = 1
+    """Nodes the people are spread over, or that must have joined before a run begins."""
     timeout: Step = 600.0
     """Seconds a round may take; whoever has not answered by then is left out."""
     clients_per_round: Natural = 0
@@ -236,6 +260,7 @@ class FederationSettings(FrozenSettings):
     """A node's update is dropped whose gradients, divided by its weight, have a larger Euclidean norm; 0 takes any. It is
     for accidents: a node that lies may also lie about its weight."""
     checkpoint_every: Positive = 1
+    """Rounds from one checkpoint to the next; the last round always has one."""
 
     @model_validator(mode="after")
     def _of_those_drawn(self) -> "FederationSettings":
@@ -271,14 +296,18 @@ class Settings(FrozenSettings):
     """Everything that defines a run."""
 
     name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    """The run's name, and that of its folder."""
     data: DataSettings
     seed: Natural = 0
+    """What draws derive from, but for those that must not be repeatable."""
     rounds: Positive = 100
+    """How many rounds are trained, at most."""
     strategy: Strategy = ComponentSettings(name="fedvlr")
     """Whether devices send gradients of the server's views, adapters of their own towers, or both."""
     fraction: Fraction = 1.0
     """Chance of each user to take part in a round, drawn on the device."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tensors are computed: with auto on a GPU, if there is one."""
     views: ViewSettings = ViewSettings()
     local: LocalSettings = LocalSettings()
     server: ServerSettings = ServerSettings()
