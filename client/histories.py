@@ -27,7 +27,7 @@ class Histories:
     owners: Tensor
     shown: Tensor
     n_items: int
-    withheld: Tensor | None = None
+    cold_items: Tensor | None = None
     """Items that training must not know of, [n_items] boolean: neither as events nor as what events are held against."""
 
     def __len__(self) -> int:
@@ -37,8 +37,8 @@ class Histories:
     def to(self, device: torch.device, dtype: torch.dtype) -> "Histories":
         """Move to a device; `dtype` is that of the views they will be pooled in."""
         keys, items, offsets, owners = (part.to(device) for part in (self.keys, self.items, self.offsets, self.owners))
-        withheld = None if self.withheld is None else self.withheld.to(device)
-        return Histories(keys, items, offsets, owners, self.shown.to(device, dtype), self.n_items, withheld)
+        cold_items = None if self.cold_items is None else self.cold_items.to(device)
+        return Histories(keys, items, offsets, owners, self.shown.to(device, dtype), self.n_items, cold_items)
 
     def hidden(self, rate: float, salt: int) -> "Histories":
         """Hide each event with chance `rate`, drawn by user, item and `salt`."""
@@ -73,8 +73,8 @@ class Histories:
         keys, followed = self.keys.repeat_interleave(per_user), starts + before
         ends = torch.arange(len(rows) + 1, device=rows.device)
         return (
-            Histories(keys, self.items[events], offsets, owners, self.shown[events], self.n_items, self.withheld),
-            Histories(keys, self.items[followed], ends, rows, self.shown[followed], self.n_items, self.withheld),
+            Histories(keys, self.items[events], offsets, owners, self.shown[events], self.n_items, self.cold_items),
+            Histories(keys, self.items[followed], ends, rows, self.shown[followed], self.n_items, self.cold_items),
         )
 
     def lengths(self) -> Tensor:
@@ -119,7 +119,7 @@ def histories(split: Split, extra: NDArray[np.int64] | None = None) -> Histories
         owners=torch.from_numpy(owners),
         shown=torch.ones(len(items)),
         n_items=split.n_items,
-        withheld=None if split.withheld is None else torch.from_numpy(split.withheld),
+        cold_items=None if split.cold_items is None else torch.from_numpy(split.cold_items),
     )
 
 

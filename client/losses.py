@@ -70,7 +70,7 @@ def squares(scored: Scores, histories: Histories, settings: SquaresSettings, sal
 
 
 def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:
-    """Draw items outside each user's own history, and not withheld, [n_events, per_event], by user, event and `salt`.
+    """Draw items outside each user's own history, and not cold, [n_events, per_event], by user, event and `salt`.
 
     A draw that hits the history is replaced by the first of `SPARE` spare draws that does not; where all do, which
     happens only to users who have almost the whole catalogue, it stays.
@@ -78,7 +78,7 @@ def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:
     people, n_items, salt = histories, histories.n_items, counter_rng.key("negatives", salt)
     keys, base = people.keys[people.owners][:, None], (people.owners * n_items)[:, None]
     positions = people.items[:, None] * per_event + torch.arange(per_event, device=people.items.device)
-    taken = people.mask() if people.withheld is None else people.mask() | people.withheld
+    taken = people.mask() if people.cold_items is None else people.mask() | people.cold_items
     owned = taken.flatten()
 
     drawn = _draw(salt, keys, positions) % n_items
@@ -92,7 +92,7 @@ def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:
 
 def _without(histories: Histories, scores: Tensor, value: float) -> Tensor:
     """Scores with `value` for items that training must not know of."""
-    return scores if histories.withheld is None else scores.masked_fill(histories.withheld, value)
+    return scores if histories.cold_items is None else scores.masked_fill(histories.cold_items, value)
 
 
 def _draw(salt: int, *counters: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def _solve(given: BackboneInput, settings: FCFSettings) -> Tensor:
     views for all users, plus an outer product for each event.
     """
     weights, views, people = given.routed.weights, given.routed.views, given.histories
-    known = views if people.withheld is None else views[:, ~people.withheld]
+    known = views if people.cold_items is None else views[:, ~people.cold_items]
     grams = torch.einsum("gnd,hne->ghde", known, known)
     system = torch.einsum("ug,uh,ghde->ude", weights, weights, grams)
     target = torch.zeros_like(system[:, 0])

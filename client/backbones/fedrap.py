@@ -33,8 +33,8 @@ class FedRAP(Backbone):
         """l1_weight * mean |Fbar_u| - difference_weight * mean (x^2 / (1 + x^2)) with x = D_u - Fbar_u, [n_users]."""
         common = torch.einsum("ug,gnd->und", given.routed.weights, given.routed.views)
         own = given.private["items"]
-        if given.histories.withheld is not None:  # no training may touch these
-            common, own = common[:, ~given.histories.withheld], own[:, ~given.histories.withheld]
+        if given.histories.cold_items is not None:  # no training may touch these
+            common, own = common[:, ~given.histories.cold_items], own[:, ~given.histories.cold_items]
         squared = (own - common) ** 2
         apart = (squared / (1 + squared)).mean((1, 2))
         own_weight, common_weight = self.settings.difference_weight, self.settings.l1_weight

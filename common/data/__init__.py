@@ -1,1 +1,1 @@
-"""Items, interactions, questions, and how they are split into training, validation and test."""
+"""The data model: items, interactions, questions, and their split into training, validation and test."""

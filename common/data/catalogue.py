@@ -1,4 +1,4 @@
-"""The catalogue: what is public about the items, and how it lies on disk.
+"""Reads and writes the catalogue: what is public about the items, and their features.
 
 A dataset's folder holds
 

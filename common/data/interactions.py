@@ -1,4 +1,4 @@
-"""Users' events and how they are split into training, validation and test."""
+"""Reads users' events, and splits them into training, validation and test."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +28,9 @@ class Part(IntEnum):
 class Split:
     """The users' items by part. `train_items[offsets[u]:offsets[u + 1]]` are user u's training items, oldest first.
 
-    `validation` and `test` [n_users] hold one item each, or `ABSENT`. `withheld` [n_items] are items that no training may
-    know of, `guests` [n_users] people who take no part in it; None where there are none (`tessera.common.data.splits`).
+    `validation` and `test` [n_users] hold one item each, or `ABSENT`. `cold_items` [n_items] marks the items that no
+    training may use, `new` [n_users] the users who take no part in it; None where there are none (see
+    `tessera.common.data.splits`).
     """
 
     users: tuple[str, ...]
@@ -38,20 +39,20 @@ class Split:
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
     n_items: int
-    withheld: NDArray[np.bool_] | None = None
+    cold_items: NDArray[np.bool_] | None = None
     new: NDArray[np.bool_] | None = None
 
     def take(self, rows: NDArray[np.integer]) -> "Split":
         """The same split for a selection of users."""
         events, offsets = _ranges(self.offsets, rows)
         users = tuple(self.users[row] for row in rows)
-        guests = None if self.new is None else self.new[rows]
+        new = None if self.new is None else self.new[rows]
         held_out = self.validation[rows], self.test[rows]
-        return Split(users, offsets, self.train_items[events], *held_out, self.n_items, self.withheld, guests)
+        return Split(users, offsets, self.train_items[events], *held_out, self.n_items, self.cold_items, new)
 
     @property
     def is_new(self) -> bool:
-        """Whether there are guests here."""
+        """Whether there are new users here."""
         return self.new is not None and bool(self.new.any())
 
     def training_users(self) -> "Split":
@@ -59,7 +60,7 @@ class Split:
         return self if self.new is None else self.take(np.flatnonzero(~self.new))
 
     def new_users(self) -> "Split":
-        """The guests."""
+        """The users who take no part in training."""
         return self.take(np.flatnonzero(np.zeros(len(self.users)) if self.new is None else self.new))
 
     def counts(self) -> NDArray[np.int64]:
@@ -208,7 +209,7 @@ def _check(frame: pl.DataFrame, n_items: int) -> None:
 
 
 def assign(users: Sequence[str], n_nodes: int) -> list[NDArray[np.int64]]:
-    """Deal the users out to nodes in turn: node j hosts users j, j + n_nodes, ...
+    """Divide the users among nodes in turn: node j hosts users j, j + n_nodes, ...
 
     Raises `DataError` when a node stays empty.
     """

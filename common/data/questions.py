@@ -1,4 +1,4 @@
-"""Multiple-choice questions about a catalogue's items, and the vectors that their choices stand for.
+"""Holds multiple-choice questions about a catalogue's items, and the vectors that their choices stand for.
 
 A question shows some *pieces* (pictures and texts of items) with the instruction of its task, and offers *choices*: a
 word, or a picture or text of an item. All choices are unit vectors in one space, so a device without any head of its own

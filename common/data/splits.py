@@ -1,4 +1,7 @@
-"""Cold items and cold users: what content is worth to items nobody has yet, and the federation to people it never saw.
+"""Splits a dataset as a run's settings say, also into cold items and new users.
+
+Cold items are in no training and new users take no part in it: they measure what content does for items that nobody has yet,
+and what a federation does for users whom it never trained on.
 
 Both are drawn by a hash of the run's seed and the item's index or the user's id. So every device and the server agree on
 them without a message, the number of nodes changes nothing, and which ones they are says nothing about anybody.
@@ -18,12 +21,12 @@ from tessera.common.utils import counter_rng
 def make_split(interactions: Interactions, data: DataSettings, seed: int) -> Split:
     """Split as the settings of a run say.
 
-    With cold items a user's training history is all their events on other items, and held out are their last event on an
-    item withheld for validation and their last on one withheld for test; who has none is not evaluated.
+    With cold items a user's training history is all their events on other items, and held out are their last event on a
+    cold item for validation and their last on one for test; who has none is not evaluated.
     """
     if data.cold_items:
         parts = item_parts(interactions.n_items, data.cold_items, seed)
-        split = replace(interactions.split_by(parts[interactions.items]), withheld=parts != Part.TRAIN)
+        split = replace(interactions.split_by(parts[interactions.items]), cold_items=parts != Part.TRAIN)
     else:
         split = interactions.split(given=data.split == "given")
     if not data.cold_users:

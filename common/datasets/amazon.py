@@ -1,4 +1,4 @@
-"""Amazon reviews with the items' metadata, in any of their three releases: 2014, 2018 and 2023."""
+"""Reads Amazon reviews and the items' metadata, in any of their three releases: 2014, 2018 and 2023."""
 
 import ast
 import gzip
@@ -78,7 +78,7 @@ class Line:
 def read_amazon(source: Path, _: Options) -> RawDataset:
     """Read a folder with one file of reviews and one of metadata, as .json or .jsonl, gzipped or not, a record a line.
 
-    They are told apart by their fields. Reviews: reviewerID, asin, overall, unixReviewTime (2014, 2018; seconds) or
+    They are recognised by their fields. Reviews: reviewerID, asin, overall, unixReviewTime (2014, 2018; seconds) or
     user_id, parent_asin or else asin, rating, timestamp (2023; milliseconds). Metadata: asin or parent_asin, title,
     description or where that is empty feature(s); those of 2014 are Python literals, and never evaluated. Beside them
     images/ASIN.jpg and {image,text}_features.npy with {image,text}_ids.npy. Raises `DataError` that names file, line

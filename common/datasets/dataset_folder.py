@@ -1,4 +1,4 @@
-"""A dataset's folder as a whole: put in place at once, with a description, and read back."""
+"""Writes a dataset's folder as a whole or not at all, and describes what a dataset holds."""
 
 import shutil
 from collections.abc import Iterator, Mapping

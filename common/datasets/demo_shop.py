@@ -1,13 +1,13 @@
-"""The demo shop: generated items with pictures and titles, and users of whom it is known what they go by.
+"""Generates the demo shop: items with pictures and titles, and users whose reliance on picture, text and crowd is known.
 
-An item has a look (colour, shape, pattern, layout: only in its picture), a description (kind, material, style,
+An item has an appearance (colour, shape, pattern, layout: only in its picture), a description (kind, material, style,
 occasion, brand: only in its title and text) and a circle (which crowd of people buys it: in neither). All are drawn
 independently. A user has a taste for each, and a reliance [image, text, crowd], drawn from a Dirichlet, that says how
 much each taste weighs in what they buy. User u buys without replacement from
 
     softmax_i( SHARPNESS * sum_m reliance_um * utility_umi ),   utility_um standardised over items.
 
-So the learnt weights of the views can be held against the truth in users.parquet. Training never reads that file.
+So the learnt weights of the views can be compared with the truth in users.parquet. Training never reads that file.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.data.interactions import from_frame
-from tessera.common.datasets.demo_shop_images import COLOURS, LAYOUTS, PATTERNS, SHAPES, Look, render
+from tessera.common.datasets.demo_shop_images import COLOURS, LAYOUTS, PATTERNS, SHAPES, Appearance, render
 from tessera.common.datasets.raw import Options
 from tessera.common.encoders.base import Encoder, encode_images, encode_texts
 from tessera.common.encoders.builtin import BuiltinEncoder
@@ -66,10 +66,10 @@ WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
         )
     ),
 }  # fmt: skip
-LOOKS: dict[str, tuple[str, ...]] = {
+APPEARANCES: dict[str, tuple[str, ...]] = {
     "colour": COLOURS, "shape": tuple(SHAPES), "pattern": PATTERNS, "layout": tuple(LAYOUTS),
 }  # fmt: skip
-LOOK_WEIGHTS = {"colour": 1.0, "shape": 0.8, "pattern": 0.6, "layout": 0.2}
+APPEARANCE_WEIGHTS = {"colour": 1.0, "shape": 0.8, "pattern": 0.6, "layout": 0.2}
 WORD_WEIGHTS = {"kind": 1.0, "material": 0.8, "style": 0.7, "occasion": 0.5, "brand": 0.3}
 
 Facets = Mapping[str, NDArray[np.int64]]
@@ -77,7 +77,7 @@ Facets = Mapping[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class People:
+class UserTruth:
     """The users' truth, by image, text and crowd.
 
     `reliance` is [n_users, 3], rows sum to 1; `utility` is [n_users, 3, n_items], standardised over items.
@@ -110,33 +110,33 @@ def write_shop(
     rng = {
         name: np.random.default_rng([seed, stream]) for stream, name in enumerate(("items", "draw", "people", "buy"))
     }
-    looks = _draw_facets({name: len(values) for name, values in LOOKS.items()}, n_items, rng["items"])
+    appearances = _draw_facets({name: len(values) for name, values in APPEARANCES.items()}, n_items, rng["items"])
     words = _draw_facets({name: len(values) for name, values in WORDS.items()}, n_items, rng["items"])
     circle = rng["items"].integers(CIRCLES, size=n_items)
     popularity = rng["items"].standard_normal(n_items)
-    _catalogue(folder, looks, words, rng["items"], rng["draw"], encoder or BuiltinEncoder()).save(folder)
-    people = draw_people(n_users, looks, words, circle, popularity, rng["people"])
+    _catalogue(folder, appearances, words, rng["items"], rng["draw"], encoder or BuiltinEncoder()).save(folder)
+    people = draw_users(n_users, appearances, words, circle, popularity, rng["people"])
     from_frame(_purchases(people, rng["buy"]), n_items).save(folder)
     truth = {f"reliance_{name}": people.reliance[:, column] for column, name in enumerate(RELIANCES)}
     write_table(folder / USERS, pl.DataFrame({"user": _names("user", n_users), **truth}))
 
 
-def draw_people(
+def draw_users(
     n_users: int,
-    looks: Facets,
+    appearances: Facets,
     words: Facets,
     circle: NDArray[np.int64],
     popularity: NDArray[np.float64],
     rng: np.random.Generator,
-) -> People:
+) -> UserTruth:
     """Draw reliances and tastes, and work out what each user thinks of each item by picture, by text and by crowd."""
     reliance = rng.dirichlet(np.full(len(RELIANCES), CONCENTRATION), n_users)
-    image = sum(LOOK_WEIGHTS[name] * _taste(n_users, values, rng) for name, values in looks.items())
+    image = sum(APPEARANCE_WEIGHTS[name] * _taste(n_users, values, rng) for name, values in appearances.items())
     text = sum(WORD_WEIGHTS[name] * _taste(n_users, values, rng) for name, values in words.items())
     crowd = _taste(n_users, circle, rng) + POPULARITY * popularity
     utility = np.stack([np.asarray(image), np.asarray(text), crowd], axis=1)
     utility -= utility.mean(axis=2, keepdims=True)
-    return People(reliance, utility / utility.std(axis=2, keepdims=True))
+    return UserTruth(reliance, utility / utility.std(axis=2, keepdims=True))
 
 
 def _draw_facets(sizes: Mapping[str, int], n_items: int, rng: np.random.Generator) -> dict[str, NDArray[np.int64]]:
@@ -149,7 +149,7 @@ def _taste(n_users: int, values: NDArray[np.int64], rng: np.random.Generator) ->
     return taste
 
 
-def _purchases(people: People, rng: np.random.Generator) -> pl.DataFrame:
+def _purchases(people: UserTruth, rng: np.random.Generator) -> pl.DataFrame:
     """Draw each user's purchases without replacement (the top of the perturbed utilities), bought in random order."""
     scores = SHARPNESS * np.einsum("um,umi->ui", people.reliance, people.utility)
     ranked = np.argsort(-(scores + rng.gumbel(size=scores.shape)), axis=1)
@@ -162,19 +162,19 @@ def _purchases(people: People, rng: np.random.Generator) -> pl.DataFrame:
 
 def _catalogue(
     folder: Path,
-    looks: Facets,
+    appearances: Facets,
     words: Facets,
     rng: np.random.Generator,
     drawing: np.random.Generator,
     encoder: Encoder,
 ) -> Catalogue:
     """Write the pictures below `folder`, word the titles, and encode both."""
-    items = _names("item", len(looks["colour"]))
+    items = _names("item", len(appearances["colour"]))
     images = [f"images/{item}.png" for item in items]
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for row, image in enumerate(images):
-        look = Look(*(LOOKS[name][looks[name][row]] for name in ("colour", "shape", "pattern", "layout")))
-        render(look, drawing).save(folder / image, compress_level=1)
+        appearance = Appearance(**{name: APPEARANCES[name][rows[row]] for name, rows in appearances.items()})
+        render(appearance, drawing).save(folder / image, compress_level=1)
     wordings = [_wording({name: int(values[row]) for name, values in words.items()}, rng) for row in range(len(items))]
     titles, texts = ([wording[part] for wording in wordings] for part in range(2))
     features = {"image": encode_images(encoder, images, folder), "text": encode_texts(encoder, titles, texts)}

@@ -1,4 +1,4 @@
-"""The demo shop's pictures: a motif with a shape, a colour, a pattern and a layout, drawn on a pale ground."""
+"""Draws the demo shop's pictures: a motif with a shape, a colour, a pattern and a layout, drawn on a pale ground."""
 
 import colorsys
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ LAYOUTS: dict[str, tuple[tuple[float, float, float], ...]] = {
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """What a picture shows."""
 
     colour: str
@@ -79,20 +79,20 @@ class Look:
     layout: str
 
 
-def render(look: Look, rng: np.random.Generator) -> Image.Image:
-    """Draw a look at SIDE x SIDE pixels, with a little jitter of hue, place, size and tilt from `rng`."""
+def render(appearance: Appearance, rng: np.random.Generator) -> Image.Image:
+    """Draw an appearance at SIDE x SIDE pixels, with a little jitter of hue, place, size and tilt from `rng`."""
     side = SIDE * SCALE
     jitter = rng.uniform(-1, 1, 8)
-    light, dark = _tones(look.colour, jitter[:2])
+    light, dark = _tones(appearance.colour, jitter[:2])
     ground = tuple(round(255 * c) for c in colorsys.hsv_to_rgb((1 + jitter[2]) / 2, 0.06, 0.93 + 0.05 * jitter[3]))
     picture = Image.new("RGB", (side, side), ground)
     mask = Image.new("L", (side, side))
     draw = ImageDraw.Draw(mask)
     tilt = 0.15 * jitter[4]
-    for x, y, radius in LAYOUTS[look.layout]:
+    for x, y, radius in LAYOUTS[appearance.layout]:
         centre = (side * (x + 0.03 * jitter[5]), side * (y + 0.03 * jitter[6]))
-        draw.polygon(_placed(SHAPES[look.shape], centre, side * radius * (1 + 0.1 * jitter[7]), tilt), fill=255)
-    picture.paste(_cloth(look.pattern, light, dark, side), mask=mask)
+        draw.polygon(_placed(SHAPES[appearance.shape], centre, side * radius * (1 + 0.1 * jitter[7]), tilt), fill=255)
+    picture.paste(_cloth(appearance.pattern, light, dark, side), mask=mask)
     return picture.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 

@@ -1,4 +1,4 @@
-"""Encode a dataset's own pictures and texts batch by batch, so that what was killed goes on where it was.
+"""Encodes a dataset's own pictures and texts, batch by batch: after a kill it goes on where it was.
 
 A batch's vectors lie in features/.partial-MODEL/CONTENT.safetensors, named by hashes: a picture that is put right in between
 costs its own batch only. The old features stay until every batch of every modality is there.
@@ -30,7 +30,7 @@ ENCODED = "encoded"
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 Begin = Callable[[str, int, int], Callable[[int], None]]
-"""Told a modality, how much there is to encode and how much of it is there; what it returns is told each step."""
+"""Called with a modality, how much there is to encode and how much is done; what it returns is called with each step."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def encode_dataset(
     features = {job.modality: _encoded(job, folder / FEATURES, begin, skip_unreadable) for job in fresh}
     if fresh:
         replace(catalogue, features={**catalogue.features, **features}).save(folder)
-        kept = {name: told for name, told in about.items() if name not in ("format", "counts", "features")}
+        kept = {name: value for name, value in about.items() if name not in ("format", "counts", "features")}
         made = {**about.get(ENCODED, {}), **{job.modality: job.about for job in fresh}}
         write_description(folder, kept | {ENCODED: made})
     for parts in (folder / FEATURES).glob(f"{PARTIAL}*"):
@@ -125,8 +125,8 @@ def picture_paths(folder: Path, catalogue: Catalogue, pictures: Path | None) -> 
     return paths
 
 
-def _hash(*told: Any) -> str:
-    return digest(json.dumps(told).encode())
+def _hash(*values: Any) -> str:
+    return digest(json.dumps(values).encode())
 
 
 def _content_hash(content: Path | str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The FedVLR authors' format: inter.csv with their own split, one feature row an item."""
+"""Reads the FedVLR authors' release: inter.csv with their own split, and one feature row an item."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""MovieLens: ratings.csv, and beside it titles, overviews, posters and features where there are any."""
+"""Reads MovieLens: ratings.csv and, where there are any, titles, overviews, posters and features."""
 
 from pathlib import Path
 

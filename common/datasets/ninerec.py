@@ -1,4 +1,4 @@
-"""NineRec as its authors publish it: pairs of users and items, titles in Chinese and English, covers."""
+"""Reads NineRec as its authors publish it: pairs of users and items, titles in Chinese and English, covers."""
 
 import csv
 from collections.abc import Iterator
@@ -146,8 +146,8 @@ def _read(path: Path, places: tuple[str, ...], needed: tuple[str, ...]) -> tuple
 
 def _column(name: str) -> str | None:
     """What a header's name means, if anything."""
-    told = "_".join(name.split()).lower()
-    return next((column for column, names in HEADERS.items() if told in names), None)
+    normalised = "_".join(name.split()).lower()
+    return next((column for column, names in HEADERS.items() if normalised in names), None)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:

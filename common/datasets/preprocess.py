@@ -1,4 +1,4 @@
-"""From raw data to a dataset: minimum rating, k-core, indices, features, pictures."""
+"""Turns raw data into a dataset: applies the minimum rating and the k-core, indexes items, aligns features, copies pictures."""
 
 import shutil
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""What the FedVLR paper says of its data: the placeholder for a missing title, and the counts of Table 1."""
+"""Compares a dataset's counts with those that the FedVLR paper prints in its Table 1."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ AMAZON_RELEASE = "the reviews are of Amazon's {} release"
 
 @dataclass(frozen=True)
 class PaperCounts:
-    """One line of Table 1: the paper's name of a dataset, its counts, and how its raw data can be told.
+    """One line of Table 1: the paper's name of a dataset, its counts, and how its raw data can be recognised.
 
     `words` stand in the name of the folder or file, `kinds` are those it may be converted as, and `rule` is one that a
     conversion of the very same data records.

@@ -1,4 +1,4 @@
-"""Sequences: one line a user, `user item item ...`, oldest first, as in SASRec's Beauty.txt."""
+"""Reads sequences: one line a user, `user item item ...`, oldest first, as in SASRec's Beauty.txt."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""What every encoder of pictures and texts offers, and how a catalogue's modalities are made by one.
+"""Says what an encoder of pictures and texts is, and makes a catalogue's modalities by one.
 
 An encoder turns pictures and texts into feature vectors. A new one is a file in this folder and a line in
-`tessera.common.encoders.registry`.
+`tessera.common.registry.encoders`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

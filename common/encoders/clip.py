@@ -1,4 +1,4 @@
-"""The encoder for real content: an open_clip model, from a checkpoint file or from weights that open_clip can fetch."""
+"""Encodes pictures and texts by an open_clip model, from a checkpoint file or from weights that open_clip can fetch."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ from tessera.common.utils.torch_device import resolve_device
 from tessera.common.utils.torchvision_operators import define_missing_operators
 
 HUB = "https://huggingface.co"
-PATIENCE = 5.0
+TIMEOUT = 5.0
 """Seconds to wait for an answer from where weights are fetched."""
 
 
@@ -94,7 +94,7 @@ def _open_clip(model: str, pretrained: str | None) -> Any:
 def _reachable(address: str) -> bool:
     """Whether a server answers at all, be it with an error."""
     try:
-        with urlopen(Request(address, method="HEAD"), timeout=PATIENCE):
+        with urlopen(Request(address, method="HEAD"), timeout=TIMEOUT):
             return True
     except HTTPError:
         return True
@@ -114,7 +114,7 @@ def _checkpoint(open_clip: Any, model: str, pretrained: str) -> tuple[Path, dict
             f"path, or one of {names}"
         )
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)  # open_clip's own downloads wait forever
+    socket.setdefaulttimeout(TIMEOUT)  # open_clip's own downloads wait forever
     try:
         return Path(open_clip.download_pretrained(known)), known
     except Exception as error:  # whatever the downloader raised

@@ -1,1 +1,1 @@
-"""Files, locks, random numbers and devices: what nothing here is about, and everything uses."""
+"""Helpers that everything uses: files, tables, locks, random numbers, compute devices."""

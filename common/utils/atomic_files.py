@@ -1,4 +1,4 @@
-"""Atomic files: a reader sees the old content or the new, never a part, whenever a process dies."""
+"""Reads and writes files atomically: a reader sees the old content or the new, never a part, whenever a process dies."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""Randomness by counting, not by state: every draw is a hash of (seed, purpose, round, user, position).
+"""Draws random numbers without state: every draw is a hash of (seed, purpose, round, user, position).
 
 So no order of users, no number of nodes or workers and no restart changes a draw, and there is no generator to save.
 The hash is splitmix64's finaliser (Steele, Lea & Flood 2014), vectorised on wrapping int64.

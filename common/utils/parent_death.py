@@ -1,4 +1,4 @@
-"""A process that is asked to end when its parent does, however that happens. Linux only; elsewhere nothing is asked.
+"""Ends a process when its parent ends, however that happens. Linux only; elsewhere it does nothing.
 
 As a script, `parent_death.py PARENT COMMAND...`, it becomes a command that is: only the child can ask for it, and between fork
 and exec a threaded Python may not run code.

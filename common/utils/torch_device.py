@@ -1,4 +1,4 @@
-"""Where tensors are computed, CPU or CUDA, and whether what came out is finite."""
+"""Chooses where tensors are computed, CPU or CUDA, and checks that results are finite."""
 
 import torch
 from torch import Tensor

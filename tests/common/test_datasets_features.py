@@ -8,7 +8,7 @@ from PIL import Image
 
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.datasets import Options, convert
-from tessera.common.datasets.demo_shop_images import COLOURS, LAYOUTS, PATTERNS, SHAPES, Look, render
+from tessera.common.datasets.demo_shop_images import COLOURS, LAYOUTS, PATTERNS, SHAPES, Appearance, render
 from tessera.common.encoders.builtin import GREYS, HUES, BuiltinEncoder
 from tessera.common.encoders.clip import ClipEncoder
 from tessera.common.errors import DataError
@@ -16,9 +16,9 @@ from tessera.common.errors import DataError
 ENCODER = BuiltinEncoder()
 
 
-def picture(folder: Path, name: str, look: Look, seed: int) -> Path:
+def picture(folder: Path, name: str, appearance: Appearance, seed: int) -> Path:
     path = folder / f"{name}-{seed}.png"
-    render(look, np.random.default_rng(seed)).save(path)
+    render(appearance, np.random.default_rng(seed)).save(path)
     return path
 
 
@@ -26,13 +26,13 @@ def picture(folder: Path, name: str, look: Look, seed: int) -> Path:
 def test_pictures_are_nearer_when_they_share_a_part(tmp_path: Path, part: str) -> None:
     rng = np.random.default_rng(1)
     parts = {"colour": COLOURS, "shape": list(SHAPES), "pattern": PATTERNS, "layout": list(LAYOUTS)}
-    looks = [Look(**{name: str(rng.choice(values)) for name, values in parts.items()}) for _ in range(150)]
-    paths = [picture(tmp_path, "look", look, seed) for seed, look in enumerate(looks)]
+    appearances = [Appearance(**{name: str(rng.choice(values)) for name, values in parts.items()}) for _ in range(150)]
+    paths = [picture(tmp_path, "appearance", appearance, seed) for seed, appearance in enumerate(appearances)]
     features = ENCODER.encode_images(paths)
     features = features - features.mean(axis=0)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    value = np.array([getattr(look, part) for look in looks])
-    same = (value[:, None] == value) & ~np.eye(len(looks), dtype=bool)
+    value = np.array([getattr(appearance, part) for appearance in appearances])
+    same = (value[:, None] == value) & ~np.eye(len(appearances), dtype=bool)
     similar = features @ features.T
     assert similar[same].mean() > similar[value[:, None] != value].mean() + 0.02
 
@@ -47,8 +47,8 @@ def test_pictures_of_any_size_and_mode_are_encoded(tmp_path: Path) -> None:
 
 
 def test_a_picture_has_the_same_features_in_any_batch(tmp_path: Path) -> None:
-    look = Look("red", "star", "dots", "pair")
-    paths = [picture(tmp_path, "look", look, seed) for seed in range(3)]
+    appearance = Appearance("red", "star", "dots", "pair")
+    paths = [picture(tmp_path, "appearance", appearance, seed) for seed in range(3)]
     together = ENCODER.encode_images(paths)
     np.testing.assert_array_equal(together, np.concatenate([ENCODER.encode_images([path]) for path in paths]))
 

@@ -71,7 +71,7 @@ def test_what_cannot_be_fitted_is_said(dataset: Path) -> None:
     with pytest.raises(ConfigError, match="no device class 'huge'"):
         run("fit", dataset, "--classes", "huge")
     (dataset / "features" / "text.safetensors").unlink()
-    with pytest.raises(DataError, match="modality 'text'"):
+    with pytest.raises(DataError, match="no text features"):
         run("fit", dataset)
 
 

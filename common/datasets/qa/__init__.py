@@ -1,1 +1,1 @@
-"""The benchmark of questions about items: ten clients' tasks, and tasks that nobody has seen."""
+"""Makes the benchmark of questions about items: ten clients' tasks, and tasks that no client has."""

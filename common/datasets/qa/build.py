@@ -1,4 +1,4 @@
-"""Many tasks from one catalogue of movies: questions for ten clients, unseen tasks, and the codebook of their choices.
+"""Builds the many-task question-answering benchmark from MovieLens: ten clients' questions, unseen tasks, and a codebook.
 
 A dataset of questions holds `items.parquet` and features as every dataset does, of the movies with poster and overview,
 and no interactions, but

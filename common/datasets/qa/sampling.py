@@ -1,4 +1,4 @@
-"""How the questions of a task are drawn: from *labels*, so that nothing but the content gives an answer away.
+"""Draws the questions of a task from *labels* of movies, balanced so that only the content gives an answer away.
 
 A label is the one genre of a domain's that a movie has, its decade, whether it belongs to the older or the newer third of
 its domain, or to the better or the worse received. Labels and places of the right choice are balanced, right and wrong
@@ -58,7 +58,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Task:
-    """A `question` about the movies of a `domain`, told apart by their `label`, shown as `kinds` of pieces."""
+    """A `question` about the movies of a `domain`, distinguished by their `label`, shown as `kinds` of pieces."""
 
     family: str
     question: str
@@ -90,8 +90,8 @@ class Task:
         for pool, name in zip(pools, names, strict=True):
             if len(pool) < MIN_POOL:
                 raise DataError(f"{self.name}: {len(pool)} movies for {part} are {name}, and it takes {MIN_POOL}")
-        deal = Deal(counter_rng.key("questions", self.name, part), pools, names, words)
-        pieces, choices, answers = map(torch.from_numpy, QUESTIONS[self.question](deal, self.kinds, n))
+        sampler = Sampler(counter_rng.key("questions", self.name, part), pools, names, words)
+        pieces, choices, answers = map(torch.from_numpy, QUESTIONS[self.question](sampler, self.kinds, n))
         tasks = torch.zeros(len(answers), dtype=torch.int64)
         return Questions(tasks, pieces, choices, answers, (self.name,), (self.instruction,))
 
@@ -135,7 +135,7 @@ LABELS: Mapping[str, Callable[[Movies, Domain], tuple[Rows, tuple[str, ...]]]] =
 
 
 @dataclass(frozen=True)
-class Deal:
+class Sampler:
     """Balanced draws for one task: movies from `pools`, one for each label, called `names`."""
 
     salt: int
@@ -153,7 +153,7 @@ class Deal:
 
     def movies(self, purpose: str, labels: Rows, *without: Rows) -> Rows:
         """A movie for each of `labels` [n], all about equally often, never the one of `without`, [n]."""
-        dealt = np.empty(len(labels), dtype=np.int64)
+        drawn = np.empty(len(labels), dtype=np.int64)
         for label, pool in enumerate(self.pools):
             rows = np.flatnonzero(labels == label)
             cycles = range(-(-len(rows) // len(pool)))
@@ -162,8 +162,8 @@ class Deal:
             for _ in without:
                 clash = np.any([pool[places] == items[rows] for items in without], axis=0)
                 places = (places + clash) % len(pool)
-            dealt[rows] = pool[places]
-        return dealt
+            drawn[rows] = pool[places]
+        return drawn
 
     def offer(self, names: tuple[str, ...], n: int) -> Rows:
         """The same words as choices of every question, [n, n_choices, 2]."""
@@ -194,85 +194,85 @@ def _at(place: Rows, one: Rows, *others: Rows) -> list[Rows]:
     return list(np.take_along_axis(table, order, axis=1).T)
 
 
-def attribute(deal: Deal, kinds: tuple[int, ...], n: int) -> Drawn:
+def attribute(sampler: Sampler, kinds: tuple[int, ...], n: int) -> Drawn:
     """Which of the labels does a movie have? Every movie is asked about once."""
-    n_labels = len(deal.names)
-    n = min(n // n_labels, *map(len, deal.pools)) * n_labels
-    labels, places = deal.balanced("label", n, n_labels), deal.balanced("place", n, n_labels)
-    movies = deal.movies("shown", labels)
-    rows = np.array([deal.words[name] for name in deal.names])
+    n_labels = len(sampler.names)
+    n = min(n // n_labels, *map(len, sampler.pools)) * n_labels
+    labels, places = sampler.balanced("label", n, n_labels), sampler.balanced("place", n, n_labels)
+    movies = sampler.movies("shown", labels)
+    rows = np.array([sampler.words[name] for name in sampler.names])
     offered = rows[(labels[:, None] + np.arange(n_labels) - places[:, None]) % n_labels]
     return _pieces(kinds, *[movies] * len(kinds)), _pieces((WORD,), *offered.T), places
 
 
-def contrast(deal: Deal, kinds: tuple[int, ...], n: int) -> Drawn:
+def contrast(sampler: Sampler, kinds: tuple[int, ...], n: int) -> Drawn:
     """Which of two movies has the first label?"""
-    places = deal.balanced("place", n, 2)
-    pair = [deal.movies(name, np.full(n, label)) for label, name in enumerate(("right", "wrong"))]
-    return _pieces(kinds, *_at(places, *pair)), deal.offer(PLACES[:2], n), places
+    places = sampler.balanced("place", n, 2)
+    pair = [sampler.movies(name, np.full(n, label)) for label, name in enumerate(("right", "wrong"))]
+    return _pieces(kinds, *_at(places, *pair)), sampler.offer(PLACES[:2], n), places
 
 
-def kin(deal: Deal, kinds: tuple[int, ...], n: int) -> Drawn:
+def kin(sampler: Sampler, kinds: tuple[int, ...], n: int) -> Drawn:
     """Which of the first two movies has the label of the third?"""
-    places, labels = deal.balanced("place", n, 2), deal.balanced("label", n, len(deal.pools))
-    third = deal.movies("third", labels)
-    pair = deal.movies("right", labels, third), deal.movies("wrong", deal.other("other", labels))
-    return _pieces(kinds, *_at(places, *pair), third), deal.offer(PLACES[:2], n), places
+    places, labels = sampler.balanced("place", n, 2), sampler.balanced("label", n, len(sampler.pools))
+    third = sampler.movies("third", labels)
+    pair = sampler.movies("right", labels, third), sampler.movies("wrong", sampler.other("other", labels))
+    return _pieces(kinds, *_at(places, *pair), third), sampler.offer(PLACES[:2], n), places
 
 
-def same(deal: Deal, kinds: tuple[int, ...], n: int) -> Drawn:
+def same(sampler: Sampler, kinds: tuple[int, ...], n: int) -> Drawn:
     """Do two movies have the same label?"""
-    answers, labels = deal.balanced("answer", n, 2), deal.balanced("label", n, len(deal.pools))
-    first = deal.movies("first", labels)
-    second = deal.movies("second", np.where(answers == 0, labels, deal.other("other", labels)), first)
-    return _pieces(kinds, first, second), deal.offer(YES_NO, n), answers
+    answers, labels = sampler.balanced("answer", n, 2), sampler.balanced("label", n, len(sampler.pools))
+    first = sampler.movies("first", labels)
+    second = sampler.movies("second", np.where(answers == 0, labels, sampler.other("other", labels)), first)
+    return _pieces(kinds, first, second), sampler.offer(YES_NO, n), answers
 
 
-def odd(deal: Deal, kinds: tuple[int, ...], n: int) -> Drawn:
+def odd(sampler: Sampler, kinds: tuple[int, ...], n: int) -> Drawn:
     """Which of three movies has another label than the other two?"""
-    return _odd(deal, kinds, deal.balanced("label", n, len(deal.pools)))
+    return _odd(sampler, kinds, sampler.balanced("label", n, len(sampler.pools)))
 
 
-def newest(deal: Deal, kinds: tuple[int, ...], n: int) -> Drawn:
+def newest(sampler: Sampler, kinds: tuple[int, ...], n: int) -> Drawn:
     """Which of three movies has the second label, when the others have the first?"""
-    return _odd(deal, kinds, np.zeros(n, dtype=np.int64))
+    return _odd(sampler, kinds, np.zeros(n, dtype=np.int64))
 
 
-def _odd(deal: Deal, kinds: tuple[int, ...], labels: Rows) -> Drawn:
+def _odd(sampler: Sampler, kinds: tuple[int, ...], labels: Rows) -> Drawn:
     n = len(labels)
-    places = deal.balanced("place", n, 3)
-    first = deal.movies("first", labels)
-    second, third = deal.movies("second", labels, first), deal.movies("odd", deal.other("other", labels))
-    return _pieces(kinds, *_at(places, third, first, second)), deal.offer(PLACES[:3], n), places
+    places = sampler.balanced("place", n, 3)
+    first = sampler.movies("first", labels)
+    second, third = sampler.movies("second", labels, first), sampler.movies("odd", sampler.other("other", labels))
+    return _pieces(kinds, *_at(places, third, first, second)), sampler.offer(PLACES[:3], n), places
 
 
-def match(hard: bool, kind: int, deal: Deal, kinds: tuple[int, ...], n: int) -> Drawn:
+def match(hard: bool, kind: int, sampler: Sampler, kinds: tuple[int, ...], n: int) -> Drawn:
     """Which of four choices of `kind` belongs to what is shown? Easy: of four labels. Hard: all of one."""
-    places, labels = deal.balanced("place", n, 4), deal.balanced("label", n, len(deal.pools))
-    items = [deal.movies("shown", labels)]
+    places, labels = sampler.balanced("place", n, 4), sampler.balanced("label", n, len(sampler.pools))
+    items = [sampler.movies("shown", labels)]
     for wrong in range(1, 4):
-        of = labels if hard else (labels + wrong) % len(deal.pools)
-        items.append(deal.movies(f"wrong {wrong}", of, *items))
+        of = labels if hard else (labels + wrong) % len(sampler.pools)
+        items.append(sampler.movies(f"wrong {wrong}", of, *items))
     return _pieces(kinds, items[0]), _pieces((kind,), *_at(places, *items)), places
 
 
-def fits(hard: bool, deal: Deal, kinds: tuple[int, ...], n: int) -> Drawn:
+def fits(hard: bool, sampler: Sampler, kinds: tuple[int, ...], n: int) -> Drawn:
     """Which of two texts belongs to the picture?"""
-    places, labels = deal.balanced("place", n, 2), deal.balanced("label", n, len(deal.pools))
-    shown = deal.movies("shown", labels)
-    wrong = deal.movies("wrong", labels if hard else deal.other("other", labels), shown)
-    return _pieces(kinds, shown, *_at(places, shown, wrong)), deal.offer(PLACES[:2], n), places
+    places, labels = sampler.balanced("place", n, 2), sampler.balanced("label", n, len(sampler.pools))
+    shown = sampler.movies("shown", labels)
+    wrong = sampler.movies("wrong", labels if hard else sampler.other("other", labels), shown)
+    return _pieces(kinds, shown, *_at(places, shown, wrong)), sampler.offer(PLACES[:2], n), places
 
 
-def belongs(deal: Deal, kinds: tuple[int, ...], n: int) -> Drawn:
+def belongs(sampler: Sampler, kinds: tuple[int, ...], n: int) -> Drawn:
     """Does the text belong to the picture? Where it does not, it is of another label."""
-    answers, labels = deal.balanced("answer", n, 2), deal.balanced("label", n, len(deal.pools))
-    shown = deal.movies("shown", labels)
-    wrong = deal.movies("wrong", deal.other("other", labels))
-    return _pieces(kinds, shown, np.where(answers == 0, shown, wrong)), deal.offer(YES_NO, n), answers
+    answers, labels = sampler.balanced("answer", n, 2), sampler.balanced("label", n, len(sampler.pools))
+    shown = sampler.movies("shown", labels)
+    wrong = sampler.movies("wrong", sampler.other("other", labels))
+    return _pieces(kinds, shown, np.where(answers == 0, shown, wrong)), sampler.offer(YES_NO, n), answers
 
 
-QUESTIONS: Mapping[str, Callable[[Deal, tuple[int, ...], int], Drawn]] = {
+QUESTIONS: Mapping[str, Callable[[Sampler, tuple[int, ...], int], Drawn]] = {
     "attribute": attribute,
     "contrast": contrast,
     "kin": kin,

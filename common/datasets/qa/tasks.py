@@ -1,4 +1,4 @@
-"""The tasks of the many-task benchmark: ten clients in three families, as in DRAKE (FedMosaic, A.24), and three unseen tasks.
+"""Lists the tasks of the many-task benchmark: ten clients in three families, as in DRAKE (FedMosaic, A.24), and three unseen.
 
 The clients of a family ask alike about different movies, so that they can learn from each other; no two have the same
 task.
