@@ -60,10 +60,8 @@ class RunFolder:
     def reopen(cls, path: Path, settings: Settings) -> "RunFolder":
         """Go on with a run. Raises `ConfigError` when its settings differ in more than rounds, device and federation."""
         require(path, resume=True)
-        before = load_settings(path / "config.yaml").model_dump()
-        changed = [
-            name for name, value in settings.model_dump().items() if before[name] != value and name not in MAY_CHANGE
-        ]
+        before, now = load_settings(path / "config.yaml").model_dump(), settings.model_dump()
+        changed = [name for name in before | now if before.get(name) != now.get(name) and name not in MAY_CHANGE]
         if changed:
             raise ConfigError(
                 f"{path} was run with another {changed[0]!r}; a resumed run may change only {', '.join(sorted(MAY_CHANGE))}"

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from tessera.common.config.components import component_of
+from tessera.common.config.effects import set_without_effect
 from tessera.common.config.settings import EXECUTORS, Settings
 from tessera.common.errors import ConfigError
 from tessera.common.registry.registry import nearest
@@ -87,12 +88,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_settings(content: Mapping[str, Any], source: str) -> Settings:
-    """Validate settings that came from `source`. Raises `ConfigError`."""
+    """Validate settings that came from `source`. Raises `ConfigError`, also for a setting that has no effect beside others."""
     try:
-        return Settings.model_validate(content)
+        settings = Settings.model_validate(content)
     except ValidationError as error:
         problems = [_explain(problem["type"], problem["loc"], problem["msg"]) for problem in error.errors()]
         raise ConfigError(f"{source}: " + "; ".join(problems)) from None
+    if idle := set_without_effect(settings):
+        reasons = "; ".join(f"{key} has no effect: {why}" for key, why in idle.items())
+        raise ConfigError(f"{source}: {reasons}")
+    return settings
 
 
 def _explain(kind: str, location: tuple[int | str, ...], message: str) -> str:

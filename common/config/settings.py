@@ -1,11 +1,12 @@
 """Settings of a run: frozen, typed, validated once, when the YAML is read."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tessera.common.config.components import Backbone, Loss, Method, Strategy
+from tessera.common.config.effects import prune, without_effect
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.component import (
     Amount,
@@ -18,7 +19,7 @@ from tessera.common.registry.component import (
     Share,
     Step,
 )
-from tessera.common.registry.converters import CONVERTED, CONVERTERS, unused_option
+from tessera.common.registry.converters import CONVERTED, CONVERTERS
 from tessera.common.registry.encoders import ENCODERS
 from tessera.common.registry.losses import LOSSES
 from tessera.common.registry.methods import METHODS, FedMosaicSettings, MethodSpec, PQSettings
@@ -74,12 +75,7 @@ class DataSettings(FrozenSettings):
     """Compute the features of a raw dataset from its titles, texts and pictures; those it comes with are used otherwise."""
 
     @model_validator(mode="after")
-    def _nothing_ignored(self) -> "DataSettings":
-        conversion = ("min_user_events", "min_item_events", "min_rating", "shop_seed", "encode")
-        fields = type(self).model_fields
-        changed = [name for name in conversion if getattr(self, name) != fields[name].default]
-        if problem := unused_option(self.kind, changed):
-            raise ValueError(problem)
+    def _one_split(self) -> "DataSettings":
         if self.cold_items and self.split == "given":
             raise ValueError("cold_items replaces the split: leave split out")
         return self
@@ -328,17 +324,18 @@ class Settings(FrozenSettings):
         """What both sides know of the strategy."""
         return STRATEGIES[self.strategy.name]
 
+    @model_serializer(mode="wrap")
+    def _with_effect(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what has no effect, which could not be read again as if somebody had set it."""
+        content: dict[str, Any] = write(self)
+        prune(content, without_effect(self))
+        return content
+
     @model_validator(mode="after")
     def _questions_for_towers(self) -> "Settings":
         spec = self.strategy_spec
         if self.asks_questions and (spec.has_views or not spec.has_towers):
             raise ValueError("questions are answered by adapted towers: set strategy to fedmosaic")
-        if not spec.has_views and self.views.spectral_rounds:
-            raise ValueError(f"{self.strategy.name} has no item embeddings to start: set views.spectral_rounds to 0")
-        if self.asks_questions and self.privacy.clip:
-            raise ValueError("devices that answer questions send no gradients of people's: leave privacy out")
-        if self.asks_questions and self.fraction < 1:
-            raise ValueError("devices that answer questions take part in every round: set fraction to 1")
         return self
 
     @model_validator(mode="after")

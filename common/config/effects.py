@@ -1,0 +1,161 @@
+"""Settings that have no effect beside the others, and why: whoever sets one has something in mind that would not happen.
+
+Each rule says for some keys when they do nothing. A file that sets such a key is refused with the reason; what is written
+out leaves such keys out, so that it can be read again.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from tessera.common.registry.backbones import BACKBONES
+from tessera.common.registry.converters import CONVERTED, CONVERTERS
+from tessera.common.registry.strategies import STRATEGIES, TOWER_GROUPS, VIEWS_GROUPS
+
+if TYPE_CHECKING:
+    from tessera.common.config.settings import Settings
+
+CONVERSION = ("min_user_events", "min_item_events", "min_rating", "shop_seed", "encode")
+"""Settings of the data that say how raw ones are converted."""
+Reasons = dict[str, str]
+"""Why a key has no effect, by dotted key."""
+
+
+def without_effect(settings: "Settings") -> Reasons:
+    """Everything that has no effect in these settings, whether it was set or not: groups as a whole, or single keys."""
+    return {key: why for rule in RULES for key, why in rule(settings).items()}
+
+
+def set_without_effect(settings: "Settings") -> Reasons:
+    """Of these, the keys that somebody set."""
+    found: Reasons = {}
+    for key, why in without_effect(settings).items():
+        *groups, last = key.split(".")
+        owner: Any = settings
+        for group in groups:
+            owner = getattr(owner, group)
+        value = getattr(owner, last)
+        if isinstance(value, BaseModel):  # a whole group
+            found |= {f"{key}.{name}": why for name in type(value).model_fields if name in value.model_fields_set}
+        elif last in owner.model_fields_set:
+            found[key] = why
+    return found
+
+
+def prune(content: dict[str, Any], keys: Iterable[str]) -> None:
+    """Take dotted keys out of nested settings, those that are there."""
+    for key in keys:
+        *groups, last = key.split(".")
+        place: Any = content
+        for group in groups:
+            place = place.get(group) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place.pop(last, None)
+
+
+def _conversion(settings: "Settings") -> Reasons:
+    """Options of a conversion that data of this kind do not go through."""
+    found, kind = Reasons(), settings.data.kind
+    used = () if kind == CONVERTED else CONVERTERS[kind].options
+    for key in CONVERSION:
+        if key not in used:
+            users = [name for name, spec in CONVERTERS.items() if key in spec.options]
+            found[f"data.{key}"] = f"data of the kind {kind} do not use it, those of {_and(users)} do"
+    return found
+
+
+def _groups(settings: "Settings") -> Reasons:
+    """Groups that the strategy does not read."""
+    name, spec = settings.strategy.name, settings.strategy_spec
+    return {
+        group: f"strategy {name} does not use it, {_and(one for one, own in STRATEGIES.items() if group in own.groups)} do"
+        for group in sorted((VIEWS_GROUPS | TOWER_GROUPS) - spec.groups)
+    }
+
+
+def _spectral_start(settings: "Settings") -> Reasons:
+    views, found = settings.views, Reasons()
+    if not views.spectral_rounds:
+        found |= dict.fromkeys(
+            ("views.spectral_scale", "views.unseen_scale"), "it is for views.spectral_rounds above 0"
+        )
+    elif views.modalities == ():
+        found["views.unseen_scale"] = "new items are placed by what they show, and views.modalities is empty"
+    return found
+
+
+def _start(settings: "Settings") -> Reasons:
+    """Sizes of what is not there, or is overwritten."""
+    views, found = settings.views, Reasons()
+    history = BACKBONES[settings.local.backbone.name].history
+    if views.modalities == ():
+        found["views.content_scale"] = "it is for modalities, and views.modalities is empty"
+    elif views.spectral_rounds:
+        found["views.content_scale"] = "a spectral start (views.spectral_rounds) sets the size of all projections"
+    if not views.item_ids and not history:
+        able = _and(name for name, spec in BACKBONES.items() if spec.history)
+        found["views.id_scale"] = f"it is for item embeddings: with views.item_ids, or the backbone {able}"
+    if not views.item_ids and not views.spectral_rounds:
+        found["views.id_dim"] = "it is for views.item_ids"
+    return found
+
+
+def _history(settings: "Settings") -> Reasons:
+    """What changes the history that is read, where nothing reads it, and how views are weighed, where there is one."""
+    local, found = settings.local, Reasons()
+    routed = _several_views(settings)
+    if local.route == "uniform" and not routed:
+        found["local.route"] = "there is a single view: nothing is weighed"
+    if BACKBONES[local.backbone.name].reads_history or (routed and local.route == "history"):
+        return found
+    readers = _and(name for name, spec in BACKBONES.items() if spec.reads_history)
+    why = f"nothing reads the history: the router does where there are several views, and the backbones {readers} do"
+    return found | {f"local.{key}": why for key in ("recency", "history_mask") if getattr(local, key)}
+
+
+def _questions(settings: "Settings") -> Reasons:
+    """What only concerns people and their events, or only questions."""
+    people, questions = "devices that answer questions", "only devices that answer questions (data.kind questions)"
+    if settings.asks_questions:
+        keys = ["fraction", "data.split", "data.cold_items", "data.cold_users"]
+        keys += [f"evaluation.{key}" for key in ("ks", "patience", "history_at_test")]
+        return dict.fromkeys(keys, f"{people} do not use it")
+    return {f"mosaic.{key}": f"{questions} use it" for key in ("steps", "batch", "stream")}
+
+
+def _adapters(settings: "Settings") -> Reasons:
+    """Bounds on what is not sent."""
+    found = Reasons()
+    if not settings.strategy_spec.has_views:
+        found["federation.largest_gradient"] = (
+            f"strategy {settings.strategy.name} sends no gradients: see mosaic.largest"
+        )
+    if settings.mosaic.method_spec.shares == "nothing":
+        found["mosaic.largest"] = f"method {settings.mosaic.method.name} sends nothing"
+    return found
+
+
+RULES: tuple[Callable[["Settings"], Reasons], ...] = (
+    _conversion,
+    _groups,
+    _spectral_start,
+    _start,
+    _history,
+    _questions,
+    _adapters,
+)
+
+
+def _several_views(settings: "Settings") -> bool:
+    """Whether there is more than one view, as far as settings tell: a catalogue may have any number of modalities."""
+    views = settings.views
+    if views.single and views.modalities is None:
+        return True
+    shown = len(views.modalities or ()) + views.item_ids if views.single else 0
+    return len(views.operators) + shown + settings.strategy_spec.has_towers > 1
+
+
+def _and(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
