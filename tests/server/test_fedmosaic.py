@@ -41,11 +41,11 @@ def sent(numbers: list[int], seed: int = 0) -> Update:
     return adapters(towers, modules)
 
 
-def strategy(method: str = "fedmosaic", largest: float = 1e3, **own: object) -> FedMosaic:
+def strategy(method: str = "fedmosaic", largest: float = 0, **own: object) -> FedMosaic:
     chosen: Settings = settings(
         data={"folder": "x", "kind": "questions"},
         strategy="fedmosaic",
-        mosaic={"method": {"name": method, **own}, "largest": largest},
+        mosaic={"method": {"name": method, **own}, **({"largest": largest} if largest else {})},
     )
     known = {TOWERS[number]: adapter_update(number) for number in range(5)}
     shapes = {tower: {name: tuple(v.shape) for name, v in one.parts().items()} for tower, one in known.items()}
