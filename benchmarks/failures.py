@@ -19,13 +19,14 @@ from flwr.app import Error, Message
 
 from tessera.client.app import device_app
 from tessera.common.config.loading import load_settings
+from tessera.common.metrics.names import ALL, HR, NDCG, TEST, MetricName
+from tessera.common.metrics.records import read_result, read_rounds
 from tessera.common.protocol.messages import unpack_task
 from tessera.common.utils import counter_rng
 from tessera.deploy.executors.inline import CLIENT_APP_FAILED, InlineGrid
 from tessera.deploy.executors.run import make_job
 from tessera.deploy.provisioning.datasets import prepared_dataset
 from tessera.server.app import serve
-from tessera.server.run_folder import read_metrics
 
 CONFIG = Path(__file__).parent / "ml-latest-small" / "fedvlr-history.yaml"
 
@@ -83,18 +84,18 @@ def run(arguments: argparse.Namespace, seed: int, share: float) -> dict[str, Any
         job = make_job(settings, dataset, folder / "run", resume=False, overwrite=False)
         grid = Failing(job.devices[0].parent, arguments.nodes, share, seed)
         serve(grid, settings, job.catalogue, job.run_dir, resume=False)
-        lines = read_metrics(job.run_dir)
+        rounds, result = read_rounds(job.run_dir), read_result(job.run_dir)
     finally:
         shutil.rmtree(folder)
-    rounds, result = [line for line in lines if line["kind"] == "round"], lines[-1]
+    hr, ndcg = (MetricName(TEST, ALL, metric, 50) for metric in (HR, NDCG))
     return {
         "seed": seed,
         "rounds": len(rounds),
-        "lost": sum(line.get("dropped", {}).get("failed", 0) for line in rounds),
-        "selected_round": result["selected_round"],
-        "hr": round(result["scores"]["test/all/hr@50"], 3),
-        "ndcg": round(result["scores"]["test/all/ndcg@50"], 3),
-        "popularity_ndcg": round(result["baselines"]["popularity/test/all/ndcg@50"], 3),
+        "lost": sum((line.dropped or {}).get("failed", 0) for line in rounds),
+        "selected_round": result.selected_round,
+        "hr": round(result.scores[hr], 3),
+        "ndcg": round(result.scores[ndcg], 3),
+        "popularity_ndcg": round(result.baselines[ndcg.of("popularity")], 3),
     }
 
 

@@ -22,11 +22,12 @@ from matplotlib.figure import Figure
 from tessera.client.privacy import epsilon
 from tessera.client.recommend import Personal
 from tessera.common.errors import DataError
+from tessera.common.metrics.names import NDCG, TEST, WARM, MetricName
+from tessera.common.metrics.records import StatisticsRecord, read_records, read_rounds
 from tessera.common.utils.atomic_files import read_json
 from tessera.common.utils.tables import read_table
-from tessera.server.run_folder import read_metrics
 
-METRIC, LABEL = "test/warm/ndcg@50", "NDCG@50, warm targets, %"
+METRIC, LABEL = str(MetricName(TEST, WARM, NDCG, 50)), "NDCG@50, warm targets, %"
 COLOURS = ("#3b6ea5", "#d1783c", "#5d9b62", "#b0508b", "#7a6a58", "#4fa3a8", "#8c8c8c")
 STYLE: dict[Any, object] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e4e4",
@@ -74,9 +75,9 @@ def convergence(folder: Path) -> Figure:
     """Training loss by round, as a share of the first round's: the losses differ in kind (Figure 6)."""
     figure, axes = plt.subplots(figsize=(6, 3.6))
     for method in spreads(folder)["method"]:
-        lines = [line for line in read_metrics(folder / method / "seed0") if line["kind"] == "round"]
-        losses = np.array([line["loss"] for line in lines])
-        axes.plot([line["round"] for line in lines], losses / losses[0], label=method)
+        lines = read_rounds(folder / method / "seed0")
+        losses = np.array([line.loss for line in lines])
+        axes.plot([line.round for line in lines], losses / losses[0], label=method)
     axes.set(xlabel="round", ylabel="training loss, first round = 1", ylim=(0, None), title=folder.name)
     axes.legend(ncols=2)
     return figure
@@ -136,7 +137,7 @@ def _protection(run: Path) -> str:
     multiplier = settings["privacy"]["noise_multiplier"]
     if not multiplier:
         return "clip only" if settings["privacy"]["clip"] else "none"
-    people = next(line["users"] for line in read_metrics(run) if line["kind"] == "item_statistics")
+    people = next(line.users for line in read_records(run) if isinstance(line, StatisticsRecord))
     return (
         f"{multiplier:g}\n\N{GREEK SMALL LETTER EPSILON} {epsilon(multiplier * people**0.5, settings['rounds']):,.0f}"
     )

@@ -24,7 +24,7 @@ METHOD = "fedmosaic"
 
 def main(bench: Path, out: Path) -> dict[str, Any]:
     """Print and draw what a bench's runs say. Raises `DataError` when there is none."""
-    found = {f"seed {result['seed']}": result["relevance"] for result in finished(bench)}
+    found = {f"seed {result['seed']}": result["strategy"]["relevance"] for result in finished(bench)}
     if not found:
         raise DataError(f"{bench} holds no finished run of {METHOD}: tessera bench benchmarks/mosaic/static.yaml")
     figures = {seed: separation(one) for seed, one in found.items()}

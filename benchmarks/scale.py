@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tessera.benchmarks.synthetic_users import BEAUTY, write_beauty, write_synthetic_users
+from tessera.benchmarks.synthetic_users import BEAUTY, write_beauty, write_crowd
 from tessera.common.errors import DataError
+from tessera.common.metrics.records import read_rounds
 from tessera.deploy.provisioning.datasets import VARIABLE
-from tessera.server.run_folder import read_metrics
 
 CONFIG = Path(__file__).parent / BEAUTY / "scale.yaml"
 TESSERA = Path(sys.executable).with_name("tessera")
@@ -60,7 +60,7 @@ def dataset(n_users: int, data: Path, runs: Path) -> Path:
         if n_users == BEAUTYS:
             write_beauty(data / BEAUTY, folder)
         else:
-            write_synthetic_users(n_users, folder)
+            write_crowd(n_users, folder)
     return folder
 
 
@@ -74,21 +74,21 @@ def measure(folder: Path, n_users: int, nodes: int, runs: Path) -> dict[str, Any
         peaks = watch(process)
     if process.returncode:
         raise DataError(f"the run of {n_users} people failed; {runs / name}.log says why")
-    _, second, third = (line for line in read_metrics(runs / name) if line["kind"] == "round")
+    _, second, third = read_rounds(runs / name)
     workers = [peak for pid, peak in peaks.items() if pid != process.pid]
     state = sum(file.stat().st_size for file in (runs / name).glob("devices/*/private/**/*.safetensors"))
     return {
         "users": n_users,
-        "train_seconds": round(second["seconds"], 1),
-        "train_users_per_second": round(n_users / second["seconds"]),
-        "evaluate_seconds": round(third["seconds"] - second["seconds"], 1),
+        "train_seconds": round(second.seconds, 1),
+        "train_users_per_second": round(n_users / second.seconds),
+        "evaluate_seconds": round(third.seconds - second.seconds, 1),
         "driver_mb": peaks[process.pid] // 1000,
         "workers_mb": sum(workers) // 1000,
         "largest_worker_mb": max(workers) // 1000,
         "n_workers": len(workers),
         "state_mb": state // 10**6,
-        "bytes_down_per_user": round(second["bytes_down_per_user"]),
-        "bytes_up_per_user": round(second["bytes_up_per_user"]),
+        "bytes_down_per_user": round(second.bytes_down_per_user),
+        "bytes_up_per_user": round(second.bytes_up_per_user),
     }
 
 

@@ -21,12 +21,13 @@ import polars as pl
 from tessera.benchmarks.harness.runner import run_bench
 from tessera.benchmarks.harness.spec import BenchSpec
 from tessera.benchmarks.harness.tables import Outcome
-from tessera.server.run_folder import read_scores
+from tessera.common.metrics.names import ALL, NDCG, TEST, VALIDATION, MetricName
+from tessera.common.metrics.records import evaluations
 
 DATASETS = ("ml-latest-small", "gift-cards-2018")
 PLAIN = "float32-float32"
 BUDGET = 0.1
-VALIDATION, TEST = "validation/all/ndcg@50", "test/all/ndcg@50"
+METRICS = {part: MetricName(part, ALL, NDCG, 50) for part in (VALIDATION, TEST)}
 BYTES = pl.col("bytes_down_per_user") + pl.col("bytes_up_per_user")
 
 Row = dict[str, Any]
@@ -59,19 +60,19 @@ def rows_of(outcome: Outcome, runs: Path) -> list[Row]:
         same = plain.filter(pl.col("seed").is_in(own["seed"].to_list()))
         row: Row = {"formats": method, "seeds": len(own), "of float32": mean(own, "kb") / mean(same, "kb")}
         row |= {f"kB {way}": mean(own, f"bytes_{way}_per_user") / 1000 for way in ("down", "up")}
-        for part, column in (("validation", VALIDATION), ("test", TEST)):
-            row[f"NDCG {part}"] = mean(own, column)
-            row[f"lost {part}"] = lost(mean(own, column), mean(same, column))
-            along = (mean_along(runs, name, own["seed"].to_list(), column) for name in (str(method), PLAIN))
+        for part, metric in METRICS.items():
+            row[f"NDCG {part}"] = mean(own, str(metric))
+            row[f"lost {part}"] = lost(mean(own, str(metric)), mean(same, str(metric)))
+            along = (mean_along(runs, name, own["seed"].to_list(), metric) for name in (str(method), PLAIN))
             row[f"lost {part}, all along"] = lost(*along)
         row["difference on test, 95%"] = intervals.get(str(method)) if len(own) == len(plain) else None
-        row["first"] = own[VALIDATION][0]
+        row["first"] = own[str(METRICS[VALIDATION])][0]
         rows.append(row)
     small = [row for row in rows if row["of float32"] <= BUDGET]
     if small:
         max(small, key=lambda row: row["first"])["chosen"] = True
     crowd = table.filter(pl.col("method") == "popularity")
-    scores = {"NDCG validation": mean(crowd, VALIDATION), "NDCG test": mean(crowd, TEST)}
+    scores = {f"NDCG {part}": mean(crowd, str(metric)) for part, metric in METRICS.items()}
     return [*rows, {"formats": "popularity", **scores}]
 
 
@@ -80,9 +81,9 @@ def mean(rows: pl.DataFrame, column: str) -> float:
     return float(rows[column].to_numpy().mean())
 
 
-def mean_along(runs: Path, method: str, seeds: Sequence[int], score: str) -> float:
+def mean_along(runs: Path, method: str, seeds: Sequence[int], score: MetricName) -> float:
     """The mean of a score over all evaluations of a method's runs."""
-    return fmean(scores[score] for seed in seeds for scores in read_scores(runs / method / f"seed{seed}"))
+    return fmean(scores[score] for seed in seeds for scores in evaluations(runs / method / f"seed{seed}"))
 
 
 def lost(own: float, plain: float) -> float:

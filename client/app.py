@@ -7,7 +7,8 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from tessera.client.base import Client, TensorsMissing
+from tessera.client.base import Client
+from tessera.client.device_folder import TensorsMissing
 from tessera.client.recommendation import RecommendationClient
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.settings import Settings

@@ -1,133 +1,16 @@
-"""A device's folder as every kind of work finds it: the tensors it holds, its private states, and its name in a run.
+"""What every client does: it is given a task by the server, does it with the private data of its device, and returns sums."""
 
-views/HASH.safetensors      the tensors last received; a simulated device's are links to what it shares with its neighbours
-private/RUN/run.json        the run's settings, and which tensors belong to the last state
-secret                      a number that nobody else knows, drawn on first use
-"""
-
-import logging
-import os
-import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
-from tessera.common.errors import DataError
+from tessera.client.device_folder import DeviceFolder
 from tessera.common.protocol.messages import Task
-from tessera.common.protocol.tensors import Tensors, content_hash
+from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
-from tessera.common.utils import counter_rng
-from tessera.common.utils.atomic_files import (
-    PRIVATE,
-    digest,
-    read_json,
-    read_tensors,
-    sweep,
-    write_bytes,
-    write_json,
-    write_tensors,
-)
-
-log = logging.getLogger("tessera.device")
-NOTE = "run.json"
 
 
-class TensorsMissing(Exception):
-    """The device does not hold the tensors its task names: the server has to send them again."""
-
-
-def shared_tensors_folder(devices: Path) -> Path:
-    """Where simulated nodes, whose folders lie side by side in `devices`, find the tensors that were sent to them."""
-    return devices / "views"
-
-
-class Client(ABC):
-    """What is below `folder`. A `simulated` device hides nothing: its noise and its name can be repeated."""
-
-    def __init__(self, folder: Path, simulated: bool = False) -> None:
-        self.folder, self.simulated = folder, simulated
+class Client(DeviceFolder, ABC):
+    """A device's folder, and the work that is done in it."""
 
     @abstractmethod
     def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
-
-    @property
-    def views(self) -> Path:
-        """Folder of the tensors received."""
-        return self.folder / "views"
-
-    def private(self, run: str) -> Path:
-        """Folder of the private states of a run."""
-        return self.folder / "private" / run
-
-    def secret(self) -> int:
-        """A number that only this device knows."""
-        if self.simulated:
-            return counter_rng.key("secret", self.folder.name)
-        path = self.folder / "secret"
-        if not path.exists():
-            write_bytes(path, secrets.token_hex(8).encode(), PRIVATE)
-        try:
-            return int(path.read_bytes(), 16)
-        except ValueError:
-            raise DataError(f"{path} is damaged: restore it, or remove it, and this device is another one") from None
-
-    def noise_key(self, run: str) -> int:
-        """What this device's noise in a run is drawn from: of two runs it differs, or their difference would be free of it."""
-        return counter_rng.key("noise", "" if self.simulated else run, self.secret())
-
-    def client(self, run: str) -> str:
-        """This device's name in a run, which tells nothing and links no two runs."""
-        return digest(f"{run if not self.simulated else ''} {self.secret()}".encode())[:16]
-
-    def hold(self, task: Task, tensors: Tensors | None) -> Tensors:
-        """Keep the tensors that came along, if they are what their name says, or find those the task names."""
-        if not task.tensors:
-            return {}
-        path = self.views / f"{task.tensors}.safetensors"
-        if tensors is None:
-            if self.simulated:
-                self._take(path)
-            try:
-                return read_tensors(path)[0]
-            except DataError:
-                path.unlink(missing_ok=True)  # a damaged file is in the way of a whole one
-                raise TensorsMissing(task.tensors) from None
-        if content_hash(tensors) != task.tensors:
-            raise DataError("the tensors that came are not those the task names")
-        write_tensors(path, tensors)
-        return tensors
-
-    def _take(self, path: Path) -> None:
-        """Link a file of the shelf to `path`, if it is there and not here: so it stays for as long as this node needs it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shared = shared_tensors_folder(self.folder.parent) / path.name
-        with suppress(FileNotFoundError, FileExistsError):
-            try:
-                os.link(shared, path)
-            except PermissionError:  # how file systems without hard links refuse
-                write_bytes(path, shared.read_bytes())
-
-    def conclude(self, task: Task) -> None:
-        """Note which tensors belong to the state that `task` left, and drop those that no run's last state needs."""
-        write_json(self.private(task.run) / NOTE, _run_note(task))
-        sweep(self.private(task.run))
-        sweep(self.views)
-        needed = set(self._needed())
-        for path in self.views.glob("*.safetensors"):
-            if path.stem not in needed:
-                path.unlink(missing_ok=True)
-
-    def _needed(self) -> Iterator[str]:
-        """The tensors that the last state of each run belongs to."""
-        for note in (self.folder / "private").glob(f"*/{NOTE}"):
-            try:
-                yield read_json(note)["tensors"]
-            except DataError as error:  # that run is lost for recommending; the others go on
-                log.warning("%s; the tensors it names are not kept", error)
-
-
-def _run_note(task: Task) -> dict[str, object]:
-    settings = task.settings.model_dump(mode="json")
-    return {"run": task.run, "round": task.round, "tensors": task.tensors, "views": task.views, "settings": settings}

@@ -10,6 +10,7 @@ from torch import Tensor
 from tessera.client.histories import Histories, histories
 from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.interactions import Split
+from tessera.common.metrics.names import ALL, COLD, TEST, VALIDATION, WARM
 from tessera.common.metrics.ranking import MetricSums, ranking_sums, standing
 from tessera.common.protocol.messages import CONTENT, COUNTS
 from tessera.common.protocol.tensors import Tensors
@@ -35,15 +36,15 @@ def evaluate(
     scores_at_test = scorer(histories(split, split.validation).to(device, dtype)) if told else scores
     candidates = ~known.mask()
     total = MetricSums(_degenerate(scores, scores_at_test, candidates, known.lengths() > 0))
-    total += _part("validation", scores, candidates, split.validation, counts, settings.ks)
+    total += _part(VALIDATION, scores, candidates, split.validation, counts, settings.ks)
     _exclude(candidates, split.validation)
-    return total + _part("test", scores_at_test, candidates, split.test, counts, settings.ks)
+    return total + _part(TEST, scores_at_test, candidates, split.test, counts, settings.ks)
 
 
 def as_group(sums: MetricSums, group: str) -> MetricSums:
     """Sums of people who are reported apart: what was called "all" is called `group`; of the rest only faults are kept."""
-    apart = {name.replace("/all/", f"/{group}/"): value for name, value in sums.values.items() if "/all/" in name}
-    return MetricSums(apart | {"nonfinite": sums["nonfinite"]})
+    apart = {name.within(group): value for name, value in sums.metrics().items() if name.group == ALL}
+    return MetricSums.of_metrics(apart) + MetricSums({"nonfinite": sums["nonfinite"]})
 
 
 def baselines(split: Split, settings: EvaluationSettings, inputs: Tensors, device: torch.device = CPU) -> MetricSums:
@@ -62,7 +63,7 @@ def baselines(split: Split, settings: EvaluationSettings, inputs: Tensors, devic
     total = MetricSums()
     for name, scorer in scorers.items():
         sums = evaluate(scorer, split, settings, counts, device)
-        total += MetricSums({f"{name}/{key}": value for key, value in sums.values.items() if "/" in key})
+        total += MetricSums.of_metrics({own.of(name): value for own, value in sums.metrics().items()})
     return total
 
 
@@ -77,11 +78,11 @@ def _part(
     rows = torch.from_numpy(np.flatnonzero(targets >= 0)).to(scores.device)
     items = torch.from_numpy(targets[targets >= 0]).to(scores.device)
     above, ties = standing(scores[rows], items, candidates[rows])
-    groups = {f"{part}/all": torch.ones_like(items, dtype=torch.bool)}
+    groups = {ALL: torch.ones_like(items, dtype=torch.bool)}
     if counts is not None:
         warm = counts[items] > 0
-        groups |= {f"{part}/warm": warm, f"{part}/cold": ~warm}
-    return ranking_sums(above, ties, groups, ks)
+        groups |= {WARM: warm, COLD: ~warm}
+    return ranking_sums(part, above, ties, groups, ks)
 
 
 def _exclude(candidates: Tensor, items: NDArray[np.int64]) -> None:

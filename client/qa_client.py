@@ -24,6 +24,7 @@ from tessera.common.config.settings import MosaicSettings
 from tessera.common.data.catalogue import image_and_text, load_catalogue
 from tessera.common.data.questions import NOTHING, Codebook, Questions, concatenate
 from tessera.common.errors import DataError
+from tessera.common.metrics.names import ACCURACY, USERS, MetricName
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.adapters import ADAPTERS, MODULE, ClientAdapters
 from tessera.common.protocol.messages import Task
@@ -80,8 +81,12 @@ class QAClient(Client):
             return Update(sums=MetricSums({"users": 1.0, "events": float(len(own.train)), "withheld": 1.0}))
         if task.kind == "baselines":
             return Update(sums=_baselines(own))
+        if task.kind == "select":
+            self.hear(task)
+            return Update()
         if task.kind not in ("train", "evaluate"):
             raise DataError(f"a device that answers questions has no part in {task.kind!r}")
+        task = self.hear(task)
         sent = {name.removeprefix(MODULE): value for name, value in self.hold(task, tensors).items()}
         work = self._train if task.kind == "train" else self._evaluate
         update = work(task, own, make_method(task.settings.mosaic.method), sent)
@@ -187,15 +192,16 @@ def _score(variant: str, name: str, logits: Tensor, asked: QADataset, tower: str
     """Accuracy of one device on one set of tests; on its own also by device class and by family of tasks."""
     if bool(logits.isnan().any()):
         return MetricSums({"nonfinite": 1.0})
-    groups = [f"{variant}/{name}"]
+    groups = [name]
     if name == "self":
-        groups += [
-            f"{variant}/self-{tower.partition('-')[0]}",
-            f"{variant}/self-{asked.questions.names[0].partition('/')[0]}",
-        ]
+        groups += [f"self-{tower.partition('-')[0]}", f"self-{asked.questions.names[0].partition('/')[0]}"]
     accuracy = asked.accuracy(logits)
-    return MetricSums(
-        {f"{group}/{what}": value for group in groups for what, value in (("accuracy", accuracy), ("users", 1.0))}
+    return MetricSums.of_metrics(
+        {
+            MetricName(variant, group, what): value
+            for group in groups
+            for what, value in ((ACCURACY, accuracy), (USERS, 1.0))
+        }
     )
 
 

@@ -12,11 +12,11 @@ from tessera.client.backbones import make_backbone
 from tessera.client.histories import Histories, histories
 from tessera.client.recommendation import RecommendationClient, blocks
 from tessera.client.router import Routed
-from tessera.common.config.settings import Settings
+from tessera.client.run_note import RunNote
 from tessera.common.data.interactions import Split
 from tessera.common.errors import DataError
 from tessera.common.protocol.messages import VIEWS, Task
-from tessera.common.utils.atomic_files import read_json, read_tensors
+from tessera.common.utils.atomic_files import read_tensors
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Personal:
-    """What a device last learnt in one run: the views it holds, its own among them, and each block of people with their
-    private parameters. `task.views` names all of them."""
+    """What a device learnt in one run, as the selected round left it: the views of that round, its own among them, and each
+    block of people with their private parameters. `task.views` names all views, `task.round` is the round.
+
+    Until the server has said which round is the best, it is the last one."""
 
     device: RecommendationClient
     task: Task
@@ -45,15 +47,13 @@ class Personal:
         notes = sorted((folder / "private").glob(f"{run or '*'}/run.json"), key=lambda path: path.stat().st_mtime)
         if not notes:
             raise DataError(f"{folder} holds no private state{f' of run {run}' if run else ''}: it has not trained yet")
-        note = read_json(notes[-1])
-        settings = Settings.model_validate(note["settings"])
-        device, views = RecommendationClient(folder), tuple(note["views"])
-        items = device.catalogue().sha256
-        task = Task("evaluate", note["run"], note["round"], (), views, items, settings, note["tensors"])
-        tensors, _ = read_tensors(device.views / f"{task.tensors}.safetensors")
+        note, device = RunNote.read(notes[-1]), RecommendationClient(folder)
+        items, moment = device.catalogue().sha256, note.shown
+        task = Task("evaluate", note.run, moment.round, (), note.views, items, note.settings, moment.tensors)
+        tensors, _ = read_tensors(device.tensors(task.tensors))
         sent = device.sent(task, tensors)
         if tower := device.tower(task):
-            return cls(device, replace(task, views=(*views, tower.name)), tower.beside(sent))
+            return cls(device, replace(task, views=(*note.views, tower.name)), tower.beside(sent))
         return cls(device, task, sent)
 
     def people(self) -> list[tuple[Split, dict[str, Tensor]]]:

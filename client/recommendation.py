@@ -24,6 +24,7 @@ from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import Interactions, Split, load_interactions
 from tessera.common.data.splits import make_split
 from tessera.common.errors import DataError
+from tessera.common.metrics.names import NEW_USERS, UNTRAINED
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import decode, rotation
 from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, VIEWS, Task
@@ -34,9 +35,6 @@ from tessera.common.utils.torch_device import resolve_device
 
 if TYPE_CHECKING:
     from tessera.client.tower_view import TowerView
-
-NEW_USERS, UNTRAINED = "new-users", "new-users-untrained"
-"""Groups of the metrics: guests with the private parameters their own device learnt, and with those of the start."""
 
 
 class RecommendationClient(Client):
@@ -52,6 +50,9 @@ class RecommendationClient(Client):
         settings = task.settings
         if self.catalogue().sha256 != task.catalogue:
             raise DataError(f"{self.folder} has other items than the server's catalogue; use one dataset")
+        if task.kind == "select":
+            self.hear(task)
+            return Update()
         split = self.split(settings)
         if task.kind == "item_statistics":
             return _item_statistics(split.training_users())
@@ -63,6 +64,9 @@ class RecommendationClient(Client):
         if task.kind == "baselines":
             baselines = [(block, evaluation.baselines(block, settings.evaluation, inputs, target)) for block in people]
             return Update(sums=sum((_reported(block, sums) for block, sums in baselines), MetricSums()))
+        task = self.hear(task)
+        if tower:
+            tower.task = task
         sent = {name: value.to(target) for name, value in self.sent(task, self.hold(task, tensors)).items()}
         sent = tower.beside(sent) if tower else sent
         work = self._train if task.kind == "train" else self._evaluate

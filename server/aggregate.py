@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.updates import Update
@@ -30,9 +31,9 @@ class Aggregate:
         self.dropped[kind] += 1
         self.troubles.append(f"node {node} {''.join(filter(str.isprintable, why))[:SAID]}")
 
-    def faults(self, later: "Aggregate | None" = None) -> dict[str, object]:
+    def faults(self, later: "Aggregate | None" = None) -> dict[str, Any]:
         """What a line of the metrics says of it and of a later one: nothing where nothing was dropped."""
         answers = [self, later] if later else [self]
         dropped = sum((answer.dropped for answer in answers), Counter[str]())
         troubles = [trouble for answer in answers for trouble in answer.troubles]
-        return {"dropped": dict(dropped), "troubles": troubles} if dropped else {}
+        return {"dropped": dict(dropped), "troubles": tuple(troubles)} if dropped else {}

@@ -32,8 +32,12 @@ from tessera.server.validation import (
 
 log = logging.getLogger("tessera.server")
 POLL = 0.1
+SELECT_SECONDS = 30.0
+"""How long the end of a run waits for clients to note which round was selected; who does not goes by an earlier one."""
 TRIES = 3
 """How often a node is asked the same within a question, when it fails or has lost the tensors it needs."""
+HASTY = ("train", "select")
+"""Tasks that go to whoever is ready, without waiting for nodes that are still at an earlier one."""
 
 For = Callable[[str | None], Broadcast]
 """What goes to a client, or to a node of which no client is known yet."""
@@ -117,16 +121,16 @@ class Dispatcher:
         return answer
 
     def _ready(self, task: Task, answer: Aggregate) -> list[int]:
-        """Wait until as many nodes are online as must answer, and, but for training, until none is still at an earlier task.
+        """Wait until as many nodes are online as must answer, and, but for hasty tasks, until none is still at an earlier one.
 
         A node works off its tasks one after the other: one that owes an answer would answer this one ever later.
         """
-        deadline = time.monotonic() + self.settings.timeout
+        deadline = time.monotonic() + self._limit(task)
         while True:
             self._drop_late()
             online, owing = list(self.grid.get_node_ids()), {node for node, _ in self._late.values()}
             ready = [node for node in online if node not in owing]
-            enough = len(ready) >= self._least(task) and (task.kind == "train" or len(ready) == len(online))
+            enough = len(ready) >= self._least(task) and (task.kind in HASTY or len(ready) == len(online))
             if enough or time.monotonic() > deadline:
                 break
             time.sleep(POLL)
@@ -144,7 +148,8 @@ class Dispatcher:
     def _gather(self, waiting: dict[str, int], question: Request, answer: Aggregate) -> None:
         """Take replies until all are in, enough are, or the time is over; nodes are `waiting` by message."""
         enough = self.settings.clients_per_round if question.task.kind == "train" else 0
-        deadline = time.monotonic() + self.settings.timeout
+        limit = self._limit(question.task)
+        deadline = time.monotonic() + limit
         while waiting and not 0 < enough <= answer.nodes:
             began, heard = time.monotonic(), False
             for message in list(waiting):
@@ -164,7 +169,7 @@ class Dispatcher:
             if not heard:
                 if time.monotonic() > deadline:  # only now: the inline nodes answer one after the other, when asked
                     for node in waiting.values():
-                        answer.drop(LATE, node, f"did not answer in {self.settings.timeout:g} s")
+                        answer.drop(LATE, node, f"did not answer in {limit:g} s")
                     break
                 time.sleep(max(POLL, time.monotonic() - began))
         if 0 < enough <= answer.nodes:  # whoever was not waited for is late, and no trouble
@@ -256,8 +261,14 @@ class Dispatcher:
             raise RunError("it speaks for another client than its own")
         self._clients[node] = said
 
+    def _limit(self, task: Task) -> float:
+        """Seconds that nodes have for a task."""
+        return min(self.settings.timeout, SELECT_SECONDS) if task.kind == "select" else self.settings.timeout
+
     def _least(self, task: Task) -> int:
         """How many nodes must answer: all that the run began with, where their answer stands for the whole run."""
+        if task.kind == "select":
+            return 0
         if task.kind in ("item_statistics", "power"):
             return max(self.settings.nodes, self.settings.min_nodes)
         return self.settings.least if task.kind == "train" else self.settings.min_nodes

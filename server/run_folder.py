@@ -1,26 +1,28 @@
-"""A run's folder: its resolved settings, its metrics as JSON lines, and checkpoints it can go on from.
+"""A run's folder: its resolved settings, its metrics as JSON lines, and checkpoints of its last rounds and of its best one.
 
 config.yaml  status.json  metrics.jsonl  checkpoints/round-000012.safetensors
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import ConfigError, DamagedError, DataError, RunError, StorageError
+from tessera.common.metrics.names import Scores
+from tessera.common.metrics.records import FILE, Record, ResultRecord, RoundRecord, read_records, write_line
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.utils.atomic_files import (
     read_json,
+    read_metadata,
     read_tensors,
     storing,
     sweep,
@@ -28,14 +30,30 @@ from tessera.common.utils.atomic_files import (
     write_json,
     write_tensors,
 )
+from tessera.server.model_selection import Best, ModelSelection
 
 log = logging.getLogger("tessera.server")
 N_CHECKPOINTS_KEPT = 3
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[Record], None]
 """Called with each line of a run's metrics as it is written."""
-SCORED = ("round", "evaluation")
-"""Lines of the metrics that may hold scores: of a round, or of an evaluation after one that was abandoned."""
 MAY_CHANGE = frozenset({"rounds", "device", "federation", "simulation"})
+
+
+class Progress(BaseModel):
+    """What a resumed run cannot find out again; it lies in every checkpoint, beside the strategy's tensors."""
+
+    model_config = ConfigDict(frozen=True)
+
+    best: Best | None
+    told: int
+    """The best round that the clients have heard of."""
+    baselines: Scores
+    seconds: float
+
+    @classmethod
+    def of(cls, selection: ModelSelection, baselines: Scores, seconds: float) -> "Progress":
+        """The progress of a run."""
+        return cls(best=selection.best, told=selection.told, baselines=baselines, seconds=seconds)
 
 
 @dataclass
@@ -81,20 +99,20 @@ class RunFolder:
         with suppress(StorageError):
             self.status("failed", reason)
 
-    def report(self, line: dict[str, Any]) -> None:
+    def report(self, line: Record) -> None:
         """Append one line to the metrics."""
-        path = self.path / "metrics.jsonl"
+        path = self.path / FILE
         with storing(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(write_line(line))
         if self.listener:
             self.listener(line)
 
-    def save(self, round: int, tensors: Tensors, progress: dict[str, Any]) -> None:
-        """Write the checkpoint of `round`, and drop the oldest beyond three."""
-        write_tensors(self._checkpoint(round), tensors, {"progress": json.dumps(progress)})
+    def save(self, round: int, tensors: Tensors, progress: Progress) -> None:
+        """Write the checkpoint of `round`; drop those that neither a resumed run nor the best round needs."""
+        write_tensors(self._checkpoint(round), tensors, {"progress": progress.model_dump_json()})
         self._drop(round)
 
-    def load(self) -> tuple[int, dict[str, Any], Tensors] | None:
+    def load(self) -> tuple[int, Progress, Tensors] | None:
         """Read the newest checkpoint that is whole, as (round, progress, tensors); a corrupt one is skipped with a warning.
 
         What was reported after that round is taken out of the metrics: those rounds will run again. Raises `RunError` when
@@ -104,7 +122,7 @@ class RunFolder:
         for round in reversed(rounds):
             try:
                 tensors, metadata = read_tensors(self._checkpoint(round))
-                progress = json.loads(metadata["progress"])
+                progress = Progress.model_validate_json(metadata["progress"])
             except (DamagedError, KeyError, ValueError) as error:
                 log.warning("checkpoint of round %d is skipped: %s", round, error)
                 continue
@@ -120,19 +138,30 @@ class RunFolder:
         return None
 
     def _forget_after(self, round: int) -> None:
-        before = read_metrics(self.path)
-        lines = [line for line in before if line.get("round", 0) <= round and line["kind"] != "result"]
-        if lost := [line["round"] for line in before if line["kind"] == "round" and line["round"] > round]:
+        before = read_records(self.path)
+        lines = [line for line in before if not isinstance(line, ResultRecord) and line.round <= round]
+        if lost := [line.round for line in before if isinstance(line, RoundRecord) and line.round > round]:
             log.warning("rounds after %d, up to %d, run again: there is no checkpoint of them", max(round, 0), lost[-1])
-        write_bytes(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+        write_bytes(self.path / FILE, "".join(map(write_line, lines)).encode())
         self._drop(round)
 
     def _drop(self, newest: int) -> None:
-        """Remove the checkpoints after `newest`, and up to it the oldest beyond three."""
-        rounds = self._rounds()
-        kept = [round for round in rounds if round <= newest][-N_CHECKPOINTS_KEPT:]
-        for other in (round for round in rounds if round not in kept):
-            self._checkpoint(other).unlink()
+        """Remove the checkpoints after `newest`; up to it keep the last three, each with the round that was best by then.
+
+        So the best round is there whichever of the three a run can go on from.
+        """
+        last = [round for round in self._rounds() if round <= newest][-N_CHECKPOINTS_KEPT:]
+        kept = {*last, *map(self._best_by, last)}
+        for other in self._rounds():
+            if other not in kept:
+                self._checkpoint(other).unlink()
+
+    def _best_by(self, round: int) -> int:
+        """The best round when the checkpoint of `round` was written; 0 where there was none, or it cannot be read."""
+        with suppress(DataError, KeyError, ValueError):
+            best = Progress.model_validate_json(read_metadata(self._checkpoint(round))["progress"]).best
+            return best.round if best else 0
+        return 0
 
     def durable(self) -> tuple[int, ...]:
         """Rounds there are checkpoints of; a run that never saved one would begin again, before round 1."""
@@ -155,27 +184,3 @@ def require(path: Path, resume: bool) -> None:
         raise RunError(f"{path} holds no run to resume")
     if there and not resume:
         raise RunError(f"{path} holds a run already: go on with it by --resume, or replace it by --overwrite")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read a run's metrics; a last line cut short by a kill is left out. Raises `DataError` that names a damaged one."""
-    file = path / "metrics.jsonl"
-    if not file.exists():
-        return []
-    lines = []
-    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), 1):
-        try:
-            lines += [json.loads(line)] if line.endswith(b"\n") else []
-        except ValueError:
-            raise DataError(f"{file}, line {number}, is damaged: remove the line, or restore the file") from None
-    return lines
-
-
-def read_scores(path: Path) -> list[dict[str, float]]:
-    """The scores of a run's evaluations, one after the other."""
-    return [line["scores"] for line in read_metrics(path) if line["kind"] in SCORED and "scores" in line]
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """What a completed run ended with."""
-    return next(line for line in reversed(read_metrics(path)) if line["kind"] == "result")

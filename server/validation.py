@@ -5,7 +5,6 @@ they send is taken, or `RejectedUpdate`.
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from flwr.app import RecordDict
 
-from tessera.common.errors import NotFiniteError
+from tessera.common.errors import DataError, NotFiniteError
+from tessera.common.metrics.names import MetricName
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.adapters import ADAPTERS
 from tessera.common.protocol.codecs import decode, rotation
@@ -35,13 +35,11 @@ FIGURES: Mapping[Kind, frozenset[str]] = {
     "train": frozenset({"users", SIGNED, NONFINITE}),
     "evaluate": frozenset({"evaluated", CONSTANT, NONFINITE}),
     "baselines": frozenset({"evaluated", CONSTANT, NONFINITE}),
+    "select": frozenset(),
 }
 """The plain sums of each task."""
-SCORES: Mapping[Kind, re.Pattern[str]] = {
-    "evaluate": re.compile(r"[\w-]{1,40}/[\w-]{1,40}/[\w@]{1,40}"),
-    "baselines": re.compile(r"[\w-]{1,40}(/[\w-]{1,40}){1,2}/[\w@]{1,40}"),
-}
-"""Names of scores, like "test/all/hr@50", where a task has some; of a baseline after its own name."""
+SCORED: frozenset[Kind] = frozenset({"evaluate", "baselines"})
+"""Tasks that are answered by sums of metrics too."""
 
 
 class RejectedUpdate(Exception):
@@ -112,10 +110,18 @@ def _read(content: RecordDict, task: Task, sent: Tensors) -> Update:
 def _check_sums(sums: MetricSums, kind: Kind) -> None:
     """Whether the sums are those of the task, and proper numbers."""
     for name in sums.values.keys() - FIGURES[kind]:
-        if kind not in SCORES or not SCORES[kind].fullmatch(name):
+        if kind not in SCORED or not _is_score(name, kind):
             raise RejectedUpdate(MALFORMED, f"a sum called {name!r}")
     if said := degenerate(kind, sums):
         raise RejectedUpdate(*said, sums)
+
+
+def _is_score(name: str, kind: Kind) -> bool:
+    """Whether it is a metric's name; baselines' have their own in front, and no others."""
+    try:
+        return not MetricName.parse(name).baseline or kind == "baselines"
+    except DataError:
+        return False
 
 
 def _check_counts(counts: Tensors, wanted: Mapping[str, torch.Size]) -> None:

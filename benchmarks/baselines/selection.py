@@ -107,8 +107,7 @@ def measure(baseline: Baseline, split: Split, evaluation: EvaluationSettings) ->
     sums = evaluate(baseline.scores, split, evaluation, torch.from_numpy(split.counts()).float())
     if sums["nonfinite"] or sums["constant"] == sums["evaluated"]:
         raise RunError(f"evaluating {type(baseline).__name__}: its scores are constant or not finite")
-    means = ranking_means(sums)
-    return {name: value for name, value in means.items() if not name.endswith("/users")}
+    return {str(name): value for name, value in ranking_means(sums).items() if not name.counts}
 
 
 def rounded(value: float) -> float:

@@ -16,17 +16,19 @@ from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import image_and_text, load_catalogue
 from tessera.common.data.questions import Codebook, Questions
+from tessera.common.metrics.names import ACCURACY, MetricName, Scores
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import read_tensors
 from tessera.server.adapters.relevance import uniform
 from tessera.server.strategies.fedmosaic import FedMosaic, expected
 
+UNSEEN = "unseen"
 AFTER = (0, 10, 40)
 """Steps after which the tests are asked."""
 
 
-def adapt(settings: Settings, dataset: Path, devices: Mapping[str, Path], checkpoint: Path) -> dict[str, float]:
+def adapt(settings: Settings, dataset: Path, devices: Mapping[str, Path], checkpoint: Path) -> Scores:
     """Accuracy in % on unseen tasks, "unseen/after-10/accuracy", meaned over tasks and one device of each class.
 
     `devices` has a folder of each class.
@@ -48,7 +50,9 @@ def adapt(settings: Settings, dataset: Path, devices: Mapping[str, Path], checkp
                 adapted, train, test, settings, counter_rng.key("unseen", settings.seed, name, task.name)
             ):
                 right[after].append(accuracy)
-    return {f"unseen/after-{after}/accuracy": 100 * sum(found) / len(found) for after, found in right.items()}
+    return {
+        MetricName(UNSEEN, f"after-{after}", ACCURACY): 100 * sum(ones) / len(ones) for after, ones in right.items()
+    }
 
 
 def _averages(settings: Settings, dataset: Path, checkpoint: Path) -> dict[str, Tensors]:

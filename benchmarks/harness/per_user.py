@@ -5,13 +5,10 @@ weighted sums that a bootstrap over nodes would need: from a few of them, the pe
 devices of a bench are simulated and lie on the researcher's own machine; here, and only here, they are read side by side.
 """
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -25,16 +22,16 @@ from tessera.client.recommend import Personal
 from tessera.common.config.settings import EvaluationSettings, LocalSettings
 from tessera.common.data.interactions import Split
 from tessera.common.errors import RunError
+from tessera.common.metrics.names import ALL, COVERAGE, HR, NDCG, TEST, USERS, MetricName, Scores
 from tessera.common.metrics.ranking import hit_rate, ndcg, standing
 from tessera.common.utils.atomic_files import PRIVATE, write_bytes
 from tessera.common.utils.tables import read_table
 from tessera.common.utils.torch_device import resolve_device
-from tessera.server.run_folder import SCORED
 
-METRICS = ("hr", "ndcg")
+METRICS = (HR, NDCG)
+MOST_EVENTS = "most_events"
 QUARTILES = ("q1", "q2", "q3", "q4")
 """Groups of people by their number of training events, the least active first."""
-BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -45,20 +42,22 @@ class PerUserResults:
     table: pl.DataFrame
     covered: Tensor
 
-    def figures(self, k: int) -> dict[str, float]:
+    def figures(self, k: int) -> Scores:
         """HR and NDCG by quartile of activity, and the share of the catalogue in anybody's first K, in %.
 
         People as active as a quartile's bound are below it, so that equal people are never told apart.
         """
         bounds = np.quantile(self.table["activity"].to_numpy(), [0.25, 0.5, 0.75]) if len(self.table) else []
         quartile = np.searchsorted(np.asarray(bounds), self.table["activity"].to_numpy(), side="left")
-        found = {f"coverage@{k}": 100 * float(self.covered.double().mean())}
+        found = {MetricName(TEST, ALL, COVERAGE, k): 100 * float(self.covered.double().mean())}
         for number, name in enumerate(QUARTILES):
             members = self.table.filter(quartile == number)
             if len(members):
-                found[f"test/{name}/users"] = float(len(members))
-                found[f"test/{name}/most_events"] = float(members["activity"].to_numpy().max())
-                found |= {f"test/{name}/{metric}@{k}": float(members[metric].to_numpy().mean()) for metric in METRICS}
+                found[MetricName(TEST, name, USERS)] = float(len(members))
+                found[MetricName(TEST, name, MOST_EVENTS)] = float(members["activity"].to_numpy().max())
+                found |= {
+                    MetricName(TEST, name, metric, k): float(members[metric].to_numpy().mean()) for metric in METRICS
+                }
         return found
 
     def save(self, path: Path) -> None:
@@ -105,44 +104,25 @@ def together(parts: Sequence[PerUserResults]) -> PerUserResults:
     return PerUserResults(pl.concat([part.table for part in parts]).sort("user"), covered)
 
 
-class BestStateSnapshot:
-    """Hears the metrics of an inline run and keeps the devices as the round best on validation leaves them.
-
-    The reported scores are that round's, while devices and checkpoints move on. Their files are only ever replaced, never
-    written into, so hard links keep a whole state at no cost.
-    """
-
-    def __init__(self, devices: Path, k: int) -> None:
-        self.devices, self.kept, self.criterion = devices, devices.parent / BEST, f"validation/all/ndcg@{k}"
-        self.round, self.reached = 0, -1.0
-
-    def __call__(self, line: dict[str, Any]) -> None:
-        """Take in one line of the metrics: the same rule as the round loop's."""
-        scores = line.get("scores", {}) if line["kind"] in SCORED else {}
-        if scores and (reached := scores.get(self.criterion, 0.0)) > self.reached:
-            self.round, self.reached = line["round"], reached
-            shutil.rmtree(self.kept, ignore_errors=True)
-            shutil.copytree(self.devices, self.kept, copy_function=os.link)
-
-    def people(self, selected_round: int | None) -> PerUserResults:
-        """Rank for everybody with the state that was kept. Raises `RunError` when it is not that of `selected_round`."""
-        if selected_round is None:
-            raise RunError(f"no round was evaluated; {self.devices.parent / 'metrics.jsonl'} says why")
-        if self.round != selected_round:
-            raise RunError(f"round {selected_round} was selected, but the devices were kept as of round {self.round}")
-        devices = [Personal.open(folder) for folder in sorted(self.kept.glob("node-*"))]
-        settings = devices[0].task.settings
-        target = resolve_device(settings.device)
-        counts = torch.from_numpy(
-            sum(device.device.split(settings).training_users().counts() for device in devices)
-        ).to(target)
-        parts = []
-        for device in devices:
-            sent = {name: value.to(target) for name, value in device.sent.items()}
-            for block, private in replace(device, sent=sent).people():
-                if not block.is_new:
-                    parts.append(ranked(_scorer(private, sent, settings.local), block, counts, settings.evaluation))
-        return together(parts)
+def people_of(devices: Sequence[Path], selected_round: int | None) -> PerUserResults:
+    """Rank for everybody with the state of the selected round. Raises `RunError` when a device has another."""
+    if selected_round is None:
+        raise RunError(f"no round was evaluated; {devices[0].parent.parent / 'metrics.jsonl'} says why")
+    opened = [Personal.open(folder) for folder in devices]
+    for folder, personal in zip(devices, opened, strict=True):
+        if personal.task.round != selected_round:
+            raise RunError(f"round {selected_round} was selected, but {folder} goes by round {personal.task.round}")
+    settings = opened[0].task.settings
+    target = resolve_device(settings.device)
+    splits = [personal.device.split(settings).training_users() for personal in opened]
+    counts = torch.from_numpy(sum(split.counts() for split in splits)).to(target)
+    parts = []
+    for personal in opened:
+        sent = {name: value.to(target) for name, value in personal.sent.items()}
+        for block, private in replace(personal, sent=sent).people():
+            if not block.is_new:
+                parts.append(ranked(_scorer(private, sent, settings.local), block, counts, settings.evaluation))
+    return together(parts)
 
 
 def _scorer(private: dict[str, Tensor], sent: dict[str, Tensor], settings: LocalSettings) -> Scorer:

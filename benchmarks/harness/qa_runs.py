@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from tessera.benchmarks.harness.fast_adaptation import adapt
 from tessera.client.qa_client import QUESTIONS, QAClient
 from tessera.common.config.settings import Settings
 from tessera.common.data.questions import Questions
+from tessera.common.metrics.names import BEFORE, written
 from tessera.common.towers.aligned_init import bytes_at_places
 from tessera.common.towers.io import load_reader, tower_path
 from tessera.deploy.executors.run import DEVICES, make_job, run_job
@@ -24,15 +26,17 @@ def train_questions(settings: Settings, dataset: Path, run_dir: Path, tell: Tell
     ensure_towers(dataset, settings, tell)
     job = make_job(settings, dataset, run_dir, resume=False, overwrite=True)
     try:
-        result = run_job(job, "inline", lambda line: None)
+        ended = run_job(job, "inline", lambda line: None)
+        result = ended.to_json()
         # Beside the other rows: as devices stand before any merge.
-        result["baselines"] = {"{}/before/{}".format(*name.split("/", 1)): v for name, v in result["baselines"].items()}
+        before = {replace(name, part=BEFORE, baseline=name.part): value for name, value in ended.baselines.items()}
+        result["baselines"] = written(before)
         checkpoint = sorted((run_dir / "checkpoints").glob("*.safetensors"))[-1]
         devices = {class_of(node, settings): folder for node, folder in enumerate(job.devices)}
-        result["scores"] |= adapt(settings, dataset, devices, checkpoint)
+        result["scores"] |= written(adapt(settings, dataset, devices, checkpoint))
         result["uploads"] = uploads(settings, dataset)
-        if "relevance" in result:
-            result["relevance"]["families"] = _families(job.devices, result["relevance"].pop("clients"))
+        if relevance := result["strategy"].get("relevance"):
+            relevance["families"] = _families(job.devices, relevance.pop("clients"))
     finally:
         for folder in (DEVICES, "checkpoints"):
             shutil.rmtree(run_dir / folder, ignore_errors=True)

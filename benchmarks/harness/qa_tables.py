@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
+from tessera.benchmarks.harness.fast_adaptation import UNSEEN
+from tessera.common.metrics.names import ACCURACY, AUC, BEFORE, VALIDATION, MetricName, names_in
 from tessera.common.towers.transformer import SIZES
 
-LAST, AREA = "accuracy", "auc"
+OWN = "self-"
+"""Groups of a device's own tests: self-tiny is of devices of class tiny."""
 SETS = {"Self": "self", "Others": "others"}
 """A device's own tests, and a part of all other devices'."""
 VARIANTS = {"before": "before", "after": "after", "local alone": "local", "global alone": "global"}
@@ -15,21 +18,21 @@ QUALITY = (
 )
 MERGE = "Around the last merge: before and after what others learnt comes in, and either branch alone"
 GROUPS = "Self by device class and by family of tasks"
-UNSEEN = "Unseen tasks: right answers after so many steps from the average of what all devices sent"
+ADAPTATION = "Unseen tasks: right answers after so many steps from the average of what all devices sent"
 COST = "Cost, means over seeds"
 Columns = tuple[str, Mapping[str, str], Sequence[str]]
 
 
 def answered(table: pl.DataFrame) -> list[Columns]:
     """Titles, columns and remarks of the tables; none where devices do not answer questions."""
-    if f"before/self/{LAST}" not in table.columns:
+    if str(MetricName(BEFORE, "self", ACCURACY)) not in table.columns:
         return []
     costs = {f"kB {way} a device and round": f"bytes_{way}_per_node" for way in ("down", "up")}
     return [
         (QUALITY, _quality(), ("seeds", "chosen")),
         (MERGE, _around_the_merge(), ()),
         (GROUPS, _by_group(table), ()),
-        (UNSEEN, _adaptation(table), ()),
+        (ADAPTATION, _adaptation(table), ()),
         (COST, costs | {"seconds in all": "seconds"}, ()),
     ]
 
@@ -37,25 +40,25 @@ def answered(table: pl.DataFrame) -> list[Columns]:
 def _quality() -> dict[str, str]:
     columns: dict[str, str] = {}
     for shown, name in SETS.items():
-        columns |= {f"{shown} A_last": f"before/{name}/{LAST}", f"{shown} A_AUC": f"before/{name}/{AREA}"}
-    return columns | {"Self on validation": f"before/validation/{LAST}"}
+        columns |= {f"{shown} A_last": str(MetricName(BEFORE, name, ACCURACY))}
+        columns |= {f"{shown} A_AUC": str(MetricName(BEFORE, name, AUC))}
+    return columns | {"Self on validation": str(MetricName(BEFORE, VALIDATION, ACCURACY))}
 
 
 def _around_the_merge() -> dict[str, str]:
     return {
-        f"{shown}, {how}": f"{variant}/{name}/{LAST}"
+        f"{shown}, {how}": str(MetricName(variant, name, ACCURACY))
         for shown, name in SETS.items()
         for how, variant in VARIANTS.items()
     }
 
 
 def _by_group(table: pl.DataFrame) -> dict[str, str]:
-    start, end = "before/self-", f"/{LAST}"
-    found = [name.removeprefix(start).removesuffix(end) for name in table.columns if name.startswith(start)]
-    groups = sorted({name for name in found if "/" not in name}, key=lambda name: (name not in SIZES, name))
-    return {name: f"{start}{name}{end}" for name in groups}
+    own = [name for name in names_in(table.columns) if (name.part, name.metric) == (BEFORE, ACCURACY)]
+    shown = {name.group.removeprefix(OWN): str(name) for name in own if name.group.startswith(OWN)}
+    return dict(sorted(shown.items(), key=lambda pair: (pair[0] not in SIZES, pair[0])))
 
 
 def _adaptation(table: pl.DataFrame) -> dict[str, str]:
-    names = [name for name in table.columns if name.startswith("unseen/")]
-    return {name.split("/")[1].replace("after-", "") + " steps": name for name in names}
+    unseen = [name for name in names_in(table.columns) if name.part == UNSEEN]
+    return {f"{name.group.removeprefix('after-')} steps": str(name) for name in unseen}

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from tessera.benchmarks.harness.bootstrap import DIFFERENCES, paired_differences
-from tessera.benchmarks.harness.per_user import BEST, BestStateSnapshot, load_people, ranked
+from tessera.benchmarks.harness.per_user import QUARTILES, load_people, people_of, ranked
 from tessera.benchmarks.harness.spec import BenchSpec, Content
 from tessera.benchmarks.harness.tables import Outcome
 from tessera.client.recommend import Personal
@@ -19,18 +19,17 @@ from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import load_interactions
 from tessera.common.errors import ConfigError, DataError, TesseraError
+from tessera.common.metrics.names import Scores, names_in, written
 from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
 from tessera.common.utils.tables import write_table
 from tessera.deploy.executors.run import DEVICES, make_job, run_job
 from tessera.deploy.provisioning.datasets import prepared_dataset
+from tessera.server.model_selection import criterion
 
 if TYPE_CHECKING:
     from tessera.benchmarks.baselines.base import Baseline
 
 RESULT = "result.json"
-NOT_FIGURES = ("all/users", "warm/users", "cold/users", "new-users/users", "untrained/users")
-ASKED = "before/validation/accuracy"
-"""What settings of devices that answer questions are chosen on."""
 TRAFFIC = ("bytes_down_per_node", "bytes_up_per_node", "bytes_down_per_user", "bytes_up_per_user")
 COLUMNS = {"dataset": pl.String, "method": pl.String, "seed": pl.Int64, "chosen": pl.String, "left_out": pl.String}
 Tell = Callable[[str], None]
@@ -108,8 +107,8 @@ class Session:
         is not looked at."""
         seeds = self.bench.method_seeds(method)
         tried = [(one, self._result(method, one, seeds[0])) for one in self.bench.candidates(method)]
-        chosen, first = max(tried, key=lambda pair: _validation(pair[1]))
-        shown = [{**one, "validation": _validation(result)} for one, result in tried if "scores" in result]
+        chosen, first = max(tried, key=lambda pair: self._validation(pair[1]))
+        shown = [{**one, "validation": self._validation(result)} for one, result in tried if "scores" in result]
         shown += [{**one, "left_out": result["left_out"]} for one, result in tried if "left_out" in result]
         write_json(self.folder / method / "tried.json", {"tried": shown, "chosen": chosen})
         for seed in seeds:
@@ -120,6 +119,11 @@ class Session:
             # one that is told the validation item would show contents more of a history.
             for name, scores in _baselines(result).items():
                 self.trivial.setdefault((name, seed if self._cold else 0), scores)
+
+    def _validation(self, result: Content) -> float:
+        """What choices are compared by, as rounds are; below anything where the run failed."""
+        name = criterion(self.bench.shared(self.dataset))
+        return float(result.get("scores", {}).get(str(name), -1.0))
 
     @property
     def _cold(self) -> bool:
@@ -179,15 +183,15 @@ class Session:
             return train_questions(settings, dataset, run_dir, self.progress.tell)
         job = make_job(settings, dataset, run_dir, resume=False, overwrite=True)
         k = max(settings.evaluation.ks)
-        best = BestStateSnapshot(run_dir / DEVICES, k)
         try:
-            result = run_job(job, "inline", best)
-            people = best.people(result["selected_round"])
+            ended = run_job(job, "inline", lambda line: None)
+            people = people_of(job.devices, ended.selected_round)
             people.save(run_dir / _people_file(settings.seed))
-            result["scores"] |= people.figures(k)
+            result = ended.to_json()
+            result["scores"] |= written(people.figures(k))
             result["private_parameters"] = _private_parameters(job.devices[0])
         finally:  # everybody's own item table is half a gigabyte a run with PFedRec: what no table needs is not kept
-            for folder in (DEVICES, BEST, "checkpoints"):
+            for folder in (DEVICES, "checkpoints"):
                 shutil.rmtree(run_dir / folder, ignore_errors=True)
         return result
 
@@ -202,7 +206,7 @@ class Session:
         quick = self.bench.quick is not None
         catalogue = load_catalogue(dataset)
         split = load_interactions(dataset, len(catalogue)).split(given=settings.data.split == "given")
-        found: dict[int, Content] = {}
+        found: dict[int, Scores] = {}
 
         def inspect(baseline: "Baseline", seed: int) -> None:
             people = ranked(baseline.scores, split, torch.from_numpy(split.counts()), settings.evaluation)
@@ -212,9 +216,9 @@ class Session:
         result = compare(name, split, catalogue, self.bench.baseline_seeds, settings.evaluation, quick, inspect)
         runs = []
         for run in result.runs:
-            percent = {figure: 100 * value for figure, value in run.items() if "/" in figure}
+            percent = {str(name): 100 * run[str(name)] for name in names_in(run)}
             seed = int(run["seed"])
-            runs.append({"seed": seed, "seconds": run["seconds"]} | percent | found[seed])
+            runs.append({"seed": seed, "seconds": run["seconds"]} | percent | written(found[seed]))
         return {"runs": runs, "chosen": result.chosen, "tried": result.tried}
 
 
@@ -238,33 +242,21 @@ def _private_parameters(device: Path) -> int:
 def _baselines(result: Content) -> dict[str, Content]:
     """Scores of each trivial baseline, by name; they are the same in every run on one split."""
     found: dict[str, Content] = {}
-    for name, value in result.get("baselines", {}).items():
-        row, _, metric = name.partition("/")
-        if not metric.endswith("/users"):
-            found.setdefault(row, {})[metric] = value
+    for name in names_in(result.get("baselines", {})):
+        if not name.counts:
+            found.setdefault(name.baseline, {})[str(name.of(""))] = result["baselines"][str(name)]
     return found
 
 
 def _figures(result: Content) -> Content:
     if "left_out" in result:
         return {"left_out": result["left_out"]}
-    scores = {name: value for name, value in result["scores"].items() if not name.endswith(NOT_FIGURES)}
+    # Of the numbers of users only the quartiles' are shown: they say where these are cut.
+    shown = [name for name in names_in(result["scores"]) if not name.counts or name.group in QUARTILES]
+    scores = {str(name): result["scores"][str(name)] for name in shown}
     kept = ("selected_round", "rounds", "seconds", "private_parameters", *TRAFFIC)
     rest = {name: result[name] for name in kept if name in result}
     return {**scores, **rest, "seconds_per_round": result["seconds"] / result["rounds"]}
-
-
-def _validation(result: Content) -> float:
-    """NDCG on validation at the largest K, or accuracy; below anything where the run failed."""
-    if ASKED in result.get("scores", {}):
-        return float(result["scores"][ASKED])
-    prefix = "validation/all/ndcg@"
-    scores = {
-        int(name.removeprefix(prefix)): value
-        for name, value in result.get("scores", {}).items()
-        if name.startswith(prefix)
-    }
-    return float(scores[max(scores)]) if scores else -1.0
 
 
 def _clock(seconds: float) -> str:

@@ -7,12 +7,27 @@ from typing import Any
 
 import polars as pl
 
-from tessera.benchmarks.harness.per_user import METRICS, QUARTILES
+from tessera.benchmarks.harness.per_user import METRICS, MOST_EVENTS, QUARTILES
 from tessera.benchmarks.harness.qa_tables import answered
+from tessera.common.metrics.names import (
+    ALL,
+    COLD,
+    COVERAGE,
+    HR,
+    NDCG,
+    NEW_USERS,
+    TEST,
+    UNTRAINED,
+    USERS,
+    VALIDATION,
+    WARM,
+    MetricName,
+    names_in,
+)
 
 QUALITY = "Quality on test, in %, ties at their expected value: mean and [smallest, largest] over seeds"
 SERVED = "Who is served: targets that occur in training and those that do not; the catalogue's share in anybody's first"
-GROUPS = ("warm", "cold", "new-users", "new-users-untrained")
+GROUPS = (WARM, COLD, NEW_USERS, UNTRAINED)
 
 
 @dataclass(frozen=True)
@@ -25,8 +40,7 @@ class Outcome:
     @property
     def k(self) -> int:
         """The largest K, which is reported."""
-        cuts = [name.rpartition("@")[2] for name in self.table.columns if name.startswith("test/all/hr@")]
-        return max(map(int, cuts), default=0)
+        return max((name.k or 0 for name in names_in(self.table.columns)), default=0)
 
     def means(self) -> dict[str, dict[str, Any]]:
         """Means over seeds of what the tables show at the largest K, by "method" or, with several, "dataset/method"; what is
@@ -62,14 +76,14 @@ class Outcome:
 
 
 def _quality(k: int) -> dict[str, str]:
-    columns = {f"HR@{k}": f"test/all/hr@{k}", f"NDCG@{k}": f"test/all/ndcg@{k}"}
-    return columns | {f"NDCG@{k} on validation": f"validation/all/ndcg@{k}"}
+    columns = {f"HR@{k}": str(MetricName(TEST, ALL, HR, k)), f"NDCG@{k}": str(MetricName(TEST, ALL, NDCG, k))}
+    return columns | {f"NDCG@{k} on validation": str(MetricName(VALIDATION, ALL, NDCG, k))}
 
 
 def _served(k: int) -> dict[str, str]:
     pairs = [(group, metric) for group in GROUPS for metric in METRICS]
-    columns = {f"{group} {metric.upper()}@{k}": f"test/{group}/{metric}@{k}" for group, metric in pairs}
-    return columns | {f"coverage@{k}": f"coverage@{k}"}
+    columns = {f"{group} {metric.upper()}@{k}": str(MetricName(TEST, group, metric, k)) for group, metric in pairs}
+    return columns | {f"coverage@{k}": str(MetricName(TEST, ALL, COVERAGE, k))}
 
 
 def _cost() -> dict[str, str]:
@@ -84,10 +98,11 @@ def _by_activity(rows: pl.DataFrame, k: int) -> str:
     columns: dict[str, str] = {}
     sizes = []
     for name in QUARTILES:
-        if f"test/{name}/users" in rows.columns and rows[f"test/{name}/users"].count():
-            people, most = (rows[f"test/{name}/{fact}"].drop_nulls()[0] for fact in ("users", "most_events"))
+        facts = [str(MetricName(TEST, name, fact)) for fact in (USERS, MOST_EVENTS)]
+        if facts[0] in rows.columns and rows[facts[0]].count():
+            people, most = (rows[fact].drop_nulls()[0] for fact in facts)
             sizes.append(f"{people:.0f} people up to {most:.0f}")
-            columns |= {f"{name} {metric.upper()}@{k}": f"test/{name}/{metric}@{k}" for metric in METRICS}
+            columns |= {f"{name} {metric.upper()}@{k}": str(MetricName(TEST, name, metric, k)) for metric in METRICS}
     return _table("By quartile of training events: " + ", ".join(sizes), rows, columns)
 
 

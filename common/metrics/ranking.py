@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tessera.common.metrics.names import HR, NDCG, USERS, MetricName
+
 
 @dataclass(frozen=True)
 class MetricSums:
@@ -28,6 +30,15 @@ class MetricSums:
     def __getitem__(self, name: str) -> float:
         """Return the sum called `name`, 0 when nothing was added to it."""
         return self.values.get(name, 0.0)
+
+    def metrics(self) -> dict[MetricName, float]:
+        """The sums that are of metrics; the others have plain names. Raises `DataError` for a name that is neither."""
+        return {MetricName.parse(name): value for name, value in self.values.items() if "/" in name}
+
+    @classmethod
+    def of_metrics(cls, metrics: Mapping[MetricName, float]) -> "MetricSums":
+        """Sums of metrics by their written names."""
+        return cls({str(name): value for name, value in metrics.items()})
 
     def mean(self, name: str, count: str) -> float | None:
         """Sum `name` over sum `count`; None when nothing was counted."""
@@ -61,23 +72,27 @@ def ndcg(above: Tensor, ties: Tensor, k: int) -> Tensor:
     return (before[last] - before[first]) / ties
 
 
-def ranking_sums(above: Tensor, ties: Tensor, groups: Mapping[str, Tensor], ks: Sequence[int]) -> MetricSums:
-    """Sum HR@k and NDCG@k over the users of each group (boolean masks [n_users]) as "group/hr@k" and "group/users"."""
-    sums: dict[str, float] = {}
-    by_metric = {f"hr@{k}": hit_rate(above, ties, k) for k in ks} | {f"ndcg@{k}": ndcg(above, ties, k) for k in ks}
+def ranking_sums(part: str, above: Tensor, ties: Tensor, groups: Mapping[str, Tensor], ks: Sequence[int]) -> MetricSums:
+    """Sum HR@k and NDCG@k of a part over the users of each group, boolean masks [n_users], and count these users."""
+    sums: dict[MetricName, float] = {}
+    values = {(HR, k): hit_rate(above, ties, k) for k in ks} | {(NDCG, k): ndcg(above, ties, k) for k in ks}
     for group, members in groups.items():
-        sums[f"{group}/users"] = float(members.sum())
-        for metric, values in by_metric.items():
-            sums[f"{group}/{metric}"] = float(values[members].double().sum())
-    return MetricSums(sums)
+        sums[MetricName(part, group, USERS)] = float(members.sum())
+        for (metric, k), each in values.items():
+            sums[MetricName(part, group, metric, k)] = float(each[members].double().sum())
+    return MetricSums.of_metrics(sums)
 
 
-def ranking_means(sums: MetricSums) -> dict[str, float]:
-    """Turn what `ranking_sums` gave, added up over devices, into means by the same names; empty groups are left out."""
-    means = {}
-    for name in sums.values:
-        group, _, metric = name.rpartition("/")
-        users = sums[f"{group}/users"]
-        if users:
-            means[name] = users if metric == "users" else sums[name] / users
+def ranking_means(sums: MetricSums) -> dict[MetricName, float]:
+    """Turn sums of metrics, added up over devices, into means by the same names, and numbers of users; empty groups are left
+    out."""
+    metrics, means = sums.metrics(), {}
+    for name, value in metrics.items():
+        if users := metrics.get(name.users, 0.0):
+            means[name] = users if name.counts else value / users
     return means
+
+
+def percentages(sums: MetricSums) -> dict[MetricName, float]:
+    """The same means in %; numbers of users as they are."""
+    return {name: value if name.counts else 100 * value for name, value in ranking_means(sums).items()}

@@ -17,7 +17,7 @@ from tessera.common.config.settings import NAME, Settings
 from tessera.common.errors import DataError
 from tessera.common.protocol.tensors import Tensors, content_hash, from_record, to_record
 
-Kind = Literal["item_statistics", "power", "train", "evaluate", "baselines"]
+Kind = Literal["item_statistics", "power", "train", "evaluate", "baselines", "select"]
 
 VIEWS, HISTORY = "views", "history"
 """Names of the tensors of a broadcast: the views [n_views, n_items, dim] and the history view [n_items, dim]."""
@@ -68,6 +68,8 @@ class Task:
     settings: Settings
     tensors: str = ""
     """Content hash of the tensors the task works on; the tensors themselves travel only to who lacks them."""
+    selected: int = 0
+    """The round that is best on validation so far; 0: none was evaluated."""
 
 
 def pack_task(task: Task, tensors: Tensors | None = None, inputs: Tensors | None = None) -> RecordDict:
@@ -82,6 +84,7 @@ def pack_task(task: Task, tensors: Tensors | None = None, inputs: Tensors | None
             "catalogue": task.catalogue,
             "settings": task.settings.model_dump_json(),
             "tensors": task.tensors,
+            "selected": task.selected,
         }
     )
     content = RecordDict({"task": header, "inputs": to_record(inputs or {})})

@@ -125,6 +125,21 @@ def read_tensors(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]
     return tensors, metadata
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file alone, and nothing of its tensors; whether it is as its seal says is not seen.
+
+    Raises `DamagedError` when it is truncated or foreign, `DataError` when there is none to be read.
+    """
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return {str(name): str(value) for name, value in header.get(METADATA, {}).items()}
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    except (ValueError, AttributeError) as error:
+        raise DamagedError(f"{path} is truncated or not a safetensors file: {error}") from None
+
+
 def _seal_of(path: Path) -> str:
     """The seal that a whole safetensors file should have."""
     with path.open("rb") as file:

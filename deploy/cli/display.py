@@ -10,8 +10,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 from tessera.common.config.settings import Settings
+from tessera.common.metrics.names import (
+    ACCURACY,
+    ALL,
+    BEFORE,
+    COLD,
+    HR,
+    NDCG,
+    TEST,
+    USERS,
+    VALIDATION,
+    WARM,
+    MetricName,
+    Scores,
+)
+from tessera.common.metrics.records import AbandonedRecord, Record, ResultRecord, RoundRecord, StatisticsRecord
+from tessera.server.model_selection import criterion
 
-Line = dict[str, Any]
 SHOWN = 3
 """Troubles of a round that are shown; all of them are in the metrics."""
 
@@ -24,7 +39,7 @@ class RunDisplay:
 
     def __init__(self, settings: Settings, console: Console) -> None:
         self.settings, self.console = settings, console
-        self.k = max(settings.evaluation.ks)
+        self.criterion = criterion(settings)
         self.score, self.nodes = "-", settings.federation.nodes
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -50,37 +65,49 @@ class RunDisplay:
         """Take the bar away."""
         self.bar.stop()
 
-    def report(self, line: Line) -> None:
+    def report(self, line: Record) -> None:
         """Take one line of the metrics in."""
-        if line["kind"] == "item_statistics":
-            people, events, self.nodes = int(line["users"]), int(line["events"]), int(line["nodes"])
-            told = f"{people} users on {line['nodes']} nodes, {events} training events; only sums over a node's people are sent"
-            if self.settings.asks_questions:
-                told = f"{line['nodes']} devices with {events} questions of their own; only adapters and signatures are sent"
-            self.console.print(told, highlight=False)
-        if line["kind"] == "abandoned":
-            self.console.print(f"round {line['round']} was abandoned: {line['reason']}", markup=False)
-        if line["kind"] != "round":
-            return
-        troubles = line.get("troubles", [])
+        if isinstance(line, StatisticsRecord):
+            self._begin(line)
+        elif isinstance(line, AbandonedRecord):
+            self.console.print(f"round {line.round} was abandoned: {line.reason}", markup=False)
+        elif isinstance(line, RoundRecord):
+            self._troubles(line)
+            self._progress(line)
+
+    def _begin(self, line: StatisticsRecord) -> None:
+        """Say who takes part."""
+        people, events, self.nodes = int(line.users), int(line.events), line.nodes
+        told = (
+            f"{people} users on {line.nodes} nodes, {events} training events; only sums over a node's people are sent"
+        )
+        if self.settings.asks_questions:
+            told = f"{line.nodes} devices with {events} questions of their own; only adapters and signatures are sent"
+        self.console.print(told, highlight=False)
+
+    def _troubles(self, line: RoundRecord) -> None:
+        """Say what went wrong in a round, and who did not answer."""
+        troubles = line.troubles or ()
         for trouble in troubles[:SHOWN]:
-            self.console.print(f"round {line['round']}: {trouble}", markup=False, highlight=False)
+            self.console.print(f"round {line.round}: {trouble}", markup=False, highlight=False)
         if len(troubles) > SHOWN:
-            told = f"round {line['round']}: and {len(troubles) - SHOWN} more, in metrics.jsonl"
+            told = f"round {line.round}: and {len(troubles) - SHOWN} more, in metrics.jsonl"
             self.console.print(told, highlight=False)
-        if line["nodes"] != self.nodes:
-            told = f"round {line['round']}: {line['nodes']} nodes answered, not {self.nodes}; {line['users']} users took part"
+        if line.nodes != self.nodes:
+            told = f"round {line.round}: {line.nodes} nodes answered, not {self.nodes}; {line.users} users took part"
             self.console.print(told, markup=False, highlight=False)
-            self.nodes = line["nodes"]
-        metric = "right on validation" if self.settings.asks_questions else f"ndcg@{self.k}"
-        if scores := line.get("scores"):
-            name = "before/validation/accuracy" if self.settings.asks_questions else f"validation/all/ndcg@{self.k}"
-            self.score = f"{scores.get(name, 0):.2f}"
-        down, up = _bytes(line["bytes_down_per_user"]), _bytes(line["bytes_up_per_user"])
-        facts = f"loss {line['loss']:.3f}  {metric} {self.score}%  per user {down} down {up} up"
-        self.bar.update(self.task, completed=line["round"], facts=facts)
-        if not self.console.is_terminal and scores:
-            print(f"round {line['round']}/{self.settings.rounds}  {facts}  {line['seconds']:.2f} s", flush=True)
+            self.nodes = line.nodes
+
+    def _progress(self, line: RoundRecord) -> None:
+        """Move the bar or, where there is none, print a line for each evaluation."""
+        if line.scores:
+            self.score = f"{line.scores.get(self.criterion, 0):.2f}"
+        metric = "right on validation" if self.settings.asks_questions else f"ndcg@{self.criterion.k}"
+        down, up = _bytes(line.bytes_down_per_user), _bytes(line.bytes_up_per_user)
+        facts = f"loss {line.loss or 0:.3f}  {metric} {self.score}%  per user {down} down {up} up"
+        self.bar.update(self.task, completed=line.round, facts=facts)
+        if not self.console.is_terminal and line.scores:
+            print(f"round {line.round}/{self.settings.rounds}  {facts}  {line.seconds:.2f} s", flush=True)
 
 
 def _bytes(count: float) -> str:
@@ -91,27 +118,25 @@ def _bytes(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def show_result(console: Console, result: Line, settings: Settings, run_dir: Path) -> None:
+def show_result(console: Console, result: ResultRecord, settings: Settings, run_dir: Path) -> None:
     """Print what a run ended with: the table, and where its folder is."""
     table = answers_table(result) if settings.asks_questions else result_table(result, settings.evaluation.ks)
     console.print(table)
-    down, up = (_bytes(result[f"bytes_{way}_per_user"]) for way in ("down", "up"))
+    down, up = _bytes(result.bytes_down_per_user), _bytes(result.bytes_up_per_user)
     console.print(f"a round, for each user: {down} down, {up} up", highlight=False)
     console.print(f"run folder: {run_dir}", markup=False, soft_wrap=True)
 
 
-def result_table(result: Line, ks: tuple[int, ...]) -> Table:
+def result_table(result: ResultRecord, ks: tuple[int, ...]) -> Table:
     """The run beside the trivial baselines on test: all targets, and warm and cold ones apart at the largest K."""
-    rows = {f"{result['name']}, round {result['selected_round']}": result["scores"]}
-    for name, value in result["baselines"].items():
-        row, _, metric = name.partition("/")
-        rows.setdefault(row, {})[metric] = value
-    k, own = max(ks), result["scores"]
-    sizes = {group: int(own.get(f"test/{group}/users", 0)) for group in ("warm", "cold")}
-    title = f"test, in %, ties at their expected value; {sizes['warm']} warm and {sizes['cold']} cold targets"
-    metrics = [f"{metric}@{cut}" for metric in ("hr", "ndcg") for cut in ks]
-    columns = {metric.upper().replace("@", "\n@"): f"test/all/{metric}" for metric in metrics}
-    columns |= {f"{group} HR\n@{k}": f"test/{group}/hr@{k}" for group, size in sizes.items() if size}
+    rows: dict[str, Scores] = {f"{result.name}, round {result.selected_round}": result.scores}
+    for name, value in result.baselines.items():
+        rows.setdefault(name.baseline, {})[name.of("")] = value
+    k, own = max(ks), result.scores
+    sizes = {group: int(own.get(MetricName(TEST, group, USERS), 0)) for group in (WARM, COLD)}
+    title = f"test, in %, ties at their expected value; {sizes[WARM]} warm and {sizes[COLD]} cold targets"
+    columns = {f"{metric.upper()}\n@{cut}": MetricName(TEST, ALL, metric, cut) for metric in (HR, NDCG) for cut in ks}
+    columns |= {f"{group} HR\n@{k}": MetricName(TEST, group, HR, k) for group, size in sizes.items() if size}
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", overflow="fold")
     for column in columns:
@@ -122,37 +147,41 @@ def result_table(result: Line, ks: tuple[int, ...]) -> Table:
     return table
 
 
-def answers_table(result: Line) -> Table:
+def answers_table(result: ResultRecord) -> Table:
     """What devices answer rightly, on their own tests and on others', as they stand at the end of the run, and before it."""
     table = Table(title="right answers in %, means over devices", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("as the device stands")
-    names = {"self": "own tests", "others": "others' tests", "validation": "own validation"}
+    names = {"self": "own tests", "others": "others' tests", VALIDATION: "own validation"}
     for column in names.values():
         table.add_column(column, justify="right")
-    rows = {"by chance": "chance", "tower before training": "frozen", "before the last merge": "before"}
+    rows = {"by chance": "chance", "tower before training": "frozen", "before the last merge": BEFORE}
     rows |= {"after the last merge": "after", "own branch alone": "local", "federation's branch alone": "global"}
-    scores = result["baselines"] | result["scores"]
-    for shown, variant in rows.items():
-        values = (scores.get(f"{variant}/{name}/accuracy") for name in names)
+    scores = result.baselines | result.scores
+    for shown, part in rows.items():
+        values = (scores.get(MetricName(part, group, ACCURACY)) for group in names)
         table.add_row(shown, *("-" if value is None else f"{value:.1f}" for value in values))
     return table
 
 
-def summary(result: Line) -> Line:
+def summary(result: ResultRecord) -> dict[str, Any]:
     """The run's figures as one flat-enough JSON object: scores in %, bytes of a round on average."""
     nested: dict[str, dict[str, float]] = {}
-    for name, value in result["scores"].items():
-        part, group, metric = name.split("/")
-        nested.setdefault(part if group == "all" else f"{part}_{group}", {})[metric] = round(value, 3)
+    for name, value in result.scores.items():
+        group = name.part if name.group == ALL else f"{name.part}_{name.group}"
+        nested.setdefault(group, {})[name.measure] = round(value, 3)
     baselines: dict[str, dict[str, float]] = {}
-    for name, value in result["baselines"].items():
-        row, part, *group, metric = name.split("/")
-        if (part, *group) in (("test", "all"), ("self",), ("others",)) and metric != "users":
-            baselines.setdefault(row, {})[metric if group else f"{part}/{metric}"] = round(value, 3)
-    figures = {name: result[name] for name in ("name", "seed", "rounds", "selected_round")}
-    traffic = {name: value for name, value in result.items() if name.startswith("bytes_")}
+    for name, value in result.baselines.items():
+        if name.counts:
+            continue
+        if (name.part, name.group) == (TEST, ALL):
+            baselines.setdefault(name.baseline, {})[name.measure] = round(value, 3)
+        elif not name.baseline and name.group in ("self", "others"):  # how devices answer before any training
+            baselines.setdefault(name.part, {})[f"{name.group}/{name.measure}"] = round(value, 3)
+    told = result.to_json()
+    figures = {name: told.get(name) for name in ("name", "seed", "rounds", "selected_round")}
+    traffic = {name: value for name, value in told.items() if name.startswith("bytes_")}
     seconds = {
-        "seconds": round(result["seconds"], 1),
-        "seconds_per_round": round(result["seconds"] / max(1, result["rounds"]), 3),
+        "seconds": round(result.seconds, 1),
+        "seconds_per_round": round(result.seconds / max(1, result.rounds), 3),
     }
     return {**figures, **nested, "baselines": baselines, **seconds, **traffic}

@@ -158,10 +158,10 @@ def submit(
     The run begins when as many devices have joined as the setting federation.nodes says.
     """
     from tessera.common.config.loading import load_settings
+    from tessera.common.metrics.records import read_result
     from tessera.deploy.cli.display import RunDisplay, show_result, summary
     from tessera.deploy.executors.grpc import carry_out
     from tessera.deploy.job import Job
-    from tessera.server.run_folder import read_result
 
     settings = load_settings(config, "grpc", change or ())
     job = Job(settings, catalogue.absolute(), (), (runs / settings.name).absolute(), resume)

@@ -35,7 +35,7 @@ def recommend(
 def show_recommendations(personal: "Personal", user: str, k: int) -> None:
     """Print a person's recommendations, each with the view that speaks for it, and how far they go by each view."""
     items, reliance = personal.recommend(user, k)
-    title = f"for {escape(user)}, from the device's own files"
+    title = f"for {escape(user)}, from the device's own files as of round {personal.task.round}"
     table = Table("", "item", "score", "because of", "as in", title=title, box=SIMPLE_HEAD)
     for place, item in enumerate(items, 1):
         reason = REASONS.get(item.view, item.view)

@@ -21,6 +21,7 @@ from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
 from tessera.common.data.interactions import INTERACTIONS
 from tessera.common.errors import RunError, TesseraError
+from tessera.common.metrics.records import read_result
 from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
 from tessera.deploy.cli import federate as cli_federate
 from tessera.deploy.cli.display import show_result
@@ -31,7 +32,6 @@ from tessera.deploy.federation.superlink import PORT, Control, Server
 from tessera.deploy.federation.supernode import HOME, KEY, public_key
 from tessera.deploy.provisioning.datasets import prepared_dataset
 from tessera.deploy.provisioning.partition import partition_one
-from tessera.server.run_folder import read_result
 
 SERVER, DEVICE, RUNS, DATA = Path("/server"), Path("/device"), Path("/runs"), Path("/data")
 CHECKOUT = Path(__file__).parents[2] / "benchmarks"

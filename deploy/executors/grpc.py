@@ -1,14 +1,13 @@
 """The gRPC executor: a SuperLink and a SuperNode per device folder on this machine, or a run on a server elsewhere."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from tessera.common.errors import DataError, RunError, TesseraError
+from tessera.common.metrics.records import Record, read_line
 from tessera.common.utils.atomic_files import read_json, write_bytes
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.processes import Process, end_leftovers, stop, tail, terminable
@@ -104,7 +103,7 @@ class Watch:
         self._before = self._written()
         self.begun = False
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[Record]:
         """Complete lines that were added. A resumed run first cuts off what came after its checkpoint."""
         self._offset = min(self._offset, self._size())
         if self._size() == self._offset:
@@ -114,7 +113,7 @@ class Watch:
             complete = file.read().rpartition(b"\n")[0]
         self._offset += len(complete) + 1 if complete else 0
         self.begun = self.begun or bool(complete)
-        return [json.loads(line) for line in complete.splitlines()]
+        return [read_line(line, str(self.metrics)) for line in complete.splitlines()]
 
     def state(self) -> tuple[str, str]:
         """The run's own word on how it stands, as (state, reason); ("", "") while an earlier run's is still there."""

@@ -4,15 +4,16 @@ import shutil
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RunError
+from tessera.common.metrics.records import ResultRecord, read_result
 from tessera.common.utils.atomic_files import read_json
 from tessera.common.utils.folder_lock import SERVING, clear, hold_folder
 from tessera.deploy.job import Executor, Job, Report
 from tessera.deploy.provisioning.partition import device_folders, partition
-from tessera.server.run_folder import read_result, require
+from tessera.server.run_folder import require
 
 EXECUTORS = {
     "inline": "tessera.deploy.executors.inline",
@@ -62,8 +63,8 @@ def partition_for(dataset: Path, out: Path, settings: Settings) -> tuple[Path, .
     return folders
 
 
-def run_job(job: Job, executor: str, report: Report) -> dict[str, Any]:
-    """Carry out a job and return its result line. Raises `RunError` when it did not complete."""
+def run_job(job: Job, executor: str, report: Report) -> ResultRecord:
+    """Carry out a job and return its result. Raises `RunError` when it did not complete."""
     execute = cast(Executor, import_module(EXECUTORS[executor]).execute)
     execute(job, report)
     status = read_json(job.run_dir / "status.json")

@@ -7,7 +7,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from tessera.client.base import shared_tensors_folder
+from tessera.client.device_folder import shared_tensors_folder
 from tessera.common.protocol.messages import unpack_task
 from tessera.common.utils.atomic_files import write_tensors
 

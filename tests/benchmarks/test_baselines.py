@@ -37,8 +37,7 @@ from tessera.common.data.interactions import Split
 from tessera.common.errors import DataError, RunError
 from tests.support.splits import ragged, split_of
 
-N_GROUPS, N_USERS, N_ITEMS = 4, 80, 120
-AT_10 = EvaluationSettings(ks=(10,))
+N_GROUPS, N_USERS, N_ITEMS, AT_10 = 4, 80, 120, EvaluationSettings(ks=(10,))
 RANDOM = 10 / (N_ITEMS - 9)
 
 
@@ -389,9 +388,8 @@ def test_the_command_ends_with_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        sys, "argv", ["baselines", "--dataset", "ku", "--baselines", "popularity,spectral,vbpr", "--quick"]
-    )
+    arguments = ["--dataset", "ku", "--baselines", "popularity,spectral,vbpr", "--quick"]
+    monkeypatch.setattr(sys, "argv", ["baselines", *arguments])
     threads = torch.get_num_threads()
     command.main()
     torch.set_num_threads(threads)

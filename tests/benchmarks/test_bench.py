@@ -15,15 +15,16 @@ import yaml
 
 from tessera.benchmarks.baselines.selection import BASELINES
 from tessera.benchmarks.harness.bootstrap import bootstrap, paired_differences
-from tessera.benchmarks.harness.per_user import BestStateSnapshot, PerUserResults, load_people
+from tessera.benchmarks.harness.per_user import PerUserResults, load_people
 from tessera.benchmarks.harness.runner import RESULT, run_bench
 from tessera.benchmarks.harness.spec import BenchSpec
 from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import FEATURES, load_catalogue
-from tessera.common.errors import ConfigError, RunError
+from tessera.common.errors import ConfigError
+from tessera.common.metrics import names
 from tessera.deploy.provisioning.datasets import prepared_dataset
-from tessera.server.run_folder import read_metrics
 from tests.support.catalogues import small_dataset
+from tests.support.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 BASE = {
@@ -106,26 +107,12 @@ def test_people_add_up_to_what_the_devices_reported(tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").rglob("*.safetensors"))  # simulated people's states are not kept
 
 
-def test_best_state_is_of_the_round_that_was_selected(tmp_path: Path) -> None:
-    (tmp_path / "devices").mkdir()
-    best = BestStateSnapshot(tmp_path / "devices", 10)
-    for round, reached in ((1, 0.2), (2, 0.4), (3, 0.4), (4, 0.1)):
-        (tmp_path / "devices/state").unlink(missing_ok=True)
-        (tmp_path / "devices/state").write_text(str(round))
-        best({"kind": "round", "round": round, "scores": {"validation/all/ndcg@10": reached}})
-        best({"kind": "round", "round": round})
-    assert best.round == 2
-    assert (tmp_path / "best/state").read_text() == "2"
-    with pytest.raises(RunError, match="round 3 was selected, but the devices were kept as of round 2"):
-        best.people(3)
-
-
 def test_quartiles_never_part_equals_and_coverage_counts_items() -> None:
     activity = [3, 3, 3, 4, 5, 5, 8, 9]
     values = np.arange(8.0)
     table = pl.DataFrame({"activity": activity, "hr": values, "ndcg": values / 2})
-    found = PerUserResults(table, torch.tensor([True, False, False, True])).figures(50)
-    assert found["coverage@50"] == 50
+    found = names.written(PerUserResults(table, torch.tensor([True, False, False, True])).figures(50))
+    assert found["test/all/coverage@50"] == 50
     assert [found[f"test/q{n}/users"] for n in (1, 2, 3, 4)] == [3, 1, 2, 2]
     assert [found[f"test/q{n}/hr@50"] for n in (1, 2, 3, 4)] == [1, 3, 4.5, 6.5]
     assert [found[f"test/q{n}/most_events"] for n in (1, 2, 3, 4)] == [3, 4, 5, 9]
@@ -289,4 +276,4 @@ def test_the_installed_command_finds_the_peers_and_ends_with_json(tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert "| popularity |" in done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["means"]["popularity"]["coverage@10"] > 0
+    assert found["means"]["popularity"]["test/all/coverage@10"] > 0

@@ -16,8 +16,8 @@ from tessera.common.protocol.messages import HISTORY, VIEWS
 from tessera.deploy.executors import inline
 from tessera.deploy.executors.run import make_job, run_job
 from tessera.deploy.job import Job
-from tessera.server.run_folder import read_metrics
 from tests.support.catalogues import small_job
+from tests.support.metrics import read_metrics
 
 DEMO = Path(__file__).parents[2] / "benchmarks" / "demo.yaml"
 WITHOUT = {"image": "views.modalities=[text]", "text": "views.modalities=[image]", "crowd": "views.item_ids=false"}
@@ -84,8 +84,8 @@ def test_reliance_is_each_views_share_of_the_spread_of_a_persons_scores(tmp_path
 def test_the_mean_gain_is_what_the_run_reports(tmp_path: Path) -> None:
     job = small_job(tmp_path, nodes=2)
     inline.execute(job, lambda line: None)
-    last = [line["scores"] for line in read_metrics(job.run_dir) if line["kind"] == "round" and "scores" in line][-1]
-    reported = (last["validation/all/ndcg@20"] + last["test/all/ndcg@20"]) / 2
+    scores = read_metrics(job.run_dir)[-1]["scores"]
+    reported = (scores["validation/all/ndcg@20"] + scores["test/all/ndcg@20"]) / 2
     assert gains(job.devices, 20)["gain"].mean() == pytest.approx(reported, rel=1e-5)
 
 

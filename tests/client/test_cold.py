@@ -16,8 +16,8 @@ from tessera.common.protocol.updates import Update
 from tessera.deploy.executors import inline
 from tessera.deploy.executors.run import make_job
 from tessera.deploy.job import Job
-from tessera.server.run_folder import read_metrics
 from tests.support.catalogues import small_interactions, small_job, small_settings
+from tests.support.metrics import read_metrics
 from tests.support.splits import settings
 
 SHARE = 0.2

@@ -17,8 +17,8 @@ from tessera.common.protocol.messages import Task
 from tessera.common.protocol.tensors import content_hash
 from tessera.common.protocol.updates import Update
 from tessera.deploy.executors.inline import execute
-from tessera.server.run_folder import read_metrics
 from tests.support.catalogues import small_catalogue, small_dataset, small_job, small_settings, small_split
+from tests.support.metrics import read_metrics
 
 N_USERS, N_ITEMS, DIM, N_VIEWS = 9, 30, 8, 5
 BACKBONES = {

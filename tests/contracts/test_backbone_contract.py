@@ -15,9 +15,9 @@ from tessera.common.config.settings import LocalSettings
 from tessera.common.protocol.updates import Update
 from tessera.common.registry.backbones import BACKBONES
 from tessera.deploy.executors import inline
-from tessera.server.run_folder import read_metrics
 from tessera.server.strategies.fedvlr import FedVLR
 from tests.support.catalogues import small_catalogue, small_job, small_settings, small_split
+from tests.support.metrics import read_metrics
 
 LOCAL = {
     "fedavg": {"loss": "bce", "local_epochs": 2},

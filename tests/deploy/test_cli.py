@@ -22,7 +22,7 @@ from tessera.common.data.interactions import load_interactions
 from tessera.common.datasets import convert_shop
 from tessera.common.utils.atomic_files import read_json
 from tessera.deploy.cli import main as cli
-from tessera.server.run_folder import read_metrics
+from tests.support.metrics import read_metrics
 
 TESSERA = Path(sys.executable).parent / "tessera"
 N_ITEMS, N_USERS = 120, 40

@@ -19,10 +19,10 @@ from tessera.common.utils.atomic_files import read_tensors
 from tessera.deploy.cli.data import app
 from tessera.deploy.executors import inline
 from tessera.deploy.job import Job
-from tessera.server.run_folder import read_metrics
 from tessera.server.strategies.fedmosaic import expected
 from tests.deploy.test_executors import assert_bitwise, silent
 from tests.support.devices import people_job, people_settings, people_with_towers
+from tests.support.metrics import read_metrics
 from tests.support.qa_devices import Exchange, tapped
 
 NAMES = ("sum", "image", "text", "id", "tower")
@@ -103,7 +103,7 @@ def test_devices_of_two_classes_learn_from_one_another(overheard: tuple[Job, lis
     marks = {mark for exchange in exchanges for mark in exchange.update[ADAPTERS].towers.values()}
     assert {mark.partition("-")[0] for mark in marks} == {"tiny", "small"}
     result = read_metrics(job.run_dir)[-1]
-    weights = torch.tensor(result["relevance"]["weights"])
+    weights = torch.tensor(result["strategy"]["relevance"]["weights"])
     torch.testing.assert_close(weights.sum(1), torch.ones(3))
     last = [exchange for exchange in exchanges if exchange.task.kind == "evaluate"][-3:]
     for exchange in last:

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from tessera.common.utils.atomic_files import read_json
-from tessera.server.run_folder import read_metrics
+from tests.support.metrics import read_metrics
 
 pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[2]

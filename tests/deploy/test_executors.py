@@ -16,21 +16,22 @@ import torch
 from tessera.client.recommend import Personal
 from tessera.client.recommendation import RecommendationClient
 from tessera.common.errors import RunError, TesseraError
+from tessera.common.metrics.records import Record
 from tessera.common.protocol.tensors import content_hash
 from tessera.common.utils.atomic_files import read_tensors
 from tessera.deploy.executors import inline
 from tessera.deploy.executors import ray as simulate
 from tessera.deploy.executors.run import run_job
 from tessera.deploy.job import Job
-from tessera.server.run_folder import read_metrics
 from tessera.server.views.spectral_init import leading_vectors
 from tests.support.catalogues import small_dataset, small_job, small_split
+from tests.support.metrics import read_metrics
 
 # Adam divides by the size of a gradient and so blows up the rounding of sums taken in another order: SGD shows it as it is.
 SGD = {"optimizer": "sgd", "learning_rate": 0.5}
 
 
-def silent(line: dict) -> None:
+def silent(line: Record) -> None:
     """Hear nothing."""
 
 
@@ -97,7 +98,7 @@ def test_ray_equals_inline_also_when_resumed_by_new_workers(tmp_path: Path) -> N
 def test_grpc_equals_inline(tmp_path: Path) -> None:
     inline.execute(small_job(tmp_path, "inline", 2, rounds=2, server=SGD), silent)
     figures = run_job(small_job(tmp_path, "grpc", 2, rounds=2, server=SGD), "grpc", silent)
-    assert figures["rounds"] == 2
+    assert figures.rounds == 2
     assert_same_run(tmp_path / "inline", tmp_path / "grpc", 1e-5)
 
 
@@ -122,7 +123,7 @@ def test_killed_run_resumes_bit_for_bit(tmp_path: Path, checkpoint_every: int) -
 def kill_after(job: Job, n_rounds: int) -> int:
     """Run a job in a process of its own and kill it (-9) when so many rounds are reported; return how many were."""
     program = (
-        "import sys, pickle; from deploy import inline; "
+        "import sys, pickle; from tessera.deploy.executors import inline; "
         "inline.execute(pickle.load(sys.stdin.buffer), lambda line: __import__('time').sleep(0.02))"
     )
     import pickle
@@ -156,7 +157,7 @@ def test_a_run_is_resumed_only_as_what_it_was(tmp_path: Path) -> None:
 def test_a_device_with_another_catalogue_is_refused_and_named(tmp_path: Path, caplog) -> None:
     job = small_job(tmp_path, "run", 2)
     other = small_dataset(tmp_path / "other", n_items=41)
-    with pytest.raises(RunError, match=r"round 0: 0 nodes answered to census, 2 must: node 1 refused"):
+    with pytest.raises(RunError, match=r"round 0: 0 nodes answered to item_statistics, 2 must: node 1 refused"):
         inline.execute(Job(job.settings, other, job.devices, job.run_dir), silent)
     assert "other items than the server's catalogue" in caplog.text
     assert json.loads((job.run_dir / "status.json").read_text())["state"] == "failed"
@@ -165,8 +166,8 @@ def test_a_device_with_another_catalogue_is_refused_and_named(tmp_path: Path, ca
 def breaking(job: Job, node: int, after: int):
     """A listener that spoils a device's data when round `after` is reported."""
 
-    def listen(line: dict) -> None:
-        if line["kind"] == "round" and line["round"] == after:
+    def listen(line: Record) -> None:
+        if line.kind == "round" and line.round == after:
             (job.devices[node] / "items.parquet").write_bytes(b"not parquet")
             (job.devices[node] / "interactions.parquet").write_bytes(b"not parquet")
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RunError
+from tessera.common.metrics.records import Record, RoundRecord
 from tessera.deploy.cli.federate import app
 from tessera.deploy.executors.grpc import Watch, execute
 from tessera.deploy.federation.certificates import CertificateError, make_certificates, make_node_key
@@ -93,10 +94,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def test_a_run_over_grpc_reports_its_progress_and_leaves_nothing_behind(job: Job, tmp_path: Path) -> None:
-    lines: list[dict[str, Any]] = []
+    lines: list[Record] = []
     execute(job, lines.append)
-    assert [line["kind"] for line in lines] == ["item_statistics", "round", "result"]
-    assert lines[1]["nodes"] == 2
+    assert [line.kind for line in lines] == ["item_statistics", "round", "result"]
+    assert isinstance(lines[1], RoundRecord)
+    assert lines[1].nodes == 2
     assert none_left(tmp_path)
     logs = job.run_dir / "federation" / "logs"
     assert {path.name for path in logs.iterdir()} == {"server.log", "serverapp.log", "node-0.log", "node-1.log"}
@@ -105,8 +107,8 @@ def test_a_run_over_grpc_reports_its_progress_and_leaves_nothing_behind(job: Job
 
 @pytest.mark.slow
 def test_an_interrupted_run_is_stopped_and_can_be_resumed(job: Job, tmp_path: Path) -> None:
-    def interrupt(line: dict[str, Any]) -> None:
-        if line["kind"] == "round":
+    def interrupt(line: Record) -> None:
+        if line.kind == "round":
             raise KeyboardInterrupt
 
     job = replace(job, settings=job.settings.model_copy(update={"rounds": 2}))
@@ -114,10 +116,10 @@ def test_an_interrupted_run_is_stopped_and_can_be_resumed(job: Job, tmp_path: Pa
         execute(job, interrupt)
     assert none_left(tmp_path)
     assert json.loads((job.run_dir / "status.json").read_text())["state"] != "completed"
-    lines: list[dict[str, Any]] = []
+    lines: list[Record] = []
     execute(replace(job, resume=True), lines.append)
-    assert lines[-1]["kind"] == "result"
-    assert lines[-1]["rounds"] == 2
+    assert lines[-1].kind == "result"
+    assert lines[-1].rounds == 2
     assert none_left(tmp_path)
 
 

@@ -18,9 +18,9 @@ from tessera.deploy.federation.certificates import make_certificates, make_node_
 from tessera.deploy.federation.processes import end_leftovers, remains, start, stop
 from tessera.deploy.federation.superlink import Control, Server
 from tessera.deploy.provisioning.partition import partition
-from tessera.server.run_folder import read_metrics
 from tests.deploy.test_grpc import SETTINGS, left_behind, linux
 from tests.support.commands import SECONDS, Start, commands, wait
+from tests.support.metrics import read_metrics
 
 
 @pytest.fixture

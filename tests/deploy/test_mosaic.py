@@ -16,6 +16,7 @@ from tessera.client.private_state import Store
 from tessera.client.qa_client import QUESTIONS, QAClient
 from tessera.common.data.questions import Questions
 from tessera.common.errors import DataError, RunError
+from tessera.common.metrics.records import Record
 from tessera.common.protocol.adapters import ADAPTERS, MODULE, AdapterUpdate, ClientAdapters
 from tessera.common.protocol.messages import Task
 from tessera.common.protocol.signature_mask import kept_coordinates, n_kept
@@ -32,9 +33,9 @@ from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.executors.run import run_job
 from tessera.deploy.job import Job
 from tessera.deploy.provisioning.towers import align
-from tessera.server.run_folder import read_metrics
 from tessera.server.strategies.fedmosaic import expected
 from tests.deploy.test_executors import assert_bitwise, assert_same_run, kill_after, silent
+from tests.support.metrics import read_metrics
 from tests.support.qa_devices import (
     BLOCKS,
     RANK,
@@ -289,7 +290,9 @@ def test_a_device_with_another_tower_or_start_is_named_before_the_first_round(
     else:
         tensors, metadata = read_tensors(path)
         write_tensors(path, {name: value + 1e-3 for name, value in tensors.items()}, metadata)
-    with pytest.raises(RunError, match=r"2 nodes answered to census, 3 must: node 2 returned .* has a tower 'small-"):
+    with pytest.raises(
+        RunError, match=r"2 nodes answered to item_statistics, 3 must: node 2 returned .* has a tower 'small-"
+    ):
         inline.execute(job, silent)
 
 
@@ -330,8 +333,8 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path, dataset: Path, undisturbed: Path) -> None:
-    def interrupt(line: dict) -> None:
-        if line["kind"] == "round" and line["round"] == 2:  # reported, and not yet in a checkpoint
+    def interrupt(line: Record) -> None:
+        if line.kind == "round" and line.round == 2:  # reported, and not yet in a checkpoint
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -364,7 +367,7 @@ def test_grpc_equals_inline_where_devices_keep_their_secrets(
     changes = {"mosaic": {"classes": ["tiny", "small", "base"]}, "rounds": 5, "evaluation": {"every": 5}}
     grpc = pupils_job(dataset, tmp_path / "grpc", **changes)
     figures = run_job(grpc, "grpc", silent)
-    assert figures["rounds"] == 5
+    assert figures.rounds == 5
     assert [line["nodes"] for line in rounds(grpc)] == [3] * 5
 
     again = pupils_job(dataset, tmp_path / "inline", **changes)

@@ -16,9 +16,9 @@ import yaml
 
 from tessera.deploy.federation.superlink import CONTROL_PORT, PORT
 from tessera.deploy.provisioning.partition import partition
-from tessera.server.run_folder import read_metrics
 from tests.deploy.test_grpc import SETTINGS, left_behind
 from tests.support.commands import TESSERA, Command, Start, commands, wait
+from tests.support.metrics import read_metrics
 
 ADDRESSES = {"server": "10.77.0.1", "one": "10.77.0.2", "two": "10.77.0.3"}
 ROUNDS = 14

@@ -17,16 +17,18 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tessera.client.app import device_app
 from tessera.client.recommend import Personal
+from tessera.client.run_note import RunNote
 from tessera.common.errors import RunError
+from tessera.common.metrics.records import Record
 from tessera.deploy.executors import inline
 from tessera.deploy.executors import ray as simulate
 from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.executors.shared_tensors import SharedTensorGrid
 from tessera.deploy.job import Job, Report
 from tessera.server.app import serve
-from tessera.server.run_folder import read_metrics
 from tests.deploy.test_executors import SGD, assert_bitwise, assert_same_run, silent
 from tests.support.catalogues import small_job, small_settings
+from tests.support.metrics import read_metrics
 
 CLUSTER = Path(simulate.__file__).parents[1] / "ray-cluster.yaml"
 
@@ -48,10 +50,11 @@ def execute_shelved(job: Job, report: Report) -> None:
 
 
 def held(job: Job) -> list[Path]:
-    """The one file of tensors that each node has."""
-    files = [list((device / "views").glob("*")) for device in job.devices]
-    assert [len(found) for found in files] == [1] * len(job.devices)
-    return [found[0] for found in files]
+    """The file of tensors that each node got last."""
+    notes = [RunNote.read(next(device.glob("private/*/run.json"))) for device in job.devices]
+    return [
+        device / "views" / f"{note.last.tensors}.safetensors" for device, note in zip(job.devices, notes, strict=True)
+    ]
 
 
 def test_what_all_nodes_are_sent_lies_on_disk_once_and_changes_nothing(tmp_path: Path) -> None:
@@ -72,8 +75,8 @@ def test_what_all_nodes_are_sent_lies_on_disk_once_and_changes_nothing(tmp_path:
 def test_views_that_were_damaged_on_the_shelf_are_written_anew(tmp_path: Path) -> None:
     job = small_job(tmp_path, "damaged", 3, rounds=3)
 
-    def damage(line: dict) -> None:
-        if line["kind"] == "round" and line["round"] == 2:
+    def damage(line: Record) -> None:
+        if line.kind == "round" and line.round == 2:
             file = held(job)[1]
             file.write_bytes(file.read_bytes()[:-1] + b"?")  # in place, so for all who share it
 

@@ -19,9 +19,9 @@ from tessera.deploy.executors import inline
 from tessera.deploy.executors.inline import CLIENT_APP_FAILED, InlineGrid
 from tessera.deploy.job import Job
 from tessera.server.app import serve
-from tessera.server.run_folder import read_metrics
 from tests.deploy.test_executors import SGD, assert_bitwise, last_checkpoint, silent
 from tests.support.catalogues import small_job
+from tests.support.metrics import read_metrics
 
 Reply = Callable[[Message, Message], list[Message]]
 

@@ -8,10 +8,10 @@ from flwr.app import Array, ArrayRecord, Message
 
 from tessera.client.recommend import Personal
 from tessera.deploy.executors import inline
-from tessera.server.run_folder import read_metrics
 from tests.deploy.test_executors import assert_bitwise, silent
 from tests.deploy.test_round_policy import carry_out, rounds, task_of
 from tests.support.catalogues import small_job
+from tests.support.metrics import read_metrics
 
 PLAIN = {"views": "float32", "gradients": "float32"}
 

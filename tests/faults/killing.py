@@ -17,17 +17,20 @@ from typing import Any
 
 import torch._dynamo  # noqa: F401  (every optimiser reads it: once here rather than in each fork)
 
+from tessera.client.recommend import Personal
 from tessera.common.protocol.tensors import content_hash
 from tessera.common.utils.atomic_files import digest, read_tensors
 from tessera.deploy.executors import inline
-from tessera.server.run_folder import read_metrics
 from tests.support.catalogues import small_job
+from tests.support.metrics import read_metrics
 
 SETTINGS: dict[str, Any] = {
     "fraction": 0.7,
     "views": {"dim": 8, "id_dim": 8, "spectral_rounds": 1},
+    "server": {"learning_rate": 0.3},
     "evaluation": {"every": 1, "ks": (10,)},
 }
+"""Steps so long that a round before the last three is the best, and must stay."""
 
 
 class Mortal:
@@ -105,6 +108,20 @@ def outcome(run: Path) -> dict[str, Any]:
     return {"metrics": told, "checkpoints": checkpoints, "states": states}
 
 
+def shown(run: Path) -> dict[str, Any]:
+    """By which round each device that has trained recommends, and what it says to one of its people."""
+    found: dict[str, Any] = {}
+    for folder in sorted(run.glob("devices/node-*")):
+        if any(folder.glob("private/*/run.json")):
+            personal = Personal.open(folder)
+            user = personal.people()[0][0].users[0]
+            found[folder.name] = [
+                personal.task.round,
+                *([one.item, one.score] for one in personal.recommend(user, 5)[0]),
+            ]
+    return found
+
+
 def _varies(name: str) -> bool:
     return name == "seconds" or name.startswith("bytes_")
 
@@ -118,7 +135,11 @@ def progress(run: Path) -> tuple[int, int]:
 
 def main(folder: Path, before: int, rounds: int) -> None:
     """Kill a run at every change after `before` rounds; print how many there were. Fails at the first kill that matters."""
-    _, wanted = forked(lambda: train(folder, "whole", rounds))
+
+    def finish(name: str) -> dict[str, Any]:
+        return train(folder, name, rounds) | {"shown": shown(folder / name)}
+
+    _, wanted = forked(lambda: finish("whole"))
     run, begun = folder / "killed", folder / "begun"
     begun.mkdir()
     if before:
@@ -127,7 +148,9 @@ def main(folder: Path, before: int, rounds: int) -> None:
     for last in killed_everywhere(run, lambda: train(folder, "killed", rounds)):
         reported, saved = progress(run)
         assert reported - saved <= 1, f"killed after {last} changes, {reported} rounds were reported and {saved} saved"
-        code, found = forked(lambda: train(folder, "killed", rounds))
+        code, _ = forked(lambda: shown(run))
+        assert code == 0, f"killed after {last} changes, a device cannot recommend until the run goes on"
+        code, found = forked(lambda: finish("killed"))
         assert code == 0, f"killed after {last} changes, the run does not go on"
         for part, value in wanted.items():
             assert found[part] == value, f"killed after {last} changes, the run ends with other {part}"

@@ -10,11 +10,12 @@ import pytest
 
 from tessera.client.recommendation import RecommendationClient
 from tessera.common.errors import DataError, RunError
+from tessera.common.metrics.records import Record
 from tessera.common.utils.atomic_files import digest
 from tessera.deploy.executors import inline
-from tessera.server.run_folder import read_metrics
 from tests.faults.killing import outcome
 from tests.support.catalogues import small_job
+from tests.support.metrics import read_metrics
 
 
 def flipped(content: bytes) -> bytes:
@@ -156,7 +157,7 @@ def test_damaged_views_are_sent_again(worlds: Path, begun: Path) -> None:
     """Nothing is lost but the bytes: each device asks for what it should still hold from the evaluation of round 2."""
     run = begun.parent / "fresh"
 
-    def damage(line: dict[str, Any]) -> None:
+    def damage(line: Record) -> None:
         for path in run.glob("devices/*/views/*.safetensors"):
             path.write_bytes(flipped(path.read_bytes()))
 

@@ -7,9 +7,9 @@ import pytest
 from tessera.benchmarks.failures import Failing
 from tessera.deploy.executors import inline
 from tessera.server.app import serve
-from tessera.server.run_folder import read_metrics
 from tests.deploy.test_executors import silent
 from tests.support.catalogues import small_job
+from tests.support.metrics import read_metrics
 
 pytestmark = pytest.mark.faults
 

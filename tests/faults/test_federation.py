@@ -25,10 +25,10 @@ from tessera.deploy.federation.superlink import Control, Server
 from tessera.deploy.federation.supernode import public_key
 from tessera.deploy.job import Job
 from tessera.deploy.provisioning.partition import partition
-from tessera.server.run_folder import read_metrics
 from tests.deploy.test_grpc import left_behind
 from tests.faults.forwarder import Forwarder
 from tests.support.catalogues import small_dataset, small_settings
+from tests.support.metrics import read_metrics
 
 TESSERA = Path(sys.executable).parent / "tessera"
 START = 150.0

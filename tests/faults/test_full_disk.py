@@ -8,29 +8,29 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from tessera.client.app import device_app
 from tessera.common.errors import StorageError
+from tessera.common.metrics.records import Record
 from tessera.common.utils.atomic_files import digest
 from tessera.deploy.executors import inline
 from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.executors.run import make_job
 from tessera.deploy.provisioning.partition import partition
 from tessera.server.app import serve
-from tessera.server.run_folder import read_metrics
 from tests.faults.killing import outcome
 from tests.support.catalogues import small_dataset, small_job, small_settings
+from tests.support.metrics import read_metrics
 
 TESSERA = Path(sys.executable).parent / "tessera"
 ROUNDS = 4
 pytestmark = pytest.mark.faults
 
 
-def silent(line: dict[str, Any]) -> None:
+def silent(line: Record) -> None:
     """Hear nothing."""
 
 
@@ -57,9 +57,9 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def filling(disk: Path, after: int) -> Callable[[dict[str, Any]], None]:
+def filling(disk: Path, after: int) -> Callable[[Record], None]:
     """A listener that fills the disk when round `after` is reported."""
-    return lambda line: fill(disk) and None if line.get("round") == after and line["kind"] == "round" else None
+    return lambda line: fill(disk) and None if line.kind == "round" and line.round == after else None
 
 
 def test_the_servers_disk_gets_full(tmp_path: Path, disk: Path) -> None:
@@ -121,11 +121,11 @@ def test_the_disk_of_a_device_gets_full(tmp_path: Path, disk: Path, caplog: pyte
         grid.nodes[node]["data-dir"] = str(folder)
     kept: list[dict[str, str]] = []
 
-    def listen(line: dict[str, Any]) -> None:
+    def listen(line: Record) -> None:
         kept.append({path.name: digest(path.read_bytes()) for path in full.glob("private/*/block-*/*")})
-        if line.get("round") == 2:
+        if line.kind == "round" and line.round == 2:
             fill(disk)
-        if line.get("round") == 3:
+        if line.kind == "round" and line.round == 3:
             (disk / "ballast").unlink()
 
     settings = small_settings(federation={"nodes": 2}, rounds=ROUNDS, evaluation={"every": 4})

@@ -30,10 +30,10 @@ def kills(program: str, *arguments: object) -> int:
 def test_a_run_killed_at_any_change_of_a_file_ends_as_the_undisturbed_one(
     before: int, rounds: int, least: int, tmp_path: Path
 ) -> None:
-    """Whenever it is killed (before it has begun, in the census or the spectral start, while a device trains or evaluates or
-    writes its private state, between training and checkpoint, amid the checkpoint, after the last round), the run goes on
-    with --resume, or begins where there was none. It loses at most the round in flight, leaves no half-written file, and ends
-    with the same parameters, private states and metrics, bit for bit.
+    """Whenever it is killed (before it has begun, in the item statistics or the spectral start, while a device trains or
+    evaluates or writes its private state, between training and checkpoint, amid the checkpoint, after the last round), the
+    run goes on with --resume, or begins where there was none. It loses at most the round in flight, leaves no half-written
+    file, and ends with the same parameters, private states and metrics, bit for bit. Meanwhile devices can recommend.
     """
     small_dataset(tmp_path / "small")
     assert kills("killing", tmp_path, before, rounds) >= least

@@ -1,0 +1,185 @@
+"""The lines of a run's metrics.jsonl as types: what is written there, and what reading it gives.
+
+Each line is one JSON object that says of which `kind` it is and of which `version` of this schema. docs/metrics.md describes
+them field by field, and a test holds the two together. Percentages are of 100, times seconds, sizes bytes.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+
+from tessera.common.errors import DataError
+from tessera.common.metrics.names import Scores
+
+FILE = "metrics.jsonl"
+Figure = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Line(BaseModel):
+    """Frozen, strict about names; what is None is not written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    version: Literal[1] = 1
+    """The version of this schema."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The line as an object of JSON."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class _Faults(_Line):
+    dropped: dict[str, int] | None = None
+    """How many answers were not taken, by the kind of their fault; left out where there were none."""
+    troubles: tuple[str, ...] | None = None
+    """What was wrong with them, node by node."""
+
+
+class _Traffic(BaseModel):
+    bytes_down_per_user: Figure = 0.0
+    """Bytes of tensors from the server, for each user of the run."""
+    bytes_down_per_node: Figure = 0.0
+    """The same for each node that answered."""
+    bytes_up_per_user: Figure = 0.0
+    """Bytes of tensors to the server, for each user of the run."""
+    bytes_up_per_node: Figure = 0.0
+    """The same for each node that answered."""
+
+
+class StatisticsRecord(_Faults):
+    """What the federation is before it trains: its first line."""
+
+    kind: Literal["item_statistics"] = "item_statistics"
+    round: int = 0
+    """0: before the first round."""
+    users: Figure
+    """People who are there to train; of devices that answer questions, devices."""
+    events: Figure
+    """Their events in training, or their questions."""
+    withheld: Figure
+    """Devices that keep to themselves how often each item occurs, because they have one person."""
+    validation: Figure | None = None
+    """People with a validation item."""
+    test: Figure | None = None
+    """People with a test item."""
+    nodes: int
+    """Nodes that answered."""
+    baselines: Scores
+    """Figures of the trivial rankings, their names in front."""
+    seconds: Figure
+    """Time it took."""
+
+
+class _OfRound(_Traffic, _Faults):
+    round: int
+    """The round."""
+    nodes: int
+    """Nodes that answered."""
+    seconds: Figure
+    """Time since the line before."""
+    scores: Scores | None = None
+    """Figures by name, where the round was evaluated."""
+
+
+class RoundRecord(_OfRound):
+    """A round of training and, every few rounds, its evaluation. Bytes are of both."""
+
+    kind: Literal["round"] = "round"
+    loss: Figure | None = None
+    """Mean training loss of the users who took part."""
+    users: int
+    """Users who took part."""
+
+
+class EvaluationRecord(_OfRound):
+    """An evaluation without training: after the last round, where that was abandoned."""
+
+    kind: Literal["evaluation"] = "evaluation"
+
+
+class AbandonedRecord(_Line):
+    """A round that brought nothing; the run goes on with the next."""
+
+    kind: Literal["abandoned"] = "abandoned"
+    round: int
+    """The round."""
+    reason: str
+    """Why."""
+    dropped: dict[str, int] | None = None
+    """How many answers were not taken, by the kind of their fault; left out where there were none."""
+
+
+class ResultRecord(_Traffic, _Line):
+    """What a completed run ended with: its last line."""
+
+    kind: Literal["result"] = "result"
+    name: str
+    """The run's name."""
+    seed: int
+    """Its seed."""
+    rounds: int
+    """The last round."""
+    selected_round: int | None = None
+    """The round that validation selected; left out where none was evaluated."""
+    scores: Scores
+    """Figures of that round; of devices that answer questions, also the mean accuracy of all evaluations (auc)."""
+    baselines: Scores
+    """Figures of the trivial rankings, their names in front."""
+    seconds: Figure
+    """Time of all rounds together."""
+    strategy: dict[str, JsonValue] = {}
+    """What the strategy adds, such as who learns from whom (relevance)."""
+
+
+Record = StatisticsRecord | RoundRecord | EvaluationRecord | AbandonedRecord | ResultRecord
+_READER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
+
+
+def write_line(record: Record) -> str:
+    """One line of the file, with its end."""
+    return json.dumps(record.to_json()) + "\n"
+
+
+def read_line(line: str | bytes, source: str) -> Record:
+    """Read one line that came from `source`. Raises `DataError` that names it and says what is wrong."""
+    try:
+        return _READER.validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        told = f"{where}: {first['msg']}" if where else first["msg"]
+        raise DataError(
+            f"{source}, is damaged or of another version of Tessera ({told}): remove the line, or restore the file"
+        ) from None
+
+
+def read_records(run: Path) -> list[Record]:
+    """Read the metrics of the run in the folder `run`; a last line cut short by a kill is left out.
+
+    Raises `DataError` that names a damaged line.
+    """
+    file = run / FILE
+    if not file.exists():
+        return []
+    lines = enumerate(file.read_bytes().splitlines(keepends=True), 1)
+    return [read_line(line, f"{file}, line {number}") for number, line in lines if line.endswith(b"\n")]
+
+
+def read_rounds(run: Path) -> list[RoundRecord]:
+    """The rounds of a run that brought something, one after the other."""
+    return [line for line in read_records(run) if isinstance(line, RoundRecord)]
+
+
+def evaluations(run: Path) -> list[Scores]:
+    """The scores of a run's evaluations, one after the other."""
+    return [line.scores for line in read_records(run) if isinstance(line, _OfRound) and line.scores]
+
+
+def read_result(run: Path) -> ResultRecord:
+    """What the completed run in the folder `run` ended with. Raises `DataError` where it has no result."""
+    found = [line for line in read_records(run) if isinstance(line, ResultRecord)]
+    if not found:
+        raise DataError(f"{run / FILE} holds no result: the run did not come to its end")
+    return found[-1]

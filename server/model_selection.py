@@ -1,0 +1,77 @@
+"""Which round's model is kept: the one that ranks best on validation when everybody is evaluated, never one chosen on test."""
+
+import logging
+
+from pydantic import BaseModel, ConfigDict
+
+from tessera.common.config.settings import Settings
+from tessera.common.metrics.names import ACCURACY, ALL, BEFORE, NDCG, VALIDATION, MetricName, Scores
+
+log = logging.getLogger("tessera.server")
+MISSING = 3
+"""Evaluations in a row that people may be missing from before they count as gone."""
+
+
+def criterion(settings: Settings) -> MetricName:
+    """What rounds, and the choices of a bench, are compared by: NDCG at the largest K or, of questions, right answers."""
+    if settings.asks_questions:
+        return MetricName(BEFORE, VALIDATION, ACCURACY)
+    return MetricName(VALIDATION, ALL, NDCG, max(settings.evaluation.ks))
+
+
+class Best(BaseModel):
+    """The best round so far, what it reached on validation, and its scores."""
+
+    model_config = ConfigDict(frozen=True)
+
+    round: int
+    criterion: float
+    scores: Scores
+
+
+class ModelSelection:
+    """Compares the rounds of a run by their evaluations, and says when there is nothing better to wait for.
+
+    `people` are how many there are to evaluate, `told` is the best round that the clients have heard of.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.best: Best | None = None
+        self.people = 0.0
+        self.told = 0
+        self._short = 0
+
+    @property
+    def round(self) -> int:
+        """The best round so far; 0 when none was evaluated."""
+        return self.best.round if self.best else 0
+
+    def consider(self, round: int, scores: Scores, evaluated: float) -> None:
+        """Take the scores of a round, for which clients that knew of the best one till then `evaluated` so many people."""
+        self.told = self.round
+        worth, everybody = self._worth(round, scores), self._everybody(round, evaluated)
+        if self.best is None or (everybody and worth > self.best.criterion):
+            self.best = Best(round=round, criterion=worth, scores=scores)
+
+    def stale(self, round: int) -> bool:
+        """Whether the evaluations up to `round`, as many as the patience allows, brought nothing better."""
+        evaluation = self.settings.evaluation
+        return bool(self.best and evaluation.patience and round - self.round >= evaluation.patience * evaluation.every)
+
+    def _worth(self, round: int, scores: Scores) -> float:
+        """What a round is selected by. Devices that answer questions go by the last one: a merge is good for what follows."""
+        return float(round) if self.settings.asks_questions else scores.get(criterion(self.settings), 0.0)
+
+    def _everybody(self, round: int, evaluated: float) -> bool:
+        """Whether all people were evaluated: scores of others are not comparable, and make no round the best.
+
+        People who are missing several times in a row are gone; then, and when somebody is there again, the search begins anew.
+        """
+        self._short = self._short + 1 if evaluated < self.people else 0
+        if 0 < self._short < MISSING:
+            return False
+        if evaluated != self.people:
+            log.warning("round %d: of %d people %d are evaluated from here on", round, self.people, evaluated)
+            self.people, self._short, self.best = evaluated, 0, None
+        return True
