@@ -161,7 +161,7 @@ def test_folders_dealt_by_hand_are_those_of_a_run(dataset: Path, tmp_path: Path)
     config = tmp_path / "both.yaml"
     config.write_text(people_settings().model_dump_json())
     result = CliRunner().invoke(
-        app, ["deal", str(dataset), str(tmp_path / "hand"), "--nodes", "2", "--config", str(config)]
+        app, ["partition", str(dataset), str(tmp_path / "hand"), "--nodes", "2", "--config", str(config)]
     )
     assert result.exception is None
     job = people_job(dataset, tmp_path / "run", 2)
