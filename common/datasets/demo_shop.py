@@ -107,18 +107,16 @@ def write_shop(
     """
     if n_items < 2 * EVENTS[1] or n_users < 1:
         raise DataError(f"a shop needs at least {2 * EVENTS[1]} items and 1 user, not {n_items} and {n_users}")
-    rng = {
-        name: np.random.default_rng([seed, stream]) for stream, name in enumerate(("items", "draw", "people", "buy"))
-    }
+    rng = {name: np.random.default_rng([seed, stream]) for stream, name in enumerate(("items", "draw", "users", "buy"))}
     appearances = _draw_facets({name: len(values) for name, values in APPEARANCES.items()}, n_items, rng["items"])
     words = _draw_facets({name: len(values) for name, values in WORDS.items()}, n_items, rng["items"])
     circle = rng["items"].integers(CIRCLES, size=n_items)
     popularity = rng["items"].standard_normal(n_items)
     _catalogue(folder, appearances, words, rng["items"], rng["draw"], encoder or BuiltinEncoder()).save(folder)
-    people = draw_users(n_users, appearances, words, circle, popularity, rng["people"])
-    from_frame(_purchases(people, rng["buy"]), n_items).save(folder)
-    truth = {f"reliance_{name}": people.reliance[:, column] for column, name in enumerate(RELIANCES)}
-    write_table(folder / USERS, pl.DataFrame({"user": _names("user", n_users), **truth}))
+    truth = draw_users(n_users, appearances, words, circle, popularity, rng["users"])
+    from_frame(_purchases(truth, rng["buy"]), n_items).save(folder)
+    reliance = {f"reliance_{name}": truth.reliance[:, column] for column, name in enumerate(RELIANCES)}
+    write_table(folder / USERS, pl.DataFrame({"user": _names("user", n_users), **reliance}))
 
 
 def draw_users(
@@ -149,9 +147,9 @@ def _taste(n_users: int, values: NDArray[np.int64], rng: np.random.Generator) ->
     return taste
 
 
-def _purchases(people: UserTruth, rng: np.random.Generator) -> pl.DataFrame:
+def _purchases(truth: UserTruth, rng: np.random.Generator) -> pl.DataFrame:
     """Draw each user's purchases without replacement (the top of the perturbed utilities), bought in random order."""
-    scores = SHARPNESS * np.einsum("um,umi->ui", people.reliance, people.utility)
+    scores = SHARPNESS * np.einsum("um,umi->ui", truth.reliance, truth.utility)
     ranked = np.argsort(-(scores + rng.gumbel(size=scores.shape)), axis=1)
     lengths = rng.integers(EVENTS[0], EVENTS[1] + 1, size=len(ranked)).tolist()
     items = np.concatenate([rng.permutation(row[:length]) for row, length in zip(ranked, lengths, strict=True)])

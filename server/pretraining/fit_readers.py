@@ -60,11 +60,11 @@ def fit_towers(dataset: Path, classes: Sequence[str], steps: int, begin: Begin) 
     return {name: fits[name] for name in classes}
 
 
-def ensure_towers(dataset: Path, settings: Settings, tell: Callable[[str], None]) -> None:
-    """Fit the towers that a run needs, unless they are there. `tell` is called before each fit: it takes minutes."""
+def ensure_towers(dataset: Path, settings: Settings, report: Callable[[str], None]) -> None:
+    """Fit the towers that a run needs, unless they are there. `report` is called before each fit: it takes minutes."""
 
     def begin(name: str, steps: int) -> Callable[[], None]:
-        tell(f"fitting the tower {name!r} on the catalogue, {steps} steps: minutes, once for this dataset")
+        report(f"fitting the tower {name!r} on the catalogue, {steps} steps: minutes, once for this dataset")
         return lambda: None
 
     fit_towers(dataset, settings.mosaic.classes, reader_training.STEPS, begin)
