@@ -1,11 +1,12 @@
 """One process at a time for a folder: a run's, a bench's, a server's or a device's."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from tessera.common.errors import RunError
 
@@ -13,6 +14,8 @@ LOCK = ".lock"
 """A file in the folder. It stays there: removing it would let two processes lock two files of this name."""
 SERVING = ".serving.lock"
 """The same for a run's ServerApp, which outlives a killed `submit`: whoever commands a run and it hold one folder."""
+HOLDER = ".pid"
+"""Ends the name of the file beside a lock that says which process holds it, or held it last."""
 
 
 @contextmanager
@@ -22,18 +25,16 @@ def hold_folder(folder: Path, lock: str = LOCK) -> Iterator[None]:
     Raises `RunError` with the folder and the id of the process that holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / lock).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()
-            raise RunError(
-                f"{folder} is in use by process {holder}: wait until that ends, or stop it; two would spoil each other's files"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+    holder = folder / (lock + HOLDER)
+    try:
+        held = FileLock(folder / lock).acquire(timeout=0)
+    except Timeout:
+        process = holder.read_text(encoding="utf-8").strip() if holder.exists() else "that has just begun"
+        raise RunError(
+            f"{folder} is in use by process {process}: wait until that ends, or stop it; two would spoil each other's files"
+        ) from None
+    with held:
+        holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
         yield
 
 
@@ -42,5 +43,5 @@ def clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name not in (LOCK, SERVING):
+        elif path.name.removesuffix(HOLDER) not in (LOCK, SERVING):
             path.unlink()

@@ -9,18 +9,22 @@ and once for each device, `tessera federate register` on the server; `list` show
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
 
 from tessera.common.errors import RunError
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.processes import end_leftovers, relay, terminable
-from tessera.deploy.federation.registry import REVOKED, find, table
+from tessera.deploy.federation.registry import REVOKED, RegisteredNode, find
 from tessera.deploy.federation.superlink import CONTROL_PORT, HOMES, PORT, Control, Server, start_superlink
 from tessera.deploy.federation.supernode import join as join_federation
 from tessera.deploy.federation.supernode import public_key
@@ -105,7 +109,22 @@ def list_devices(
 ) -> None:
     """List the devices that a running server knows, on its machine: registered, online, offline or revoked, since when."""
     devices = Control(Server.load(folder)).devices()
-    typer.echo(json.dumps([asdict(device) for device in devices]) if as_json else table(devices))
+    if as_json:
+        print(json.dumps([asdict(device) for device in devices]))
+    else:
+        _show_devices(devices)
+
+
+def _show_devices(devices: Sequence[RegisteredNode]) -> None:
+    """Print devices line by line, each on one line however wide it is: whoever reads a pipe searches in lines."""
+    table = Table("device", "state", "since", "key", "registered from", box=None, pad_edge=False)
+    for one in devices:
+        table.add_row(one.number, one.state, one.since, one.key or "-", escape(one.file) or "-")
+    console = Console(highlight=False)
+    console.width = max(
+        console.width, Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    )
+    console.print(table)
 
 
 @app.command(epilog="Example: tessera federate revoke --dir server node.key.pub 11531438331418944970")

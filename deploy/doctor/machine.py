@@ -108,12 +108,12 @@ def disk(folder: Path) -> Finding:
 
 
 def memory() -> Finding:
-    """Memory that is available, where the system says so."""
+    """Memory that is available."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return ok("memory", "this system does not say how much is available")
+        import psutil
+    except ImportError as error:
+        return problem("memory", f"psutil cannot be loaded: {error}", INSTALL)
+    available = psutil.virtual_memory().available
     found = f"{available / GIB:.1f} GiB available"
     if available < MEMORY_WANTED:
         return warning("memory", found, "end other programs: each of Flower's processes holds torch in memory")

@@ -1,11 +1,11 @@
 """Checks of a server's folder, its ports, and whether a server at an address proves to be the one it should be."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -27,8 +27,6 @@ from tessera.deploy.federation.supernode import parse_address
 SOON = timedelta(days=30)
 """How long before its end a certificate should be renewed."""
 ANYWHERE = ("0.0.0.0", "::")
-LISTENING = "0A"
-"""How /proc/net/tcp writes that a socket listens."""
 
 
 def check_server_folder(folder: Path) -> Iterator[Finding]:
@@ -148,21 +146,10 @@ def _port(server: Server, host: str, port: int, purpose: str, option: str) -> Fi
 
 
 def _holder(port: int) -> str:
-    """Which process listens on a port of this machine, as far as /proc tells."""
-    sockets = {f"socket:[{inode}]" for inode in _listeners(port)}
-    for process in Path("/proc").glob("[0-9]*") if sockets else ():
-        with suppress(OSError):  # ended meanwhile, or another user's
-            if any(os.readlink(link) in sockets for link in (process / "fd").iterdir()):  # noqa: PTH115
-                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                return f"process {process.name} ({command[:80]})"
+    """Which process listens on a port of this machine, as far as this user may see."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # ended meanwhile, or another user's
+            listening = [one for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+            if any(one.laddr.port == port for one in listening):
+                return f"process {process.pid} ({' '.join(process.cmdline())[:80]})"
     return "another process"
-
-
-def _listeners(port: int) -> Iterator[str]:
-    """The inodes of the sockets that listen on a port."""
-    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
-        with suppress(OSError):
-            for row in table.read_text().splitlines()[1:]:
-                fields = row.split()
-                if fields[3] == LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
-                    yield fields[9]

@@ -11,13 +11,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 from uuid import uuid4
+
+import psutil
 
 from tessera.common.errors import RunError
 from tessera.common.utils import parent_death
@@ -98,17 +100,14 @@ def stop(processes: Sequence[Process], grace: float = GRACE) -> None:
 
 
 def end_leftovers(home: Path) -> None:
-    """SIGKILL what an earlier process of ours left running with its Flower home at `home` or below. Linux only.
+    """SIGKILL what an earlier process of ours left running with its Flower home at `home` or below.
 
     For whoever holds the folder (`tessera.common.utils.folder_lock`): nobody else's processes have their home there. Known by
     their environment, they are not mistaken for others that were given the same id since.
     """
-    below = os.fsencode(f"FLWR_HOME={home.absolute()}/")
-    marker = os.fsencode(f"{MARK}=")
 
-    def ours(variables: list[bytes]) -> bool:
-        at_home = any((variable + b"/").startswith(below) for variable in variables)
-        return at_home and any(variable.startswith(marker) for variable in variables)
+    def ours(variables: Mapping[str, str]) -> bool:
+        return MARK in variables and Path(variables.get("FLWR_HOME", "")).is_relative_to(home.absolute())
 
     _kill_all(lambda: _running(ours))
 
@@ -121,33 +120,32 @@ def _kill(process: Process) -> None:
     _kill_all(lambda: remains(process))
 
 
-def _kill_all(find: Callable[[], list[int]]) -> None:
+def _kill_all(find: Callable[[], list[psutil.Process]]) -> None:
     """SIGKILL the processes that `find` finds until it finds none: they may be starting others."""
     deadline = time.monotonic() + GRACE
     while (left := find()) and time.monotonic() < deadline:
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         time.sleep(0.05)
 
 
-def remains(process: Process) -> list[int]:
-    """Ids of what still runs of a process: itself and all that it started, even in other sessions.
+def remains(process: Process) -> list[psutil.Process]:
+    """What still runs of a process: itself and all that it started, even in other sessions.
 
-    SuperLink starts SuperExec in a session of its own, so a process group does not hold them all. Linux only;
-    elsewhere the list is empty, and what is left ends itself when it sees that its parent is gone.
+    SuperLink starts SuperExec in a session of its own, so a process group does not hold them all. Where a system does not
+    show environments the list is empty, and what is left ends itself when it sees that its parent is gone.
     """
-    marker = os.fsencode(f"{MARK}={process.mark}")
-    return _running(lambda variables: marker in variables)
+    return _running(lambda variables: variables.get(MARK) == process.mark)
 
 
-def _running(wanted: Callable[[list[bytes]], bool]) -> list[int]:
-    """Ids of the processes whose environment, as NAME=VALUE, is `wanted`."""
+def _running(wanted: Callable[[Mapping[str, str]], bool]) -> list[psutil.Process]:
+    """The processes whose environment is `wanted`."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # ended meanwhile, or another user's
-            if wanted(path.read_bytes().split(b"\0")):
-                found.append(int(path.parent.name))
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # ended meanwhile, or another user's
+            if wanted(process.environ()):
+                found.append(process)
     return found
 
 

@@ -66,13 +66,5 @@ def find(devices: Sequence[RegisteredNode], name: str) -> RegisteredNode:
     raise RunError(f"revoke: the server knows no device {name}; `tessera federate list` shows those it knows")
 
 
-def table(devices: Sequence[RegisteredNode]) -> str:
-    """Devices line by line, under a heading."""
-    rows = [("device", "state", "since", "key", "registered from")]
-    rows += [(one.number, one.state, one.since, one.key or "-", one.file or "-") for one in devices]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
 def _file(server: Path, number: str) -> Path:
     return server / "devices" / f"{number}.json"

@@ -38,7 +38,7 @@ SETTINGS: dict[str, Any] = {
     "evaluation": {"every": 1, "ks": [10], "baselines": False},
     "federation": {"nodes": 2},
 }
-linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found through /proc")
+linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="what is left is looked for in /proc")
 
 
 def left_behind(folder: Path) -> list[int]:
