@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler, SerializeAsAny
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SerializeAsAny
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from tessera.common.errors import ConfigError
@@ -68,6 +69,24 @@ class Component:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(self.read, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Either a name, or one mapping for each component: its constant name and its own settings."""
+        names = list(self.registry)
+        variants = [self._variant(name, handler) for name in names]
+        return {"oneOf": [{"enum": names}, *variants]}
+
+    def _variant(self, name: str, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        model = self.registry[name].settings
+        own = handler.resolve_ref_schema(handler(model.__pydantic_core_schema__))
+        properties = {key: dict(value) for key, value in own["properties"].items() if key != "name"}
+        for field in properties.values():
+            field.pop("title", None)
+        found: JsonSchemaValue = {"type": "object", "additionalProperties": False, "title": name}
+        if model is not ComponentSettings and model.__doc__:
+            found["description"] = model.__doc__
+        found["properties"] = {"name": {"const": name}} | properties
+        return found if name == self.default else found | {"required": ["name"]}
 
     def _has_no(self, name: str, model: type[ComponentSettings], key: str) -> str:
         owners = [one for one, spec in self.registry.items() if key in spec.settings.model_fields]

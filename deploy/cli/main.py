@@ -45,6 +45,7 @@ COMMANDS = {
     "towers": Listed(
         "tessera.deploy.cli.towers:app", "Fit the encoders that devices adapt, one for each device class."
     ),
+    "config": Listed("tessera.deploy.cli.config:app", "Show the settings of a run, and describe them to editors."),
     "doctor": Listed(
         "tessera.deploy.cli.doctor:app",
         "Check this machine, and a server's folder, a device's and the way to a server; say what to do.",

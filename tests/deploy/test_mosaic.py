@@ -104,18 +104,14 @@ class Heard:
     job: Job
     exchanges: list[Exchange]
     method: str
-
-    @property
-    def uploads(self) -> str | None:
-        return make_method(self.job.settings.mosaic.method).uploads
+    uploads: str | None
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def heard(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Heard:
-    job = pupils_job(
-        dataset, tmp_path_factory.mktemp(request.param) / "run", 4, rounds=2, mosaic={"method": request.param}
-    )
-    return Heard(job, overheard(job), request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    job = pupils_job(dataset, folder / "run", 4, rounds=2, mosaic={"method": request.param})
+    return Heard(job, overheard(job), request.param, make_method(job.settings.mosaic.method).uploads)
 
 
 def test_only_what_is_merged_goes_up_and_each_gets_its_own_mix(heard: Heard) -> None:
