@@ -1,1 +1,4 @@
-"""What reproduces each figure, with the command on its first line, and the centralised baselines."""
+"""The benchmark harness, the centralised baselines, and a script for each figure, with its command on the first line.
+
+`tessera bench GRID` runs a grid of methods, seeds and baselines from a YAML file; nothing else imports this package.
+"""

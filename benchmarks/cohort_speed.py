@@ -1,8 +1,10 @@
-"""python benchmarks/cohort_speed.py [--data FOLDER] [--threads 1]
+"""python -m tessera.benchmarks.cohort_speed [--data FOLDER] [--threads 1]
 
-Seconds per round of the cohort (all users at once) against the naive twin (per user a deep copy, an optimiser and a loop):
-KU, 204 users, 5 local epochs, BCE with 4 negatives. Ends with one line of JSON. KU is found in --data or TESSERA_DATA;
-without either a generated set of the same size stands in, and the JSON says so.
+Measures the seconds of a local training round of all users at once, and of the same round with one user after the other.
+
+The second is `reference_client`: for each user a deep copy, an optimiser and a loop. KU, 204 users, 5 local epochs, BCE with 4
+negatives. Ends with one line of JSON. KU is found in --data or TESSERA_DATA; without either a generated set of the same size
+stands in, and the JSON says so.
 """
 
 import argparse

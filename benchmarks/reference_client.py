@@ -1,6 +1,6 @@
-"""The naive twin of a cohort: FedVLR's Algorithm 1 line by line, one user at a time, each with modules and an optimiser.
+"""The reference client: FedVLR's Algorithm 1 line by line, one user at a time, each with modules and an optimiser.
 
-It is what the fast code is held against, in the tests for equality and in cohort_speed.py for time. Draws (negatives, hidden
+It is what the fast code is compared with: in the tests for equality, and in cohort_speed.py for time. Draws (negatives, hidden
 history) are the fast code's own, taken one user at a time, so that the results can be compared to the last digits.
 """
 

@@ -1,9 +1,11 @@
-"""python -m benchmarks.reliance [--shops 0 1 2] [--runs FOLDER] [--plot]
+"""python -m tessera.benchmarks.reliance [--shops 0 1 2] [--runs FOLDER] [--plot]
 
-What the demo's devices learn about their people, over several generated shops. First the Spearman correlation of true and
-learnt reliance, beside that of the routers' weights alone and that of runs without routers. Then what the removal of a
-modality costs, by quartile of the true reliance on it: NDCG@50 of validation and test items, trained with it less trained
-without it. Ends with one line of JSON; with --plot also writes benchmarks/plots/reliance.png (needs the extra `plots`).
+Measures how well the demo's devices learn each user's true reliance on picture, text and crowd, over several generated shops.
+
+First the Spearman correlation of true and learnt reliance, beside that of the routers' weights alone and that of runs without
+routers. Then what the removal of a modality costs, by quartile of the true reliance on it: NDCG@50 of validation and test
+items, trained with it less trained without it. Ends with one line of JSON; with --plot also writes
+benchmarks/plots/reliance.png (needs the extra `plots`).
 """
 
 import argparse

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tessera.benchmarks.synthetic_users import BEAUTY, write_beauty, write_crowd
+from tessera.benchmarks.synthetic_users import BEAUTY, write_beauty, write_synthetic_users
 from tessera.common.errors import DataError
 from tessera.common.metrics.records import read_rounds
 from tessera.deploy.provisioning.datasets import VARIABLE
@@ -60,7 +60,7 @@ def dataset(n_users: int, data: Path, runs: Path) -> Path:
         if n_users == BEAUTYS:
             write_beauty(data / BEAUTY, folder)
         else:
-            write_crowd(n_users, folder)
+            write_synthetic_users(n_users, folder)
     return folder
 
 

@@ -1,4 +1,7 @@
-"""Datasets of many people: Amazon Beauty (2014), and generated ones of any size that are as skewed, with features of noise."""
+"""Makes datasets of many users for measurements of scale: Amazon Beauty (2014), and generated ones of any size.
+
+The generated ones are as skewed as Beauty. The features of all are standard normal noise: as expensive as real ones.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +33,8 @@ def write_beauty(source: Path, folder: Path) -> None:
         _finish(made, load_catalogue(made), {"name": BEAUTY, "kind": "sequences", **about})
 
 
-def write_crowd(n_users: int, folder: Path) -> None:
-    """Generate people who buy by popularity alone; a person buys the same however many others there are.
+def write_synthetic_users(n_users: int, folder: Path) -> None:
+    """Generate users who buy by popularity alone; a user buys the same however many others there are.
 
     A history has n items or more with chance (5 / n)^2.11, and an item's chance falls with its rank as (rank + 30)^-0.67:
     fitted to Beauty's quantiles of both. An item drawn twice counts once.

@@ -1,1 +1,1 @@
-"""Centralised baselines: what recommenders reach that may see everybody's data at once, on the same split and metric."""
+"""Centralised baselines: recommenders that see all users' data in one place, on the federation's split and metric."""

@@ -1,8 +1,10 @@
-"""python -m benchmarks.baselines --data DATA --dataset ml-latest-small [--baselines ease,vbpr] [--seeds 0,1,2] [--quick]
+"""python -m tessera.benchmarks.baselines --data DATA --dataset ml-latest-small [--baselines ease,vbpr] [--seeds 0,1] [--quick]
 
-Centralised baselines on the federation's split and tie-aware metric. Hyperparameters and epochs are chosen by NDCG@50 on
-validation with the first seed; test is read once, for what was chosen. DATA is the folder that holds the datasets (or
-TESSERA_DATA). Prints a row for each baseline as it is done and ends with one line of JSON; progress goes to stderr.
+Measures centralised baselines on the federation's split, by its tie-aware HR and NDCG.
+
+Hyperparameters and epochs are chosen by NDCG@50 on validation with the first seed; test is read once, for what was chosen. DATA
+is the folder that holds the datasets (or TESSERA_DATA). Prints a row for each baseline as it is done and ends with one line of
+JSON; progress goes to stderr.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What every baseline is: fitted on all users' training items in one place, it scores the whole catalogue."""
+"""Defines what a centralised baseline is: fitted on all users' training items, it scores the whole catalogue for each user."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def scores(self, known: Histories) -> Tensor:
-        """Score the catalogue for the users of `fit`, of whom `known` is known now, [n_users, n_items]."""
+        """Score the catalogue for the users of `fit`, whose histories are now `known`, [n_users, n_items]."""
 
     @classmethod
     def candidates(cls, quick: bool = False) -> list[Self]:
@@ -54,7 +54,7 @@ class Baseline(ABC):
 
 
 def interaction_matrix(histories: Histories, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Who has what, as it counts: R [n_users, n_items], dense, of zeros and ones where nothing is aged."""
+    """Which user has which item, R [n_users, n_items], dense: 1 or, in aged histories, the event's weight; 0 elsewhere."""
     matrix = torch.zeros(len(histories), histories.n_items, dtype=dtype)
     matrix[histories.owners, histories.items] = histories.shown.to(dtype)
     return matrix

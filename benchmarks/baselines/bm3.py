@@ -1,4 +1,6 @@
-"""BM3: no negatives; users and items learn to predict each other's dropped-out views, and the content to predict the item.
+"""BM3: self-supervised multimodal recommendation without negatives.
+
+Users and items learn to predict each other's dropped-out views, and the content to predict the item.
 
 Zhou et al., Bootstrap latent representations for multi-modal recommendation, WWW 2023. With C the negative cosine, sg the
 stopped gradient, h the LightGCN embeddings (items plus their own embedding), e_m = f_m W_m + b_m the content, and for each x

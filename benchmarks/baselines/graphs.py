@@ -1,4 +1,4 @@
-"""Sparse graphs that embeddings are propagated over: users with items, and items with similar items."""
+"""Builds the sparse graphs that embeddings are propagated over: users with items, and items with similar items."""
 
 import warnings
 from collections.abc import Sequence

@@ -1,4 +1,6 @@
-"""MGCN: content purified by behaviour, propagated in views of its own, fused by what the behaviour says of preferences.
+"""MGCN: multi-view graph convolution over interactions and item contents.
+
+Content is purified by behaviour, propagated in views of its own, and fused by what the behaviour says of preferences.
 
 Yu et al., Multi-view graph convolutional network for multimedia recommendation, MM 2023. With E_id the LightGCN embeddings:
   purifier   e_m = e_id * sigmoid(W_2m (W_1m f_m + b_1m) + b_2m), e_id the item's own embedding
@@ -6,7 +8,7 @@ Yu et al., Multi-view graph convolutional network for multimedia recommendation,
   fuser      a = softmax_m(q^T tanh(W_4 E_m + b_4)), E_s = sum_m a_m E_m, E~_m = E_m - E_s, P_m = sigmoid(W_3m E_id + b_3m),
              E_mul = E_s + mean_m(P_m * E~_m);  final E = E_id + E_mul, score = E_u . E_i
   loss       BPR + contrast (InfoNCE_users + InfoNCE_items)(E_mul, E_id; 0.2) + penalty |E|^2
-Written from the equations as remembered and held against the authors' released model, which differs from them in dividing
+Written from the equations as remembered and compared with the authors' released model, which differs from them in dividing
 E_s and the two P_m * E~_m alike by 3. Simplified: features stay fixed (the authors fine-tune their tables); the contrast is
 over the distinct users and items of a batch, as a user twice in it would be their own negative.
 """

@@ -1,4 +1,6 @@
-"""PGL: in training, messages pass over a sampled principal subgraph of the interactions; at inference over all of them.
+"""PGL: principal graph learning for multimodal recommendation.
+
+In training, messages pass over a sampled principal subgraph of the interactions; at inference over all of them.
 
 Yu et al., Mind individual information! Principal graph learning for multimedia recommendation, AAAI 2025.
   items      x_i = the modalities' projections W_m f_m + b_m, each of unit norm, side by side; no item embedding

@@ -1,4 +1,4 @@
-"""Popularity: the same order for everybody, by how often an item occurs in training."""
+"""Popularity: the same ranking for all users, by how often an item occurs in training."""
 
 from dataclasses import dataclass
 

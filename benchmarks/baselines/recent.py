@@ -1,4 +1,4 @@
-"""EASE and Spectral asked with recent events first: what order alone is worth to models that were fitted without it.
+"""EASE and Spectral with recent events weighted more when they score, and fitted as before: the gain from order alone.
 
 A user's events count (1 + number of later events)^-recency when scores are computed, as in the federation's history view.
 """

@@ -1,8 +1,8 @@
-"""Spectral: leading singular directions of the interactions, no training.
+"""Spectral: users and items by the leading singular vectors of the interactions, without training.
 
 PureSVD (Cremonesi, Koren & Turrin, Performance of recommender algorithms on top-n recommendation tasks, RecSys 2010) with
 two changes that matter here: users are scaled by |history|^-1/4 before the decomposition, so that long histories do not
-own the directions, and directions count by (s / s_1)^power. It is what the federation's history view is started from.
+dominate the directions, and directions count by (s / s_1)^power. It is what the federation's history view is started from.
 """
 
 from dataclasses import dataclass

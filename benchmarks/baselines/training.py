@@ -1,4 +1,4 @@
-"""How the learnt baselines are trained: Adam on sampled pairs, stopped by the validation items."""
+"""Trains the learnt baselines: Adam on sampled pairs, stopped early by the validation items."""
 
 from abc import abstractmethod
 from collections.abc import Mapping

@@ -1,18 +1,18 @@
-"""Generated crowds: as skewed as Beauty, and the same people whatever their number."""
+"""Generated users: as skewed as Beauty, and the same users whatever their number."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tessera.benchmarks.synthetic_users import N_ITEMS, write_crowd
+from tessera.benchmarks.synthetic_users import N_ITEMS, write_synthetic_users
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import load_interactions
 
 
 def test_a_larger_crowd_begins_with_the_same_people_and_is_as_skewed_as_beauty(tmp_path: Path) -> None:
     for n_users in (50, 5000):
-        write_crowd(n_users, tmp_path / str(n_users))
+        write_synthetic_users(n_users, tmp_path / str(n_users))
     few, many = (load_interactions(tmp_path / name, N_ITEMS) for name in ("50", "5000"))
     assert many.take(np.arange(50)).frame().equals(few.frame())
 

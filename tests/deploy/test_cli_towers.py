@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
+from tessera.benchmarks import cli
 from tessera.benchmarks.harness import transfer
 from tessera.benchmarks.harness.transfer import Carried, summary
 from tessera.common.data.catalogue import load_catalogue
@@ -45,9 +47,9 @@ def small_change(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, value)
 
 
-def run(*arguments: str | Path | int) -> str:
+def run(*arguments: str | Path | int, command: typer.Typer = app) -> str:
     """Run a command; raise what it raised, return what it printed."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
     if result.exception is not None:
         raise result.exception
     return result.stdout
@@ -139,14 +141,14 @@ def test_pictures_that_are_missing_are_said(shop: Path, dataset: Path, tmp_path:
 
 def test_a_transfer_is_tried_between_all_towers(dataset: Path) -> None:
     chosen = ("--classes", "tiny,base", "--alignments", "effects,random", "--rank", 4)
-    printed = run("transfer", dataset, *chosen, "--task", "hush-0/2")
+    printed = run(dataset, *chosen, "--task", "hush-0/2", command=cli.transfer)
     lines = [line.split() for line in printed.splitlines() if "relation" in line]
     pairs = {(line[3], line[5], line[7]) for line in lines}
     wanted = {("tiny", "base"), ("base", "tiny"), ("all", "all")}
     assert pairs == {(alignment, *pair) for alignment in ("effects", "random") for pair in wanted}
-    assert printed == run("transfer", dataset, *chosen, "--task", "hush-0/2")
+    assert printed == run(dataset, *chosen, "--task", "hush-0/2", command=cli.transfer)
     with pytest.raises(DataError, match="no task with 'flying'"):
-        run("transfer", dataset, "--task", "flying")
+        run(dataset, "--task", "flying", command=cli.transfer)
 
 
 def carried(gains: Sequence[tuple[float, float]]) -> list[Carried]:
