@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.utils.folder_lock import SERVING, hold_folder
+from tessera.common.utils.logs import run_log
 from tessera.common.utils.parent_death import tether
 from tessera.common.utils.torch_device import resolve_device
 from tessera.server.dispatch import Dispatcher
@@ -22,10 +23,18 @@ from tessera.server.strategies.fedvlr import FedVLR
 def serve(
     grid: Grid, settings: Settings, catalogue: Path, run_dir: Path, resume: bool, report: Report | None = None
 ) -> None:
-    """Carry out a run over `grid`. The outcome, and the reason of a failure, are in the run's status.json.
+    """Carry out a run over `grid`. The outcome, and the reason of a failure, are in the run's status.json; what happened when
+    is in its run.log.
 
     `report`, where given, hears each line of the metrics as it is written.
     """
+    with run_log(run_dir):
+        _carry_out(grid, settings, catalogue, run_dir, resume, report)
+
+
+def _carry_out(
+    grid: Grid, settings: Settings, catalogue: Path, run_dir: Path, resume: bool, report: Report | None
+) -> None:
     folder = (RunFolder.reopen if resume else RunFolder.create)(run_dir, settings)
     folder.listener = report
     try:

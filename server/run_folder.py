@@ -92,6 +92,7 @@ class RunFolder:
 
     def status(self, state: str, reason: str = "") -> None:
         """Record whether the run is running, completed or failed, and why."""
+        log.info("run %s: %s%s", self.run, state, f": {reason}" if reason else "")
         write_json(self.path / "status.json", {"run": self.run, "state": state, "reason": reason})
 
     def fail(self, reason: str) -> None:
@@ -104,6 +105,7 @@ class RunFolder:
         path = self.path / FILE
         with storing(path), path.open("a", encoding="utf-8") as file:
             file.write(write_line(line))
+        log.info("%s", line.model_dump_json(exclude={"version", "baselines", "strategy"}, exclude_none=True))
         if self.listener:
             self.listener(line)
 

@@ -56,10 +56,14 @@ def run_log(folder: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     before = logger.level
     logger.setLevel(min(before or logging.INFO, logging.INFO))
-    logger.addHandler(handler)
+    # Where nobody said what goes to the terminal, warnings do, as they would without this.
+    added = [handler] if logger.hasHandlers() or not logging.lastResort else [handler, logging.lastResort]
+    for one in added:
+        logger.addHandler(one)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for one in added:
+            logger.removeHandler(one)
         handler.close()
         logger.setLevel(before)

@@ -25,6 +25,7 @@ from tessera.common.metrics.names import (
     Scores,
 )
 from tessera.common.metrics.records import AbandonedRecord, Record, ResultRecord, RoundRecord, StatisticsRecord
+from tessera.common.utils.logs import is_quiet
 from tessera.server.model_selection import criterion
 
 SHOWN = 3
@@ -34,11 +35,11 @@ SHOWN = 3
 class RunDisplay:
     """Shows the lines of a run's metrics as they come: round, loss, metric, bytes, time left.
 
-    On a terminal a bar moves; elsewhere each evaluation is a line of its own.
+    On a terminal a bar moves; elsewhere each evaluation is a line of its own. With --quiet nothing is shown.
     """
 
     def __init__(self, settings: Settings, console: Console) -> None:
-        self.settings, self.console = settings, console
+        self.settings, self.console = settings, Console(quiet=True) if is_quiet() else console
         self.criterion = criterion(settings)
         self.score, self.nodes = "-", settings.federation.nodes
         self.bar = Progress(
@@ -49,8 +50,8 @@ class RunDisplay:
             TextColumn("{task.fields[facts]}"),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
+            console=self.console,
+            disable=not self.console.is_terminal,
         )
         self.task = self.bar.add_task(settings.name, total=settings.rounds, facts="waiting for nodes")
 
@@ -107,7 +108,9 @@ class RunDisplay:
         facts = f"loss {line.loss or 0:.3f}  {metric} {self.score}%  per user {down} down {up} up"
         self.bar.update(self.task, completed=line.round, facts=facts)
         if not self.console.is_terminal and line.scores:
-            print(f"round {line.round}/{self.settings.rounds}  {facts}  {line.seconds:.2f} s", flush=True)
+            told = f"round {line.round}/{self.settings.rounds}  {facts}  {line.seconds:.2f} s"
+            self.console.print(told, markup=False, highlight=False, soft_wrap=True)
+            self.console.file.flush()
 
 
 def _bytes(count: float) -> str:

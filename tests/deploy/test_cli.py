@@ -131,6 +131,11 @@ def test_a_pipe_gets_the_table_and_progress_as_plain_text(trained: subprocess.Co
 def test_the_runs_folder_tells_what_was_run(desk: Path, trained: subprocess.CompletedProcess[str]) -> None:
     run = desk / "runs" / "small"
     assert read_json(run / "status.json")["state"] == "completed"
+    log = (run / "run.log").read_text()
+    assert log.count('"kind":"round"') == 2
+    assert log.splitlines()[-1].endswith(": completed")
+    assert "user-" not in log
+    assert "item-" not in log
     assert yaml.safe_load((run / "config.yaml").read_text())["views"]["dim"] == 8
     lines = read_metrics(run)
     assert [line["kind"] for line in lines] == ["item_statistics", "round", "round", "result"]
