@@ -37,6 +37,11 @@ def configuration() -> Iterator[str]:
         "Some settings choose a component by its name. Such a component may have settings of its own, which are written\n"
         "beside the name: `loss: {name: bce, negatives: 8}`, or `--set local.loss.name=bce --set local.loss.negatives=8`.\n"
     )
+    yield "`tessera config show CONFIG` prints the settings of a run as they are resolved.\n"
+    yield (
+        "Editors complete and check settings by a JSON schema: `tessera config schema > schema.json`, and a first line\n"
+        "`# yaml-language-server: $schema=schema.json` in the YAML file.\n"
+    )
     yield from _group(Settings, "", "The run")
 
 
