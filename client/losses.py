@@ -1,4 +1,4 @@
-"""Losses on the device: each maps what a backbone scores to one value a user, [n_users]."""
+"""Losses on the device: each maps what a prediction model scores to one value a user, [n_users]."""
 
 from collections.abc import Callable
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""Prediction models: what a device computes scores with.
+"""Prediction models: each computes what a user's device scores the items by.
 
 A new one is one file here and one entry in `tessera.common.registry.backbones`, or an entry point of another package.
 """

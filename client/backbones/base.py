@@ -1,4 +1,4 @@
-"""What a prediction model is: which parameters stay on the device, and how they score the personalised items."""
+"""Defines what a prediction model is: which parameters stay on the device, and how they score the items for each user."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""FCF (Ammad-ud-din et al. 2019): collaborative filtering for implicit feedback, the user's factor solved on the device."""
+"""Scores items by a user factor that the device solves for (FCF, Ammad-ud-din et al. 2019)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""FedAvg (McMahan et al. 2017) with a local head: the items are shared, a linear head over them stays on the device."""
+"""Scores shared items by a linear head of each user's own (FedAvg, McMahan et al. 2017, with a local head)."""
 
 from torch import Tensor
 

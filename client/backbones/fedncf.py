@@ -1,4 +1,4 @@
-"""FedNCF (Perifanis & Efraimidis 2022): a private user vector, and a shared neural network over user and item."""
+"""Scores items by a shared neural network over a private user vector and the item (FedNCF, Perifanis & Efraimidis 2022)."""
 
 import torch
 from torch import Tensor

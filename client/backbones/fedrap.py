@@ -1,4 +1,4 @@
-"""FedRAP (Li, Long & Zhou 2024): what is common about the items is shared, what is personal is a table of one's own."""
+"""Scores items by what is common about them and by a table of each user's own (FedRAP, Li, Long & Zhou 2024)."""
 
 import math
 

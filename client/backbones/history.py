@@ -1,4 +1,4 @@
-"""History: the query is the user's history summed in a view of its own, plus a private vector.
+"""Scores items by a query that sums the user's history in a view of its own, plus a private vector.
 
 q_u = sum_{k in history} a_k H_k / |a| + p_u, with a_k = (1 + number of later events)^-recency: 1 for all, or less the older.
 Linear on purpose: a squashed query loses two points of HR@50 on MovieLens. A user the federation never saw is served at

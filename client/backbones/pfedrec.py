@@ -1,4 +1,4 @@
-"""PFedRec (Zhang et al. 2023): two-way personalisation, a private score function and items tuned after download."""
+"""Scores items that each user tunes after download, by a head of each user's own (PFedRec, Zhang et al. 2023)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Ways to train adapters: what a device does with its two branches in a round.
+"""Ways to train adapters: each says what a device does with its two branches in a round.
 
 A new one is one file here and one entry in `tessera.common.registry.methods`, or an entry point of another package.
 """

@@ -1,4 +1,4 @@
-"""What a method is: how a device trains its two branches in a round, which of them travels, and how it answers.
+"""Defines what a method is: how a device trains its two branches in a round, which of them travels, and how it answers.
 
 A step is one batch forward and backward, and all methods take the same number of them: one that trains its branches by
 separate losses gives each half, as FedMosaic's comparison does (A.6).

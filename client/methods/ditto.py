@@ -1,4 +1,4 @@
-"""DITTO (Li et al. 2021, Algorithm 1): a common model, and a personal one that is held to it."""
+"""Trains a common model, and a personal one that is held to it (DITTO, Li et al. 2021, Algorithm 1)."""
 
 import torch
 from torch import Tensor

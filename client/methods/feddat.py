@@ -1,4 +1,4 @@
-"""FedDAT (Chen et al. 2024): a teacher that knows the device and the average, and a student that is averaged."""
+"""Trains a teacher that knows the device and the average, and a student that is averaged (FedDAT, Chen et al. 2024)."""
 
 import torch
 from torch import Tensor

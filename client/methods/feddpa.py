@@ -1,4 +1,4 @@
-"""FedDPA (Long et al. 2024): a global and a local adapter, mixed for each question by how familiar it is."""
+"""Trains a global and a local adapter, mixed for each question by how familiar it is (FedDPA, Long et al. 2024)."""
 
 import torch
 from peft import PeftModel

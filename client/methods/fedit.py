@@ -1,4 +1,4 @@
-"""FedIT (Zhang et al. 2024): one adapter, averaged in every round."""
+"""Trains one adapter that is averaged in every round (FedIT, Zhang et al. 2024)."""
 
 from tessera.client.adapters.pq_lora import LOCAL
 from tessera.client.methods.sft import SFT

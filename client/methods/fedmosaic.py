@@ -1,4 +1,4 @@
-"""FedMosaic (Algorithm 1): the local branch is trained under the gate, beside what others know."""
+"""Trains a device's own branch under a gate, beside what others know (FedMosaic, Algorithm 1)."""
 
 from tessera.client.adapters.pq_lora import LOCAL
 from tessera.client.methods.base import BOTH, LocalTraining, Method

@@ -1,4 +1,4 @@
-"""FedSim (Pillutla et al. 2022, Algorithm 2): shared and personal parameters step together, by one loss."""
+"""Trains shared and personal parameters together, by one loss (FedSim, Pillutla et al. 2022, Algorithm 2)."""
 
 import torch
 from peft import PeftModel

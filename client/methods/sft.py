@@ -1,4 +1,4 @@
-"""SFT: every device for itself."""
+"""Trains every device for itself (supervised fine-tuning)."""
 
 from tessera.client.adapters.pq_lora import LOCAL
 from tessera.client.methods.base import LocalTraining, Method

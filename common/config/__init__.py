@@ -1,1 +1,1 @@
-"""Settings: their types, and how they are read from YAML."""
+"""Reads and checks the settings of a run."""

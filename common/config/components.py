@@ -1,4 +1,4 @@
-"""Settings of a component that is chosen by name: `loss: bce`, or `loss: {name: bce, negatives: 8}`.
+"""Reads settings that choose a component by its name: `loss: bce`, or `loss: {name: bce, negatives: 8}`.
 
 Which settings there are depends on the name, and is looked up in the registry, so that other packages' components are read and
 checked like ours.

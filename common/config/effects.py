@@ -1,7 +1,7 @@
-"""Settings that have no effect beside the others, and why: whoever sets one has something in mind that would not happen.
+"""Finds settings that have no effect beside the others: whoever sets one has something in mind that would not happen.
 
-Each rule says for some keys when they do nothing. A file that sets such a key is refused with the reason; what is written
-out leaves such keys out, so that it can be read again.
+Each rule says for some keys when they do nothing, and why. A file that sets such a key is refused with the reason; what is
+written out leaves such keys out, so that it can be read again.
 """
 
 from collections.abc import Callable, Iterable

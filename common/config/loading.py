@@ -1,4 +1,7 @@
-"""Settings as people write them: YAML, values for one executor laid over it, single changes, and errors that say which key."""
+"""Reads settings as people write them: YAML, values for one executor laid over it, and single changes KEY=VALUE.
+
+Errors name the file, the key and the nearest known one.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

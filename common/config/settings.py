@@ -1,4 +1,8 @@
-"""Settings of a run: frozen, typed, validated once, when the YAML is read."""
+"""The settings of a run and what each of them means: typed, checked once when they are read, and never changed afterwards.
+
+What depends on several settings is checked here too, where it cannot work; what would merely do nothing is refused by
+`tessera.common.config.effects`, and only where somebody set it.
+"""
 
 import math
 from typing import Annotated, Any, Literal

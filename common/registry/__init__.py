@@ -1,1 +1,1 @@
-"""What both sides must know of each backbone and of each method of training adapters."""
+"""Lists the components that can be chosen by name, each with what both sides must know of it."""

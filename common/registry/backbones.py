@@ -1,6 +1,7 @@
-"""What both sides must know of a prediction model: its settings, and what it asks the server to broadcast beside the views.
+"""Lists the prediction models: the settings of each, and what it asks the server to broadcast beside the views.
 
-A new backbone is one file in `client/backbones/` and one entry here, or an entry point `tessera.backbones` of another package.
+A new one is one file in `client/backbones/` and one entry below. Another package offers one as a `BackboneSpec` in the
+entry-point group `tessera.backbones`.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""The base of all settings, and of those of one component: frozen, typed, and strict about names.
+"""The base of all settings: frozen, typed, and strict about names; and the numbers that settings are made of.
 
-A component's settings are written `{name: bce, negatives: 8}`; one that has none of its own needs no class.
+A component's own settings extend `ComponentSettings`; a component that has none of its own needs no class.
 """
 
 from typing import Annotated

@@ -1,6 +1,7 @@
-"""What both sides must know of a loss: its settings, and whether it asks for one event from those before it.
+"""Lists the losses that devices train by: the settings of each, and whether it asks for one event from those before it.
 
-A new loss is one function in `client/losses.py` and one entry here, or an entry point `tessera.losses` of another package.
+A new one is one function in `client/losses.py` and one entry below. Another package offers one as a `LossSpec` in the
+entry-point group `tessera.losses`.
 """
 
 from dataclasses import dataclass

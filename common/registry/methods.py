@@ -1,6 +1,7 @@
-"""What both sides must know of a way to train adapters together: its settings, which adapters, and who is merged with whom.
+"""Lists the ways to train adapters together: the settings of each, which adapters it has, and who is merged with whom.
 
-A new method is one file in `client/methods/` and one entry here, or an entry point `tessera.methods` of another package.
+A new one is one file in `client/methods/` and one entry below. Another package offers one as a `MethodSpec` in the
+entry-point group `tessera.methods`.
 """
 
 from dataclasses import dataclass

@@ -33,18 +33,47 @@ class Fruit:
 FRUITS = Registry("fruit", "tessera.nobody_offers_these", Fruit, {"apple": Fruit(), "pear": Fruit("no_such:thing")})
 
 
-def package(folder: Path, name: str, entries: str, code: str) -> None:
+LOSS = """
+from tessera.common.registry.component import ComponentSettings, Positive
+from tessera.common.registry.losses import LossSpec
+
+class HingeSettings(ComponentSettings):
+    margin: Positive = 3
+
+SPEC = LossSpec("orchard:hinge", HingeSettings)
+
+def hinge(scores, histories, settings, salt):
+    return settings.margin
+"""
+SETTINGS = """
+import sys
+from tessera.client.losses import find_loss
+from tessera.common.config.loading import parse_settings
+from tessera.common.config.settings import Settings
+from tessera.common.errors import ConfigError
+
+for loss in ("hinge", {"name": "hinge", "margin": 5}, {"name": "hinge", "margn": 5}, {"name": "bce", "margin": 5}):
+    try:
+        settings = parse_settings({"name": "run", "data": {"folder": "x"}, "local": {"loss": loss}}, "my.yaml")
+        assert Settings.model_validate_json(settings.model_dump_json()) == settings
+        print(find_loss(settings.local.loss)(None, None, settings.local.loss, 0))
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def package(folder: Path, name: str, entries: str, code: str, group: str = GROUP) -> None:
     """Lay out an installed package: its module and its metadata."""
     (folder / f"{name}.py").write_text(code)
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{entries}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{entries}\n")
 
 
-def asked(folder: Path, expression: str) -> str:
+def asked(folder: Path, expression: str, program: str = PROGRAM) -> str:
     """What a fresh process with these packages answers."""
-    program = f"import sys; sys.path.insert(0, {str(folder)!r})\n{PROGRAM}"
+    program = f"import sys; sys.path.insert(0, {str(folder)!r})\n{program}"
     done = subprocess.run([sys.executable, "-c", program, expression], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -54,6 +83,16 @@ def test_what_another_package_offers_is_found_beside_the_built_in(tmp_path: Path
     assert (
         asked(tmp_path, "list(fruits), str(fruits['plum']), 'plum' in fruits") == "(['apple', 'plum'], 'a plum', True)"
     )
+
+
+def test_an_outside_loss_has_settings_of_its_own_in_a_runs_file(tmp_path: Path) -> None:
+    package(tmp_path, "orchard", "hinge = orchard:SPEC", LOSS, "tessera.losses")
+    assert asked(tmp_path, "", SETTINGS).splitlines() == [
+        "3",
+        "5",
+        "my.yaml: local.loss: hinge has no setting 'margn'; the nearest known one is 'margin'",
+        "my.yaml: local.loss: bce has no setting 'margin'; hinge has",
+    ]
 
 
 def test_its_code_is_imported_only_when_it_is_asked_for(tmp_path: Path) -> None:

@@ -286,9 +286,8 @@ def test_a_device_with_another_tower_or_start_is_named_before_the_first_round(
     else:
         tensors, metadata = read_tensors(path)
         write_tensors(path, {name: value + 1e-3 for name, value in tensors.items()}, metadata)
-    with pytest.raises(
-        RunError, match=r"2 nodes answered to item_statistics, 3 must: node 2 returned .* has a tower 'small-"
-    ):
+    message = "2 nodes answered to item_statistics, 3 must: node 2 returned .* has a tower 'small-"
+    with pytest.raises(RunError, match=message):
         inline.execute(job, silent)
 
 
@@ -356,9 +355,7 @@ def test_ray_equals_inline(tmp_path: Path, dataset: Path) -> None:
 
 
 @pytest.mark.slow
-def test_grpc_equals_inline_where_devices_keep_their_secrets(
-    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_grpc_equals_inline_with_secrets(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real device's name, draws and noise hang on its secret and on the run's name: the inline run is given both."""
     changes = {"mosaic": {"classes": ["tiny", "small", "base"]}, "rounds": 5, "evaluation": {"every": 5}}
     grpc = pupils_job(dataset, tmp_path / "grpc", **changes)
@@ -395,9 +392,8 @@ def test_no_question_of_a_task_is_drawn_before_it_begins(
 
     plain = LocalTraining.rows
     monkeypatch.setattr(LocalTraining, "rows", spy)
-    job = pupils_job(
-        dataset, tmp_path / "run", 1, rounds=n_rounds, mosaic={"stream": "dynamic"}, evaluation={"every": 8}
-    )
+    mosaic, evaluation = {"stream": "dynamic"}, {"every": 8}
+    job = pupils_job(dataset, tmp_path / "run", 1, rounds=n_rounds, mosaic=mosaic, evaluation=evaluation)
     overheard(job, lambda node, task, update: drawn.append(set()) or update)
     seen = [tasks for tasks in drawn if tasks]
     assert [max(tasks) + 1 for tasks in seen] == [-(-round * TASKS // n_rounds) for round in range(1, n_rounds + 1)]
