@@ -37,7 +37,7 @@ class _Faults(_Line):
     """What was wrong with them, node by node."""
 
 
-class _Traffic(BaseModel):
+class _Traffic(_Line):
     bytes_down_per_user: Figure = 0.0
     """Bytes of tensors from the server, for each user of the run."""
     bytes_down_per_node: Figure = 0.0
@@ -111,7 +111,7 @@ class AbandonedRecord(_Line):
     """How many answers were not taken, by the kind of their fault; left out where there were none."""
 
 
-class ResultRecord(_Traffic, _Line):
+class ResultRecord(_Traffic):
     """What a completed run ended with: its last line."""
 
     kind: Literal["result"] = "result"

@@ -1,5 +1,6 @@
-"""Writes two pages from the code: the settings from their models, the commands from their own help."""
+"""Writes pages from the code: settings and lines of metrics from their models, commands from their own help."""
 
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,14 @@ from pydantic.fields import FieldInfo
 
 from tessera.common.config.components import component_of
 from tessera.common.config.settings import Settings
+from tessera.common.metrics import names
+from tessera.common.metrics.records import (
+    AbandonedRecord,
+    EvaluationRecord,
+    ResultRecord,
+    RoundRecord,
+    StatisticsRecord,
+)
 from tessera.common.registry.registry import Registry
 from tessera.deploy.cli.main import app
 
@@ -19,8 +28,9 @@ Schema = dict[str, Any]
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add configuration.md and commands.md."""
+    """Add configuration.md, metrics.md and commands.md."""
     files.append(File.generated(config, "configuration.md", content="\n".join(configuration())))
+    files.append(File.generated(config, "metrics.md", content="\n".join(metrics())))
     files.append(File.generated(config, "commands.md", content="\n".join(commands())))
     return files
 
@@ -81,12 +91,12 @@ def _component(path: str, registry: Registry[Any]) -> Iterator[str]:
             yield from _table(spec.settings, [own for own in spec.settings.model_fields if own != "name"])
 
 
-def _table(model: type[BaseModel], names: list[str]) -> Iterator[str]:
-    """Settings with the values they may have, their default and what they mean."""
+def _table(model: type[BaseModel], names: list[str], what: str = "setting") -> Iterator[str]:
+    """Settings, or other fields of a model, with the values they may have, their default and what they mean."""
     schema = model.model_json_schema()
     if not names:
         return
-    yield "| setting | values | default | |\n|---|---|---|---|"
+    yield f"| {what} | values | default | |\n|---|---|---|---|"
     for name in names:
         field, shown = model.model_fields[name], schema["properties"][name]
         about = " ".join((field.description or "").split())
@@ -133,6 +143,21 @@ def _plain(value: Any) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+
+
+def metrics() -> Iterator[str]:
+    """The lines of a run's metrics, kind by kind."""
+    yield "# Metrics\n"
+    yield (
+        "A run writes `metrics.jsonl` to its folder: one JSON object a line, each of one of these kinds. This page is written\n"
+        "from the types that write and read them; a field with the default `nothing` is left out where it has no value.\n"
+    )
+    yield f"{inspect.cleandoc(names.__doc__ or '')}\n".replace("\n\n", "\n\n```\n", 1) + "```\n"
+    for record in (StatisticsRecord, RoundRecord, EvaluationRecord, AbandonedRecord, ResultRecord):
+        yield f"## `{record.model_fields['kind'].default}`\n"
+        yield f"{record.__doc__}\n"
+        fields = sorted(record.model_fields, key=lambda name: name not in ("kind", "round"))
+        yield from _table(record, [name for name in fields if name != "kind"], "field")
 
 
 def commands() -> Iterator[str]:
