@@ -6,18 +6,14 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from tessera.common.config.settings import Settings
-from tessera.common.data.catalogue import Catalogue, load_catalogue
+from tessera.common.data.catalogue import load_catalogue
 from tessera.common.utils.folder_lock import SERVING, hold_folder
 from tessera.common.utils.logs import run_log
 from tessera.common.utils.parent_death import tether
-from tessera.common.utils.torch_device import resolve_device
 from tessera.server.dispatch import Dispatcher
 from tessera.server.rounds import run_rounds
 from tessera.server.run_folder import Report, RunFolder
-from tessera.server.strategies.base import Strategy
-from tessera.server.strategies.combined import Combined
-from tessera.server.strategies.fedmosaic import FedMosaic, expected
-from tessera.server.strategies.fedvlr import FedVLR
+from tessera.server.strategies import make_strategy
 
 
 def serve(
@@ -49,16 +45,6 @@ def _carry_out(
         folder.fail("stopped from outside; go on with --resume")
         raise
     folder.status("completed")
-
-
-def make_strategy(settings: Settings, items: Catalogue, dataset: Path) -> Strategy:
-    """The strategy that the settings name, for the items and towers of the dataset folder."""
-    if settings.strategy.name == "fedvlr":
-        return FedVLR(settings, items, resolve_device(settings.device))
-    fedmosaic = FedMosaic(settings, items.sha256, expected(dataset, settings))
-    if settings.strategy.name == "fedmosaic":
-        return fedmosaic
-    return Combined(FedVLR(settings, items, resolve_device(settings.device)), fedmosaic)
 
 
 app = ServerApp()

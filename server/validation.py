@@ -7,7 +7,6 @@ they send is taken, or `RejectedUpdate`.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from flwr.app import RecordDict
@@ -15,18 +14,17 @@ from flwr.app import RecordDict
 from tessera.common.errors import DataError, NotFiniteError
 from tessera.common.metrics.names import MetricName
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.adapters import ADAPTERS
 from tessera.common.protocol.codecs import decode, rotation
 from tessera.common.protocol.messages import Kind, Task, in_answer_to
-from tessera.common.protocol.parts import GRADIENTS_PART, Part
+from tessera.common.protocol.parts import GRADIENTS_PART
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import ANSWERS, Update, check_gradients, unpack_update
+from tessera.common.registry.registry import resolve
 
 FAILED, REFUSED, LATE, STRAY = "failed", "refused", "late", "stray"
 MALFORMED, NONFINITE, CONSTANT, LARGE = "malformed", "nonfinite", "constant", "large"
 REMEDIES = {NONFINITE: "lower the learning rates", CONSTANT: "nothing was learnt: check losses and rates"}
 """What ails most nodes is the run's own fault, and this is what to do."""
-TAKES: Mapping[str, tuple[Part[Any], ...]] = {"fedvlr": (), "fedmosaic": (ADAPTERS,), "combined": (ADAPTERS,)}
 SIGNED = "loss"
 """The only sum that may be negative."""
 FIGURES: Mapping[Kind, frozenset[str]] = {
@@ -101,7 +99,7 @@ def degenerate(kind: Kind, sums: MetricSums) -> tuple[str, str] | None:
 
 
 def _read(content: RecordDict, task: Task, sent: Tensors) -> Update:
-    update, wire = unpack_update(content, TAKES[task.settings.strategy.name]), task.settings.wire
+    update, wire = unpack_update(content, map(resolve, task.settings.strategy_spec.parts)), task.settings.wire
     shapes = {name: tuple(sent[name].shape) for name in sent}
     gradients = decode(update.gradients, shapes, wire.gradients, rotation(task.settings.seed, task.round))
     return replace(update, gradients=gradients)

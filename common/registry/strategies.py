@@ -12,19 +12,22 @@ VIEWS_GROUPS = frozenset({"views", "local", "server", "wire", "privacy"})
 """Groups of settings that concern the server's views and the gradients that come back for them."""
 TOWER_GROUPS = frozenset({"mosaic"})
 """Groups of settings that concern towers on the devices."""
+ADAPTERS = "tessera.common.protocol.adapters:ADAPTERS"
 
 
 @dataclass(frozen=True)
 class StrategySpec:
     """A strategy: a `tessera.server.strategies.base.Strategy`, named by `implementation`, and what both sides know of it.
 
-    `groups` are the groups of settings that it reads; others are refused. `is_sum` says whether all that the server learns
-    of the devices is the sum of their updates.
+    `groups` are the groups of settings that it reads; others are refused. `is_sum` says whether all that the server learns of
+    the devices is the sum of their updates. `parts` names, as "package.module:attribute", the
+    `tessera.common.protocol.parts.Part`s of an update that it takes beside everybody's; a reply with any other is refused.
     """
 
     implementation: str
     groups: frozenset[str]
     is_sum: bool
+    parts: tuple[str, ...] = ()
     settings: type[ComponentSettings] = ComponentSettings
 
     @property
@@ -44,9 +47,9 @@ STRATEGIES = Registry(
     StrategySpec,
     {
         "fedvlr": StrategySpec("tessera.server.strategies.fedvlr:FedVLR", VIEWS_GROUPS, is_sum=True),
-        "fedmosaic": StrategySpec("tessera.server.strategies.fedmosaic:FedMosaic", TOWER_GROUPS, is_sum=False),
+        "fedmosaic": StrategySpec("tessera.server.strategies.fedmosaic:FedMosaic", TOWER_GROUPS, False, (ADAPTERS,)),
         "combined": StrategySpec(
-            "tessera.server.strategies.combined:Combined", VIEWS_GROUPS | TOWER_GROUPS, is_sum=False
+            "tessera.server.strategies.combined:Combined", VIEWS_GROUPS | TOWER_GROUPS, False, (ADAPTERS,)
         ),
     },
 )

@@ -1,49 +1,63 @@
 """What the round loop asks of a strategy: what each client gets, and what becomes of what they return."""
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Self
 
 from torch import Tensor
 
+from tessera.common.config.settings import Settings
+from tessera.common.data.catalogue import Catalogue
+from tessera.common.errors import RunError
 from tessera.common.protocol.messages import Broadcast
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 
 
-class Strategy(Protocol):
-    """The server's half of a federated algorithm; the client's half is on the devices."""
+class Strategy(ABC):
+    """The server's half of a federated algorithm; the client's half is on the devices.
+
+    Laws, which `tessera.testing.StrategyContract` checks: until something is learnt, `broadcast` gives a client the same content;
+    after `restore(state())` it gives that content again; `aggregate` sees the sum of the updates only.
+    """
 
     catalogue: str
     """Hash of the catalogue's items."""
 
+    @classmethod
+    @abstractmethod
+    def make(cls, settings: Settings, catalogue: Catalogue, dataset: Path) -> Self:
+        """Build it for a run on the items of a dataset's folder."""
+
     @property
+    @abstractmethod
     def views(self) -> tuple[str, ...]:
         """Names of the views that are sent, in their order."""
-        ...
 
+    @abstractmethod
     def broadcast(self, client: str | None) -> Broadcast:
         """What a client gets in the coming task; None is one that has not said who it is."""
-        ...
 
     def check(self, update: Update) -> None:
-        """Raise a `TesseraError` for a device's update that cannot be absorbed."""
-        ...
+        """Raise a `TesseraError` for a device's update that cannot be added to others'; the gradients have been looked at."""
+        return None
 
+    @abstractmethod
     def aggregate(self, update: Update) -> None:
-        """Learn from the sum of the devices' updates."""
-        ...
+        """Learn from the sum of the devices' updates. Raises `RoundAbandoned` where there is nothing in it to learn from."""
 
     def initialise(self, vectors: Tensor, values: Tensor) -> None:
         """Begin with the interactions' singular vectors [n_items, rank] and values [rank]."""
-        ...
+        raise RunError("this strategy has no item embeddings to start: leave views.spectral_rounds out")
 
     def report(self) -> dict[str, Any]:
         """What a run's result says besides its scores."""
-        ...
+        return {}
 
+    @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Everything learnt so far, by name."""
-        ...
 
+    @abstractmethod
     def restore(self, tensors: Tensors) -> None:
         """Take up what `state` gave."""
-        ...

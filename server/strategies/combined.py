@@ -1,13 +1,17 @@
 """FedVLR and FedMosaic at once: devices return gradients of the server's views, and their own towers' adapters."""
 
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from torch import Tensor
 
+from tessera.common.config.settings import Settings
+from tessera.common.data.catalogue import Catalogue
 from tessera.common.protocol.messages import Broadcast
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
+from tessera.server.strategies.base import Strategy
 from tessera.server.strategies.fedmosaic import FedMosaic
 from tessera.server.strategies.fedvlr import FedVLR
 
@@ -15,12 +19,17 @@ MOSAIC = "client/"
 """Prefix of what FedMosaic keeps; the rest is FedVLR's."""
 
 
-class Combined:
+class Combined(Strategy):
     """Each strategy sees what concerns it; a client's broadcast holds the views and its own module."""
 
     def __init__(self, fedvlr: FedVLR, fedmosaic: FedMosaic) -> None:
         self.fedvlr, self.fedmosaic, self.catalogue = fedvlr, fedmosaic, fedvlr.catalogue
         self._broadcasts: dict[str, Broadcast] = {}
+
+    @classmethod
+    def make(cls, settings: Settings, catalogue: Catalogue, dataset: Path) -> Self:
+        """Build both. Raises `DataError` without towers."""
+        return cls(FedVLR.make(settings, catalogue, dataset), FedMosaic.make(settings, catalogue, dataset))
 
     @property
     def views(self) -> tuple[str, ...]:

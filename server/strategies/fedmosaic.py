@@ -5,12 +5,13 @@ Its peers that merge adapters differ in the weights only (`tessera.common.regist
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
 from tessera.common.config.settings import Settings
-from tessera.common.errors import RoundAbandoned, RunError
+from tessera.common.data.catalogue import Catalogue
+from tessera.common.errors import RoundAbandoned
 from tessera.common.protocol.adapters import ADAPTERS, MODULE, AdapterUpdate
 from tessera.common.protocol.messages import Broadcast
 from tessera.common.protocol.tensors import Tensors
@@ -20,6 +21,7 @@ from tessera.common.towers.aligned_init import last_layer, shapes, size_of, smal
 from tessera.common.towers.io import load_reader, tower_path
 from tessera.server.adapters.merging import AdapterStore, Shapes
 from tessera.server.adapters.relevance import relevance, similarity, uniform
+from tessera.server.strategies.base import Strategy
 
 
 def expected(dataset: Path, settings: Settings) -> dict[str, Shapes]:
@@ -34,13 +36,21 @@ def expected(dataset: Path, settings: Settings) -> dict[str, Shapes]:
     return found
 
 
-class FedMosaic:
+class FedMosaic(Strategy):
     """The server's half: the last contribution of every client, absent ones included, and what each gets back.
 
     `expected` are the parts of a contribution by tower.
     """
 
-    views: tuple[str, ...] = ()
+    @classmethod
+    def make(cls, settings: Settings, catalogue: Catalogue, dataset: Path) -> Self:
+        """Build it for the towers in a dataset's folder. Raises `DataError` without them."""
+        return cls(settings, catalogue.sha256, expected(dataset, settings))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """None: devices see items by their own towers."""
+        return ()
 
     def __init__(self, settings: Settings, catalogue: str, expected: Mapping[str, Shapes]) -> None:
         self.mosaic, self.catalogue = settings.mosaic, catalogue
@@ -72,10 +82,6 @@ class FedMosaic:
         for client, sent in update[ADAPTERS].modules.items():
             self.adapters.take(client, sent)
         self._broadcasts = {}
-
-    def initialise(self, vectors: Tensor, values: Tensor) -> None:
-        """Adapters have no embedding that could start from interactions. Raises `RunError`."""
-        raise RunError("fedmosaic has no item embeddings: leave views.spectral_rounds out")
 
     def report(self) -> dict[str, Any]:
         """Cosines of the clients' signatures, and who weighs how much for whom; rows and columns in the order of `clients`."""

@@ -4,7 +4,8 @@ Within a round nothing the server learns moves on a device, so the views F are c
 sum_u alpha_u sum_a grad_(D, gamma) L_u = J_F^T (sum_u alpha_u sum_a dL_u/dF): Algorithm 1's aggregate from dL/dF alone.
 """
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,18 @@ from tessera.common.protocol.messages import Broadcast
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update, check_gradients
 from tessera.common.registry.backbones import BACKBONES
+from tessera.common.utils.torch_device import resolve_device
+from tessera.server.strategies.base import Strategy
 from tessera.server.views.generator import ViewGenerator
 
 
-class FedVLR:
+class FedVLR(Strategy):
     """The server's half of FedVLR: the view generator and its optimiser."""
+
+    @classmethod
+    def make(cls, settings: Settings, catalogue: Catalogue, dataset: Path) -> Self:
+        """Build it on the device that the settings name."""
+        return cls(settings, catalogue, resolve_device(settings.device))
 
     def __init__(self, settings: Settings, catalogue: Catalogue, device: torch.device | None = None) -> None:
         self.settings, self.catalogue = settings, catalogue.sha256
@@ -60,9 +68,6 @@ class FedVLR:
             self._broadcast = Broadcast(sent, encode(sent, self.settings.wire.views, rotation(self.settings.seed)))
         return self._broadcast
 
-    def check(self, update: Update) -> None:
-        """Accept everything: `check_gradients` has seen it."""
-
     def aggregate(self, update: Update) -> None:
         """Step on the devices' sum, normalised by the weight that answered (Alg. 1, lines 8-9).
 
@@ -78,10 +83,6 @@ class FedVLR:
         torch.autograd.backward(list(self._outputs.values()), gradients)
         self.optimizer.step()
         self._moved()
-
-    def report(self) -> dict[str, Any]:
-        """Nothing besides the scores."""
-        return {}
 
     def state(self) -> dict[str, Tensor]:
         """Everything learnt so far, by name: parameters and the optimiser's moments."""
