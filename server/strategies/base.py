@@ -17,8 +17,8 @@ from tessera.common.protocol.updates import Update
 class Strategy(ABC):
     """The server's half of a federated algorithm; the client's half is on the devices.
 
-    Laws, which `tessera.testing.StrategyContract` checks: until something is learnt, `broadcast` gives a client the same content;
-    after `restore(state())` it gives that content again; `aggregate` sees the sum of the updates only.
+    Laws, which `tessera.testing.StrategyContract` checks: until something is learnt, `broadcast` gives a client the same
+    content; after `restore(state())` it gives that content again; `aggregate` sees the sum of the updates only.
     """
 
     catalogue: str
