@@ -336,7 +336,7 @@ def test_slow_nodes_are_left_out_at_the_deadline_and_their_late_updates_dropped(
 
 
 def test_a_question_to_all_is_asked_again_when_a_node_fails_once(tmp_path: Path) -> None:
-    """So that a run does not end because a device was restarting while the census was taken."""
+    """So that a run does not end because a device was restarting while item statistics were taken."""
     inline.execute(small_job(tmp_path, "whole", 3), silent)
     job, failed = small_job(tmp_path, "run", 3), list[str]()
 
