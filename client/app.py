@@ -11,8 +11,8 @@ from tessera.client.base import Client
 from tessera.client.device_folder import TensorsMissing
 from tessera.client.recommendation import RecommendationClient
 from tessera.client.transforms import Origin, transforms
-from tessera.common.config.settings import Settings
-from tessera.common.errors import DataError, StorageError, TesseraError
+from tessera.common.config.device import DeviceSettings
+from tessera.common.errors import DataError, ProtocolError, StorageError, TesseraError
 from tessera.common.protocol.messages import in_answer_to, missing_tensors, refusal, unpack_task
 from tessera.common.protocol.updates import ANSWERS, pack_update
 
@@ -33,7 +33,7 @@ def device_app(devices: Path | None = None) -> ClientApp:
     return app
 
 
-def answer(content: RecordDict, device: Callable[[Settings], Client], simulated: bool = False) -> RecordDict:
+def answer(content: RecordDict, device: Callable[[DeviceSettings], Client], simulated: bool = False) -> RecordDict:
     """Carry out a message's task on a device. What goes wrong is told to the server without naming a user: only
     what kind of trouble it is; what it says is in the device's own log.
 
@@ -48,6 +48,9 @@ def answer(content: RecordDict, device: Callable[[Settings], Client], simulated:
         return reply
     except TensorsMissing as missing:
         return missing_tensors(str(missing))
+    except ProtocolError as error:  # says nothing but versions
+        log.error("%s", error)
+        return refusal(str(error))
     except TesseraError as error:
         if simulated and isinstance(error, StorageError):
             raise
@@ -58,7 +61,7 @@ def answer(content: RecordDict, device: Callable[[Settings], Client], simulated:
         return refusal(f"{type(error).__name__} on the device; its own log says more")
 
 
-def _kind(settings: Settings) -> type[Client]:
+def _kind(settings: DeviceSettings) -> type[Client]:
     """Which kind of device a run needs. PEFT is read only where adapters are trained: a device should start fast."""
     if not settings.asks_questions:
         return RecommendationClient

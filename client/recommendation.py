@@ -19,7 +19,7 @@ from tessera.client.base import Client
 from tessera.client.histories import Histories, histories
 from tessera.client.private_state import PrivateState, Store
 from tessera.client.transforms import Origin, transforms
-from tessera.common.config.settings import Settings
+from tessera.common.config.device import DeviceSettings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import Interactions, Split, load_interactions
 from tessera.common.data.splits import make_split
@@ -92,7 +92,7 @@ class RecommendationClient(Client):
 
         return TowerView.of(self, task)
 
-    def split(self, settings: Settings) -> Split:
+    def split(self, settings: DeviceSettings) -> Split:
         """Read this device's people's events, split as the run's settings say."""
         _, interactions = _load(self.folder, _changed(self.folder))
         return make_split(interactions, settings.data, settings.seed)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tessera.common.config.settings import Settings
+from tessera.common.config.device import DeviceSettings
 from tessera.common.errors import DamagedError
 from tessera.common.protocol.messages import Task
 from tessera.common.utils.atomic_files import read_json
@@ -31,7 +31,7 @@ class RunNote(BaseModel):
 
     run: str
     views: tuple[str, ...]
-    settings: Settings
+    settings: DeviceSettings
     last: Moment
     evaluated: Moment | None = None
     selected: Moment | None = None

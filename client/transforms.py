@@ -19,7 +19,8 @@ import torch
 
 from tessera.client.privacy import clipped, noised, secret_normal
 from tessera.client.private_state import PrivateState, together
-from tessera.common.config.settings import Codec, Settings
+from tessera.common.config.device import DeviceSettings
+from tessera.common.config.settings import Codec
 from tessera.common.data.interactions import Split
 from tessera.common.protocol.codecs import encode, rotation
 from tessera.common.protocol.updates import Update
@@ -136,7 +137,7 @@ class Transforms:
         return [step for step in self.steps if step.stage == stage]
 
 
-def transforms(settings: Settings) -> Transforms:
+def transforms(settings: DeviceSettings) -> Transforms:
     """The steps that a run's settings ask for."""
     clip, multiplier = settings.privacy.clip, settings.privacy.noise_multiplier
     steps: list[Transform] = []

@@ -35,5 +35,9 @@ class RunError(TesseraError):
     """A run cannot go on: the message names the round, and the node where one is to blame."""
 
 
+class ProtocolError(TesseraError):
+    """The other side speaks another version of the protocol: the message names both."""
+
+
 class NotFiniteError(RunError):
     """Numbers that should be finite are not."""

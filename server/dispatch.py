@@ -232,7 +232,8 @@ class Dispatcher:
         try:
             answer.update += self._fitting(reply, node, question)
         except RejectedUpdate as unfit:
-            answer.drop(unfit.kind, node, f"returned something {unfit.kind}: {unfit}")
+            said = "is refused" if unfit.kind == REFUSED else f"returned something {unfit.kind}"
+            answer.drop(unfit.kind, node, f"{said}: {unfit}")
             answer.lost += unfit.sums
             return False
         answer.nodes += 1

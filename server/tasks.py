@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RoundAbandoned, RunError
 from tessera.common.protocol.messages import Kind, Task
@@ -32,6 +33,7 @@ class Tasks:
         selection: ModelSelection,
     ) -> None:
         self.dispatcher, self.strategy, self.settings = dispatcher, strategy, settings
+        self.device_settings = DeviceSettings.of(settings)
         self.folder, self.selection = folder, selection
         self.round = 0
 
@@ -51,7 +53,7 @@ class Tasks:
             self.folder.durable(),
             self.strategy.views,
             self.strategy.catalogue,
-            self.settings,
+            self.device_settings,
             selected=self.selection.round,
         )
         ask = partial(self.dispatcher.dispatch, task, broadcast, inputs, self.strategy.check, counts)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from flwr.app import RecordDict
 
-from tessera.common.errors import DataError, NotFiniteError
+from tessera.common.errors import DataError, NotFiniteError, ProtocolError
 from tessera.common.metrics.names import MetricName
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import decode, rotation
-from tessera.common.protocol.messages import Kind, Task, in_answer_to
+from tessera.common.protocol.messages import Kind, Task, check_protocol, in_answer_to
 from tessera.common.protocol.parts import GRADIENTS_PART
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import ANSWERS, Update, check_gradients, unpack_update
@@ -63,7 +63,9 @@ def validate_update(content: RecordDict, wanted: Expected) -> Update:
     """Read a node's update. Raises `RejectedUpdate` when it answers another task, is malformed, not finite or too large."""
     task = wanted.task
     try:
-        if dict(content.config_records.get(ANSWERS, {})) != dict(in_answer_to(task)):
+        said = dict(content.config_records.get(ANSWERS, {}))
+        check_protocol(said, "it", "this server")
+        if any(said.get(name) != value for name, value in in_answer_to(task).items()):
             raise RejectedUpdate(STRAY, "it answers another task than this round's")
         update = _read(content, task, wanted.sent)
         _check_sums(update.sums, task.kind)
@@ -80,6 +82,8 @@ def validate_update(content: RecordDict, wanted: Expected) -> Update:
             raise RejectedUpdate(MALFORMED, f"gradients, which nobody wants of {task.kind}")
     except RejectedUpdate:
         raise
+    except ProtocolError as error:
+        raise RejectedUpdate(REFUSED, str(error)) from None
     except NotFiniteError as error:
         raise RejectedUpdate(NONFINITE, str(error)) from None
     except Exception as error:  # whatever a node has made up

@@ -37,15 +37,16 @@ class Component:
             raise ValueError(str(error)) from None
         return found
 
-    def read(self, value: Any) -> ComponentSettings:
-        """Settings from a name, a mapping or settings. Raises `ValueError` for an unknown name or setting."""
+    def read(self, value: Any, lenient: bool = False) -> ComponentSettings:
+        """Settings from a name, a mapping or settings. Raises `ValueError` for an unknown name, or setting unless `lenient`."""
         content = self.written(value.model_dump() if isinstance(value, ComponentSettings) else value)
         if not isinstance(content, Mapping):
             raise ValueError(f"write the name of a {self.registry.kind}, or {{name: ..., SETTING: VALUE}}")
         model = self.model(content["name"])
-        if strange := [key for key in content if key not in model.model_fields]:
+        strange = [key for key in content if key not in model.model_fields]
+        if strange and not lenient:
             raise ValueError(self._has_no(str(content["name"]), model, str(strange[0])))
-        return model.model_validate(content)
+        return model.model_validate({key: one for key, one in content.items() if key not in strange})
 
     def written(self, value: Any) -> Any:
         """A name as a mapping with this name, and a mapping without one as the default's; anything else as it is."""
@@ -68,7 +69,10 @@ class Component:
         return {**base, **top}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self.read, handler(source))
+        def read(value: Any, info: core_schema.ValidationInfo) -> ComponentSettings:
+            return self.read(value, bool(info.context and info.context.get("lenient")))
+
+        return core_schema.with_info_before_validator_function(read, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Either a name, or one mapping for each component: its constant name and its own settings."""

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tessera.common.config.device import SplitSettings
 from tessera.common.config.settings import DataSettings
 from tessera.common.data.interactions import Interactions, Part, Split
 from tessera.common.utils import counter_rng
 
 
-def make_split(interactions: Interactions, data: DataSettings, seed: int) -> Split:
+def make_split(interactions: Interactions, data: DataSettings | SplitSettings, seed: int) -> Split:
     """Split as the settings of a run say.
 
     With cold items a user's training history is all their events on other items, and held out are their last event on a

@@ -6,17 +6,22 @@ for private tensors.
 """
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from tessera.common.config.settings import NAME, Settings
-from tessera.common.errors import DataError
+from tessera.common.config.device import DeviceSettings
+from tessera.common.config.settings import NAME
+from tessera.common.errors import DataError, ProtocolError
 from tessera.common.protocol.tensors import Tensors, content_hash, from_record, to_record
 
+PROTOCOL = 1
+"""Version of what messages hold: raised when one side could no longer work with the other's as it was. Keys that may be left
+out are added without: devices leave out those they do not know."""
 Kind = Literal["item_statistics", "power", "train", "evaluate", "baselines", "select"]
 
 VIEWS, HISTORY = "views", "history"
@@ -65,7 +70,7 @@ class Task:
     durable: tuple[int, ...]
     views: tuple[str, ...]
     catalogue: str
-    settings: Settings
+    settings: DeviceSettings
     tensors: str = ""
     """Content hash of the tensors the task works on; the tensors themselves travel only to who lacks them."""
     selected: int = 0
@@ -76,6 +81,7 @@ def pack_task(task: Task, tensors: Tensors | None = None, inputs: Tensors | None
     """Build a message's content; `tensors` go along only when the device lacks them, `inputs`, tensors about items, always."""
     header = ConfigRecord(
         {
+            "protocol": PROTOCOL,
             "kind": task.kind,
             "run": task.run,
             "round": task.round,
@@ -96,12 +102,14 @@ def pack_task(task: Task, tensors: Tensors | None = None, inputs: Tensors | None
 def unpack_task(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, dict[str, Tensor]]:
     """Read what `pack_task` built, task, tensors and inputs; None for tensors that did not come along.
 
-    Raises `DataError` when the run or the hash could not be the name of a file: both are used as one.
+    Raises `ProtocolError` for another version's, and `DataError` when the run or the hash could not be the name of a file:
+    both are used as one. What the header says beside what a task has is left out.
     """
     header: dict[str, Any] = dict(content.config_records["task"])
-    header["settings"] = Settings.model_validate_json(header["settings"])
+    check_protocol(header, "the server", "this device")
+    header["settings"] = DeviceSettings.read(header["settings"])
     header["durable"], header["views"] = tuple(header["durable"]), tuple(header["views"])
-    task = Task(**header)
+    task = Task(**{one.name: header[one.name] for one in fields(Task) if one.name in header})
     if not re.fullmatch(NAME, task.run) or not re.fullmatch("[0-9a-f]{64}|", task.tensors):
         raise DataError("the server's task names a run or tensors that no server of ours would name")
     carried = content.array_records.get("tensors")
@@ -110,7 +118,16 @@ def unpack_task(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, di
 
 def in_answer_to(task: Task) -> ConfigRecord:
     """Say which task a reply answers, so that one that comes late or twice is taken for nothing else."""
-    return ConfigRecord({"kind": task.kind, "run": task.run, "round": task.round})
+    return ConfigRecord({"protocol": PROTOCOL, "kind": task.kind, "run": task.run, "round": task.round})
+
+
+def check_protocol(header: Mapping[str, Any], other: str, own: str) -> None:
+    """Raise `ProtocolError`, which names both versions, unless what came is of this one."""
+    version = header.get("protocol", "none")
+    if version != PROTOCOL:
+        raise ProtocolError(
+            f"{other} speaks protocol {str(version)[:20]}, {own} {PROTOCOL}: install the same Tessera on both"
+        )
 
 
 def missing_tensors(tensors: str) -> RecordDict:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tessera.client.recommendation import RecommendationClient
+from tessera.common.config.device import DeviceSettings
 from tessera.common.data.interactions import ABSENT, Part, load_interactions
 from tessera.common.data.splits import item_parts, make_split
 from tessera.common.datasets import convert_shop
@@ -27,7 +28,9 @@ BACKBONES = {"history": "softmax", "fedavg": "bce", "fcf": "squares", "fedrap": 
 
 def asked(kind: str, job: Job, tensors: dict[str, torch.Tensor], round: int = 1) -> Task:
     catalogue = RecommendationClient(job.devices[0]).catalogue().sha256
-    return Task(kind, "run", round, (), ("one", "two"), catalogue, job.settings, content_hash(tensors))  # type: ignore[arg-type]
+    return Task(
+        kind, "run", round, (), ("one", "two"), catalogue, DeviceSettings.of(job.settings), content_hash(tensors)
+    )  # type: ignore[arg-type]
 
 
 def views(n_items: int) -> dict[str, torch.Tensor]:

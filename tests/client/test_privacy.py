@@ -11,6 +11,7 @@ from tessera.client import cohort, privacy
 from tessera.client.histories import histories
 from tessera.client.recommendation import RecommendationClient
 from tessera.client.transforms import Origin, transforms
+from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import ConfigError
 from tessera.common.protocol.messages import Task
@@ -104,7 +105,9 @@ def test_a_device_draws_noise_that_the_run_does_not_determine(tmp_path: Path) ->
     dataset = small_dataset(tmp_path / "data")
     settings = small_settings(privacy={"clip": 1.0, "noise_multiplier": 1.0})
     tensors = {"views": torch.randn(7, 40, 8), "history": torch.randn(40, 8)}
-    task = Task("train", "run", 1, (), (), small_catalogue(40).sha256, settings, content_hash(tensors))
+    task = Task(
+        "train", "run", 1, (), (), small_catalogue(40).sha256, DeviceSettings.of(settings), content_hash(tensors)
+    )
 
     def upload(simulated: bool) -> torch.Tensor:
         return RecommendationClient(dataset, simulated).perform(task, tensors, {}).gradients["views"]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tessera.client import cohort
 from tessera.client.private_state import PrivateState, Store
 from tessera.client.recommendation import RecommendationClient
+from tessera.common.config.device import DeviceSettings
 from tessera.common.errors import DataError
 from tessera.common.protocol.messages import Task
 from tessera.common.utils.atomic_files import write_tensors
@@ -37,7 +38,7 @@ def kept(store: Store) -> set[int]:
 
 
 def task(round: int, kind: str = "train", **groups: object) -> Task:
-    return Task(kind, "run", round, (0,), ("sum", "id"), "", settings(**groups))  # type: ignore[arg-type]
+    return Task(kind, "run", round, (0,), ("sum", "id"), "", DeviceSettings.of(settings(**groups)))  # type: ignore[arg-type]
 
 
 def fresh(device: RecommendationClient, users: tuple[str, ...] = USERS, **groups: object) -> PrivateState:

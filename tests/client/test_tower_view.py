@@ -14,6 +14,7 @@ from tessera.client.histories import histories
 from tessera.client.private_state import Store
 from tessera.client.recommendation import RecommendationClient
 from tessera.client.tower_view import TowerView, sized, typical_size
+from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import TOWER_DIM
 from tessera.common.data.catalogue import FEATURES, load_catalogue
 from tessera.common.errors import ConfigError, DataError
@@ -43,7 +44,7 @@ def device(
     """The first of two devices, and a task."""
     job = people_job(dataset, tmp_path / "run", 2, **changes)
     node = RecommendationClient(job.devices[0], simulated=True)
-    return node, Task(kind, "run", round, (), ("one", "two"), node.catalogue().sha256, job.settings)  # type: ignore[arg-type]
+    return node, Task(kind, "run", round, (), ("one", "two"), node.catalogue().sha256, DeviceSettings.of(job.settings))  # type: ignore[arg-type]
 
 
 def broadcast(dataset: Path, seed: int = 0) -> Sent:

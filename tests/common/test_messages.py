@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tessera.client import cohort
 from tessera.client.histories import histories
+from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import NAME
 from tessera.common.errors import DataError, RunError
 from tessera.common.metrics.ranking import MetricSums
@@ -56,7 +57,7 @@ tasks = st.builds(
     st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
     st.lists(st.sampled_from(["sum", "image", "id"]), max_size=3).map(tuple),
     st.text(alphabet="0123456789abcdef", max_size=64),
-    st.floats(1e-9, 9).map(lambda rate: settings(local={"learning_rate": rate})),
+    st.floats(1e-9, 9).map(lambda rate: DeviceSettings.of(settings(local={"learning_rate": rate}))),
     st.just("") | st.text(alphabet="0123456789abcdef", min_size=64, max_size=64),
 )  # fmt: skip
 
@@ -117,7 +118,7 @@ def test_an_update_arrives_as_it_was_sent(wire, gradients, counts, weight, loss)
 @pytest.mark.parametrize(("run", "tensors"), [("../escaped", ""), ("run", "../planted"), ("", ""), ("run", "abc")])
 def test_what_cannot_be_the_name_of_a_file_is_refused(run: str, tensors: str) -> None:
     with pytest.raises(DataError, match="no server of ours"):
-        unpack_task(pack_task(Task("train", run, 1, (0,), ("id",), "c0", settings(), tensors)))
+        unpack_task(pack_task(Task("train", run, 1, (0,), ("id",), "c0", DeviceSettings.of(settings()), tensors)))
 
 
 @WIRES
@@ -214,7 +215,7 @@ def test_the_hash_sees_neither_order_nor_memory() -> None:
 
 
 def test_bytes_are_those_of_the_tensors() -> None:
-    task = Task("train", "run", 1, (0,), ("id",), "c0", settings())
+    task = Task("train", "run", 1, (0,), ("id",), "c0", DeviceSettings.of(settings()))
     tensors = {"views": torch.zeros(4, 100, 16, dtype=torch.float16), "history": torch.zeros(100, 16)}
     inputs = {"counts": torch.zeros(1000)}
     assert array_bytes(pack_task(task)) == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from tessera.client.recommendation import RecommendationClient
+from tessera.common.config.device import DeviceSettings
 from tessera.common.protocol.messages import HISTORY, VIEWS, Task
 from tessera.common.protocol.tensors import content_hash
 from tessera.common.utils.atomic_files import digest
@@ -27,7 +28,7 @@ def train(folder: Path, round: int) -> dict[str, str]:
         VIEWS: torch.randn(2, len(catalogue), 8, generator=draws),
         HISTORY: torch.randn(len(catalogue), 8, generator=draws),
     }
-    settings = small_settings(local={"batch_users": 5})  # people in three files
+    settings = DeviceSettings.of(small_settings(local={"batch_users": 5}))  # people in three files
     task = Task("train", "run", round, (1,), ("sum", "id"), catalogue.sha256, settings, content_hash(tensors))
     update = device.perform(task, tensors, {})
     return {name: content_hash({name: value}) for name, value in update.gradients.items()}
