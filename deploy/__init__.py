@@ -1,1 +1,1 @@
-"""All that starts processes: the command and the executors."""
+"""Starts processes and talks to people: the `tessera` command, the ways to run a federation, and federations of machines."""

@@ -1,4 +1,4 @@
-"""What every process is started with: no telemetry, no update checks, nothing installed later, threads that wait quietly."""
+"""Sets the environment of every process: no telemetry, no update checks, nothing installed later, threads that sleep."""
 
 import os
 from pathlib import Path

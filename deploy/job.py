@@ -1,4 +1,4 @@
-"""What an executor is given, a job: the settings of a run, its dataset, the devices' folders, and where it all goes."""
+"""Describes a run to whatever executes it: its settings, its dataset, the devices' folders, and where results go."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One process at a time for a folder: a run's, a bench's, a server's or a device's."""
+"""Lets one process at a time use a folder: a run's, a bench's, a server's or a device's."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Where messages of the program go: to the terminal as much as was asked for, and into a run's folder.
+"""Sends the program's messages to the terminal, as much as was asked for, and into a run's folder.
 
 Everything of ours logs to loggers below `tessera`. A message names nobody's items, scores or history.
 """

@@ -1,1 +1,1 @@
-"""The `tessera` command, a file for each group of commands."""
+"""The `tessera` command: one file for each command or group of commands."""

@@ -1,4 +1,4 @@
-"""`tessera config`: show the settings of a run as they are resolved, and describe them to editors."""
+"""The commands `tessera config ...`: show the settings of a run as they are resolved, and describe them to editors."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`tessera data`: convert raw data, describe datasets, generate the demo shop."""
+"""The commands `tessera data ...`: convert raw data, describe datasets, generate the demo shop, share users out."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar while it runs, a table when it has ended, one line of JSON for programs."""
+"""Shows a run: a progress bar while it trains, a table when it has ended, one line of JSON for programs."""
 
 from pathlib import Path
 from types import TracebackType

@@ -1,4 +1,4 @@
-"""`tessera doctor`: what is wrong on this machine, and what to do about it."""
+"""The command `tessera doctor`: says what is wrong on this machine, and what to do about it."""
 
 import json
 from collections import Counter

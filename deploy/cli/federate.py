@@ -1,4 +1,4 @@
-"""`tessera federate`: a federation on separate machines.
+"""The commands `tessera federate ...`: run a federation on separate machines.
 
     server    tessera federate certificates SERVER_DIR --host server.example
     server    tessera federate server --dir SERVER_DIR

@@ -1,4 +1,4 @@
-"""The `tessera` command: what it has, and how it ends. A command's module is imported when it is called, and not before."""
+"""Lists the commands of `tessera`, and imports the one that is called: `--help` need not wait for torch."""
 
 import logging
 import sys

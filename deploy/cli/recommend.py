@@ -1,4 +1,4 @@
-"""`tessera recommend`: recommendations to a person from their own device's files, with reasons."""
+"""The command `tessera recommend`: recommends items to a person from their own device's files, with reasons."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

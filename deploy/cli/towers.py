@@ -1,4 +1,4 @@
-"""`tessera towers`: fit the towers of device classes on a catalogue.
+"""The commands `tessera towers ...`: fit the towers of device classes on a catalogue.
 
 A tower is an encoder of ours, small enough for a device; a device class is a size of it.
 """

@@ -1,4 +1,4 @@
-"""`tessera train`: a federation on this machine, from a file of settings to a table of how good its recommendations are."""
+"""The command `tessera train`: trains a federation on this machine and prints how good its recommendations are."""
 
 import json
 from enum import StrEnum

@@ -1,8 +1,8 @@
-"""What the containers of docker-compose.yml do: `python -m tessera.deploy.docker.entrypoint server|client|train`.
+"""Does what each container of docker-compose.yml is for: `python -m tessera.deploy.docker.entrypoint server|client|train`.
 
-They meet in two volumes. In `enrolment` each client shows its public key, whose private half stays in the client's own
-volume. In `published` the server's side shows `ca.crt`, the dataset, and `shares.json`: whose key is registered, in
-the order in which people are dealt out to them. Containers come and go, so a client counts as long as it touches its key.
+They meet in two volumes. In `registration` each client puts its public key, whose private half stays in the client's own
+volume. In `published` the server's side puts `ca.crt`, the dataset, and `assignments.json`: whose keys are registered, in
+the order in which the users are divided among them. Containers come and go, so a client counts as long as it touches its key.
 """
 
 import os
@@ -38,10 +38,10 @@ CHECKOUT = Path(__file__).parents[2] / "benchmarks"
 """Mounted from where docker-compose.yml lies; its owner owns the runs."""
 USER = 1000
 """The image's own user."""
-ASSIGNMENTS = PUBLISHED / "shares.json"
+ASSIGNMENTS = PUBLISHED / "assignments.json"
 DAYS = 365
 BEAT = 2.0
-"""Seconds between two looks of a client at the shares, and two signs of life."""
+"""Seconds between two looks of a client at the assignments, and two signs of life."""
 REPORT_WIDTH = 100
 
 
@@ -54,7 +54,7 @@ def server() -> None:
 
 
 def train() -> None:
-    """Register the clients there are, give each a share, and carry out the run; go on with one that was cut short."""
+    """Register the clients there are, assign users to each, and carry out the run; go on with one that was cut short."""
     _become_owner()
     config, run = Path(os.environ["CONFIG"]), RUNS / os.environ["RUN"]
     settings = load_settings(config, "grpc", [f"name={run.name}"])
@@ -62,25 +62,25 @@ def train() -> None:
         _write_report(run, settings)
         print(f"the run in runs/{run.name} is complete; RUN=another begins a new one", flush=True)
         return
-    resume, badges = (run / "config.yaml").exists(), registrations(REGISTRATION)
+    resume, keys = (run / "config.yaml").exists(), registrations(REGISTRATION)
     dataset = _dataset(settings)
-    shares = {"dataset": str(dataset), "clients": list(badges)}
-    if resume and _assignments() != shares:
+    assignments = {"dataset": str(dataset), "clients": list(keys)}
+    if resume and _assignments() != assignments:
         raise RunError(
             f"runs/{run.name} was begun with other clients or data, and what devices learnt stays with them: "
             "start as many, with the same volumes, or choose another RUN"
         )
     control = Control(Server.load(SERVER))
-    for badge in badges.values():
-        control.register(badge)
-    write_json(ASSIGNMENTS, shares)
-    changes = [f"name={run.name}", f"federation.nodes={len(badges)}"]
+    for key in keys.values():
+        control.register(key)
+    write_json(ASSIGNMENTS, assignments)
+    changes = [f"name={run.name}", f"federation.nodes={len(keys)}"]
     cli_federate.submit(config, SERVER, dataset, RUNS, changes, resume)
     _write_report(run, settings)
 
 
 def client() -> NoReturn:
-    """Show this device's key until there is a share for it; take the share, and join; anew when the shares change."""
+    """Show this device's key until users are assigned to it; take their data, and join; anew when the assignments change."""
     key = public_key(DEVICE).read_text()
     write_bytes(PUBLIC_KEY_FILE, key.encode())
     try:
@@ -91,11 +91,12 @@ def client() -> NoReturn:
         PUBLIC_KEY_FILE.unlink()
 
 
-def _take_part(key: str, shares: dict[str, Any]) -> None:
-    """Join with this client's share until the shares change. Raises `RunError` when `join`, which is patient, gives up."""
-    take_assignment(DEVICE, shares["dataset"], shares["clients"].index(key), len(shares["clients"]))
+def _take_part(key: str, assignments: dict[str, Any]) -> None:
+    """Join with this client's users until the assignments change. Raises `RunError` when `join`, which is patient, gives up."""
+    clients = assignments["clients"]
+    take_assignment(DEVICE, assignments["dataset"], clients.index(key), len(clients))
     with _joined() as process:
-        _beat_while(lambda: process.poll() is None and _assignments() == shares)
+        _beat_while(lambda: process.poll() is None and _assignments() == assignments)
         if process.returncode is not None:
             raise RunError(f"`tessera federate join` ended with exit code {process.returncode}")
 
@@ -108,20 +109,20 @@ def registrations(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def take_assignment(device: Path, dataset: str, share: int, shares: int) -> None:
-    """Deal a device its share of a dataset, unless it holds it, or interactions that its owner brought.
+def take_assignment(device: Path, dataset: str, partition: int, n_partitions: int) -> None:
+    """Give a device its partition of a dataset, unless it holds that, or interactions that its owner brought.
 
-    What was learnt about people of another share goes with them; the key and Flower's home stay.
+    What was learnt about people of another partition goes with them; the key and Flower's home stay.
     """
-    wanted, note = {"dataset": dataset, "share": share, "of": shares}, device / "share.json"
+    wanted, note = {"dataset": dataset, "partition": partition, "of": n_partitions}, device / "assignment.json"
     if read_json(note) == wanted if note.exists() else (device / INTERACTIONS).exists():
         return
-    write_json(note, {})  # from here until the end neither this share's nor the owner's
+    write_json(note, {})  # from here until the end neither this partition's nor the owner's
     for path in device.iterdir():
         if path.name in (HOME, KEY, f"{KEY}.pub", note.name):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    partition_one(Path(dataset), device, share, shares)
+    partition_one(Path(dataset), device, partition, n_partitions)
     write_json(note, wanted)
 
 
@@ -129,7 +130,7 @@ def _dataset(settings: Settings) -> Path:
     """The run's dataset, converted where all containers see it."""
     if settings.strategy_spec.has_towers:
         raise RunError(
-            f"clients are dealt interactions alone, and strategy {settings.strategy.name} needs towers: set fedvlr"
+            f"clients are given interactions alone, and strategy {settings.strategy.name} needs towers: set fedvlr"
         )
     return prepared_dataset(settings.data, DATA, PUBLISHED / "datasets")
 

@@ -1,4 +1,4 @@
-"""Whether a container is well, for docker-compose.yml.
+"""Tells docker whether a container is well.
 
 `python -IS deploy/docker/healthcheck.py server|client`, exit code 0 or 1.
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 SERVER_NAME = "server"
 """The server's name in the containers' network."""
-PUBLISHED, REGISTRATION = Path("/published"), Path("/enrolment")
+PUBLISHED, REGISTRATION = Path("/published"), Path("/registration")
 PUBLIC_KEY_FILE = REGISTRATION / f"{socket.gethostname()}.pub"
 """This container's public key where the submitter looks for it, touched while the container is well."""
 FRESH = 15.0
-"""Seconds after which a badge that is not touched is that of a container that is gone."""
+"""Seconds after which a public key file that is not touched is that of a container that is gone."""
 PORTS = (9092, 9093)
 SECONDS = 4.0
 
@@ -37,9 +37,9 @@ def client() -> None:
         raise OSError(f"{PUBLIC_KEY_FILE} was not touched for {FRESH:g} s")
 
 
-def fresh(badge: Path) -> bool:
-    """Whether the container of a badge is there. Raises `OSError` where there is no badge."""
-    return time.time() - badge.stat().st_mtime < FRESH
+def fresh(key: Path) -> bool:
+    """Whether the container that put a public key file there still runs. Raises `OSError` where there is no such file."""
+    return time.time() - key.stat().st_mtime < FRESH
 
 
 if __name__ == "__main__":

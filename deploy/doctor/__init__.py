@@ -1,4 +1,4 @@
-"""`tessera doctor`: checks of a machine, a server's folder, a device's folder and the way between them.
+"""Checks a machine, a server's folder, a device's folder and the way between them, for `tessera doctor`.
 
 Nothing is changed, and nothing is asked of anybody but the server. Whatever needs torch is imported late, so that a
 machine without it can be told so.

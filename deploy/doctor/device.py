@@ -1,4 +1,4 @@
-"""Checks of a device's folder: that it can be used, its key, who else can read it, and that its data load."""
+"""Checks a device's folder: that it can be used, its key, who else can read it, and that its data load."""
 
 import tempfile
 from collections.abc import Iterator
@@ -109,6 +109,8 @@ def _data(folder: Path) -> Finding:
         catalogue = load_catalogue(folder, modalities=False)
         events = load_interactions(folder, len(catalogue))
     except (DataError, OSError) as error:
-        remedy = "deal or convert the data again (tessera data partition, tessera data convert), or bring back a backup"
+        remedy = (
+            "share out or convert the data again (tessera data partition, tessera data convert), or bring back a backup"
+        )
         return problem("data", str(error), remedy)
     return ok("data", f"{len(events.users)} people, {len(events)} interactions, {len(catalogue)} items")

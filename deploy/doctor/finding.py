@@ -1,4 +1,4 @@
-"""What a check found, and what to do about it."""
+"""Says what a check found, and what to do about it."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Checks of the machine: Python and packages, CUDA, disk, memory, and the Ray that is named."""
+"""Checks the machine: Python and packages, CUDA, disk, memory, and the Ray that is named."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Checks of a server's folder, its ports, and whether a server at an address proves to be the one it should be."""
+"""Checks a server's folder, its ports, and whether a server at an address proves to be the one it should be."""
 
 from collections.abc import Iterator
 from contextlib import suppress

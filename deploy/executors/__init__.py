@@ -1,1 +1,1 @@
-"""Three ways to run a job: in this process, on Ray, over gRPC."""
+"""Runs a federation in one of three ways: in this process, on Ray workers, or as separate processes over gRPC."""

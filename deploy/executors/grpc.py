@@ -1,4 +1,7 @@
-"""The gRPC executor: a SuperLink and a SuperNode per device folder on this machine, or a run on a server elsewhere."""
+"""Runs a federation as separate processes over gRPC: all of them on this machine, or on a server that runs already.
+
+On this machine that is a SuperLink, Flower's server, and a SuperNode, Flower's client, for each device folder.
+"""
 
 import shutil
 import time
@@ -39,7 +42,7 @@ def execute(job: Job, report: Report) -> None:
     wanted, there = job.settings.federation.nodes, len(job.devices)
     if there < wanted:
         raise RunError(
-            f"federation.nodes is {wanted}, but there are {there} device folders: deal the users out to more"
+            f"federation.nodes is {wanted}, but there are {there} device folders: share the users out to more"
         )
     end_leftovers(job.run_dir / FOLDER)
     folder = _fresh_folder(job.run_dir)

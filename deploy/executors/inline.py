@@ -1,4 +1,4 @@
-"""The inline executor: a Grid in the same process, for demos, tests and one machine at full speed."""
+"""Runs a federation in this process, with a Flower Grid of its own: for demos, tests and one machine at full speed."""
 
 from collections.abc import Iterable
 

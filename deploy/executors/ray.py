@@ -1,4 +1,4 @@
-"""The Ray executor: Flower's simulation engine in this process, virtual nodes that host a cohort each, on Ray workers."""
+"""Runs a federation on Ray workers: Flower's simulation engine, with virtual nodes that host many users each."""
 
 import logging
 import os

@@ -24,7 +24,7 @@ DEVICES = "devices"
 
 
 def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, overwrite: bool) -> Job:
-    """Lay out a run's folder: deal the dataset's users out to device folders, or find those of the run to resume."""
+    """Lay out a run's folder: share the dataset's users out to device folders, or find those of the run to resume."""
     n_nodes = settings.federation.nodes
     if resume and overwrite:
         raise RunError("--resume goes on with a run and --overwrite replaces it: pass one of them")
@@ -33,9 +33,9 @@ def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, ove
             clear(run_dir)
     require(run_dir, resume)
     if resume:
-        dealt = len(list((run_dir / DEVICES).glob("node-*")))
-        if dealt != n_nodes:
-            raise RunError(f"{run_dir} was run with {dealt} nodes, not {n_nodes}: resume it with --nodes {dealt}")
+        there = len(list((run_dir / DEVICES).glob("node-*")))
+        if there != n_nodes:
+            raise RunError(f"{run_dir} was run with {there} nodes, not {n_nodes}: resume it with --nodes {there}")
         folders = tuple(device_folders(run_dir / DEVICES, n_nodes))
     else:
         shutil.rmtree(run_dir / DEVICES, ignore_errors=True)  # of a run that never began
@@ -44,7 +44,7 @@ def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, ove
 
 
 def partition_for(dataset: Path, out: Path, settings: Settings) -> tuple[Path, ...]:
-    """Deal a dataset out to one device folder a node below `out`, with all that the settings' strategy needs there.
+    """Share a dataset out to one device folder a node below `out`, with all that the settings' strategy needs there.
 
     Raises, before anything is written, `RunError` without PEFT and `DataError` without towers where the strategy needs them.
     """

@@ -1,4 +1,4 @@
-"""Views shared by simulated nodes: what many are sent lies on one disk once, and messages carry only its name."""
+"""Saves simulated nodes from copies: what many are sent lies on one disk once, and messages carry only its name."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,12 +15,12 @@ from tessera.common.utils.atomic_files import write_tensors
 class SharedTensorGrid(Grid):
     """Flower's `grid`, between a server and simulated nodes whose folders lie side by side in `devices`.
 
-    Tensors that come along with a task are written to the nodes' shelf and taken out of the message. Whoever sends has by
-    then counted their bytes: a real device would get them.
+    Tensors that come along with a task are written to the nodes' shared tensor store and taken out of the message. Whoever
+    sends has by then counted their bytes: a real device would get them.
     """
 
     def __init__(self, grid: Grid, devices: Path) -> None:
-        self.grid, self.shelf = grid, shared_tensors_folder(devices)
+        self.grid, self.store = grid, shared_tensors_folder(devices)
         self._round = ""
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -37,10 +37,10 @@ class SharedTensorGrid(Grid):
     def _store(self, name: str, content: RecordDict, round: str) -> None:
         """Write a message's tensors; those of other rounds go, since nodes keep links to what they took."""
         if round != self._round:
-            for path in self.shelf.glob("*"):
+            for path in self.store.glob("*"):
                 path.unlink()
             self._round = round
-        write_tensors(self.shelf / f"{name}.safetensors", unpack_task(content)[1] or {})
+        write_tensors(self.store / f"{name}.safetensors", unpack_task(content)[1] or {})
 
     def set_run(self, run: Run) -> None:
         """Set the run that messages belong to."""

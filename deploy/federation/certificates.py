@@ -1,4 +1,4 @@
-"""TLS certificates of a federation's server, and the key each device proves its identity with.
+"""Makes and checks the TLS certificates of a federation's server, and the key each device proves its identity with.
 
 Everything is made with `cryptography`: neither openssl nor ssh-keygen need be installed on a device.
 """

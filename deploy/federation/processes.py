@@ -1,4 +1,4 @@
-"""Flower's processes: started in a session of their own, watched, and stopped with everything they started."""
+"""Starts Flower's processes, watches them, and stops them with everything they started."""
 
 import os
 import random

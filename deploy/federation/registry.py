@@ -1,6 +1,6 @@
-"""Which devices a server knows: what Flower says of each, beside the key it was registered with, which Flower does not say.
+"""Tells which devices a server knows: what Flower says of each, beside the key it was registered with.
 
-A server's folder notes each key in a file of its own, `devices/NUMBER.json`.
+Flower does not say which, so a server's folder notes each key in a file of its own, `devices/NUMBER.json`.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""The server's side of a federation: a folder, the SuperLink that runs from it, and what is asked of that SuperLink.
+"""Runs the server of a federation from its folder: starts Flower's SuperLink, and asks it to register, revoke and run.
 
 A server's folder holds `ca.crt ca.key server.pem server.key` (`tessera.deploy.federation.certificates`), `state.db` (registered
 keys and past runs), `server.json` (its ports) and Flower's homes.

@@ -1,4 +1,4 @@
-"""A device's side of a federation: its key, and the SuperNode that runs from its folder.
+"""Runs a device of a federation from its folder: makes its key, and starts Flower's SuperNode.
 
 All of it stays in the device's folder: `node.key` (never leaves it), `node.key.pub` (what the server registers) and
 `.flower` (Flower's home, and a note of the key that a server took in).

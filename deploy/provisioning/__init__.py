@@ -1,1 +1,1 @@
-"""What must be there before a run begins: its dataset, each node's share of it, and towers."""
+"""Prepares what must be there before a run begins: its dataset, each node's part of it, and towers."""

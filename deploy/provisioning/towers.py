@@ -1,4 +1,4 @@
-"""Towers for the devices of a run, and the folders of those that answer questions."""
+"""Gives the devices of a run their towers, and questions to those that answer them."""
 
 import shutil
 from collections.abc import Sequence

@@ -125,7 +125,7 @@ def test_a_fresh_copy_trains_and_exits_with_the_status_of_the_run(federation: Fe
 
 def test_killed_containers_come_back_and_the_run_goes_on(federation: Federation) -> None:
     federation.configure(rounds=60)
-    federation.compose("up", "--detach", run="second")  # three clients now: people are dealt out anew
+    federation.compose("up", "--detach", run="second")  # three clients now: users are assigned anew
     until(lambda: any(line["nodes"] == 3 for line in federation.rounds("second")), "a round of three clients")
     clients = federation.containers("client")
     keys = [docker("exec", client, "cat", "/device/node.key.pub") for client in clients]
@@ -144,7 +144,7 @@ def check_privacy(clients: list[str], keys: list[str]) -> None:
     assert set(people.values()) == {1}, "nobody is on two devices"
     for client in clients:
         mounts = {mount["Destination"] for mount in json.loads(docker("inspect", client))[0]["Mounts"]}
-        assert mounts == {"/device", "/published", "/enrolment", "/data"}
+        assert mounts == {"/device", "/published", "/registration", "/data"}
 
 
 def check_users(containers: list[str]) -> None:

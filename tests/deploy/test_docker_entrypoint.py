@@ -1,4 +1,4 @@
-"""What containers do that needs no engine: shares, signs of life, and that nobody's telemetry is on."""
+"""What containers do that needs no engine: assignments, signs of life, and that nobody's telemetry is on."""
 
 import os
 import time
@@ -23,29 +23,31 @@ def people(folder: Path) -> list[str]:
     return list(load_interactions(folder, len(load_catalogue(folder, modalities=False))).users)
 
 
-def test_the_shares_of_all_devices_are_what_deal_gives(shop: Path, tmp_path: Path) -> None:
-    for share, dealt in enumerate(partition(shop, tmp_path / "dealt", 3)):
-        device = tmp_path / f"device-{share}"
+def test_the_assignments_of_all_devices_are_what_partition_gives(shop: Path, tmp_path: Path) -> None:
+    for number, given in enumerate(partition(shop, tmp_path / "given", 3)):
+        device = tmp_path / f"device-{number}"
         device.mkdir()
-        take_assignment(device, str(shop), share, 3)
-        assert people(device) == people(dealt)
+        take_assignment(device, str(shop), number, 3)
+        assert people(device) == people(given)
 
 
-def test_another_share_replaces_people_and_what_was_learnt_of_them_but_not_the_key(shop: Path, tmp_path: Path) -> None:
+def test_another_assignment_replaces_people_and_what_was_learnt_of_them_but_not_the_key(
+    shop: Path, tmp_path: Path
+) -> None:
     make_node_key(tmp_path / KEY)
     key = (tmp_path / KEY).read_bytes()
     take_assignment(tmp_path, str(shop), 0, 2)
     (tmp_path / "private").mkdir()
     take_assignment(tmp_path, str(shop), 0, 2)
-    assert (tmp_path / "private").exists(), "the same share is left alone"
+    assert (tmp_path / "private").exists(), "the same assignment is left alone"
     take_assignment(tmp_path, str(shop), 1, 2)
     assert not (tmp_path / "private").exists()
     assert (tmp_path / KEY).read_bytes() == key
     assert people(tmp_path) == people(shop)[1::2]
 
 
-def test_a_share_that_was_being_dealt_when_killed_is_dealt_again(shop: Path, tmp_path: Path) -> None:
-    (tmp_path / "share.json").write_text("{}")
+def test_an_assignment_that_was_being_taken_when_killed_is_taken_again(shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "assignment.json").write_text("{}")
     (tmp_path / INTERACTIONS).write_bytes(b"half")
     take_assignment(tmp_path, str(shop), 1, 2)
     assert people(tmp_path) == people(shop)[1::2]
