@@ -1,9 +1,11 @@
-"""python benchmarks/failures.py [--data FOLDER] [--seeds 0 1 2] [--share 0.3] [--nodes 16] [--rounds 100]
+"""python -m tessera.benchmarks.failures [--data FOLDER] [--seeds 0 1 2] [--share 0.3] [--nodes 16] [--rounds 100]
 
-What a federation loses when clients fail: the run of a config with nobody failing, and again with each node failing in each
-round of training with the chance `--share`, drawn by seed. Half of those that fail are gone before they train; the others
-train, keep what they learnt, and their update is lost. Everybody is evaluated in both. Ends with one line of JSON: how many
-rounds were completed, and NDCG@50 and HR@50 on test of the round best on validation, beside popularity.
+Measures how much accuracy a federation loses when clients fail: one run in which no node fails, and one in which many do.
+
+In the second each node fails in each round of training with the chance `--share`, drawn by seed. Half of those that fail are
+gone before they train; the others train, keep what they learnt, and their update is lost. All users are evaluated in both. Ends
+with one line of JSON: how many rounds were completed, and NDCG@50 and HR@50 on test of the round best on validation, beside
+popularity.
 """
 
 import argparse

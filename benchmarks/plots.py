@@ -1,4 +1,6 @@
-"""Pictures of the ablations: python -m benchmarks.plots RUNS OUT
+"""python -m tessera.benchmarks.plots RUNS OUT
+
+Draws the figures of the ablations, from runs that are there.
 
 RUNS is where `tessera bench` left the grids of benchmarks/*/ablations, and `tessera train` whole runs with their devices; OUT
 receives a PNG for each that is there. The methods of a grid are called BACKBONE-VARIANT. Figures are those of the test split,

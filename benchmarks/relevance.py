@@ -1,4 +1,6 @@
-"""Does relevance find the families of tasks? python -m benchmarks.relevance RUNS/mosaic-static OUT
+"""python -m tessera.benchmarks.relevance RUNS/mosaic-static OUT
+
+Measures whether FedMosaic's relevance finds which devices have tasks of the same family.
 
 RUNS/mosaic-static is where `tessera bench benchmarks/mosaic/static.yaml` left its runs; OUT receives relevance-NAME.png, the
 cosines of the devices' signatures at the end of the first seed's run. The last line is JSON: mean cosine within a family of

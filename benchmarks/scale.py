@@ -1,9 +1,11 @@
-"""python -m benchmarks.scale --data DATA [--sizes 1000 5000 22363 100000] [--nodes 32] [--runs runs/scale]
+"""python -m tessera.benchmarks.scale --data DATA [--sizes 1000 5000 22363 100000] [--nodes 32] [--runs runs/scale]
 
-Seconds of a round of all people on Ray, by their number, and the memory it takes: benchmarks/amazon-beauty-2014/scale.yaml.
-22363 people are Amazon Beauty's (DATA/amazon-beauty-2014, or TESSERA_DATA); other numbers are generated with its 12,101 items,
-its lengths and its skew. Training is the second round of three; evaluation is what the third takes longer. Memory is the
-largest resident set of each process, with what it shares with others. Linux only. Ends with one line of JSON.
+Measures the seconds and the memory of a round of all users on Ray, by the number of users.
+
+The settings are benchmarks/amazon-beauty-2014/scale.yaml. 22363 users are Amazon Beauty's (DATA/amazon-beauty-2014, or
+TESSERA_DATA); other numbers are generated with its 12,101 items, its lengths and its skew. Training is the second round of
+three; evaluation is what the third takes longer. Memory is the largest resident set of each process, with what it shares with
+others. Linux only. Ends with one line of JSON.
 """
 
 import argparse

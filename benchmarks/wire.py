@@ -1,11 +1,13 @@
-"""python -m benchmarks.wire [--data FOLDER] [--runs FOLDER] [--only DATASET] [--quick]
+"""python -m tessera.benchmarks.wire [--data FOLDER] [--runs FOLDER] [--only DATASET] [--quick]
 
-What shorter formats of views and gradients save in bytes and lose in NDCG, on ml-latest-small with one node and on gift cards
-with few people a node: the grids ml-latest-small/wire.yaml and gift-cards-2018/wire.yaml. Losses are shares in % of what
-float32 reaches with the same seeds, in the rounds that validation selects, and "all along" in the mean of all evaluations,
-which depends less on luck. The interval of the difference is over people, for formats with as many seeds. Chosen is what is
-best on validation with the first seed among those that take at most a tenth of float32's bytes. A killed run goes on where it
-was. Ends with one line of JSON. Datasets are found in --data or TESSERA_DATA.
+Measures how many bytes shorter number formats of views and gradients save, and how much NDCG they lose.
+
+On ml-latest-small with one node and on gift cards with few users a node: the grids ml-latest-small/wire.yaml and
+gift-cards-2018/wire.yaml. Losses are shares in % of what float32 reaches with the same seeds, in the rounds that validation
+selects, and "all along" in the mean of all evaluations, which depends less on luck. The interval of the difference is over
+users, for formats with as many seeds. Chosen is what is best on validation with the first seed among those that take at most a
+tenth of float32's bytes. A killed run goes on where it was. Ends with one line of JSON. Datasets are found in --data or
+TESSERA_DATA.
 """
 
 import argparse
@@ -44,7 +46,7 @@ def main() -> None:
     found = {}
     for dataset in [arguments.only] if arguments.only else DATASETS:
         bench = BenchSpec.load(Path(__file__).parent / dataset / "wire.yaml", arguments.quick)
-        outcome = run_bench(bench, arguments.data, arguments.runs, lambda told: print(told, flush=True))
+        outcome = run_bench(bench, arguments.data, arguments.runs, lambda line: print(line, flush=True))
         found[dataset] = rows_of(outcome, arguments.runs / bench.name)
         show(dataset, found[dataset])
     print(json.dumps(found))

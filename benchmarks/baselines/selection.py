@@ -1,4 +1,4 @@
-"""Choose a baseline's hyperparameters on validation, then measure the chosen one on test with the federation's own metric."""
+"""Chooses a baseline's hyperparameters on validation, then measures the chosen one on test with the federation's own metric."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""A bench on cold items or users: each seed has its own baselines, and nothing that saw what is withheld stands beside."""
+"""A bench on cold items or users: each seed has its own baselines, and nothing that saw what is held out stands beside."""
 
 from pathlib import Path
 

@@ -22,12 +22,12 @@ from tessera.common.towers.transformer import OUTPUT_DIM, SIZES
 from tessera.deploy.cli.data import app as data
 from tessera.deploy.cli.towers import app
 from tessera.server.pretraining import aligned_init, encoder_training, reader_training
-from tests.support.qa_devices import N_ITEMS, N_PUBLIC, pupils_dataset
+from tests.support.qa_devices import N_ITEMS, N_PUBLIC, qa_dataset
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pupils_dataset(tmp_path_factory.mktemp("pupils") / "data", n_clients=2)
+    return qa_dataset(tmp_path_factory.mktemp("qa") / "data", n_clients=2)
 
 
 @pytest.fixture

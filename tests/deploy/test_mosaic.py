@@ -44,9 +44,9 @@ from tests.support.qa_devices import (
     Exchange,
     Spoil,
     naive_mix,
-    pupils_dataset,
-    pupils_job,
-    pupils_settings,
+    qa_dataset,
+    qa_job,
+    qa_settings,
     reader,
     tapped,
 )
@@ -57,7 +57,7 @@ N_KEPT = n_kept(SIGNER * OUTPUT_DIM + OUTPUT_DIM)
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pupils_dataset(tmp_path_factory.mktemp("pupils") / "data")
+    return qa_dataset(tmp_path_factory.mktemp("qa") / "data")
 
 
 def overheard(job: Job, spoil: Spoil = lambda node, task, update: update) -> list[Exchange]:
@@ -110,7 +110,7 @@ class Heard:
 @pytest.fixture(scope="module", params=METHODS)
 def heard(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Heard:
     folder = tmp_path_factory.mktemp(request.param)
-    job = pupils_job(dataset, folder / "run", 4, rounds=2, mosaic={"method": request.param})
+    job = qa_job(dataset, folder / "run", 4, rounds=2, mosaic={"method": request.param})
     return Heard(job, overheard(job), request.param, make_method(job.settings.mosaic.method).uploads)
 
 
@@ -155,7 +155,7 @@ def test_bytes_are_those_of_p_q_lora_and_the_signature(heard: Heard) -> None:
 
 def test_nothing_private_is_in_any_message(heard: Heard) -> None:
     said = b"".join(exchange.raw for exchange in heard.exchanges)
-    assert b"pupils" in said, "the tap works"
+    assert b"qa-devices" in said, "the tap works"
     assert b"gate/" not in said
     secrets = [(name, secret) for folder in heard.job.devices for name, secret in private(heard, folder)]
     assert len(secrets) > 100
@@ -228,7 +228,7 @@ def test_whoever_sends_what_cannot_be_merged_is_named_and_left_out(
             return broken(node, next(iter(update[ADAPTERS].towers)), update)
         return update
 
-    job = pupils_job(dataset, tmp_path / "run", 6, rounds=2)
+    job = qa_job(dataset, tmp_path / "run", 6, rounds=2)
     exchanges = overheard(job, spoil)
     reasons = [
         "P of shape (5, 4), not (4, 4)",
@@ -257,11 +257,11 @@ def test_no_node_can_speak_for_another_from_the_beginning(tmp_path: Path, datase
         return update.put(ADAPTERS, ClientAdapters({names[0]: "tiny-0"})) if node == 3 and names else update
 
     with pytest.raises(RunError, match="node 3 returned something malformed: it speaks for another client"):
-        overheard(pupils_job(dataset, tmp_path / "run", 3), spoil)
+        overheard(qa_job(dataset, tmp_path / "run", 3), spoil)
 
 
 def test_an_absent_node_keeps_its_say_and_gets_its_mix_later(tmp_path: Path, dataset: Path) -> None:
-    job = pupils_job(dataset, tmp_path / "run", 3)
+    job = qa_job(dataset, tmp_path / "run", 3)
     exchanges = overheard(job, lambda node, task, update: None if (node, task.round) == (2, 2) else update)
     assert [line["nodes"] for line in rounds(job)] == [3, 2, 3]
     first, second = sent_in(exchanges, 1), sent_in(exchanges, 2)
@@ -279,7 +279,7 @@ def test_an_absent_node_keeps_its_say_and_gets_its_mix_later(tmp_path: Path, dat
 def test_a_device_with_another_tower_or_start_is_named_before_the_first_round(
     tmp_path: Path, dataset: Path, file: str
 ) -> None:
-    job = pupils_job(dataset, tmp_path / "run", 3, mosaic={"method": {"alignment": "random"}})
+    job = qa_job(dataset, tmp_path / "run", 3, mosaic={"method": {"alignment": "random"}})
     path = job.devices[1] / "tower" / file
     if file == "reader.safetensors":
         save_reader(reader("small", seed=1), path, {})
@@ -294,7 +294,7 @@ def test_a_device_with_another_tower_or_start_is_named_before_the_first_round(
 def test_a_run_of_other_classes_leaves_the_start_of_this_one_alone(tmp_path: Path, dataset: Path) -> None:
     """Its devices could otherwise not go on: their towers would be of another start than the server's."""
     data = Path(shutil.copytree(dataset, tmp_path / "data"))
-    first, other = (pupils_settings(mosaic={"classes": ["tiny", name]}) for name in ("small", "base"))
+    first, other = (qa_settings(mosaic={"classes": ["tiny", name]}) for name in ("small", "base"))
     align(data, first)
     marks = expected(data, first).keys()
     align(data, other)
@@ -306,7 +306,7 @@ def test_a_run_of_other_classes_leaves_the_start_of_this_one_alone(tmp_path: Pat
 
 
 def test_private_state_of_another_rank_is_refused(tmp_path: Path, dataset: Path) -> None:
-    job = pupils_job(dataset, tmp_path / "run", 1, rounds=1, mosaic={"method": "fedit"})
+    job = qa_job(dataset, tmp_path / "run", 1, rounds=1, mosaic={"method": "fedit"})
     exchanges = overheard(job)
     task = next(exchange.task for exchange in exchanges if exchange.task.kind == "train")
     mosaic = task.settings.mosaic.model_copy(update={"rank": 2})
@@ -322,7 +322,7 @@ RESUMED = {"rounds": 5, "evaluation": {"every": 5}, "mosaic": {"stream": "dynami
 
 @pytest.fixture(scope="module")
 def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    job = pupils_job(dataset, tmp_path_factory.mktemp("undisturbed") / "run", **RESUMED)
+    job = qa_job(dataset, tmp_path_factory.mktemp("undisturbed") / "run", **RESUMED)
     inline.execute(job, silent)
     return job.run_dir
 
@@ -333,24 +333,24 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path, dataset: Path, u
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        inline.execute(pupils_job(dataset, tmp_path / "run", **RESUMED), interrupt)
-    inline.execute(pupils_job(dataset, tmp_path / "run", resume=True, **RESUMED), silent)
+        inline.execute(qa_job(dataset, tmp_path / "run", **RESUMED), interrupt)
+    inline.execute(qa_job(dataset, tmp_path / "run", resume=True, **RESUMED), silent)
     assert_bitwise(undisturbed, tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, dataset: Path, undisturbed: Path) -> None:
-    done = kill_after(pupils_job(dataset, tmp_path / "run", **RESUMED), n_rounds=3)
+    done = kill_after(qa_job(dataset, tmp_path / "run", **RESUMED), n_rounds=3)
     assert 3 <= done < 5
-    inline.execute(pupils_job(dataset, tmp_path / "run", resume=True, **RESUMED), silent)
+    inline.execute(qa_job(dataset, tmp_path / "run", resume=True, **RESUMED), silent)
     assert_bitwise(undisturbed, tmp_path / "run")
 
 
 @pytest.mark.slow  # Ray is held to inline in test_executors too
 def test_ray_equals_inline(tmp_path: Path, dataset: Path) -> None:
     three = {"mosaic": {"classes": ["tiny", "small", "base"]}, "rounds": 2, "evaluation": {"every": 2}}
-    inline.execute(pupils_job(dataset, tmp_path / "inline", **three), silent)
-    simulate.execute(pupils_job(dataset, tmp_path / "ray", **three), silent)
+    inline.execute(qa_job(dataset, tmp_path / "inline", **three), silent)
+    simulate.execute(qa_job(dataset, tmp_path / "ray", **three), silent)
     assert_same_run(tmp_path / "inline", tmp_path / "ray", 1e-5)
 
 
@@ -358,12 +358,12 @@ def test_ray_equals_inline(tmp_path: Path, dataset: Path) -> None:
 def test_grpc_equals_inline_with_secrets(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real device's name, draws and noise hang on its secret and on the run's name: the inline run is given both."""
     changes = {"mosaic": {"classes": ["tiny", "small", "base"]}, "rounds": 5, "evaluation": {"every": 5}}
-    grpc = pupils_job(dataset, tmp_path / "grpc", **changes)
+    grpc = qa_job(dataset, tmp_path / "grpc", **changes)
     figures = run_job(grpc, "grpc", silent)
     assert figures.rounds == 5
     assert [line["nodes"] for line in rounds(grpc)] == [3] * 5
 
-    again = pupils_job(dataset, tmp_path / "inline", **changes)
+    again = qa_job(dataset, tmp_path / "inline", **changes)
     for device, same in zip(grpc.devices, again.devices, strict=True):
         shutil.copy(device / "secret", same / "secret")
     run = next((grpc.devices[0] / "private").iterdir()).name
@@ -393,7 +393,7 @@ def test_no_question_of_a_task_is_drawn_before_it_begins(
     plain = LocalTraining.rows
     monkeypatch.setattr(LocalTraining, "rows", spy)
     mosaic, evaluation = {"stream": "dynamic"}, {"every": 8}
-    job = pupils_job(dataset, tmp_path / "run", 1, rounds=n_rounds, mosaic=mosaic, evaluation=evaluation)
+    job = qa_job(dataset, tmp_path / "run", 1, rounds=n_rounds, mosaic=mosaic, evaluation=evaluation)
     overheard(job, lambda node, task, update: drawn.append(set()) or update)
     seen = [tasks for tasks in drawn if tasks]
     assert [max(tasks) + 1 for tasks in seen] == [-(-round * TASKS // n_rounds) for round in range(1, n_rounds + 1)]

@@ -1,4 +1,4 @@
-"""Small worlds for tests: catalogues, users, jobs."""
+"""Makes small catalogues, users and jobs for tests."""
 
 from pathlib import Path
 from typing import Any

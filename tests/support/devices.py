@@ -1,4 +1,4 @@
-"""A small world of people whose devices have towers: readers that were never fitted."""
+"""Makes small datasets of users whose devices have towers; the readers were never fitted."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,12 @@ from tessera.common.config.settings import Settings
 from tessera.deploy.executors.run import make_job
 from tessera.deploy.job import Job
 from tests.support.catalogues import small_interactions
-from tests.support.qa_devices import BLOCKS, N_ITEMS, RANK, pupils_dataset
+from tests.support.qa_devices import BLOCKS, N_ITEMS, RANK, qa_dataset
 
 
 def people_with_towers(folder: Path, n_users: int = 14) -> Path:
     """A dataset with people, both modalities and the towers of three device classes."""
-    pupils_dataset(folder, n_clients=1)
+    qa_dataset(folder, n_clients=1)
     small_interactions(n_users, N_ITEMS).save(folder)
     return folder
 

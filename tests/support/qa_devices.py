@@ -1,4 +1,4 @@
-"""A small world of devices that answer questions: readers that were never fitted, questions that can be learnt."""
+"""Makes small federations of devices that answer questions: readers never fitted, questions that can be learnt."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -61,7 +61,7 @@ def questions(client: int, items: range, image: Tensor) -> Questions:
     )
 
 
-def pupils_dataset(folder: Path, n_clients: int = 6) -> Path:
+def qa_dataset(folder: Path, n_clients: int = 6) -> Path:
     """A dataset of questions with the towers of three device classes."""
     rng, draws = np.random.default_rng(0), torch.Generator().manual_seed(0)
     present = np.ones(N_ITEMS, dtype=bool)
@@ -85,7 +85,7 @@ def pupils_dataset(folder: Path, n_clients: int = 6) -> Path:
     return folder
 
 
-def pupils_settings(**changes: Any) -> Settings:
+def qa_settings(**changes: Any) -> Settings:
     """A few quick rounds; `changes` replace single settings, but of `mosaic` and `evaluation` only what they name."""
     mosaic = {
         "classes": ["tiny", "small"],
@@ -95,15 +95,15 @@ def pupils_settings(**changes: Any) -> Settings:
         "batch": 8,
     }
     changes = overlaid({"mosaic": mosaic, "evaluation": {"every": 1, "baselines": False}}, changes)
-    data = {"folder": "pupils", "kind": "questions"}
-    content = {"name": "pupils", "data": data, "strategy": "fedmosaic", "rounds": 3, "device": "cpu"}
+    data = {"folder": "qa-devices", "kind": "questions"}
+    content = {"name": "qa-devices", "data": data, "strategy": "fedmosaic", "rounds": 3, "device": "cpu"}
     return parse_settings(content | changes, "test")
 
 
-def pupils_job(dataset: Path, run_dir: Path, nodes: int = 3, resume: bool = False, **changes: Any) -> Job:
+def qa_job(dataset: Path, run_dir: Path, nodes: int = 3, resume: bool = False, **changes: Any) -> Job:
     """A job on a dataset of questions."""
     federation = {"nodes": nodes, **changes.pop("federation", {})}
-    return make_job(pupils_settings(federation=federation, **changes), dataset, run_dir, resume, overwrite=False)
+    return make_job(qa_settings(federation=federation, **changes), dataset, run_dir, resume, overwrite=False)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Small data that several tests share."""
+"""Makes small splits and settings for tests."""
 
 from collections.abc import Sequence
 
