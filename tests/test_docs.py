@@ -16,6 +16,7 @@ from tessera.common.registry.converters import ConverterSpec
 from tessera.common.registry.encoders import EncoderSpec
 from tessera.common.registry.losses import LossSpec
 from tessera.common.registry.methods import MethodSpec
+from tessera.common.registry.strategies import StrategySpec
 from tessera.deploy.cli.main import app
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +53,7 @@ def test_the_functions_that_a_gradient_passes_are_there() -> None:
 
 
 def test_the_components_shown_are_what_the_registries_take() -> None:
-    kinds = [BackboneSpec, LossSpec, MethodSpec, ConverterSpec, EncoderSpec]
+    kinds = [BackboneSpec, LossSpec, StrategySpec, MethodSpec, ConverterSpec, EncoderSpec]
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
     specs = []
     for block in blocks:
