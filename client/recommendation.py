@@ -130,7 +130,7 @@ class RecommendationClient(Client):
         origin = Origin(settings.seed, task.round, simulated=self.simulated)
         moved, update = transforms(settings).train(algorithm, state.take(rows), active, origin)
         Store(self.private(task.run)).save(number, task.round, task.durable, state.put(rows, moved))
-        return Update() if block.is_new else update  # what guests learn is for themselves alone
+        return Update() if block.is_new else update  # what new users learn is for themselves alone
 
     def _evaluate(self, task: Task, sent: Tensors, inputs: Tensors, block: Split, number: int) -> Update:
         settings, target = task.settings, sent[VIEWS].device
@@ -149,14 +149,14 @@ class RecommendationClient(Client):
 
 
 def blocks(split: Split, size: int) -> Iterator[Split]:
-    """Cut a device's people into blocks of `size`, trained and stored one after the other; guests are in the last ones."""
+    """Cut a device's people into blocks of `size`, trained and stored one after the other; new users are in the last ones."""
     for people in (split.training_users(), split.new_users()):
         for start in range(0, len(people.users), size):
             yield people.take(np.arange(start, min(start + size, len(people.users))))
 
 
 def _reported(block: Split, sums: MetricSums) -> MetricSums:
-    """Sums of a block as they are reported: those of guests apart."""
+    """Sums of a block as they are reported: those of new users apart."""
     return evaluation.as_group(sums, NEW_USERS) if block.is_new else sums
 
 

@@ -67,7 +67,7 @@ class ItemPrompts:
         return torch.split(torch.arange(len(self.pieces), device=self.pieces.device), SHOWN_AT_ONCE)
 
     @torch.no_grad()
-    def told(self, reader: nn.Module) -> Tensor:
+    def all_answers(self, reader: nn.Module) -> Tensor:
         """What `reader` says of all items, [n_items, dim]."""
         return torch.cat([self.answers(reader, rows) for rows in self.parts()])
 
@@ -98,7 +98,7 @@ class TowerContext:
     small frozen tower that signs, with what it is given of each item, `given` [n_items, width]."""
 
     adapted: AdaptedTower
-    asking: ItemPrompts
+    prompts: ItemPrompts
     layer: nn.Module
     given: Tensor
 
@@ -110,19 +110,19 @@ class TowerView:
     name = "tower"
     node: Client
     task: Task
-    gear: TowerContext
+    context: TowerContext
     _kept: Mapping[str, Tensor] = field(default_factory=dict)
-    _told: Tensor = field(default_factory=lambda: torch.zeros(0))
+    _answers: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @classmethod
     def of(cls, node: Client, task: Task) -> "TowerView":
-        """Find the tower in a device's folder. Raises `DataError` when it was not dealt one."""
+        """Find the tower in a device's folder. Raises `DataError` when it was given none."""
         settings = task.settings
         return cls(node, task, _equip(node.folder, settings.mosaic, settings.seed, resolve_device(settings.device)))
 
     def signed(self, update: Update) -> Update:
         """The update with this device's name in the run and the id of its tower, which every reply says."""
-        own_name = ClientAdapters(towers={self.node.client(self.task.run): self.gear.adapted.tower_id})
+        own_name = ClientAdapters(towers={self.node.client(self.task.run): self.context.adapted.tower_id})
         return update.put(ADAPTERS, update[ADAPTERS] + own_name)
 
     def beside(self, sent: Tensors) -> dict[str, Tensor]:
@@ -130,15 +130,15 @@ class TowerView:
 
         The adapter is as its last round left it, with what the server merged for it.
         """
-        model, method = self.gear.adapted.model, make_method(self.task.settings.mosaic.method)
-        self._kept = self.gear.adapted.take_up(self._folder, self.task.round + (self.task.kind != "train"), OWNER)
+        model, method = self.context.adapted.model, make_method(self.task.settings.mosaic.method)
+        self._kept = self.context.adapted.take_up(self._folder, self.task.round + (self.task.kind != "train"), OWNER)
         activate(model, method.answers_with, [LOCAL])
         modules = {name.removeprefix(MODULE): value for name, value in sent.items() if name.startswith(MODULE)}
         if modules:
             receive(model, modules, method.receives)
         rest = {name: value for name, value in sent.items() if not name.startswith(MODULE)}
-        self._told = self.gear.asking.told(model.get_base_model())
-        own = sized(self._told, typical_size(rest[VIEWS]))
+        self._answers = self.context.prompts.all_answers(model.get_base_model())
+        own = sized(self._answers, typical_size(rest[VIEWS]))
         return {**rest, VIEWS: torch.cat([rest[VIEWS], own[None].to(rest[VIEWS])])}
 
     def learn(self, update: Update, seen: Tensors) -> Update:
@@ -153,12 +153,12 @@ class TowerView:
         signature, more = torch.zeros(0), dict[str, Tensor]()
         if mosaic.method_spec.shares == "relevant":
             signature, more = self._sign(mean, size)
-        told = self._told.requires_grad_()
-        (by_answer,) = torch.autograd.grad(sized(told, size), told, mean)
-        self.gear.asking.pull(self.gear.adapted.model.get_base_model(), by_answer)
-        self.gear.adapted.keep(self._folder, self.task, OWNER, more | self._step())
+        answers = self._answers.requires_grad_()
+        (by_answer,) = torch.autograd.grad(sized(answers, size), answers, mean)
+        self.context.prompts.pull(self.context.adapted.model.get_base_model(), by_answer)
+        self.context.adapted.keep(self._folder, self.task, OWNER, more | self._step())
         branch = make_method(mosaic.method).uploads
-        learnt = {client: self.gear.adapted.adapter_update(branch, signature)} if branch else {}
+        learnt = {client: self.context.adapted.adapter_update(branch, signature)} if branch else {}
         update = replace(update, gradients={**update.gradients, VIEWS: by_view[:-1]})
         return update.put(ADAPTERS, ClientAdapters(modules=learnt))
 
@@ -168,7 +168,7 @@ class TowerView:
 
     def _step(self) -> dict[str, Tensor]:
         """One step of Adam on the gradients that lie with the adapter's parameters; return the moments."""
-        model, mosaic = self.gear.adapted.model, self.task.settings.mosaic
+        model, mosaic = self.context.adapted.model, self.task.settings.mosaic
         moved = {name: one for name, one in model.named_parameters() if one.requires_grad and one.grad is not None}
         values = {name: one.detach()[None] for name, one in moved.items()}
         gradients = {name: one.grad[None] for name, one in moved.items() if one.grad is not None}
@@ -188,8 +188,8 @@ class TowerView:
 
     def _sign(self, gradient: Tensor, size: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The signature that leaves, and what of it is kept: the same gradient, had it met the small tower's view."""
-        layer = self.gear.layer
-        asked = last_layer_gradient((gradient * sized(layer(self.gear.given), size)).sum(), layer)
+        layer = self.context.layer
+        asked = last_layer_gradient((gradient * sized(layer(self.context.given), size)).sum(), layer)
         return sign(
             self._kept, asked[None], self.task.settings.seed, self.node.noise_key(self.task.run), self.task.round
         )
@@ -208,16 +208,18 @@ def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device
     kinds = [torch.from_numpy(part.present) * kind for part, kind in zip(parts, (PICTURE, TEXT), strict=True)]
     items = torch.arange(len(image)).expand(2, -1).T
     pieces = torch.stack([torch.stack(kinds, 1), items], -1).to(device)
-    asking = ItemPrompts(instructions([INSTRUCTION]).to(device), pieces, adapted.item_embeddings)
-    return TowerContext(adapted, asking, *_signer(load_reader(folder / TOWER / SIGNER).to(device), asking, image, text))
+    prompts = ItemPrompts(instructions([INSTRUCTION]).to(device), pieces, adapted.item_embeddings)
+    return TowerContext(
+        adapted, prompts, *_signer(load_reader(folder / TOWER / SIGNER).to(device), prompts, image, text)
+    )
 
 
 @torch.no_grad()
-def _signer(reader: QAReader, asking: ItemPrompts, image: Tensor, text: Tensor) -> tuple[nn.Module, Tensor]:
+def _signer(reader: QAReader, prompts: ItemPrompts, image: Tensor, text: Tensor) -> tuple[nn.Module, Tensor]:
     """The last layer of the tower that signs, and what it is given of each item, [n_items, width]."""
     given: list[Tensor] = []
     layer = last_layer(reader).requires_grad_()
     hook = layer.register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
-    replace(asking, item_embeddings=reader.embed_items(image, text)).told(reader)
+    replace(prompts, item_embeddings=reader.embed_items(image, text)).all_answers(reader)
     hook.remove()
     return layer, torch.cat(given)

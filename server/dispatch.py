@@ -103,7 +103,7 @@ class Dispatcher:
     ) -> Aggregate:
         """Give nodes `task` and add up their updates as they arrive, so memory does not grow with the nodes.
 
-        All are asked, and to train as many as the settings say. A client's parcel goes only to nodes that lack its tensors
+        All are asked, and to train as many as the settings say. A client's broadcast goes only to nodes that lack its tensors
         by their content hash; `inputs` always. Vectors come back by the names and shapes in `counts`, and no others. What is
         unfit, or does not pass `check`, is dropped, counted and its node named. Raises `RoundAbandoned` when too few answered
         in time (all nodes must where the answer stands for the whole run), and `RunError` when at least half of the answers
@@ -194,7 +194,7 @@ class Dispatcher:
                 del self._late[message]
 
     def _send(self, nodes: list[int], question: Request, answer: Aggregate) -> dict[str, int]:
-        """Send nodes that are to get the same parcel their messages; return the nodes by message."""
+        """Send nodes that are to get the same broadcast their messages; return the nodes by message."""
         task, broadcast = question.task, question.broadcasts[nodes[0]]
         tensors = None if self._held.get(nodes[0]) == broadcast.name or not broadcast.name else broadcast.content
         content = pack_task(replace(task, tensors=broadcast.name), tensors, question.inputs)

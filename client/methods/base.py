@@ -29,7 +29,7 @@ class LocalTraining:
     """One round of one device: its adapted reader, the questions it learns from, and a `key` of its own for the draws."""
 
     model: PeftModel
-    bank: QADataset
+    dataset: QADataset
     training: MosaicSettings
     key: int
 
@@ -37,11 +37,11 @@ class LocalTraining:
         """Which questions are in the batch of a step, [batch], drawn with replacement."""
         places = torch.arange(self.training.batch)
         draws = counter_rng.uniform(self.key, torch.tensor(step), places).double()
-        return (draws * len(self.bank)).long()
+        return (draws * len(self.dataset)).long()
 
     def loss(self, rows: Tensor) -> Tensor:
         """Cross-entropy of a batch, as the model's branches are set."""
-        return self.bank.loss(self.bank.logits(self.model.get_base_model(), rows), rows)
+        return self.dataset.loss(self.dataset.logits(self.model.get_base_model(), rows), rows)
 
     def fit(
         self,
@@ -107,7 +107,7 @@ class Method(ABC):
         weigh(model, None)
 
     @abstractmethod
-    def train(self, lesson: LocalTraining) -> float:
+    def train(self, local_training: LocalTraining) -> float:
         """Train for a round, and return the mean loss, as the device would answer."""
 
     def logits(self, model: PeftModel, own: QADataset, asked: QADataset) -> Tensor:

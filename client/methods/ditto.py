@@ -17,17 +17,17 @@ class Ditto(Method):
 
     settings: DittoSettings
 
-    def train(self, lesson: LocalTraining) -> float:
+    def train(self, local_training: LocalTraining) -> float:
         """Train the global branch from the average w, then the local branch v near w as it came."""
-        first, second = lesson.halves()
-        average = _flat(learnt(lesson.model, GLOBAL)).detach()
-        lesson.fit([GLOBAL], [GLOBAL], first)
-        own = learnt(lesson.model, LOCAL)
+        first, second = local_training.halves()
+        average = _flat(learnt(local_training.model, GLOBAL)).detach()
+        local_training.fit([GLOBAL], [GLOBAL], first)
+        own = learnt(local_training.model, LOCAL)
 
         def held(rows: Tensor) -> tuple[Tensor, Tensor]:
-            return lesson.loss(rows), self.settings.proximity / 2 * (_flat(own) - average).square().sum()
+            return local_training.loss(rows), self.settings.proximity / 2 * (_flat(own) - average).square().sum()
 
-        return lesson.fit([LOCAL], [LOCAL], second, held)
+        return local_training.fit([LOCAL], [LOCAL], second, held)
 
 
 def _flat(parameters: list[Tensor]) -> Tensor:

@@ -19,22 +19,22 @@ class FedDAT(Method):
 
     answers_with = (GLOBAL,)
 
-    def train(self, lesson: LocalTraining) -> float:
+    def train(self, local_training: LocalTraining) -> float:
         """Train the local branch in the teacher and the global one as the student, by mutual distillation."""
-        model, bank = lesson.model, lesson.bank
+        model, dataset = local_training.model, local_training.dataset
         reader = model.get_base_model()
         came = {name: value.detach().clone() for name, value in reader.named_parameters() if f".{GLOBAL}." in name}
 
         def taught(rows: Tensor) -> tuple[Tensor, Tensor]:
             weigh(model, {LOCAL: NONE, GLOBAL: FULL})
-            student = bank.logits(reader, rows)
+            student = dataset.logits(reader, rows)
             weigh(model, {LOCAL: HALF, GLOBAL: HALF})
-            teacher = bank.logits(lambda *asked: functional_call(reader, came, asked), rows)
+            teacher = dataset.logits(lambda *asked: functional_call(reader, came, asked), rows)
             distilled = divergence(teacher.detach(), student) + divergence(student.detach(), teacher)
-            return bank.loss(student, rows), bank.loss(teacher, rows) + distilled
+            return dataset.loss(student, rows), dataset.loss(teacher, rows) + distilled
 
-        first, _ = lesson.halves()
-        return lesson.fit(BOTH, BOTH, first, taught)
+        first, _ = local_training.halves()
+        return local_training.fit(BOTH, BOTH, first, taught)
 
 
 def divergence(known: Tensor, learning: Tensor) -> Tensor:

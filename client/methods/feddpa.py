@@ -29,11 +29,11 @@ class FedDPA(Method):
         super().prepare(model)
         _mix(model, torch.tensor(MOST))
 
-    def train(self, lesson: LocalTraining) -> float:
+    def train(self, local_training: LocalTraining) -> float:
         """Train the global branch alone, then the local one beside it."""
-        first, second = lesson.halves()
-        lesson.fit([GLOBAL], [GLOBAL], first)
-        return lesson.fit(BOTH, [LOCAL], second)
+        first, second = local_training.halves()
+        local_training.fit([GLOBAL], [GLOBAL], first)
+        return local_training.fit(BOTH, [LOCAL], second)
 
     @torch.no_grad()
     def logits(self, model: PeftModel, own: QADataset, asked: QADataset) -> Tensor:

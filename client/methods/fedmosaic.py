@@ -13,6 +13,6 @@ class FedMosaic(Method):
     uploads = LOCAL
     answers_with = BOTH
 
-    def train(self, lesson: LocalTraining) -> float:
+    def train(self, local_training: LocalTraining) -> float:
         """Train the local branch and the gate with both active (Eq. 7)."""
-        return lesson.fit(BOTH, [LOCAL])
+        return local_training.fit(BOTH, [LOCAL])

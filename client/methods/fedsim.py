@@ -21,6 +21,6 @@ class FedSim(Method):
         full = torch.ones(())
         weigh(model, {LOCAL: full, GLOBAL: full})
 
-    def train(self, lesson: LocalTraining) -> float:
+    def train(self, local_training: LocalTraining) -> float:
         """Train both branches at once."""
-        return lesson.fit(BOTH, BOTH)
+        return local_training.fit(BOTH, BOTH)

@@ -9,6 +9,6 @@ class SFT(Method):
 
     uploads: str | None = None
 
-    def train(self, lesson: LocalTraining) -> float:
+    def train(self, local_training: LocalTraining) -> float:
         """Train the local branch alone."""
-        return lesson.fit([LOCAL], [LOCAL])
+        return local_training.fit([LOCAL], [LOCAL])

@@ -42,7 +42,7 @@ def views(n_items: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("nodes", [1, 3, 14])
-def test_withheld_items_are_in_no_training_of_any_device_and_targets_are_withheld(tmp_path: Path, nodes: int) -> None:
+def test_cold_items_are_in_no_training_of_any_device_and_targets_are_cold(tmp_path: Path, nodes: int) -> None:
     job = small_job(tmp_path, nodes=nodes, data=COLD_ITEMS, seed=5)
     parts = item_parts(40, SHARE, seed=5)
     seen, targets = {}, {}
@@ -59,7 +59,7 @@ def test_withheld_items_are_in_no_training_of_any_device_and_targets_are_withhel
     assert sum(seen.values()) == len(whole.train_items)
 
 
-def test_the_last_event_on_a_withheld_item_is_the_target() -> None:
+def test_the_last_event_on_a_cold_item_is_the_target() -> None:
     events = small_interactions(30, 40)
     split = make_split(events, settings(data=COLD_ITEMS).data, seed=0)
     parts = item_parts(40, SHARE, seed=0)
@@ -81,20 +81,20 @@ def test_seeds_draw_other_items_in_the_share_asked_for() -> None:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_withheld_items_get_no_gradient(tmp_path: Path, backbone: str) -> None:
+def test_cold_items_get_no_gradient(tmp_path: Path, backbone: str) -> None:
     """Neither as events, nor as negatives, nor as competitors: a softmax would push them all down."""
     local = {"backbone": backbone, "loss": BACKBONES[backbone], "local_epochs": 2}
     job = small_job(tmp_path, nodes=1, data=COLD_ITEMS, local=local)
     sent = {name: value for name, value in views(40).items() if name == "views" or backbone == "history"}
     update = RecommendationClient(job.devices[0]).perform(asked("train", job, sent), sent, {})
-    withheld = torch.from_numpy(item_parts(40, SHARE, job.settings.seed) != Part.TRAIN)
+    cold = torch.from_numpy(item_parts(40, SHARE, job.settings.seed) != Part.TRAIN)
     moved = update.gradients["views"].abs().sum((0, 2)) > 0
-    assert not moved[withheld].any()
-    assert moved[~withheld].float().mean() > 0.9
+    assert not moved[cold].any()
+    assert moved[~cold].float().mean() > 0.9
 
 
-def without_guests(job: Job, into: Path) -> RecommendationClient:
-    """A device that only hosts the people who are no guests."""
+def without_new_users(job: Job, into: Path) -> RecommendationClient:
+    """A device that only hosts the people who are not new."""
     whole = RecommendationClient(job.devices[0])
     members = set(whole.split(job.settings).training_users().users)
     interactions = load_interactions(job.devices[0], len(whole.catalogue()))
@@ -113,11 +113,11 @@ def assert_same(left: Update, right: Update) -> None:
             torch.testing.assert_close(value, theirs[name])
 
 
-def test_guests_leave_nothing_in_what_a_device_returns(tmp_path: Path) -> None:
+def test_new_users_leave_nothing_in_what_a_device_returns(tmp_path: Path) -> None:
     job = small_job(tmp_path, nodes=1, data=COLD_USERS)
-    whole, members = RecommendationClient(job.devices[0]), without_guests(job, tmp_path / "members")
-    guests = whole.split(job.settings).new_users()
-    assert 2 <= len(guests.users) <= 10
+    whole, members = RecommendationClient(job.devices[0]), without_new_users(job, tmp_path / "members")
+    new = whole.split(job.settings).new_users()
+    assert 2 <= len(new.users) <= 10
     sent = views(40)
     for kind, inputs in (("item_statistics", {}), ("power", {BASIS: torch.randn(40, 5)}), ("train", {})):
         task = asked(kind, job, sent)
@@ -127,11 +127,11 @@ def test_guests_leave_nothing_in_what_a_device_returns(tmp_path: Path) -> None:
     assert {name: value for name, value in apart.values.items() if "new-users" not in name} == pytest.approx(
         dict(plain.values)
     )
-    tested = (guests.test != ABSENT).sum()
+    tested = (new.test != ABSENT).sum()
     assert apart["test/new-users/users"] == apart["test/new-users-untrained/users"] == tested
 
 
-def test_a_device_of_guests_alone_withholds_nothing_from_the_census(tmp_path: Path) -> None:
+def test_a_device_of_new_users_alone_withholds_nothing_from_the_item_statistics(tmp_path: Path) -> None:
     """One person's counts would be their history, and are missed by everybody; nobody's counts are zeros."""
     job = small_job(tmp_path, nodes=14, data=COLD_USERS)
     sent = views(40)
@@ -141,7 +141,7 @@ def test_a_device_of_guests_alone_withholds_nothing_from_the_census(tmp_path: Pa
         assert (COUNTS in answer.counts) != bool(device.split(job.settings).training_users().users)
 
 
-def test_guests_learn_on_their_own_device_and_are_evaluated_apart(tmp_path: Path) -> None:
+def test_new_users_learn_on_their_own_device_and_are_evaluated_apart(tmp_path: Path) -> None:
     """Trained, their parameters are other than those of the start; the same on any number of devices."""
     found = []
     for nodes in (1, 2):
@@ -149,9 +149,11 @@ def test_guests_learn_on_their_own_device_and_are_evaluated_apart(tmp_path: Path
         inline.execute(job, lambda line: None)
         lines = read_metrics(tmp_path / f"nodes-{nodes}")
         found.append([line["scores"] for line in lines if line.get("scores")][-1])
-        census = lines[0]
-        assert (census["users"], census["baselines"]["random/test/all/users"]) == (found[-1]["test/all/users"],) * 2
-        assert census["baselines"]["random/test/new-users/users"] == found[-1]["test/new-users/users"]
+        statistics = lines[0]
+        assert (statistics["users"], statistics["baselines"]["random/test/all/users"]) == (
+            found[-1]["test/all/users"],
+        ) * 2
+        assert statistics["baselines"]["random/test/new-users/users"] == found[-1]["test/new-users/users"]
     assert found[0] == pytest.approx(found[1], abs=1e-3)
     assert found[0]["test/all/users"] + found[0]["test/new-users/users"] == 14
     assert any(

@@ -65,14 +65,14 @@ def method_of(name: str, **settings: object) -> Method:
 
 
 def adapted(name: str) -> PeftModel:
-    bank = asked()
+    dataset = asked()
     n_blocks = 1 if METHODS[name].pq else 0
-    model = attach(reader(), {"reader": "layers"}, 4, lambda m: bank.vectors(m, torch.arange(8)), n_blocks=n_blocks)
+    model = attach(reader(), {"reader": "layers"}, 4, lambda m: dataset.vectors(m, torch.arange(8)), n_blocks=n_blocks)
     method_of(name).prepare(model)
     return model
 
 
-def lesson(model: PeftModel, training: MosaicSettings = SHORT, round: int = 1) -> LocalTraining:
+def local_training(model: PeftModel, training: MosaicSettings = SHORT, round: int = 1) -> LocalTraining:
     return LocalTraining(model, asked(), training, counter_rng.key("lesson", 0, "client", round))
 
 
@@ -97,13 +97,13 @@ def test_every_method_is_known_to_both_sides() -> None:
 
 @every_method
 def test_a_device_answers_like_the_frozen_reader_before_it_learns_and_better_afterwards(name: str) -> None:
-    model, method, bank = adapted(name), method_of(name), asked()
-    rows = torch.arange(len(bank))
-    before = method.logits(model, bank, bank)
-    torch.testing.assert_close(before, bank.logits(reader(), rows), rtol=0, atol=1e-4)
-    method.train(lesson(model, MosaicSettings(steps=40, batch=16, learning_rate=2e-3, method=FAST)))
-    after = method.logits(model, bank, bank)
-    assert float(bank.loss(after, rows)) < float(bank.loss(before, rows)) - 0.02
+    model, method, dataset = adapted(name), method_of(name), asked()
+    rows = torch.arange(len(dataset))
+    before = method.logits(model, dataset, dataset)
+    torch.testing.assert_close(before, dataset.logits(reader(), rows), rtol=0, atol=1e-4)
+    method.train(local_training(model, MosaicSettings(steps=40, batch=16, learning_rate=2e-3, method=FAST)))
+    after = method.logits(model, dataset, dataset)
+    assert float(dataset.loss(after, rows)) < float(dataset.loss(before, rows)) - 0.02
 
 
 @every_method
@@ -115,7 +115,7 @@ def test_all_methods_read_the_same_number_of_batches(name: str) -> None:
         output.register_hook(lambda _: backward.append(1))  # type: ignore[no-untyped-call]
 
     model.get_base_model().register_forward_hook(count)
-    method_of(name).train(lesson(model))
+    method_of(name).train(local_training(model))
     assert (len(forward), len(backward)) == (SHORT.steps, SHORT.steps)
 
 
@@ -138,7 +138,7 @@ def test_what_is_trained_what_is_sent_and_where_the_merged_goes(
     model, method = adapted(name), method_of(name)
     stir(model, GLOBAL)
     before = {branch: copied(model, branch) for branch in (LOCAL, GLOBAL)}
-    method.train(lesson(model))
+    method.train(local_training(model))
     assert {branch for branch, value in before.items() if not torch.equal(value, copied(model, branch))} == trained
     assert (method.uploads, method.receives) == (sent, received)
     gated = name in ("pq", "fedmosaic")  # elsewhere the gate never counts, and never moves
@@ -160,21 +160,21 @@ def test_what_is_trained_what_is_sent_and_where_the_merged_goes(
 def test_what_the_server_merged_changes_the_answers_at_once_where_it_takes_part_in_them(
     name: str, changes: bool
 ) -> None:
-    model, method, bank = adapted(name), method_of(name), asked()
-    before = method.logits(model, bank, bank)
+    model, method, dataset = adapted(name), method_of(name), asked()
+    before = method.logits(model, dataset, dataset)
     stir(model, method.receives)
-    assert torch.allclose(method.logits(model, bank, bank), before, atol=1e-4) != changes
-    alone = answer(model, bank, [method.receives])
+    assert torch.allclose(method.logits(model, dataset, dataset), before, atol=1e-4) != changes
+    alone = answer(model, dataset, [method.receives])
     assert not torch.allclose(alone, before, atol=1e-3)
     if name == "fedit":
-        torch.testing.assert_close(method.logits(model, bank, bank), alone)
+        torch.testing.assert_close(method.logits(model, dataset, dataset), alone)
 
 
 @every_method
 def test_a_round_can_be_repeated_and_the_next_one_draws_other_questions(name: str) -> None:
     def trained(round: int) -> Tensor:
         model = adapted(name)
-        method_of(name).train(lesson(model, round=round))
+        method_of(name).train(local_training(model, round=round))
         return torch.cat([copied(model, LOCAL), copied(model, GLOBAL), gates(model)])
 
     assert torch.equal(trained(1), trained(1))
@@ -183,9 +183,9 @@ def test_a_round_can_be_repeated_and_the_next_one_draws_other_questions(name: st
 
 def test_a_batch_is_drawn_by_round_and_step_from_all_questions() -> None:
     model = adapted("sft")
-    drawn = [lesson(model, round=round).rows(step) for round in (1, 2) for step in (0, 1)]
+    drawn = [local_training(model, round=round).rows(step) for round in (1, 2) for step in (0, 1)]
     assert len({tuple(rows.tolist()) for rows in drawn}) == 4
-    many = torch.cat([lesson(model).rows(step) for step in range(200)])
+    many = torch.cat([local_training(model).rows(step) for step in range(200)])
     assert set(many.tolist()) == set(range(len(asked())))
 
 
@@ -197,7 +197,7 @@ def test_the_penalty_of_ditto_holds_the_personal_branch_to_the_average_that_came
         receive(model, average, LOCAL)
         came = copied(model, GLOBAL)
         training = MosaicSettings(steps=40, batch=8, learning_rate=2e-3)
-        method_of("ditto", proximity=proximity).train(lesson(model, training))
+        method_of("ditto", proximity=proximity).train(local_training(model, training))
         return float((copied(model, LOCAL) - came).norm())
 
     free, weak, strong = distance(0.0), distance(0.1), distance(1e6)

@@ -12,7 +12,7 @@ from tessera.common.towers.transformer import TowerSize
 ROWS = torch.arange(3)
 
 
-def bank() -> tuple[QADataset, QAReader]:
+def small_dataset() -> tuple[QADataset, QAReader]:
     """Three questions on six items: two words, a picture against a text, and four pictures."""
     torch.manual_seed(0)
     reader = QAReader(TowerSize(32, 1), 5, 4).eval().requires_grad_(False)
@@ -36,7 +36,7 @@ def bank() -> tuple[QADataset, QAReader]:
 
 
 def test_a_choice_is_scored_by_the_cosine_of_the_answer_with_its_vector() -> None:
-    asked, reader = bank()
+    asked, reader = small_dataset()
     logits = asked.logits(reader, ROWS)
     answered = asked.vectors(reader, ROWS)
     for row, n_choices in enumerate((2, 2, 4)):
@@ -49,7 +49,7 @@ def test_a_choice_is_scored_by_the_cosine_of_the_answer_with_its_vector() -> Non
 
 
 def test_the_same_pieces_mean_something_else_under_another_instruction() -> None:
-    asked, reader = bank()
+    asked, reader = small_dataset()
     assert not torch.equal(asked.read[0], asked.read[1])
     assert not torch.allclose(
         reader(asked.read[:1], asked.questions.pieces[2:], asked.item_embeddings), asked.vectors(reader, ROWS[2:])
@@ -62,12 +62,12 @@ def test_the_same_pieces_mean_something_else_under_another_instruction() -> None
     ids=["right", "wrong", "tied"],
 )
 def test_accuracy_counts_ties_at_their_expected_value(scores: list[float], expected: float) -> None:
-    asked, _ = bank()
+    asked, _ = small_dataset()
     logits = torch.tensor([[*scores, -torch.inf, -torch.inf]])
     assert float(asked.correct(logits, ROWS[:1])) == expected
 
 
 def test_constant_scores_are_right_by_chance() -> None:
-    asked, reader = bank()
+    asked, reader = small_dataset()
     even = asked.logits(reader, ROWS).isfinite().float().log()
     assert asked.correct(even, ROWS).tolist() == [0.5, 0.5, 0.25]

@@ -87,9 +87,9 @@ def test_one_round_does_to_the_tower_what_autograd_through_everything_does(
     found: dict[str, Tensor] = {}
 
     def recorded(tower: TowerView) -> dict[str, Tensor]:
-        parameters = tower.gear.adapted.model.named_parameters()
+        parameters = tower.context.adapted.model.named_parameters()
         found.update({name: one.grad.clone() for name, one in parameters if one.grad is not None})
-        tower.gear.adapted.model.zero_grad()
+        tower.context.adapted.model.zero_grad()
         return {}
 
     monkeypatch.setattr(TowerView, "_step", recorded)
@@ -97,8 +97,8 @@ def test_one_round_does_to_the_tower_what_autograd_through_everything_does(
 
     tower = TowerView.of(node, task)
     tower.beside(sent)
-    model, asking = tower.gear.adapted.model, tower.gear.asking
-    answers = asking.answers(model.get_base_model(), torch.arange(len(asking.pieces)))
+    model, prompts = tower.context.adapted.model, tower.context.prompts
+    answers = prompts.answers(model.get_base_model(), torch.arange(len(prompts.pieces)))
     server = sent[VIEWS].clone().requires_grad_()
     units = normalize(answers, dim=1)
     units = units - units.mean(0)
@@ -165,7 +165,7 @@ def test_clipping_bounds_a_persons_part_of_the_own_view_too(
     assert 0 < norm <= 1e-3 * everything.weight
 
 
-def test_guests_see_the_tower_and_do_not_move_it(dataset: Path, tmp_path: Path) -> None:
+def test_new_users_see_the_tower_and_do_not_move_it(dataset: Path, tmp_path: Path) -> None:
     everybody, task = device(dataset, tmp_path / "all")
     some, other = device(dataset, tmp_path / "some", data={"folder": "people", "cold_users": 0.5})
     split = some.split(other.settings)
@@ -191,7 +191,9 @@ def test_an_item_without_a_picture_is_seen_by_its_text(dataset: Path, tmp_path: 
         write_tensors(path, tensors, about)
         tower_view._equip.cache_clear()
         views.append(
-            TowerView.of(node, task).gear.asking.told(TowerView.of(node, task).gear.adapted.model.get_base_model())
+            TowerView.of(node, task).context.prompts.all_answers(
+                TowerView.of(node, task).context.adapted.model.get_base_model()
+            )
         )
     torch.testing.assert_close(*views)
     assert views[0].isfinite().all()
@@ -214,7 +216,9 @@ def test_the_signature_is_the_gradient_at_the_head_of_the_tower_that_signs(datas
         *(torch.from_numpy(features[name].standardised()) for name in ("image", "text"))
     )
     view = sized(
-        replace(tower.gear.asking, item_embeddings=item_embeddings).answers(signer, torch.arange(len(seen[VIEWS][0]))),
+        replace(tower.context.prompts, item_embeddings=item_embeddings).answers(
+            signer, torch.arange(len(seen[VIEWS][0]))
+        ),
         typical_size(sent[VIEWS]),
     )
     (view * update.gradients[VIEWS][-1] / update.weight).sum().backward()

@@ -385,9 +385,9 @@ def test_no_question_of_a_task_is_drawn_before_it_begins(
 ) -> None:
     drawn: list[set[int]] = []
 
-    def spy(lesson: LocalTraining, step: int) -> Tensor:
-        rows = plain(lesson, step)
-        drawn[-1] |= set(lesson.bank.questions.tasks[rows].tolist())
+    def spy(local_training: LocalTraining, step: int) -> Tensor:
+        rows = plain(local_training, step)
+        drawn[-1] |= set(local_training.dataset.questions.tasks[rows].tolist())
         return rows
 
     plain = LocalTraining.rows

@@ -43,7 +43,7 @@ class Thin(InlineGrid):
 
 
 def execute_shelved(job: Job, report: Report) -> None:
-    """Run a job in this process as the Ray executor does: with a shelf."""
+    """Run a job in this process as the Ray executor does: with shared tensors."""
     devices = job.devices[0].parent
     grid = SharedTensorGrid(Thin(device_app(devices), len(job.devices)), devices)
     serve(grid, job.settings, job.catalogue, job.run_dir, job.resume, report)
@@ -82,7 +82,7 @@ def test_views_that_were_damaged_on_the_shelf_are_written_anew(tmp_path: Path) -
 
     execute_shelved(job, damage)
     assert [line["nodes"] for line in read_metrics(job.run_dir) if line["kind"] == "round"] == [3, 3, 3]
-    assert {file.stat().st_nlink for file in held(job)} == {4}  # three nodes and the shelf
+    assert {file.stat().st_nlink for file in held(job)} == {4}  # three nodes and the shared folder
 
 
 def test_where_ray_runs_and_what_a_worker_gets(monkeypatch: pytest.MonkeyPatch) -> None:
