@@ -41,7 +41,8 @@ def configuration() -> Iterator[str]:
     yield (
         "Everything that a run's YAML file may hold, group by group. This page is written from the settings' own models.\n"
         "On the command line `--set local.recency=1` changes `recency` in the group `local`. An unknown name is an error that\n"
-        "names the nearest known one, and so is a setting that would do nothing.\n"
+        "names the nearest known one, and so is a setting that would do nothing. `tessera config show CONFIG` prints the\n"
+        "settings of a run with all defaults, `tessera config schema` a JSON schema that editors complete and check files by.\n"
     )
     yield (
         "Some settings choose a component by its name. Such a component may have settings of its own, which are written\n"

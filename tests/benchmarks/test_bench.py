@@ -47,6 +47,16 @@ def written(tmp_path: Path, **changes: object) -> Path:
     return path
 
 
+def test_methods_share_the_settings_of_a_component_only_under_its_own_name(tmp_path: Path) -> None:
+    base = BASE | {"local": {"loss": {"name": "bce", "negatives": 2}}}
+    losses = {"same": "bce", "more": {"negatives": 8}, "other": "softmax", "none": None}
+    methods = {name: {"local": {"loss": loss}} if loss else {} for name, loss in losses.items()}
+    spec = BenchSpec.load(written(tmp_path, base=base, methods=methods))
+    found = {name: spec.settings("", name, {}, 0).local.loss.model_dump() for name in losses}
+    two = {"name": "bce", "negatives": 2}
+    assert found == {"same": two, "more": two | {"negatives": 8}, "other": {"name": "softmax"}, "none": two}
+
+
 def test_grid_runs_once_chooses_on_validation_and_resumes(tmp_path: Path) -> None:
     small_dataset(tmp_path / "small")
     grid, told = BenchSpec.load(written(tmp_path)), []
