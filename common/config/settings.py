@@ -33,7 +33,7 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names of runs, and of folders made for them."""
 EXECUTORS = ("inline", "ray", "grpc")
 TOWER_DIM = 64
-"""What all towers answer in, whatever their size."""
+"""Size of the vectors that all towers give, and of the shared space in which they lie."""
 DeviceClass = Literal["tiny", "small", "base"]
 Operator = Literal["sum", "mlp", "gate", "attention", "concat"]
 Codec = Literal["float32", "float16", "bfloat16", "int8", "1%", "4%", "15%"]

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tessera.common.config.settings import TOWER_DIM
 from tessera.common.encoders.base import Vectors, chunks, open_picture
 from tessera.common.errors import DataError
-from tessera.common.towers.transformer import OUTPUT_DIM, SIDE, ImageTower, TextTower, Tower, TowerSize, words
+from tessera.common.towers.transformer import SIDE, ImageTower, TextTower, Tower, TowerSize, words
 from tessera.common.utils.atomic_files import file_digest, read_tensors, write_tensors
 from tessera.common.utils.torch_device import resolve_device
 
@@ -34,17 +35,17 @@ class TowerEncoder:
         self.image_name, self.text_name = (f"tower:{model}:{self.weights[kind][:12]}" for kind in KINDS)
 
     def encode_images(self, paths: Sequence[Path]) -> Vectors:
-        """The image tower's vectors of pictures, [n, OUTPUT_DIM]."""
+        """The image tower's vectors of pictures, [n, TOWER_DIM]."""
         return self._encode("image", (torch.stack([pixels(path) for path in chunk]) for chunk in chunks(paths)))
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        """The text tower's vectors of texts, [n, OUTPUT_DIM]."""
+        """The text tower's vectors of texts, [n, TOWER_DIM]."""
         return self._encode("text", (words(chunk) for chunk in chunks(texts)))
 
     def _encode(self, kind: str, batches: Iterator[Tensor]) -> Vectors:
         with torch.inference_mode():
             encoded = [self._towers[kind](batch.to(self._device)).cpu() for batch in batches]
-        vectors: Vectors = torch.cat([torch.zeros(0, OUTPUT_DIM), *encoded]).numpy()
+        vectors: Vectors = torch.cat([torch.zeros(0, TOWER_DIM), *encoded]).numpy()
         return vectors
 
 

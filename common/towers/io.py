@@ -1,4 +1,4 @@
-"""Fitted readers on disk: a dataset's towers/CLASS/reader.safetensors."""
+"""Reads and writes fitted readers: a dataset's towers/CLASS/reader.safetensors."""
 
 import json
 from pathlib import Path

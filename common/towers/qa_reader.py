@@ -23,7 +23,7 @@ CODE = 128
 
 
 class QAReader(Tower):
-    """Questions to vectors [n, OUTPUT_DIM]."""
+    """Questions to vectors [n, TOWER_DIM]."""
 
     def __init__(self, size: TowerSize, image_dim: int, text_dim: int) -> None:
         super().__init__(size, 1 + N_PIECES)

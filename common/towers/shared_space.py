@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tessera.common.config.settings import TOWER_DIM
 from tessera.common.errors import ConfigError
 from tessera.common.towers.projections import orthonormal
-from tessera.common.towers.transformer import OUTPUT_DIM
 from tessera.common.utils import counter_rng
 
 COMPONENTS = 256
@@ -26,7 +26,7 @@ SIGNS = ("first", "second", "third", "fourth", "yes", "no", "odd")
 
 @dataclass(frozen=True)
 class SharedSpace:
-    """Every item's unit vector in the shared space by modality, [n_items, OUTPUT_DIM] each."""
+    """Every item's unit vector in the shared space by modality, [n_items, TOWER_DIM] each."""
 
     image: Tensor
     text: Tensor
@@ -38,25 +38,25 @@ def shared_space(image: Tensor, text: Tensor, rows: Tensor) -> SharedSpace:
     Raises `ConfigError` when there are fewer items, or features, than dimensions.
     """
     narrowest = min(image.shape[1], text.shape[1])
-    if narrowest < OUTPUT_DIM:
-        raise ConfigError(f"{narrowest} features of a modality are too few for a shared space of {OUTPUT_DIM}")
-    if len(rows) <= OUTPUT_DIM:
-        raise ConfigError(f"{len(rows)} items with picture and text are too few for a shared space of {OUTPUT_DIM}")
+    if narrowest < TOWER_DIM:
+        raise ConfigError(f"{narrowest} features of a modality are too few for a shared space of {TOWER_DIM}")
+    if len(rows) <= TOWER_DIM:
+        raise ConfigError(f"{len(rows)} items with picture and text are too few for a shared space of {TOWER_DIM}")
     parts = [_components(part.double(), rows) for part in (image, text)]
     white = [part @ _shrink(part[rows]) for part in parts]
     u, s, vt = torch.linalg.svd(white[0][rows].T @ white[1][rows] / len(rows))
     # Directions in which the modalities agree count by how well they do.
-    scale = s[:OUTPUT_DIM].sqrt()
-    left, right = white[0] @ u[:, :OUTPUT_DIM] * scale, white[1] @ vt[:OUTPUT_DIM].T * scale
+    scale = s[:TOWER_DIM].sqrt()
+    left, right = white[0] @ u[:, :TOWER_DIM] * scale, white[1] @ vt[:TOWER_DIM].T * scale
     return SharedSpace(normalize(left, dim=1).float(), normalize(right, dim=1).float())
 
 
 def signs() -> Tensor:
-    """Where the signs lie when readers are fitted: fixed orthonormal directions, [n_signs, OUTPUT_DIM].
+    """Where the signs lie when readers are fitted: fixed orthonormal directions, [n_signs, TOWER_DIM].
 
     A benchmark's codebook draws directions of its own, signs included: what a word is answered by is learnt from questions.
     """
-    return orthonormal(counter_rng.key("questions", "words"), len(SIGNS), OUTPUT_DIM)
+    return orthonormal(counter_rng.key("questions", "words"), len(SIGNS), TOWER_DIM)
 
 
 def _components(features: Tensor, rows: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tessera.common.config.settings import TOWER_DIM
 from tessera.common.towers.attention import SplitAttention
 from tessera.common.utils import counter_rng
 
@@ -22,8 +23,6 @@ LENGTH = 48
 """Words of a text that are read; the rest is cut off."""
 VOCABULARY = 8192
 """Words are hashed into so many entries; 0 is padding."""
-OUTPUT_DIM = 64
-"""Size of the vectors that all towers give, and of the shared space in which they lie."""
 HEAD = 32
 """Width of an attention head."""
 
@@ -58,7 +57,7 @@ class Layer(nn.Module):
 
 
 class Tower(nn.Module):
-    """Layers on embedded positions, their pooling, and a projection to what all towers share, [n, OUTPUT_DIM]."""
+    """Layers on embedded positions, their pooling, and a projection to what all towers share, [n, TOWER_DIM]."""
 
     def __init__(self, size: TowerSize, n_positions: int) -> None:
         super().__init__()
@@ -66,7 +65,7 @@ class Tower(nn.Module):
         self.n_heads = size.width // HEAD
         self.layers = nn.ModuleList(Layer(size.width) for _ in range(size.depth))
         self.norm = nn.LayerNorm(size.width)
-        self.head = nn.Linear(size.width, OUTPUT_DIM)
+        self.head = nn.Linear(size.width, TOWER_DIM)
 
     def encode(self, embedded: Tensor, present: Tensor) -> Tensor:
         """From `embedded` [n, length, width] and which positions are `present` [n, length]. An empty row gives the bias."""
@@ -88,7 +87,7 @@ class Tower(nn.Module):
 
 
 class ImageTower(Tower):
-    """Pictures [n, 3, SIDE, SIDE] in 0 to 1 to vectors [n, OUTPUT_DIM]."""
+    """Pictures [n, 3, SIDE, SIDE] in 0 to 1 to vectors [n, TOWER_DIM]."""
 
     def __init__(self, size: TowerSize) -> None:
         super().__init__(size, (SIDE // PATCH) ** 2)
@@ -101,7 +100,7 @@ class ImageTower(Tower):
 
 
 class TextTower(Tower):
-    """Words [n, length], as `words` makes them, to vectors [n, OUTPUT_DIM]."""
+    """Words [n, length], as `words` makes them, to vectors [n, TOWER_DIM]."""
 
     def __init__(self, size: TowerSize) -> None:
         super().__init__(size, LENGTH)

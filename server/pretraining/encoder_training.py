@@ -29,7 +29,7 @@ AT_ONCE = 256
 
 @dataclass(frozen=True)
 class EncoderSamples:
-    """Items as a tower takes them, and their places in the shared space, `wanted` [n, OUTPUT_DIM].
+    """Items as a tower takes them, and their places in the shared space, `wanted` [n, TOWER_DIM].
 
     `raw` are pictures [n, 3, SIDE, SIDE] uint8, or words [n, LENGTH] int64.
     """
@@ -73,7 +73,7 @@ def fit(
 
 @torch.no_grad()
 def encode(tower: Tower, raw: Tensor) -> Tensor:
-    """A tower's outputs for items as they are, [n, OUTPUT_DIM]."""
+    """A tower's outputs for items as they are, [n, TOWER_DIM]."""
     return torch.cat([tower(_taken(part)) for part in torch.split(raw, AT_ONCE)])
 
 

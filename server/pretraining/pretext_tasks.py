@@ -33,7 +33,7 @@ Draw = Callable[["Pretext", int, torch.Generator], Drawn]
 class Pretext:
     """Draws questions about the items `rows` [n_rows].
 
-    `axes` [N_AXES, OUTPUT_DIM] are what it compares. The codebook's words are the signs, N_KINDS kinds, and both ends of
+    `axes` [N_AXES, TOWER_DIM] are what it compares. The codebook's words are the signs, N_KINDS kinds, and both ends of
     every axis.
     """
 
@@ -54,7 +54,7 @@ class Pretext:
 
     @cached_property
     def vectors(self) -> Tensor:
-        """Every piece's vector by kind and item, [3, n_items, OUTPUT_DIM]."""
+        """Every piece's vector by kind and item, [3, n_items, TOWER_DIM]."""
         image, text = self.codebook.image, self.codebook.text
         return torch.stack([torch.zeros_like(image), image, text])
 
@@ -85,7 +85,7 @@ class Pretext:
         return torch.stack([torch.randint(PICTURE, TEXT + 1, shape, generator=generator), items], dim=-1)
 
     def vector(self, pairs: Tensor) -> Tensor:
-        """The vectors of pictures and texts [..., 2], [..., OUTPUT_DIM]."""
+        """The vectors of pictures and texts [..., 2], [..., TOWER_DIM]."""
         return self.vectors[pairs[..., 0], pairs[..., 1]]
 
 

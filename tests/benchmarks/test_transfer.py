@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from tessera.client.adapters.attach import activate, attach, pq_tensors, set_projections
 from tessera.client.adapters.pq_lora import LOCAL, GatedLinear
+from tessera.common.config.settings import TOWER_DIM
 from tessera.common.towers.projections import Projections
-from tessera.common.towers.transformer import OUTPUT_DIM, TextTower, TowerSize
+from tessera.common.towers.transformer import TextTower, TowerSize
 from tessera.server.pretraining.alignment import ALIGNMENTS, Activations
 
 KINDS, RANK = (6, 5), 12
@@ -26,9 +27,9 @@ def sentences(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def meaning(first: Tensor, second: Tensor) -> Tensor:
-    """What all towers are distilled to, [n, OUTPUT_DIM]."""
+    """What all towers are distilled to, [n, TOWER_DIM]."""
     generator = torch.Generator().manual_seed(5)
-    one, other = (torch.randn(size, OUTPUT_DIM, generator=generator) for size in KINDS)
+    one, other = (torch.randn(size, TOWER_DIM, generator=generator) for size in KINDS)
     return (one[first] + other[second]) / 2**0.5
 
 

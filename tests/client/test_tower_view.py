@@ -25,7 +25,6 @@ from tessera.common.protocol.tensors import content_hash
 from tessera.common.protocol.updates import Update
 from tessera.common.towers.aligned_init import last_layer
 from tessera.common.towers.io import load_reader
-from tessera.common.towers.transformer import OUTPUT_DIM
 from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import read_tensors, write_tensors
 from tests.support.devices import people_job, people_settings, people_with_towers
@@ -51,7 +50,7 @@ def broadcast(dataset: Path, seed: int = 0) -> Sent:
     """Two views and a history view."""
     generator = torch.Generator().manual_seed(seed)
     n_items = len(load_catalogue(dataset, modalities=False))
-    shapes = {VIEWS: (2, n_items, OUTPUT_DIM), HISTORY: (n_items, OUTPUT_DIM)}
+    shapes = {VIEWS: (2, n_items, TOWER_DIM), HISTORY: (n_items, TOWER_DIM)}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
@@ -238,10 +237,6 @@ def test_the_signature_is_the_gradient_at_the_head_of_the_tower_that_signs(datas
 def test_settings_that_cannot_work_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         people_settings(**changes)
-
-
-def test_views_and_towers_are_equally_wide() -> None:
-    assert TOWER_DIM == OUTPUT_DIM
 
 
 def test_a_device_without_features_or_tower_says_what_it_lacks(dataset: Path, tmp_path: Path) -> None:

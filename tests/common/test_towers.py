@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from tessera.common.towers.transformer import LENGTH, OUTPUT_DIM, SIZES, ImageTower, TextTower, words
+from tessera.common.config.settings import TOWER_DIM
+from tessera.common.towers.transformer import LENGTH, SIZES, ImageTower, TextTower, words
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_all_sizes_end_in_one_space_and_differ_in_width_and_depth(name: str) -> None:
     size = SIZES[name]
-    assert ImageTower(size)(torch.rand(2, 3, 64, 64)).shape == (2, OUTPUT_DIM)
-    assert TextTower(size)(words(["one", "two words"])).shape == (2, OUTPUT_DIM)
+    assert ImageTower(size)(torch.rand(2, 3, 64, 64)).shape == (2, TOWER_DIM)
+    assert TextTower(size)(words(["one", "two words"])).shape == (2, TOWER_DIM)
     assert len({other.width for other in SIZES.values()}) == 3
     assert len({other.depth for other in SIZES.values()}) > 1
 

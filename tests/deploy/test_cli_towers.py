@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 from tessera.benchmarks import cli
 from tessera.benchmarks.harness import transfer
 from tessera.benchmarks.harness.transfer import Carried, summary
+from tessera.common.config.settings import TOWER_DIM
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.datasets import convert_shop
 from tessera.common.encoders.towers import encoder_path, load_encoder
 from tessera.common.errors import ConfigError, DataError
 from tessera.common.towers.io import load_reader, read_about, tower_path
-from tessera.common.towers.transformer import OUTPUT_DIM, SIZES
+from tessera.common.towers.transformer import SIZES
 from tessera.deploy.cli.data import app as data
 from tessera.deploy.cli.towers import app
 from tessera.server.pretraining import aligned_init, encoder_training, reader_training
@@ -98,7 +99,7 @@ def test_towers_for_raw_pictures_and_texts_encode_what_they_were_fitted_on(shop:
     assert not tower_path(shop, "base").exists()  # no reader was asked for
     encode = CliRunner().invoke(data, ["encode", str(shop), "--model", "tiny", "--device", "cpu"])
     assert encode.exception is None
-    assert {part.values.shape for part in load_catalogue(shop).features.values()} == {(100, OUTPUT_DIM)}
+    assert {part.values.shape for part in load_catalogue(shop).features.values()} == {(100, TOWER_DIM)}
     with pytest.raises(DataError, match="made by such a tower"):
         run("fit", shop, *chosen)
 

@@ -14,6 +14,7 @@ from tessera.client.app import app
 from tessera.client.methods import LocalTraining, make_method
 from tessera.client.private_state import Store
 from tessera.client.qa_client import QUESTIONS, QAClient
+from tessera.common.config.settings import TOWER_DIM
 from tessera.common.data.questions import Questions
 from tessera.common.errors import DataError, RunError
 from tessera.common.metrics.records import Record
@@ -25,7 +26,6 @@ from tessera.common.protocol.updates import Update
 from tessera.common.registry.methods import METHODS
 from tessera.common.towers.aligned_init import aligned_init_path
 from tessera.common.towers.io import save_reader
-from tessera.common.towers.transformer import OUTPUT_DIM
 from tessera.common.utils.atomic_files import read_tensors, write_tensors
 from tessera.deploy.executors import inline
 from tessera.deploy.executors import ray as simulate
@@ -52,7 +52,7 @@ from tests.support.qa_devices import (
 )
 
 SIGNER = READERS["tiny"].width
-N_KEPT = n_kept(SIGNER * OUTPUT_DIM + OUTPUT_DIM)
+N_KEPT = n_kept(SIGNER * TOWER_DIM + TOWER_DIM)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
+from tessera.common.config.settings import TOWER_DIM
 from tessera.common.encoders.towers import KINDS
-from tessera.common.towers.transformer import OUTPUT_DIM, SIDE, Tower, TowerSize, words
+from tessera.common.towers.transformer import SIDE, Tower, TowerSize, words
 from tessera.server.pretraining import encoder_training
 from tessera.server.pretraining.encoder_training import EncoderSamples, encode, fit, retrieval_metrics
 
@@ -21,7 +22,7 @@ def items(kind: str) -> EncoderSamples:
     """Items that are of two things at once, as colours of their halves or as words, and lie between both."""
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randint(len(NAMES), (2, N_ITEMS), generator=generator)
-    places = torch.randn(2, len(NAMES), OUTPUT_DIM, generator=generator)
+    places = torch.randn(2, len(NAMES), TOWER_DIM, generator=generator)
     wanted = normalize(places[0, first] + places[1, second], dim=1)
     if kind == "text":
         titles = [
@@ -87,7 +88,7 @@ def test_retrieval_is_expected_over_three_others() -> None:
         def forward(self, raw: torch.Tensor) -> torch.Tensor:
             return raw
 
-    places = torch.eye(OUTPUT_DIM)[:5]
+    places = torch.eye(TOWER_DIM)[:5]
     swapped = places[torch.tensor([1, 0, 2, 3, 4])]  # two items are told as each other
     found = retrieval_metrics(Echo(TINY, 1), EncoderSamples(swapped, places))
     assert found["cosine"] == pytest.approx(0.6)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tessera.common.config.loading import overlaid, parse_settings
-from tessera.common.config.settings import Settings
+from tessera.common.config.settings import TOWER_DIM, Settings
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.questions import PICTURE, TEXT, WORD, Codebook, Questions
 from tessera.common.protocol.adapters import ADAPTERS, AdapterUpdate
@@ -24,7 +24,7 @@ from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update, pack_update, unpack_update
 from tessera.common.towers.io import save_reader, tower_path
 from tessera.common.towers.qa_reader import QAReader
-from tessera.common.towers.transformer import OUTPUT_DIM, TowerSize
+from tessera.common.towers.transformer import TowerSize
 from tessera.common.utils.atomic_files import write_tensors
 from tessera.deploy.executors.inline import CLIENT_APP_FAILED, InlineGrid
 from tessera.deploy.executors.run import make_job
@@ -73,7 +73,7 @@ def qa_dataset(folder: Path, n_clients: int = 6) -> Path:
     Catalogue(ids, ids, ("",) * N_ITEMS, ("",) * N_ITEMS, features).save(folder)
     (folder / "dataset.json").write_text("{}")
     asked = folder / "questions"
-    words, image, text = (normalize(torch.randn(n, OUTPUT_DIM, generator=draws), dim=1) for n in (2, N_ITEMS, N_ITEMS))
+    words, image, text = (normalize(torch.randn(n, TOWER_DIM, generator=draws), dim=1) for n in (2, N_ITEMS, N_ITEMS))
     Codebook(words, image, text, ("left", "right")).save(asked / "codebook.safetensors")
     write_tensors(asked / "public.safetensors", {"rows": torch.arange(N_PUBLIC)})
     seen = torch.from_numpy(features["image"].values)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tessera.common.config.settings import TOWER_DIM
 from tessera.common.data.catalogue import Catalogue, image_and_text
 from tessera.common.data.questions import Codebook, concatenate
 from tessera.common.datasets.movielens import read_movielens
@@ -28,7 +29,6 @@ from tessera.common.datasets.raw import NAME, NUMBER, Options, RawDataset, read_
 from tessera.common.errors import DataError
 from tessera.common.towers.projections import orthonormal
 from tessera.common.towers.shared_space import SIGNS, shared_space
-from tessera.common.towers.transformer import OUTPUT_DIM
 from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import write_tensors
 
@@ -132,7 +132,7 @@ def fit_codebook(catalogue: Catalogue, movies: Movies, public: Tensor) -> Codebo
     space = shared_space(*image_and_text(catalogue), public)
     names = (*_attributes(movies, public.numpy()), *SIGNS)
     return Codebook(
-        orthonormal(counter_rng.key("questions", "words"), len(names), OUTPUT_DIM), space.image, space.text, names
+        orthonormal(counter_rng.key("questions", "words"), len(names), TOWER_DIM), space.image, space.text, names
     )
 
 
