@@ -3,16 +3,21 @@
 What a device's adapter sends, and what it gets back: P and Q by place, plain LoRA of its own tower, a signature.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from flwr.app import ConfigRecord
 from torch import Tensor
 
 from tessera.common.errors import DataError, RunError
-from tessera.common.protocol.parts import Part, Record, arrays
+from tessera.common.protocol.parts import Part, arrays
 from tessera.common.protocol.tensors import from_record, to_record
+
+if TYPE_CHECKING:
+    from tessera.common.protocol.parts import Record
 
 CLIENT = r"[0-9a-f]{16}"
 """A device's name within a run: drawn on the device, and says nothing about it."""
@@ -48,7 +53,7 @@ class AdapterUpdate:
                 raise DataError(f"client {client!r} sent {name} that is not finite")
 
     @staticmethod
-    def of_parts(tower: str, parts: Mapping[str, Tensor]) -> "AdapterUpdate":
+    def of_parts(tower: str, parts: Mapping[str, Tensor]) -> AdapterUpdate:
         """Undo `parts`. Raises `RunError` for a name that is none of them."""
         pq = {name.removeprefix(PQ): value for name, value in parts.items() if name.startswith(PQ)}
         lora = {name.removeprefix(LORA): value for name, value in parts.items() if name.startswith(LORA)}
@@ -67,7 +72,7 @@ class ClientAdapters:
     towers: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, AdapterUpdate] = field(default_factory=dict)
 
-    def __add__(self, other: "ClientAdapters") -> "ClientAdapters":
+    def __add__(self, other: ClientAdapters) -> ClientAdapters:
         """Put the clients of both side by side."""
         return ClientAdapters({**self.towers, **other.towers}, {**self.modules, **other.modules})
 
@@ -92,10 +97,14 @@ class AdaptersPart(Part[ClientAdapters]):
 
     def write(self, value: ClientAdapters) -> dict[str, Record]:
         """The adapters' tensors, each after its client's name, and the device classes."""
+        from flwr.app import ConfigRecord
+
         return {MODULES: to_record(flatten(value.modules)), TOWERS: ConfigRecord(dict(value.towers))}
 
     def read(self, records: Mapping[str, Record]) -> ClientAdapters:
         """Undo `write`. Raises `RunError` for a client that is called otherwise or has no tower."""
+        from flwr.app import ConfigRecord
+
         classes = records.get(TOWERS)
         if not isinstance(classes, ConfigRecord):
             raise RunError("adapters came without their towers")

@@ -5,19 +5,23 @@ Down: a `Task` (what to do, with which settings) and tensors named by a content 
 for private tensors.
 """
 
+from __future__ import annotations  # Flower is imported late: recommending, and reading settings, can do without it
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import NAME
 from tessera.common.errors import DataError, ProtocolError
 from tessera.common.protocol.tensors import Tensors, content_hash, from_record, to_record
+
+if TYPE_CHECKING:
+    from flwr.app import ConfigRecord, RecordDict
 
 PROTOCOL = 1
 """Version of what messages hold: raised when one side could no longer work with the other's as it was. Keys that may be left
@@ -79,6 +83,8 @@ class Task:
 
 def pack_task(task: Task, tensors: Tensors | None = None, inputs: Tensors | None = None) -> RecordDict:
     """Build a message's content; `tensors` go along only when the device lacks them, `inputs`, tensors about items, always."""
+    from flwr.app import ConfigRecord, RecordDict
+
     header = ConfigRecord(
         {
             "protocol": PROTOCOL,
@@ -118,6 +124,8 @@ def unpack_task(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, di
 
 def in_answer_to(task: Task) -> ConfigRecord:
     """Say which task a reply answers, so that one that comes late or twice is taken for nothing else."""
+    from flwr.app import ConfigRecord
+
     return ConfigRecord({"protocol": PROTOCOL, "kind": task.kind, "run": task.run, "round": task.round})
 
 
@@ -132,9 +140,13 @@ def check_protocol(header: Mapping[str, Any], other: str, own: str) -> None:
 
 def missing_tensors(tensors: str) -> RecordDict:
     """Build the reply of a device that does not hold the tensors called `tensors`: the server sends them again."""
+    from flwr.app import ConfigRecord, RecordDict
+
     return RecordDict({"missing": ConfigRecord({"tensors": tensors})})
 
 
 def refusal(reason: str) -> RecordDict:
     """Build the reply of a device that cannot do its task, with the reason in words for the server's operator."""
+    from flwr.app import ConfigRecord, RecordDict
+
     return RecordDict({"refusal": ConfigRecord({"reason": reason})})

@@ -4,20 +4,24 @@ Everybody knows four: gradients, weight, sums and counts. A strategy may have pa
 (`tessera.common.protocol.adapters`): it lists them in its `StrategySpec`, and nobody else needs to know of them.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, Generic, TypeVar
-
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tessera.common.errors import NotFiniteError, RunError
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.tensors import Tensors, add, from_record, to_record
 from tessera.common.utils.torch_device import finite
 
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+
+    Record = ArrayRecord | ConfigRecord | MetricRecord
+
 T = TypeVar("T")
-Record = ArrayRecord | ConfigRecord | MetricRecord
 
 
 class Part(ABC, Generic[T]):
@@ -109,6 +113,8 @@ class Weight(Part[float]):
 
     def write(self, value: float) -> dict[str, Record]:
         """One number."""
+        from flwr.app import MetricRecord
+
         return {"": MetricRecord({"value": value})}
 
     def read(self, records: Mapping[str, Record]) -> float:
@@ -136,6 +142,8 @@ class Sums(Part[MetricSums]):
 
     def write(self, value: MetricSums) -> dict[str, Record]:
         """One record of numbers."""
+        from flwr.app import MetricRecord
+
         return {"": MetricRecord(dict(value.values))}
 
     def read(self, records: Mapping[str, Record]) -> MetricSums:
@@ -153,6 +161,8 @@ EVERYBODYS: tuple[Part[Any], ...] = (GRADIENTS_PART, WEIGHT_PART, SUMS_PART, COU
 
 def arrays(records: Mapping[str, Record], name: str = "") -> ArrayRecord:
     """The record of arrays of that name. Raises `RunError` where it is missing or another kind of record."""
+    from flwr.app import ArrayRecord
+
     record = records.get(name)
     if not isinstance(record, ArrayRecord):
         raise RunError("it came without its tensors")
@@ -160,6 +170,8 @@ def arrays(records: Mapping[str, Record], name: str = "") -> ArrayRecord:
 
 
 def _numbers(records: Mapping[str, Record]) -> dict[str, float]:
+    from flwr.app import MetricRecord
+
     record = records.get("")
     if not isinstance(record, MetricRecord):
         raise RunError("it came without its numbers")

@@ -1,17 +1,22 @@
 """Tensors by name: added, named by a hash of their content, and turned into Flower's records of arrays and back."""
 
+from __future__ import annotations
+
 import hashlib
 import math
 from collections.abc import Mapping
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from torch import Tensor
 
 from tessera.common.errors import RunError
+
+if TYPE_CHECKING:
+    from flwr.app import Array, ArrayRecord, RecordDict
 
 Tensors = Mapping[str, Tensor]
 
@@ -45,6 +50,8 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 
 def to_record(tensors: Tensors) -> ArrayRecord:
     """Write tensors as a record of arrays."""
+    from flwr.app import Array, ArrayRecord
+
     return ArrayRecord({name: Array(to_numpy(tensor)) for name, tensor in tensors.items()})
 
 

@@ -4,16 +4,21 @@ Whoever copies an update, as clipping and noise do, copies with `dataclasses.rep
 they do not know.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
-
-from flwr.app import RecordDict
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tessera.common.errors import RunError
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.parts import EVERYBODYS, GRADIENTS_PART, Part, Record
+from tessera.common.protocol.parts import EVERYBODYS, GRADIENTS_PART, Part
 from tessera.common.protocol.tensors import Tensors
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+    from tessera.common.protocol.parts import Record
 
 ANSWERS = "answers"
 """Name of the record by which a reply says which task it answers."""
@@ -39,7 +44,7 @@ class Update:
         value: T = getattr(self, part.name) if part in EVERYBODYS else self.parts.get(part, part.zero())
         return value
 
-    def put(self, part: Part[T], value: T) -> "Update":
+    def put(self, part: Part[T], value: T) -> Update:
         """The same update with `value` for `part`."""
         changes: dict[str, Any] = {part.name: value} if part in EVERYBODYS else {"parts": {**self.parts, part: value}}
         return replace(self, **changes)
@@ -48,7 +53,7 @@ class Update:
         """The parts it says something of, everybody's first."""
         return (*EVERYBODYS, *self.parts)
 
-    def __add__(self, other: "Update") -> "Update":
+    def __add__(self, other: Update) -> Update:
         """Add part by part."""
         total = Update()
         for part in dict.fromkeys((*self.held(), *other.held())):
@@ -78,6 +83,8 @@ def check_gradients(update: Update, sent: Tensors) -> None:
 
 def pack_update(update: Update) -> RecordDict:
     """Build a reply's content: each part's records, by the part's name and what follows it."""
+    from flwr.app import RecordDict
+
     return RecordDict(
         {f"{part.name}{after}": record for part in update.held() for after, record in part.write(update[part]).items()}
     )

@@ -33,11 +33,11 @@ def test_to_say_what_there_is_nothing_heavy_is_imported(arguments: list[str], tm
     assert not imported(*arguments, cwd=tmp_path) & HEAVY
 
 
-def test_recommending_needs_nothing_that_simulates_or_adapts_towers(tmp_path: Path) -> None:
+def test_recommending_needs_neither_flower_nor_what_adapts_towers(tmp_path: Path) -> None:
     (tmp_path / "device").mkdir()
     loaded = imported("recommend", "--data-dir", "device", "--user", "u", cwd=tmp_path)
     assert "torch" in loaded
-    assert not loaded & {"ray", "peft", "open_clip", "transformers", "torchvision"}
+    assert not loaded & {"flwr", "ray", "peft", "open_clip", "transformers", "torchvision"}
 
 
 def test_listing_devices_needs_no_torch(tmp_path: Path) -> None:
