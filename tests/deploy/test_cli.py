@@ -24,6 +24,7 @@ from tessera.common.utils.atomic_files import read_json
 from tessera.deploy.cli import main as cli
 from tests.support.metrics import read_metrics
 
+pytestmark = pytest.mark.integration
 TESSERA = Path(sys.executable).parent / "tessera"
 N_ITEMS, N_USERS = 120, 40
 SETTINGS = {

@@ -86,6 +86,7 @@ def test_cohort_size_changes_no_result(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "size-3", tmp_path / "size-512", 1e-5)
 
 
+@pytest.mark.integration
 def test_ray_equals_inline_also_when_resumed_by_new_workers(tmp_path: Path) -> None:
     inline.execute(small_job(tmp_path, "inline", 3, server=SGD), silent)
     simulate.execute(small_job(tmp_path, "ray", 3, rounds=2, server=SGD), silent)  # its workers end with it
@@ -95,6 +96,7 @@ def test_ray_equals_inline_also_when_resumed_by_new_workers(tmp_path: Path) -> N
     assert_same_run(tmp_path / "inline", tmp_path / "ray", 1e-5)
 
 
+@pytest.mark.integration
 def test_grpc_equals_inline(tmp_path: Path) -> None:
     inline.execute(small_job(tmp_path, "inline", 2, rounds=2, server=SGD), silent)
     figures = run_job(small_job(tmp_path, "grpc", 2, rounds=2, server=SGD), "grpc", silent)

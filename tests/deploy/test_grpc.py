@@ -29,6 +29,7 @@ from tessera.deploy.federation.supernode import explain, join, parse_address, st
 from tessera.deploy.job import Job
 from tessera.deploy.provisioning.partition import partition
 
+pytestmark = pytest.mark.integration
 SETTINGS: dict[str, Any] = {
     "name": "small",
     "data": {"folder": "shop"},

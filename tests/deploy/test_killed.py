@@ -22,6 +22,8 @@ from tests.deploy.test_grpc import SETTINGS, left_behind, linux
 from tests.support.commands import SECONDS, Start, commands, wait
 from tests.support.metrics import read_metrics
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def start_command() -> Iterator[Start]:

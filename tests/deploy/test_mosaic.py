@@ -346,6 +346,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, dataset: Path, undistu
     assert_bitwise(undisturbed, tmp_path / "run")
 
 
+@pytest.mark.integration
 @pytest.mark.slow  # Ray is held to inline in test_executors too
 def test_ray_equals_inline(tmp_path: Path, dataset: Path) -> None:
     three = {"mosaic": {"classes": ["tiny", "small", "base"]}, "rounds": 2, "evaluation": {"every": 2}}
@@ -354,6 +355,7 @@ def test_ray_equals_inline(tmp_path: Path, dataset: Path) -> None:
     assert_same_run(tmp_path / "inline", tmp_path / "ray", 1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_grpc_equals_inline_with_secrets(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real device's name, draws and noise hang on its secret and on the run's name: the inline run is given both."""

@@ -20,6 +20,7 @@ from tests.deploy.test_grpc import SETTINGS, left_behind
 from tests.support.commands import TESSERA, Command, Start, commands, wait
 from tests.support.metrics import read_metrics
 
+pytestmark = pytest.mark.integration
 ADDRESSES = {"server": "10.77.0.1", "one": "10.77.0.2", "two": "10.77.0.3"}
 ROUNDS = 14
 KNOCK = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"

@@ -13,6 +13,8 @@ from tessera.common.registry.backbones import BACKBONES
 from tessera.deploy.executors import inline
 from tests.support.catalogues import small_job
 
+pytestmark = pytest.mark.integration
+
 
 class Wiretap(inline.InlineGrid):
     """The inline grid, keeping every message of the run as bytes."""

@@ -30,6 +30,7 @@ from tests.deploy.test_executors import SGD, assert_bitwise, assert_same_run, si
 from tests.support.catalogues import small_job, small_settings
 from tests.support.metrics import read_metrics
 
+pytestmark = pytest.mark.integration
 CLUSTER = Path(simulate.__file__).parents[1] / "ray-cluster.yaml"
 
 
