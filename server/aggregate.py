@@ -1,4 +1,4 @@
-"""What nodes returned to one question, and what of it was dropped."""
+"""The sum of what nodes returned to one request, and what of it was dropped."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ SAID = 300
 
 @dataclass
 class Aggregate:
-    """What the nodes returned to one question, added up as it came in; bytes are of tensors, over all messages.
+    """What the nodes returned to one request, added up as it came in; bytes are of tensors, over all messages.
 
-    `dropped` counts by kind what was not added, `troubles` say why, node by node, and `lost` are the sums of what was unfit.
+    `dropped` counts by kind what was not added, `troubles` say why, node by node, and `lost` are sums of what was not valid.
     """
 
     update: Update = field(default_factory=Update)

@@ -1,4 +1,4 @@
-"""The Flower ServerApp: config in, `run_rounds` called, nothing else."""
+"""Carries out a run on the server: the Flower ServerApp, which reads the run's config and calls `run_rounds`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The federation's nodes as the round loop sees them: ask all of them, add up what they answer."""
+"""Sends a task to the nodes of a federation, and adds up their replies as they arrive."""
 
 import logging
 import time
@@ -35,7 +35,7 @@ POLL = 0.1
 SELECT_SECONDS = 30.0
 """How long the end of a run waits for clients to note which round was selected; who does not goes by an earlier one."""
 TRIES = 3
-"""How often a node is asked the same within a question, when it fails or has lost the tensors it needs."""
+"""How often a node is asked the same within a request, when it fails or has lost the tensors it needs."""
 HASTY = ("train", "select")
 """Tasks that go to whoever is ready, without waiting for nodes that are still at an earlier one."""
 
@@ -52,7 +52,7 @@ def no_broadcast(client: str | None) -> Broadcast:
 
 @dataclass(frozen=True)
 class Request:
-    """A task as it goes to several nodes: what each is to hold for it, and what must be true of their answers."""
+    """A task as it goes to several nodes: what each is to hold for it, and what must be true of their replies."""
 
     task: Task
     broadcasts: Mapping[int, Broadcast] = field(default_factory=dict)
@@ -105,22 +105,24 @@ class Dispatcher:
 
         All are asked, and to train as many as the settings say. A client's broadcast goes only to nodes that lack its tensors
         by their content hash; `inputs` always. Vectors come back by the names and shapes in `counts`, and no others. What is
-        unfit, or does not pass `check`, is dropped, counted and its node named. Raises `RoundAbandoned` when too few answered
-        in time (all nodes must where the answer stands for the whole run), and `RunError` when at least half of the answers
-        were of no use in the same way.
-        """
-        answer = Aggregate()
-        asked = self._draw(self._ready(task, answer), task)
-        broadcasts = {node: broadcast(self._clients.get(node)) for node in asked}
-        question = Request(task, broadcasts, inputs, counts or {}, check)
-        waiting: dict[str, int] = {}
-        for nodes in question.alike(lambda node: self._held.get(node) == broadcasts[node].name):
-            waiting |= self._send(nodes, question, answer)
-        self._gather(waiting, question, answer)
-        self._require(answer, task)
-        return answer
+        not valid, or does not pass `check`, is dropped, counted and its node named.
 
-    def _ready(self, task: Task, answer: Aggregate) -> list[int]:
+        Raises:
+            RoundAbandoned: Too few answered in time; all nodes must where the sum stands for the whole run.
+            RunError: At least half of the replies were of no use in the same way.
+        """
+        total = Aggregate()
+        asked = self._draw(self._ready(task, total), task)
+        broadcasts = {node: broadcast(self._clients.get(node)) for node in asked}
+        request = Request(task, broadcasts, inputs, counts or {}, check)
+        waiting: dict[str, int] = {}
+        for nodes in request.alike(lambda node: self._held.get(node) == broadcasts[node].name):
+            waiting |= self._send(nodes, request, total)
+        self._gather(waiting, request, total)
+        self._require(total, task)
+        return total
+
+    def _ready(self, task: Task, total: Aggregate) -> list[int]:
         """Wait until as many nodes are online as must answer, and, but for hasty tasks, until none is still at an earlier one.
 
         A node works off its tasks one after the other: one that owes an answer would answer this one ever later.
@@ -135,7 +137,7 @@ class Dispatcher:
                 break
             time.sleep(POLL)
         if 0 < len(online) < self.settings.nodes:
-            answer.troubles.append(f"only {len(online)} of {self.settings.nodes} nodes are online")
+            total.troubles.append(f"only {len(online)} of {self.settings.nodes} nodes are online")
         return ready
 
     def _draw(self, ready: list[int], task: Task) -> list[int]:
@@ -145,35 +147,35 @@ class Dispatcher:
         draws = {node: counter_rng.key("participants", task.settings.seed, task.round, node) for node in ready}
         return sorted(ready, key=draws.__getitem__)[: self.settings.asked]
 
-    def _gather(self, waiting: dict[str, int], question: Request, answer: Aggregate) -> None:
+    def _gather(self, waiting: dict[str, int], request: Request, total: Aggregate) -> None:
         """Take replies until all are in, enough are, or the time is over; nodes are `waiting` by message."""
-        enough = self.settings.clients_per_round if question.task.kind == "train" else 0
-        limit = self._limit(question.task)
+        enough = self.settings.clients_per_round if request.task.kind == "train" else 0
+        limit = self._limit(request.task)
         deadline = time.monotonic() + limit
-        while waiting and not 0 < enough <= answer.nodes:
+        while waiting and not 0 < enough <= total.nodes:
             began, heard = time.monotonic(), False
             for message in list(waiting):
                 replies = self._pull(message)
                 heard = heard or replies != []
                 if replies is None:
-                    answer.drop(MALFORMED, waiting.pop(message), "sent what is no message")
+                    total.drop(MALFORMED, waiting.pop(message), "sent what is no message")
                 for reply in replies or ():
                     node = waiting.pop(message, None)
                     # An error that the SuperLink reports speaks for the node that was asked.
                     if node is None or (reply.has_content() and node != reply.metadata.src_node_id):
-                        answer.drop(STRAY, reply.metadata.src_node_id, "answered a second time, or for another node")
-                    elif self._take(reply, node, question, answer):
-                        waiting |= self._send([node], question, answer)
-                if 0 < enough <= answer.nodes:
+                        total.drop(STRAY, reply.metadata.src_node_id, "answered a second time, or for another node")
+                    elif self._take(reply, node, request, total):
+                        waiting |= self._send([node], request, total)
+                if 0 < enough <= total.nodes:
                     break
             if not heard:
                 if time.monotonic() > deadline:  # only now: the inline nodes answer one after the other, when asked
                     for node in waiting.values():
-                        answer.drop(LATE, node, f"did not answer in {limit:g} s")
+                        total.drop(LATE, node, f"did not answer in {limit:g} s")
                     break
                 time.sleep(max(POLL, time.monotonic() - began))
-        if 0 < enough <= answer.nodes:  # whoever was not waited for is late, and no trouble
-            answer.dropped[LATE] += len(waiting)
+        if 0 < enough <= total.nodes:  # whoever was not waited for is late, and no trouble
+            total.dropped[LATE] += len(waiting)
         forget = time.monotonic() + self.settings.timeout
         self._late |= {message: (node, forget) for message, node in waiting.items()}
 
@@ -188,16 +190,16 @@ class Dispatcher:
             return None
 
     def _drop_late(self) -> None:
-        """Drop what has come to questions that were closed without it, and was counted then: its round is over."""
+        """Drop replies to requests that were closed without them, and were counted then: their round is over."""
         for message, (_, forget) in list(self._late.items()):
             if self._pull(message) != [] or time.monotonic() > forget:
                 del self._late[message]
 
-    def _send(self, nodes: list[int], question: Request, answer: Aggregate) -> dict[str, int]:
-        """Send nodes that are to get the same broadcast their messages; return the nodes by message."""
-        task, broadcast = question.task, question.broadcasts[nodes[0]]
+    def _send(self, nodes: list[int], request: Request, total: Aggregate) -> dict[str, int]:
+        """Send their messages to nodes that get the same broadcast; return the nodes by message."""
+        task, broadcast = request.task, request.broadcasts[nodes[0]]
         tensors = None if self._held.get(nodes[0]) == broadcast.name or not broadcast.name else broadcast.content
-        content = pack_task(replace(task, tensors=broadcast.name), tensors, question.inputs)
+        content = pack_task(replace(task, tensors=broadcast.name), tensors, request.inputs)
         kind = task.kind if task.kind in ("train", "evaluate") else "query"
         messages = [Message(content, node, kind, group_id=str(task.round)) for node in nodes]
         pushed = list(self.grid.push_messages(messages))
@@ -206,49 +208,49 @@ class Dispatcher:
                 f"round {task.round}: Flower's SuperLink does not take a message of {array_bytes(content)} bytes"
             )
         for node in (node for message, node in zip(pushed, nodes, strict=True) if not message):
-            answer.drop(FAILED, node, "cannot be sent to; it was revoked a moment ago")
+            total.drop(FAILED, node, "cannot be sent to; it was revoked a moment ago")
         sent = {message: node for message, node in zip(pushed, nodes, strict=True) if message}
-        answer.bytes_down += array_bytes(content) * len(sent)
+        total.bytes_down += array_bytes(content) * len(sent)
         return sent
 
-    def _take(self, reply: Message, node: int, question: Request, answer: Aggregate) -> bool:
-        """Add one reply to the answer; true when the node is to be asked again."""
+    def _take(self, reply: Message, node: int, request: Request, total: Aggregate) -> bool:
+        """Add one reply to the total; true when the node is to be asked again."""
         if reply.has_error():
-            if question.task.kind != "train" and question.again(node):
+            if request.task.kind != "train" and request.again(node):
                 return True
-            answer.drop(FAILED, node, f"failed: {reply.error.reason}")
+            total.drop(FAILED, node, f"failed: {reply.error.reason}")
             return False
         records = reply.content.config_records
         if "missing" in records:
             self._held.pop(node, None)
-            if question.again(node):
+            if request.again(node):
                 return True
-            answer.drop(FAILED, node, "keeps losing the tensors it is sent")
+            total.drop(FAILED, node, "keeps losing the tensors it is sent")
             return False
         if "refusal" in records:
-            answer.drop(REFUSED, node, f"refused: {records['refusal'].get('reason', '')!s}")
+            total.drop(REFUSED, node, f"refused: {records['refusal'].get('reason', '')!s}")
             return False
-        answer.bytes_up += array_bytes(reply.content)
+        total.bytes_up += array_bytes(reply.content)
         try:
-            answer.update += self._fitting(reply, node, question)
-        except RejectedUpdate as unfit:
-            said = "is refused" if unfit.kind == REFUSED else f"returned something {unfit.kind}"
-            answer.drop(unfit.kind, node, f"{said}: {unfit}")
-            answer.lost += unfit.sums
+            total.update += self._fitting(reply, node, request)
+        except RejectedUpdate as rejected:
+            said = "is refused" if rejected.kind == REFUSED else f"returned something {rejected.kind}"
+            total.drop(rejected.kind, node, f"{said}: {rejected}")
+            total.lost += rejected.sums
             return False
-        answer.nodes += 1
-        self._held[node] = question.broadcasts[node].name or self._held.get(node, "")
+        total.nodes += 1
+        self._held[node] = request.broadcasts[node].name or self._held.get(node, "")
         return False
 
-    def _fitting(self, reply: Message, node: int, question: Request) -> Update:
+    def _fitting(self, reply: Message, node: int, request: Request) -> Update:
         """The update of a node that has been looked at from all sides. Raises `RejectedUpdate`."""
         wanted = Expected(
-            question.task, question.broadcasts[node].tensors, question.counts, self.settings.largest_gradient
+            request.task, request.broadcasts[node].tensors, request.counts, self.settings.largest_gradient
         )
         update = validate_update(reply.content, wanted)
         try:
             self._know(node, update)
-            question.check(update)
+            request.check(update)
         except Exception as error:
             raise RejectedUpdate(MALFORMED, str(error) or type(error).__name__) from None
         return update
@@ -274,14 +276,14 @@ class Dispatcher:
             return max(self.settings.nodes, self.settings.min_nodes)
         return self.settings.least if task.kind == "train" else self.settings.min_nodes
 
-    def _require(self, answer: Aggregate, task: Task) -> None:
+    def _require(self, total: Aggregate, task: Task) -> None:
         for kind, remedy in REMEDIES.items():
-            if answer.dropped[kind] and answer.dropped[kind] >= answer.nodes:
-                _, told = degenerate(task.kind, answer.update.sums + answer.lost) or ("", answer.troubles[-1])
+            if total.dropped[kind] and total.dropped[kind] >= total.nodes:
+                _, told = degenerate(task.kind, total.update.sums + total.lost) or ("", total.troubles[-1])
                 raise RunError(f"round {task.round}: {told}; {remedy}")
-        for trouble in answer.troubles:
+        for trouble in total.troubles:
             log.warning("round %d, %s: %s", task.round, task.kind, trouble)
-        if answer.nodes < (least := self._least(task)):
-            why = "; ".join(answer.troubles) or "no node is online"
-            reason = f"round {task.round}: {answer.nodes} nodes answered to {task.kind}, {least} must: {why}"
-            raise RoundAbandoned(reason, answer.dropped)
+        if total.nodes < (least := self._least(task)):
+            why = "; ".join(total.troubles) or "no node is online"
+            reason = f"round {task.round}: {total.nodes} nodes answered to {task.kind}, {least} must: {why}"
+            raise RoundAbandoned(reason, total.dropped)

@@ -1,7 +1,7 @@
-"""What is taken of what nodes return, and what is dropped: each for a reason that is counted, and said with the node's number.
+"""Decides which updates of nodes are taken, and which are dropped and why.
 
 Nothing that is dropped changes anything: it is not added, and a round goes on with the rest. Nodes are not trusted: whatever
-they send is taken, or `RejectedUpdate`.
+they send is taken, or raises `RejectedUpdate` with a reason that is counted and said with the node's number.
 """
 
 import math

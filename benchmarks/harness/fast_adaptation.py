@@ -1,4 +1,4 @@
-"""Fast adaptation: how soon a device that begins with what a federation learnt answers questions of a task nobody had.
+"""Measures how soon a new device, given what a federation learnt, answers questions of a task that nobody had.
 
 FedMosaic's Fig. 6: adapters start from the average of all devices' (P and Q of all, plain LoRA of the device's class), or,
 where nothing was shared, from nothing, and are trained on the unseen task alone.

@@ -1,4 +1,4 @@
-"""What a bench keeps of each simulated person: their hit, gain and activity, for quartiles and paired comparisons.
+"""Results of a bench person by person: each one's hit, gain and activity, for quartiles and paired comparisons.
 
 No message of the protocol carries any of this. A device sends sums over its people, and not even the replicates of
 weighted sums that a bootstrap over nodes would need: from a few of them, the people of a small node could be solved for. The

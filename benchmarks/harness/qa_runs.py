@@ -1,4 +1,4 @@
-"""Benches of devices that answer questions: one run, and the tables of Self and Others."""
+"""Runs one federation of devices that answer questions, and adds what only a bench may see of it."""
 
 import shutil
 from collections.abc import Callable

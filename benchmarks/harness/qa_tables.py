@@ -1,4 +1,4 @@
-"""Columns of the tables of a bench whose devices answer questions."""
+"""Says which figures the tables of a bench show where devices answer questions."""
 
 from collections.abc import Mapping, Sequence
 

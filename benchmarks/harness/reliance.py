@@ -1,4 +1,4 @@
-"""How well the demo shop's users were understood: their true reliance against what their devices learnt of it.
+"""Measures how well the demo shop's users are understood: their true reliance beside what their devices learnt of it.
 
 Only a generated shop has the truth, and only a simulation may put it beside what devices keep to themselves: all of this is
 read from the folders of simulated devices, person by person, and no message carries any of it.

@@ -1,4 +1,4 @@
-"""The runs of a bench: each method, choice and seed once, each baseline once; a killed bench goes on where it was."""
+"""Runs a bench: each method, choice and seed once, each baseline once; a killed bench goes on where it was."""
 
 import shutil
 import time

@@ -1,4 +1,4 @@
-"""A bench's tables: quality over seeds, who is served, what it costs, and paired differences over people."""
+"""Makes the tables of a bench: quality over seeds, who is served, what it costs, and paired differences over people."""
 
 import statistics
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The transfer test: does what P and Q learn in one tower help another, whose A and B are aligned with it?
+"""Tests whether what P and Q learn in one tower helps another, whose A and B are aligned with it: the transfer test.
 
 P and Q alone are trained on a task in the tower of one class, then plugged into the towers of the others, which have seen
 nothing of the task. Random A and B are the control. It comes before any federation: where nothing carries over between two

@@ -24,7 +24,7 @@ USERS, HR, NDCG, ACCURACY, AUC, COVERAGE = "users", "hr", "ndcg", "accuracy", "a
 VALIDATION, TEST, BEFORE = "validation", "test", "before"
 """Parts that runs are selected and reported on."""
 ALL, WARM, COLD, NEW_USERS, UNTRAINED = "all", "warm", "cold", "new-users", "new-users-untrained"
-"""Groups: targets that occur in training and those that do not, and new users with what their own device learnt or nothing."""
+"""Groups: targets that occur in training and those that do not, and new users, trained on their own device or not."""
 _WORD = r"[A-Za-z0-9_-]{1,40}"
 _NAME = re.compile(rf"(?:({_WORD})/)?({_WORD})/({_WORD})/({_WORD})(?:@([1-9][0-9]{{0,8}}))?")
 _PART = re.compile(_WORD)

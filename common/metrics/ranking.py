@@ -1,4 +1,6 @@
-"""Tie-aware ranking metrics: the expected value over random order of tied scores, and their sums.
+"""Measures how well items are ranked, HR and NDCG, fairly where scores are tied; only sums over people leave a device.
+
+A tied target counts by its expected value over all orders of the tied items.
 
 A target with `above` candidates scored higher and `ties` candidates (itself included) scored the same is at each of the
 positions above, ..., above + ties - 1 (from 0) with equal chance. So constant scores give HR@K = K / candidates, whatever

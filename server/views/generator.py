@@ -1,4 +1,4 @@
-"""From a catalogue and learnt embeddings to the views that devices receive."""
+"""Makes the views of the items that devices receive, from the catalogue's features and learnt embeddings."""
 
 from typing import cast
 

@@ -1,4 +1,4 @@
-"""Fusion operators g_j (FedVLR Eq. 2): from projected modalities to one fused view.
+"""Ways to fuse an item's picture, text and embedding into one vector: the fusion operators g_j of FedVLR (Eq. 2).
 
 Each takes the item's representations by modality, [n_items, n_modalities, dim] (the ID embedding is one of them), and
 returns [n_items, dim]. None draws at random or keeps batch statistics: the backward pass goes through what was broadcast.

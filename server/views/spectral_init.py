@@ -1,4 +1,4 @@
-"""A spectral start: leading singular vectors of the normalised interactions, by additive power iterations.
+"""Finds a good start for the item embeddings from sums over people alone: the leading singular vectors of the interactions.
 
 X [n_users, n_items] has the rows r_u / |history_u|^(1/4). A round asks for X^T X B = sum_u x_u (x_u^T B), a sum over users
 like any update, so no history leaves a device; between rounds the server makes B orthonormal again (randomised subspace

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RunError
-from tessera.common.metrics.records import Record, RoundRecord
+from tessera.common.metrics.records import AbandonedRecord, Record, RoundRecord, write_line
 from tessera.deploy.cli.federate import app
 from tessera.deploy.executors.grpc import Watch, execute
 from tessera.deploy.federation.certificates import CertificateError, make_certificates, make_node_key
@@ -296,18 +296,20 @@ def test_the_app_carries_settings_and_no_code(job: Job, tmp_path: Path) -> None:
 
 def test_only_complete_and_new_lines_are_seen(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text('{"round": 1}\n{"round": 2}\n{"rou')
+    told = [AbandonedRecord(round=round, reason="nobody is there") for round in (1, 2, 3)]
+    first, second, third = map(write_line, told)
+    metrics.write_text(first + second + third[:6])
     watch = Watch(tmp_path)
     assert watch.lines() == []
-    metrics.write_text('{"round": 1}\n')  # a resumed run cuts off what came after its checkpoint
+    metrics.write_text(first)  # a resumed run cuts off what came after its checkpoint
     assert watch.lines() == []
     assert not watch.begun
     with metrics.open("a") as file:
-        file.write('{"round": 2}\n{"round"')
-    assert watch.lines() == [{"round": 2}]
+        file.write(second + third[:9])
+    assert watch.lines() == [told[1]]
     with metrics.open("a") as file:
-        file.write(": 3}\n")
-    assert watch.lines() == [{"round": 3}]
+        file.write(third[9:])
+    assert watch.lines() == [told[2]]
     assert watch.begun
 
 
