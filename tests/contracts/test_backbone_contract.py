@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,10 +11,10 @@ from tessera.client.backbones import BackboneInput, make_backbone
 from tessera.client.histories import histories
 from tessera.client.router import Routed
 from tessera.common.config.settings import LocalSettings
-from tessera.common.protocol.updates import Update
 from tessera.common.registry.backbones import BACKBONES
 from tessera.deploy.executors import inline
 from tessera.server.strategies.fedvlr import FedVLR
+from tessera.testing import BackboneContract
 from tests.support.catalogues import small_catalogue, small_job, small_settings, small_split
 from tests.support.metrics import read_metrics
 
@@ -50,31 +49,37 @@ def double(split):
     return histories(split).to(torch.device("cpu"), torch.float64)
 
 
+def score_one(backbone: str, private: dict, sent: dict, fbar: torch.Tensor, items: list[int], i: int) -> torch.Tensor:
+    if backbone == "history":
+        query = sum(sent["history"][k] for k in items) / math.sqrt(len(items)) + private["user"]
+        return query @ fbar[i]
+    if backbone == "fcf":
+        wanted = torch.zeros(len(fbar), dtype=torch.float64)
+        wanted[items] = 1
+        system = fbar.T @ ((1 + 10 * wanted)[:, None] * fbar) + torch.eye(fbar.shape[1], dtype=torch.float64)
+        return torch.linalg.solve(system, fbar.T @ (11 * wanted)) @ fbar[i]
+    if backbone == "fedncf":
+        both = torch.cat([sent["ncf_user"], sent["ncf_item"]], dim=1)
+        first = torch.relu(both @ torch.cat([private["user"], fbar[i]]) + sent["ncf_bias"])
+        return torch.relu(sent["ncf_hidden"] @ first + sent["ncf_hidden_bias"]) @ sent["ncf_out"]
+    own = private["tuned"][i] if backbone == "pfedrec" else private["items"][i] if backbone == "fedrap" else 0
+    return private["head"] @ (fbar[i] + own) + private["bias"][0]
+
+
+class Contract(BackboneContract):
+    """With the scores of one user and one item at a time."""
+
+    def naive_score(self, private, sent, fbar, items, item):
+        return score_one(self.name, private, sent, fbar, items, item)
+
+
+for backbone in BACKBONES:
+    name = f"Test{backbone.title()}"
+    globals()[name] = type(name, (Contract,), {"name": backbone, "local": LOCAL[backbone]})
+
+
 def test_every_backbone_is_held_to_the_contract() -> None:
     assert LOCAL.keys() == set(BACKBONES)
-
-
-@every_backbone
-@every_mode
-def test_cohort_equals_one_user_at_a_time(backbone: str, mode: str) -> None:
-    local, strategy = start(backbone, mode)
-    split, sent = small_split(n_users=7, n_items=30), strategy.build_views()
-
-    def run(split):
-        state, total = cohort.start_state(split.users, local, sent["views"], seed=1), Update()
-        for round in (1, 2):
-            state, update = cohort.train(state, sent, double(split), local, seed=1, round=round)
-            total += update
-        return state, total
-
-    together, total = run(split)
-    alone = [run(split.take(np.array([row]))) for row in range(7)]
-    for row, (state, _) in enumerate(alone):
-        for key, value in (together.parameters | together.optimizer).items():
-            torch.testing.assert_close(value[row], (state.parameters | state.optimizer)[key][0], rtol=1e-7, atol=1e-9)
-    added = sum((update for _, update in alone), Update())
-    for key, gradient in total.gradients.items():
-        torch.testing.assert_close(added.gradients[key], gradient, rtol=1e-6, atol=1e-9)
 
 
 @every_backbone
@@ -104,42 +109,6 @@ def test_beats_chance_and_state_survives_rounds(tmp_path: Path, backbone: str) -
     inline.execute(small_job(tmp_path, "run", 2, planted=True, **changes), lambda line: None)
     scores = read_metrics(tmp_path / "run")[-1]["scores"]
     assert scores["test/all/hr@10"] > 1.4 * 100 * 10 / 55  # 10 of about 55 candidates by chance
-
-
-# Naive twins of the scores: one user and one item at a time.
-
-
-def score_one(backbone: str, private: dict, sent: dict, fbar: torch.Tensor, items: list[int], i: int) -> torch.Tensor:
-    if backbone == "history":
-        query = sum(sent["history"][k] for k in items) / math.sqrt(len(items)) + private["user"]
-        return query @ fbar[i]
-    if backbone == "fcf":
-        wanted = torch.zeros(len(fbar), dtype=torch.float64)
-        wanted[items] = 1
-        system = fbar.T @ ((1 + 10 * wanted)[:, None] * fbar) + torch.eye(fbar.shape[1], dtype=torch.float64)
-        return torch.linalg.solve(system, fbar.T @ (11 * wanted)) @ fbar[i]
-    if backbone == "fedncf":
-        both = torch.cat([sent["ncf_user"], sent["ncf_item"]], dim=1)
-        first = torch.relu(both @ torch.cat([private["user"], fbar[i]]) + sent["ncf_bias"])
-        return torch.relu(sent["ncf_hidden"] @ first + sent["ncf_hidden_bias"]) @ sent["ncf_out"]
-    own = private["tuned"][i] if backbone == "pfedrec" else private["items"][i] if backbone == "fedrap" else 0
-    return private["head"] @ (fbar[i] + own) + private["bias"][0]
-
-
-@every_backbone
-def test_scores_equal_the_naive_twin(backbone: str) -> None:
-    local, strategy = start(backbone)
-    split, sent = small_split(n_users=4, n_items=30), strategy.build_views()
-    generator = torch.Generator().manual_seed(0)
-    state = cohort.start_state(split.users, local, sent["views"], seed=1)
-    private = {n: torch.randn(v.shape, generator=generator, dtype=torch.float64) for n, v in state.parameters.items()}
-    scores, weights = cohort.scores(private, sent, double(split), local)
-    for u in range(4):
-        own = {name: value[u] for name, value in private.items()}
-        fbar = torch.einsum("g,gnd->nd", weights[u], sent["views"])
-        items = split.train_items[split.offsets[u] : split.offsets[u + 1]].tolist()
-        naive = torch.stack([score_one(backbone, own, sent, fbar, items, i) for i in range(30)])
-        torch.testing.assert_close(scores[u], naive, rtol=1e-9, atol=1e-9)
 
 
 def test_fcf_solves_the_weighted_squares_of_each_user() -> None:
