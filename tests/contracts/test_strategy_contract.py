@@ -19,13 +19,12 @@ class TestFedMosaic(StrategyContract):
     clients = tuple(CLIENTS[:3])
 
     def make(self):
-        self.rounds = 0
         return strategy()
 
     def updates(self, strategy):
         """Other adapters each time they are asked."""
-        self.rounds += 1
-        return sent([0, 1], self.rounds), sent([2], self.rounds)
+        strategy.asked = getattr(strategy, "asked", 0) + 1
+        return sent([0, 1], strategy.asked), sent([2], strategy.asked)
 
 
 class TestCombined(TestFedMosaic):
