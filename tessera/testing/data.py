@@ -1,4 +1,4 @@
-"""Small made-up catalogues and people, for tests."""
+"""Makes small catalogues and people for tests."""
 
 import numpy as np
 
