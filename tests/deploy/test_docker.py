@@ -19,7 +19,7 @@ from tests.support.metrics import read_metrics
 
 pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[2]
-SOURCES = ("benchmarks", "client", "common", "deploy", "server", ".dockerignore", "docker-compose.yml")
+SOURCES = ("benchmarks", "client", "common", "deploy", "server", "tessera", ".dockerignore", "docker-compose.yml")
 SOURCES += ("docker-compose.cuda.yml", "LICENSE", "pyproject.toml")
 OWNER = 1234
 """Who owns the copy where root runs the test: neither root nor the image's own user."""
@@ -96,7 +96,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, folder / name)
     if os.geteuid() == 0:
