@@ -5,7 +5,8 @@
     class TestMine(BackboneContract):
         name = "mine"
 
-The contract of methods of training adapters needs PEFT, and is in `tessera.testing.methods`.
+Contracts that need more than torch are in modules of their own: `tessera.testing.methods` (methods of training adapters, which
+needs PEFT) and `tessera.testing.data_tools` (converters and encoders).
 """
 
 from tessera.testing.backbones import BackboneContract

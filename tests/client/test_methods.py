@@ -1,12 +1,9 @@
 """What each method trains, sends, takes in and answers with, on a tiny reader and made-up questions."""
 
-from functools import cache
-
 import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from tessera.client.adapters.attach import attach, lora_tensors, pq_tensors, receive
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, GatedLinear, weigh
@@ -14,50 +11,14 @@ from tessera.client.methods import LocalTraining, Method, answer, make_method
 from tessera.client.methods.base import learnt
 from tessera.client.methods.feddat import divergence
 from tessera.client.methods.feddpa import MOST, REFERENCES
-from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import MosaicSettings
-from tessera.common.data.questions import PICTURE, TEXT, WORD, Codebook, Questions
 from tessera.common.registry.methods import METHODS
-from tessera.common.towers.qa_reader import QAReader
-from tessera.common.towers.transformer import TowerSize
 from tessera.common.utils import counter_rng
+from tessera.testing.methods import asked, draw, reader
 
-N_ITEMS = 40
 FAST = {"name": "fedmosaic", "pq_learning_rate": 1e-2}
 SHORT = MosaicSettings(steps=8, batch=8, learning_rate=2e-3, method=FAST)
 every_method = pytest.mark.parametrize("name", METHODS)
-
-
-def draw(purpose: str, *shape: int) -> Tensor:
-    size = int(torch.tensor(shape).prod())
-    return counter_rng.normal(counter_rng.key("methods-test", purpose), torch.arange(size)).view(shape)
-
-
-@cache
-def asked(n: int = 200, purpose: str = "own") -> QADataset:
-    """Which of two items has more of the first feature: a poster and an overview, answered in words."""
-    features = draw("features", N_ITEMS, 8)
-    items = (draw(purpose, n, 2).abs() * 1000).long() % N_ITEMS
-    kinds = torch.tensor([PICTURE, TEXT]).expand(n, 2)
-    choices = torch.stack([torch.full((n, 2), WORD), torch.tensor([0, 1]).expand(n, 2)], -1)
-    words, image, text = (normalize(draw(part, rows, 64), dim=1) for part, rows in (("w", 2), ("i", 40), ("t", 40)))
-    more = features[items, 0].argmax(1)
-    questions = Questions(
-        torch.zeros(n, dtype=torch.int64),
-        torch.stack([kinds, items], -1),
-        choices,
-        more,
-        ("more",),
-        ("which has more",),
-    )
-    with torch.no_grad():
-        item_embeddings = reader().embed_items(features, features)
-    return QADataset.of(questions, Codebook(words, image, text, ("first", "second")), item_embeddings)
-
-
-def reader() -> QAReader:
-    torch.manual_seed(0)
-    return QAReader(TowerSize(32, 2), 8, 8).eval()
 
 
 def method_of(name: str, **settings: object) -> Method:

@@ -81,10 +81,7 @@ def sent_in(exchanges: list[Exchange], round: int) -> dict[str, AdapterUpdate]:
 def came_down(exchanges: list[Exchange], kind: str, round: int) -> dict[str, dict[str, Tensor]]:
     """The module that each client was sent."""
     asked = [e for e in exchanges if (e.task.kind, e.task.round) == (kind, round)]
-    return {
-        next(iter(e.update[ADAPTERS].towers)): {name.removeprefix(MODULE): value for name, value in e.down.items()}
-        for e in asked
-    }
+    return {e.update.clients()[0]: {n.removeprefix(MODULE): value for n, value in e.down.items()} for e in asked}
 
 
 def rounds(job: Job) -> list[dict]:
