@@ -1,4 +1,4 @@
-"""The Flower ClientApp: a message comes in, the device does its task, an additive update goes out."""
+"""Answers the server's messages: a task comes in, the device does it, an additive update goes out (Flower's ClientApp)."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The users of a node trained at once, each on their own parameters.
+"""Trains all users of a node at once, each on their own parameters.
 
 Private tensors are stacked over users, [n_users, ...]. Users never mix: user u's loss depends on row u of the private state
 alone, so one backward pass gives every user's own gradients, and their weighted sum for what was sent.

@@ -1,4 +1,4 @@
-"""Ranking on the device: the whole catalogue for each user, what leaves is sums."""
+"""Ranks the whole catalogue for each user on the device; what leaves is sums."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Ragged histories of many users: flat lists with offsets, so that nothing is padded to the longest."""
+"""Holds the histories of many users as flat lists with offsets, so that nothing is padded to the longest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

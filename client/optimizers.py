@@ -1,4 +1,4 @@
-"""Local optimisers over stacked private parameters: row u of every tensor steps as user u's own optimiser would.
+"""Steps all users' private parameters at once: row u of every tensor as user u's own optimiser would.
 
 Their moments are private state like the parameters, and steps are counted per user, since users may take part in
 different rounds.

@@ -1,4 +1,4 @@
-"""Clipping and Gaussian noise on what people upload: nobody's part in a round's sum can be large, and none is exact.
+"""Clips and noises what people upload: nobody's part in a round's sum can be large, and none is exact.
 
 A person's upload is the gradient of everything that was sent, all tensors of a round together as one vector g_u. It becomes
 g_u min(1, clip / |g_u|) + N(0, (noise_multiplier clip)^2 I) (Abadi et al. 2016, with a person in an example's place). What is

@@ -1,4 +1,4 @@
-"""Private state on the device's disk: written atomically, one file a block of users and round.
+"""Keeps private state on the device's disk: written atomically, one file a block of users and round.
 
 A round's state is kept as long as the server has a checkpoint that belongs to it, so a resumed run finds the private state
 of the very round it goes back to. A damaged state is set aside as *.corrupt, and nobody starts afresh in its place.

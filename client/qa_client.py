@@ -1,4 +1,4 @@
-"""A device that answers questions about items: one client of the many-task benchmark.
+"""Trains and tests a device that answers questions about items: one client of the many-task benchmark.
 
 questions/train.safetensors     what it learns from: its own, and private
 questions/test.safetensors      its tests ("self"); questions/others/*.safetensors those of other clients ("others")

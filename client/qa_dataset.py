@@ -1,4 +1,4 @@
-"""Questions as a device answers them: an answer is a vector, and the choice that it points at most is taken."""
+"""Holds questions as a device answers them: an answer is a vector, and the choice that it points at most is taken."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

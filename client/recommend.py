@@ -1,4 +1,4 @@
-"""Recommendations from the device's own files: nothing is asked of a server."""
+"""Recommends items from the device's own files: nothing is asked of a server."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""A device: its folder, its people's data, and what it does when the server asks.
+"""Does the server's tasks on a device with people: counts, trains and evaluates on their own data.
 
 interactions.parquet, items.parquet     its people's events; the public titles
 private/RUN/block-*/round-*.safetensors the private states

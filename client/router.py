@@ -1,4 +1,4 @@
-"""The router: from a user's history, seen through each view, to how much that view counts for this user."""
+"""Decides how much each view counts for a user, from the user's history as seen through that view."""
 
 from dataclasses import dataclass
 

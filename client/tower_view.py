@@ -1,4 +1,4 @@
-"""A device's adapted tower as one more view of the items, which the routers of its people weigh beside the server's.
+"""Makes a device's adapted tower one more view of the items, which its people's routers weigh beside the server's.
 
 Nobody else ever has this view. Training a cohort gives dL/dF for all views alike; the part of this one stays here, and one
 vector-Jacobian product a round takes it to the adapter, as the server's takes the rest to what makes its views. What leaves

@@ -1,4 +1,4 @@
-"""What an update goes through before it leaves a device: one ordered list of small steps around the algorithm.
+"""Clips, noises and encodes an update before it leaves a device: one ordered list of small steps around the algorithm.
 
 Each step has its stage, and the list is in the order of the stages:
 - person: each person's update by itself, before it is added to anybody's (clipping);

@@ -1,4 +1,4 @@
-"""FedMosaic's own part of an update: the adapters of devices, by client, and what each device's tower is.
+"""Defines FedMosaic's own part of an update: the adapters of devices, by client, and what each device's tower is.
 
 What a device's adapter sends, and what it gets back: P and Q by place, plain LoRA of its own tower, a signature.
 """

@@ -1,4 +1,4 @@
-"""How tables of items travel: in fewer bits a number, and without the items that are zero.
+"""Writes tables of items in fewer bits a number, and without the items that are zero.
 
 A table is [n_views, n_items, dim], or [n_items, dim]; a row of it is one item in one view. Formats:
 - float32, float16, bfloat16: each number rounded to nearest;

@@ -1,4 +1,4 @@
-"""What travels between server and devices, as Flower records.
+"""Turns what travels between server and devices into Flower's records, and reads it.
 
 Down: a `Task` (what to do, with which settings) and tensors named by a content hash. Up: an `Update`
 (`tessera.common.protocol.updates`). Nothing else has a place in a message; a test serialises every message of a run and looks

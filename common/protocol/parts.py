@@ -1,4 +1,4 @@
-"""The parts that an update can have: how each adds up, what makes it proper, and how it travels.
+"""Defines the parts that an update can have: how each adds up, what makes it proper, and how it travels.
 
 Everybody knows four: gradients, weight, sums and counts. A strategy may have parts of its own, such as FedMosaic's adapters
 (`tessera.common.protocol.adapters`): it lists them in its `StrategySpec`, and nobody else needs to know of them.

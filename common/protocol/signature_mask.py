@@ -1,4 +1,4 @@
-"""Which coordinates of a signature are sent: the same for all clients of a run, or cosines would mean nothing."""
+"""Draws which coordinates of a signature are sent: the same for all clients of a run, or cosines would mean nothing."""
 
 import torch
 from torch import Tensor

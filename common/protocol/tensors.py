@@ -1,4 +1,4 @@
-"""Tensors by name: added, named by a hash of their content, and turned into Flower's records of arrays and back."""
+"""Adds tensors by name, names them by a hash of their content, and turns them into Flower's records and back."""
 
 from __future__ import annotations
 

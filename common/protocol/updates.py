@@ -1,4 +1,4 @@
-"""What a device sends back: an update, which is a mapping of named parts that can be added up.
+"""Defines what a device sends back: an update, which is a mapping of named parts that can be added up.
 
 Whoever copies an update, as clipping and noise do, copies with `dataclasses.replace` or `put`, and so keeps the parts that
 they do not know.

@@ -1,4 +1,4 @@
-"""What each client gets back: G = W L, over what clients last sent. FedAvg, groups and RELA differ in W only."""
+"""Merges the clients' last adapters into what each gets back, G = W L. FedAvg, groups and RELA differ in W only."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class AdapterStore:
-    """The last contribution of every client: one that is absent in a round keeps what it sent before.
+    """The last adapter of every client: one that is absent in a round keeps what it sent before.
 
     `expected` says for each tower what `AdapterUpdate.parts` must hold: the server's word, not the first client's. None may
     have a Euclidean norm above `largest`.
@@ -25,12 +25,12 @@ class AdapterStore:
         self.by_client: dict[str, AdapterUpdate] = {}
 
     def take(self, client: str, sent: AdapterUpdate) -> None:
-        """Replace a client's contribution. Raises `DataError`, and keeps the old, when the new one cannot be merged."""
+        """Replace a client's adapter. Raises `DataError`, and keeps the old, when the new one cannot be merged."""
         self.check(client, sent)
         self.by_client[client] = sent
 
     def check(self, client: str, sent: AdapterUpdate) -> None:
-        """Raise `DataError`, which names the client, when a contribution cannot be merged."""
+        """Raise `DataError`, which names the client, when an adapter cannot be merged."""
         self.check_tower(client, sent.tower)
         wanted, parts = self.expected[sent.tower], sent.parts()
         shapes = {name: tuple(value.shape) for name, value in parts.items()}
@@ -43,7 +43,7 @@ class AdapterStore:
                 raise DataError(f"client {client!r} sent {name} of a norm above {self.largest:g}")
 
     def check_tower(self, client: str, tower: str) -> None:
-        """Raise `DataError`, which names the client, when nobody's contribution could come from such a tower."""
+        """Raise `DataError`, which names the client, when nobody's adapter could come from such a tower."""
         if tower not in self.expected:
             raise DataError(f"client {client!r} has a tower {tower!r}, not one of {sorted(self.expected)}")
 

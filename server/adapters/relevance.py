@@ -1,4 +1,4 @@
-"""Who learns from whom: row-stochastic weights [n_clients, n_clients], one row a receiver (RELA, FedMosaic Eq. 4)."""
+"""Weighs who learns from whom: row-stochastic weights [n_clients, n_clients], one row a receiver (RELA, FedMosaic Eq. 4)."""
 
 from collections.abc import Sequence
 

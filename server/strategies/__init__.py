@@ -1,4 +1,4 @@
-"""Federated methods, one file each: what is broadcast, and what the server does with the sum of the updates.
+"""Decides what is sent to devices and learns from what they return: one file for each federated algorithm.
 
 A new one is one file here and one entry in `tessera.common.registry.strategies`, or an entry point of another package.
 """

@@ -1,4 +1,4 @@
-"""What the round loop asks of a strategy: what each client gets, and what becomes of what they return."""
+"""Defines a strategy: what each client is sent, and what the server learns from the sum of what they return."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path

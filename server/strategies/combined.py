@@ -1,4 +1,4 @@
-"""FedVLR and FedMosaic at once: devices return gradients of the server's views, and their own towers' adapters."""
+"""Runs FedVLR and FedMosaic at once: devices return gradients of the server's views, and their own towers' adapters."""
 
 from dataclasses import replace
 from pathlib import Path

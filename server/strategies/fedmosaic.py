@@ -1,4 +1,4 @@
-"""FedMosaic: every device gets its own mix of all devices' adapters, G_i = sum_j w_ij L_j, by who learns what it learns.
+"""Gives every device its own mix of all devices' adapters, G_i = sum_j w_ij L_j, by who learns what it learns (FedMosaic).
 
 Its peers that merge adapters differ in the weights only (`tessera.common.registry.methods`).
 """
@@ -25,7 +25,7 @@ from tessera.server.strategies.base import Strategy
 
 
 def expected(dataset: Path, settings: Settings) -> dict[str, Shapes]:
-    """What a contribution must hold, by the mark of each device class that the settings name. Raises `DataError`."""
+    """What an adapter must hold, by the tower id of each device class that the settings name. Raises `DataError`."""
     classes, mosaic = settings.mosaic.classes, settings.mosaic
     signer = load_reader(tower_path(dataset, smallest(classes)))
     size = size_of(last_layer(signer))
@@ -37,9 +37,9 @@ def expected(dataset: Path, settings: Settings) -> dict[str, Shapes]:
 
 
 class FedMosaic(Strategy):
-    """The server's half: the last contribution of every client, absent ones included, and what each gets back.
+    """The server's half: the last adapter of every client, absent ones included, and what each gets back.
 
-    `expected` are the parts of a contribution by tower.
+    `expected` are the parts of an adapter by tower.
     """
 
     @classmethod
@@ -69,7 +69,7 @@ class FedMosaic(Strategy):
         return self._broadcasts.get(client or "", Broadcast())
 
     def check(self, update: Update) -> None:
-        """Raise `DataError` unless all towers are those of the run, and every contribution can be merged."""
+        """Raise `DataError` unless all towers are those of the run, and every adapter can be merged."""
         for client, tower in update[ADAPTERS].towers.items():
             self.adapters.check_tower(client, tower)
         for client, sent in update[ADAPTERS].modules.items():
@@ -94,7 +94,7 @@ class FedMosaic(Strategy):
         return {"relevance": found}
 
     def state(self) -> dict[str, Tensor]:
-        """The clients' last contributions, by client, tower and part."""
+        """The clients' last adapters, by client, tower and part."""
         return {
             f"client/{client}/{sent.tower}/{name}": part
             for client, sent in self.adapters.by_client.items()

@@ -1,4 +1,6 @@
-"""FedVLR: the server fuses, the devices refine, and one vector-Jacobian product a round takes their sum to all parameters.
+"""Turns a catalogue into views for devices, and steps on the sum of their gradients (FedVLR).
+
+One vector-Jacobian product a round takes that sum to all parameters of the server.
 
 Within a round nothing the server learns moves on a device, so the views F are constant there and
 sum_u alpha_u sum_a grad_(D, gamma) L_u = J_F^T (sum_u alpha_u sum_a dL_u/dF): Algorithm 1's aggregate from dL/dF alone.
