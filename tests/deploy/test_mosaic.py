@@ -17,7 +17,6 @@ from tessera.client.qa_client import QUESTIONS, QAClient
 from tessera.common.config.settings import TOWER_DIM
 from tessera.common.data.questions import Questions
 from tessera.common.errors import DataError, RunError
-from tessera.common.metrics.records import Record
 from tessera.common.protocol.adapters import ADAPTERS, MODULE, AdapterUpdate, ClientAdapters
 from tessera.common.protocol.messages import Task
 from tessera.common.protocol.signature_mask import kept_coordinates, n_kept
@@ -29,7 +28,6 @@ from tessera.common.towers.io import save_reader
 from tessera.common.utils.atomic_files import read_tensors, write_tensors
 from tessera.deploy.executors import inline
 from tessera.deploy.executors import ray as simulate
-from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.executors.run import run_job
 from tessera.deploy.job import Job
 from tessera.deploy.provisioning.towers import align
@@ -325,7 +323,7 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path, dataset: Path, undisturbed: Path) -> None:
-    def interrupt(line: Record) -> None:
+    def interrupt(line) -> None:  # type: ignore[no-untyped-def]
         if line.kind == "round" and line.round == 2:  # reported, and not yet in a checkpoint
             raise KeyboardInterrupt
 
@@ -367,7 +365,7 @@ def test_grpc_equals_inline_with_secrets(tmp_path: Path, dataset: Path, monkeypa
         shutil.copy(device / "secret", same / "secret")
     run = next((grpc.devices[0] / "private").iterdir()).name
 
-    class OnDevices(InlineGrid):
+    class OnDevices(inline.InlineGrid):
         def __init__(self, _, n_nodes: int) -> None:
             super().__init__(app, n_nodes)
             self.nodes = {node + 1: {"data-dir": str(folder)} for node, folder in enumerate(again.devices)}
