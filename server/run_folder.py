@@ -105,7 +105,7 @@ class RunFolder:
         path = self.path / FILE
         with storing(path), path.open("a", encoding="utf-8") as file:
             file.write(write_line(line))
-        log.info("%s", line.model_dump_json(exclude={"version", "baselines", "strategy"}, exclude_none=True))
+        log.info("%s", line.sentence())
         if self.listener:
             self.listener(line)
 

@@ -29,6 +29,10 @@ class _Line(BaseModel):
         """The line as an object of JSON."""
         return self.model_dump(mode="json", exclude_none=True)
 
+    def sentence(self) -> str:
+        """What happened, in words for a log; figures are in the file of metrics."""
+        raise NotImplementedError
+
 
 class _Faults(_Line):
     dropped: dict[str, int] | None = None
@@ -71,6 +75,10 @@ class StatisticsRecord(_Faults):
     seconds: Figure
     """Time it took."""
 
+    def sentence(self) -> str:
+        """Who is there."""
+        return f"{self.users:.0f} users with {self.events:.0f} training events on {self.nodes} nodes"
+
 
 class _OfRound(_Traffic, _Faults):
     round: int
@@ -92,11 +100,21 @@ class RoundRecord(_OfRound):
     users: int
     """Users who took part."""
 
+    def sentence(self) -> str:
+        """Who took part, and the loss."""
+        loss = "" if self.loss is None else f", mean loss {self.loss:.4f}"
+        evaluated = ", then evaluated" if self.scores else ""
+        return f"round {self.round}: {self.users} users on {self.nodes} nodes trained{loss}{evaluated}; {self.seconds:.2f} s"
+
 
 class EvaluationRecord(_OfRound):
     """An evaluation without training: after the last round, where that was abandoned."""
 
     kind: Literal["evaluation"] = "evaluation"
+
+    def sentence(self) -> str:
+        """Who was evaluated."""
+        return f"round {self.round}: {self.nodes} nodes evaluated, without training; {self.seconds:.2f} s"
 
 
 class AbandonedRecord(_Line):
@@ -109,6 +127,10 @@ class AbandonedRecord(_Line):
     """Why."""
     dropped: dict[str, int] | None = None
     """How many answers were not taken, by the kind of their fault; left out where there were none."""
+
+    def sentence(self) -> str:
+        """Why nothing was learnt."""
+        return f"round {self.round} was abandoned: {self.reason}"
 
 
 class ResultRecord(_Traffic):
@@ -131,6 +153,11 @@ class ResultRecord(_Traffic):
     """Time of all rounds together."""
     strategy: dict[str, JsonValue] = {}
     """What the strategy adds, such as who learns from whom (relevance)."""
+
+    def sentence(self) -> str:
+        """Where the run ended, and which round was selected."""
+        selected = f"; round {self.selected_round} was selected" if self.selected_round else ""
+        return f"the run ended after {self.rounds} rounds and {self.seconds:.1f} s{selected}"
 
 
 Record = StatisticsRecord | RoundRecord | EvaluationRecord | AbandonedRecord | ResultRecord

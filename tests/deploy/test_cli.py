@@ -133,7 +133,8 @@ def test_the_runs_folder_tells_what_was_run(desk: Path, trained: subprocess.Comp
     run = desk / "runs" / "small"
     assert read_json(run / "status.json")["state"] == "completed"
     log = (run / "run.log").read_text()
-    assert log.count('"kind":"round"') == 2
+    assert re.search(r"round 1: \d+ users on 2 nodes trained, mean loss \d+\.\d+", log)
+    assert "round 2 was selected" in log
     assert log.splitlines()[-1].endswith(": completed")
     assert "user-" not in log
     assert "item-" not in log

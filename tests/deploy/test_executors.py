@@ -75,9 +75,17 @@ def test_one_three_and_seven_nodes_give_the_same_result(tmp_path: Path, local: d
 
 
 def test_default_optimiser_and_wire_agree_closely(tmp_path: Path) -> None:
+    """As a whole: a single number whose gradient is nearly zero goes Adam's way by rounding, and by the processor it is on."""
     for nodes in (1, 3):
         inline.execute(small_job(tmp_path, f"nodes-{nodes}", nodes, wire={}, rounds=10), silent)
-    assert_same_run(tmp_path / "nodes-1", tmp_path / "nodes-3", 2e-3)
+    mine, theirs = (last_checkpoint(tmp_path / f"nodes-{nodes}") for nodes in (1, 3))
+    learnt = [name for name in mine if name.startswith("model/")]
+    one, other = (torch.cat([found[name].flatten() for name in learnt]).double() for found in (mine, theirs))
+    assert float((one - other).norm() / one.norm()) < 2e-3
+    losses = [
+        [line["loss"] for line in read_metrics(tmp_path / f"nodes-{n}") if line["kind"] == "round"] for n in (1, 3)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
 
 
 def test_cohort_size_changes_no_result(tmp_path: Path) -> None:
