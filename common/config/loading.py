@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from tessera.common.config.components import component_of
-from tessera.common.config.effects import set_without_effect
+from tessera.common.config.effects import Reasons, prune, set_without_effect
 from tessera.common.config.settings import EXECUTORS, Settings
 from tessera.common.errors import ConfigError
 from tessera.common.registry.registry import nearest
@@ -22,16 +22,19 @@ def load_settings(path: Path, executor: str = "", changes: Sequence[str] = ()) -
     """Read and validate a YAML file. Raises `ConfigError` that names the file and each bad key.
 
     Under `executors` a file may hold other values for one of them, such as fewer rounds over gRPC; those of `executor` are
-    laid over the rest. `changes` are KEY=VALUE and come last.
+    laid over the rest. `changes` are KEY=VALUE and come last. What they leave without effect of the file's own settings is left
+    behind: who takes the item embeddings away need not take their size away too.
     """
     content = read_yaml(path)
     overlays = content.pop("executors", {})
     fits = isinstance(overlays, dict) and not overlays.keys() - EXECUTORS
     if not fits or not all(isinstance(overlay, dict | None) for overlay in overlays.values()):
         raise ConfigError(f"{path}: `executors` maps {', '.join(EXECUTORS)} to settings")
-    content = overlaid(content, overlays.get(executor) or {})
-    for change in changes:
-        content = overlaid(content, _changed(change))
+    file, layers = content, [overlays.get(executor) or {}, *map(_changed, changes)]
+    for layer in layers:
+        content = overlaid(content, layer)
+    newly_idle = _idle(content).keys() - _idle(file).keys()
+    prune(content, newly_idle - {key for layer in layers for key in _leaves(layer)})
     return parse_settings(content, str(path))
 
 
@@ -64,6 +67,23 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     for name in reversed(key.split(".")):
         value = {name: value}
     return dict(value)
+
+
+def _idle(content: Mapping[str, Any]) -> Reasons:
+    """What is set there and has no effect; nothing where settings are not valid, which is said elsewhere."""
+    try:
+        return set_without_effect(Settings.model_validate(content))
+    except ValidationError:
+        return {}
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all values of nested settings."""
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def _changed(change: str) -> dict[str, Any]:

@@ -54,7 +54,10 @@ def test_the_demo_recovers_the_true_reliance(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", list(WITHOUT))
 def test_removing_a_modality_hurts_those_who_rely_on_it_most(shop: Path, full: Job, name: str) -> None:
-    without = trained(shop, f"without-{name}", *QUICK, WITHOUT[name])
+    quick = [
+        change for change in QUICK if name != "crowd" or "id_dim" not in change
+    ]  # there are no item embeddings then
+    without = trained(shop, f"without-{name}", *quick, WITHOUT[name])
     people = reliances(shop, full.devices).join(gains(full.devices, 50), on="user")
     people = people.join(gains(without.devices, 50), on="user", suffix="_without").sort(f"reliance_{name}")
     lost = (people["gain"] - people["gain_without"]).to_numpy()

@@ -95,6 +95,20 @@ def test_what_asks_for_nothing_is_taken(harmless: dict[str, Any]) -> None:
     assert again == settings
 
 
+def test_a_change_leaves_behind_what_it_leaves_without_effect_and_nothing_else(tmp_path: Path) -> None:
+    """Taking something away on the command line takes no edit of the file; what is asked for there must do something."""
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump(LEAST | {"views": {"id_dim": 16}, "local": {"backbone": "fedavg"}}))
+    settings = load_settings(path, changes=["views.item_ids=false"])
+    assert "id_dim" not in settings.model_dump()["views"]
+    with pytest.raises(ConfigError, match=r"views\.id_dim has no effect"):
+        load_settings(path, changes=["views.item_ids=false", "views.id_dim=8"])
+    path.write_text(yaml.safe_dump(LEAST | {"views": {"spectral_scale": 5}}))
+    with pytest.raises(ConfigError, match=r"views\.spectral_scale has no effect"):
+        load_settings(path, changes=["views.item_ids=false"])
+    assert load_settings(path, changes=["views.spectral_rounds=2"]).views.spectral_scale == 5
+
+
 def test_all_are_told_at_once() -> None:
     with pytest.raises(ConfigError, match=r"views\.spectral_scale has .*; views\.unseen_scale has"):
         parse_settings(LEAST | {"views": {"spectral_scale": 5, "unseen_scale": 2}}, "my.yaml")
