@@ -127,6 +127,10 @@ class DeviceFolder:
         before = self._note(path) or RunNote(run=task.run, views=task.views, settings=task.settings, last=now)
         write_json(path, before.after(task).model_dump(mode="json"))
         sweep(path.parent)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Drop the tensors that no run needs any more."""
         sweep(self.views)
         needed = set(self._needed())
         for held in self.views.glob("*.safetensors"):

@@ -83,6 +83,7 @@ class QAClient(Client):
             return Update(sums=_baselines(own))
         if task.kind == "select":
             self.hear(task)
+            self.tidy()
             return Update()
         if task.kind not in ("train", "evaluate"):
             raise DataError(f"a device that answers questions has no part in {task.kind!r}")

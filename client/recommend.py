@@ -1,5 +1,6 @@
 """Recommends items from the device's own files: nothing is asked of a server."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from tessera.common.data.interactions import Split
 from tessera.common.errors import DataError
 from tessera.common.protocol.messages import VIEWS, Task
 from tessera.common.utils.atomic_files import read_tensors
+
+log = logging.getLogger("tessera.device")
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,15 @@ class Personal:
             raise DataError(f"{folder} holds no private state{f' of run {run}' if run else ''}: it has not trained yet")
         note, device = RunNote.read(notes[-1]), RecommendationClient(folder)
         items, moment = device.catalogue().sha256, note.shown
+        try:
+            tensors, _ = read_tensors(device.tensors(moment.tensors))
+        except DataError as error:
+            if moment == note.last:
+                raise
+            log.warning("%s: recommending by the last round instead of the best", error)
+            moment = note.last
+            tensors, _ = read_tensors(device.tensors(moment.tensors))
         task = Task("evaluate", note.run, moment.round, (), note.views, items, note.settings, moment.tensors)
-        tensors, _ = read_tensors(device.tensors(task.tensors))
         sent = device.sent(task, tensors)
         if tower := device.tower(task):
             return cls(device, replace(task, views=(*note.views, tower.name)), tower.beside(sent))

@@ -52,6 +52,7 @@ class RecommendationClient(Client):
             raise DataError(f"{self.folder} has other items than the server's catalogue; use one dataset")
         if task.kind == "select":
             self.hear(task)
+            self.tidy()
             return Update()
         split = self.split(settings)
         if task.kind == "item_statistics":

@@ -70,6 +70,7 @@ def run_rounds(
             progress = Progress.of(selection, reporter.baselines, reporter.seconds)
             folder.save(round, strategy.state(), progress)
 
-    # 8. Let the clients know which round was selected, and write the result.
+    # 8. Write the result, and let the clients know which round was selected.
+    result = reporter.result(tasks.round, selection, strategy)
     tasks.tell_selection()
-    return reporter.result(tasks.round, selection, strategy)
+    return result

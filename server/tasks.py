@@ -1,5 +1,6 @@
 """Gives the nodes of a federation the tasks of one run, and asks again where the run cannot do without an answer."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -8,7 +9,7 @@ import torch
 
 from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import Settings
-from tessera.common.errors import RoundAbandoned, RunError
+from tessera.common.errors import RoundAbandoned, RunError, TesseraError
 from tessera.common.protocol.messages import Kind, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.server.aggregate import Aggregate
@@ -17,6 +18,7 @@ from tessera.server.model_selection import ModelSelection
 from tessera.server.run_folder import RunFolder
 from tessera.server.strategies.base import Strategy
 
+log = logging.getLogger("tessera.server")
 TRIES = 3
 """Rounds, or the same task of a round, that may come to nothing one after the other before the run gives up."""
 
@@ -73,5 +75,9 @@ class Tasks:
         Every task says which round is best so far; only the last evaluation's outcome is in none. Who is out of reach now
         goes on recommending by the best round it has heard of.
         """
-        if self.selection.round != self.selection.told and not self.settings.asks_questions:
+        if self.selection.round == self.selection.told or self.settings.asks_questions:
+            return
+        try:
             self.send("select")
+        except TesseraError as error:
+            log.warning("not every client has heard that round %d was selected: %s", self.selection.round, error)

@@ -60,18 +60,18 @@ def _conversion(settings: "Settings") -> Reasons:
     used = () if kind == CONVERTED else CONVERTERS[kind].options
     for key in CONVERSION:
         if key not in used:
-            users = [name for name, spec in CONVERTERS.items() if key in spec.options]
+            users = [name for name, spec in CONVERTERS.known().items() if key in spec.options]
             found[f"data.{key}"] = f"data of the kind {kind} do not use it, those of {_and(users)} do"
     return found
 
 
 def _groups(settings: "Settings") -> Reasons:
     """Groups that the strategy does not read."""
-    name, spec = settings.strategy.name, settings.strategy_spec
-    return {
-        group: f"strategy {name} does not use it, {_and(one for one, own in STRATEGIES.items() if group in own.groups)} do"
-        for group in sorted((VIEWS_GROUPS | TOWER_GROUPS) - spec.groups)
-    }
+    name, found = settings.strategy.name, Reasons()
+    for group in sorted((VIEWS_GROUPS | TOWER_GROUPS) - settings.strategy_spec.groups):
+        users = _and(one for one, spec in STRATEGIES.known().items() if group in spec.groups)
+        found[group] = f"strategy {name} does not use it, {users} do"
+    return found
 
 
 def _spectral_start(settings: "Settings") -> Reasons:
@@ -94,7 +94,7 @@ def _start(settings: "Settings") -> Reasons:
     elif views.spectral_rounds:
         found["views.content_scale"] = "a spectral start (views.spectral_rounds) sets the size of all projections"
     if not views.item_ids and not history:
-        able = _and(name for name, spec in BACKBONES.items() if spec.history)
+        able = _and(name for name, spec in BACKBONES.known().items() if spec.history)
         found["views.id_scale"] = f"it is for item embeddings: with views.item_ids, or the backbone {able}"
     if not views.item_ids and not views.spectral_rounds:
         found["views.id_dim"] = "it is for views.item_ids"
@@ -109,7 +109,7 @@ def _history(settings: "Settings") -> Reasons:
         found["local.route"] = "there is a single view: nothing is weighed"
     if BACKBONES[local.backbone.name].reads_history or (routed and local.route == "history"):
         return found
-    readers = _and(name for name, spec in BACKBONES.items() if spec.reads_history)
+    readers = _and(name for name, spec in BACKBONES.known().items() if spec.reads_history)
     why = f"nothing reads the history: the router does where there are several views, and the backbones {readers} do"
     return found | {f"local.{key}": why for key in ("recency", "history_mask") if getattr(local, key)}
 

@@ -150,7 +150,7 @@ class LocalSettings(FrozenSettings):
     @model_validator(mode="after")
     def _next_after_something(self) -> "LocalSettings":
         if LOSSES[self.loss.name].next_item and not BACKBONES[self.backbone.name].history:
-            able = ", ".join(name for name, spec in BACKBONES.items() if spec.history)
+            able = ", ".join(name for name, spec in BACKBONES.known().items() if spec.history)
             raise ValueError(
                 f"loss {self.loss.name} needs a backbone with a history view: {able}, not {self.backbone.name}"
             )
@@ -353,7 +353,7 @@ class Settings(FrozenSettings):
         if self.views.dim != TOWER_DIM:
             raise ValueError(f"a device's tower is a view of {TOWER_DIM} dimensions: set views.dim to {TOWER_DIM}")
         if not self.mosaic.method_spec.one_branch:
-            able = ", ".join(name for name, spec in METHODS.items() if spec.one_branch)
+            able = ", ".join(name for name, spec in METHODS.known().items() if spec.one_branch)
             raise ValueError(f"{self.strategy.name} adapts towers by {able}: set mosaic.method to one of them")
         return self
 

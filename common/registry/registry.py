@@ -9,6 +9,7 @@ Another package offers one through an entry point in its pyproject.toml:
 """
 
 import difflib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
@@ -17,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from tessera.common.errors import ConfigError
 
+log = logging.getLogger("tessera.registry")
 Spec = TypeVar("Spec")
 
 
@@ -24,7 +26,7 @@ class Registry(Generic[Spec]):
     """The components of one kind by name: built-in ones, then those of the entry-point group `group`.
 
     Other packages are looked at only for a name that is not built in, or when all names are listed; their code is imported
-    only when one of theirs is asked for.
+    only when one of theirs is asked for. A package that is broken, or offers a name that another does, spoils that name alone.
     """
 
     def __init__(self, kind: str, group: str, spec: type[Spec], builtin: Mapping[str, Spec]) -> None:
@@ -38,34 +40,50 @@ class Registry(Generic[Spec]):
         if name not in self._outside:
             raise ConfigError(self._unknown(name))
         if name not in self._loaded:
-            self._loaded[name] = self._load(self._outside[name])
+            first, *others = self._outside[name]
+            if others:
+                packages = f"{_package(first)} and {_package(others[0])}"
+                raise ConfigError(f"two packages offer the {self.kind} {name!r}: {packages}; uninstall one")
+            self._loaded[name] = self._load(first)
         return self._loaded[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self.builtin or name in self._outside
 
     def __iter__(self) -> Iterator[str]:
-        """All names, built-in ones first. Raises `ConfigError` where a name is offered twice."""
+        """All names, built-in ones first."""
         return iter((*self.builtin, *self._outside))
 
     def __len__(self) -> int:
         return len(self.builtin) + len(self._outside)
 
     def items(self) -> Iterator[tuple[str, Spec]]:
-        """All names with their specs, which imports the packages that offer some."""
-        return ((name, self[name]) for name in self)
+        """All names with their specs, which imports the packages that offer some; a broken one is warned of and left out."""
+        yield from self.builtin.items()
+        for name in self._outside:
+            try:
+                yield name, self[name]
+            except ConfigError as error:
+                log.warning("%s", error)
+
+    def known(self) -> dict[str, Spec]:
+        """Built-in specs and those of other packages that are in use already: looking at them imports nothing."""
+        return self.builtin | self._loaded
 
     @cached_property
-    def _outside(self) -> dict[str, EntryPoint]:
-        """What other packages offer. Raises `ConfigError` where two packages, or one and Tessera, offer the same name."""
-        found: dict[str, EntryPoint] = {}
+    def _outside(self) -> dict[str, list[EntryPoint]]:
+        """What other packages offer, by name. One that Tessera has itself cannot be taken, which is warned of."""
+        found: dict[str, list[EntryPoint]] = {}
         for entry in entry_points(group=self.group):
-            if entry.name in self.builtin or entry.name in found:
-                other = _package(found[entry.name]) if entry.name in found else "Tessera itself"
-                raise ConfigError(
-                    f"two packages offer the {self.kind} {entry.name!r}: {other} and {_package(entry)}; uninstall one"
+            if entry.name in self.builtin:
+                log.warning(
+                    "the %s %r of %s is not used: Tessera has its own of this name",
+                    self.kind,
+                    entry.name,
+                    _package(entry),
                 )
-            found[entry.name] = entry
+            else:
+                found.setdefault(entry.name, []).append(entry)
         return found
 
     def _load(self, entry: EntryPoint) -> Spec:

@@ -9,13 +9,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tessera.common.errors import RunError
+from tessera.common.utils.atomic_files import storing
 
 LOCK = ".lock"
 """A file in the folder. It stays there: removing it would let two processes lock two files of this name."""
 SERVING = ".serving.lock"
 """The same for a run's ServerApp, which outlives a killed `submit`: whoever commands a run and it hold one folder."""
 HOLDER = ".pid"
-"""Ends the name of the file beside a lock that says which process holds it, or held it last."""
+"""Ends the name of the file beside a lock that says which process holds it; one that was killed leaves its own behind."""
 
 
 @contextmanager
@@ -27,15 +28,19 @@ def hold_folder(folder: Path, lock: str = LOCK) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / (lock + HOLDER)
     try:
-        held = FileLock(folder / lock).acquire(timeout=0)
+        held = FileLock(folder / lock, preserve_lock_file=True).acquire(timeout=0)
     except Timeout:
         process = holder.read_text(encoding="utf-8").strip() if holder.exists() else "that has just begun"
         raise RunError(
             f"{folder} is in use by process {process}: wait until that ends, or stop it; two would spoil each other's files"
         ) from None
     with held:
-        holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
-        yield
+        with storing(holder):
+            holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
 
 
 def clear(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import logging
 import sys
 from importlib import import_module
-from importlib.metadata import entry_points, version
+from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, NamedTuple
 
 import click
@@ -58,14 +58,15 @@ class LazyGroup(TyperGroup):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Ours, in the order of their use, then those of installed packages."""
-        return [*COMMANDS, *sorted(name for name in added() if "." not in name and name not in COMMANDS)]
+        offered = {point.name for point in entry_points(group=ENTRY_POINTS)}
+        return [*COMMANDS, *sorted(name for name in offered if "." not in name and name not in COMMANDS)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """A command by name; one of ours as its name and help only, unless it is being called."""
         if cmd_name in COMMANDS:
             return TyperCommand(cmd_name, help=COMMANDS[cmd_name].help)
-        target = added().get(cmd_name)
-        return None if target is None else load(cmd_name, target)
+        found = added(cmd_name)
+        return outside(cmd_name, found) if found else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -77,24 +78,45 @@ class LazyGroup(TyperGroup):
         return name, load(name, COMMANDS[name].target) if name in COMMANDS else command, rest
 
 
-def added() -> dict[str, str]:
-    """Commands of installed packages, `benchmarks` among them, and where they are."""
-    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+def added(name: str) -> list[EntryPoint]:
+    """What installed packages, our own `benchmarks` among them, offer as the command `name`."""
+    return [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
 
 
 def load(name: str, target: str) -> click.Command:
-    """Import the command `name` from "MODULE:APP", with what others add to it. Raises `RunError` where something is missing."""
+    """Import our command `name` from "MODULE:APP", with what others add to it. Raises `RunError` where something is missing."""
     module, _, attribute = target.partition(":")
     try:
         command = typer.main.get_command(getattr(import_module(module), attribute))
-        command.name = name
-        if isinstance(command, click.Group):
-            for longer, where in added().items():
-                if longer.startswith(f"{name}."):
-                    command.add_command(load(longer.removeprefix(f"{name}."), where))
     except (ImportError, OSError) as error:
         raise incomplete(error) from error
+    command.name = name
+    if isinstance(command, click.Group):
+        longer = {point.name for point in entry_points(group=ENTRY_POINTS) if point.name.startswith(f"{name}.")}
+        for addition in sorted(longer):
+            short = addition.removeprefix(f"{name}.")
+            if short not in command.commands:
+                command.add_command(outside(short, added(addition)))
     return command
+
+
+def outside(name: str, found: list[EntryPoint]) -> click.Command:
+    """The command that another package offers; where it cannot be loaded, one that says so, in the help and when called."""
+    packages = " and ".join(f"the package {point.dist.name}" if point.dist else point.value for point in found)
+    try:
+        if len(found) > 1:
+            raise RunError(f"the command {name!r} is offered by {packages}: uninstall one")
+        command = typer.main.get_command(found[0].load())
+        command.name = name
+        return command
+    except Exception as error:  # whatever a stranger's module does when it is imported
+        why = str(error) if isinstance(error, RunError) else f"{packages} cannot be loaded: {error}"
+
+    def refuse() -> None:
+        raise RunError(f"the command {name!r} of {why}" if not why.startswith("the command") else why)
+
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return TyperCommand(name, callback=refuse, help=f"Not to be used: {why}", context_settings=settings)
 
 
 def incomplete(error: Exception) -> RunError:

@@ -125,7 +125,7 @@ def _kill_all(find: Callable[[], list[psutil.Process]]) -> None:
     deadline = time.monotonic() + GRACE
     while (left := find()) and time.monotonic() < deadline:
         for process in left:
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.Error):
                 process.kill()
         time.sleep(0.05)
 

@@ -46,3 +46,47 @@ def test_listing_devices_needs_no_torch(tmp_path: Path) -> None:
     assert "cryptography" in loaded
     assert not loaded & (HEAVY - {"flwr"})
     assert "flwr" not in loaded, "it is asked in a process of its own"
+
+
+def test_a_broken_package_spoils_its_own_command_alone(tmp_path: Path) -> None:
+    """It stays in the help, which says what is wrong; a name that two offer belongs to neither, and ours is not taken."""
+    (tmp_path / "mine.py").write_text(
+        "import typer\napp = typer.Typer()\n\n@app.command()\ndef greet() -> None:\n    print('hi')\n"
+    )
+    for name, entries in (
+        (
+            "orchard",
+            "broken = no_such:app\ndata.convert = mine:app\ndata.pick = no_such:app\ntwice = mine:app\ngreet = mine:app",
+        ),
+        ("weeds", "twice = mine:app\ntrain = mine:app"),
+    ):
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[tessera.commands]\n{entries}\n")
+
+    def tessera(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "tessera", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    assert tessera("greet") == (0, "hi\n")
+    code, said = tessera("--help")
+    assert code == 0
+    assert "broken" in said
+    assert "orchard cannot be loaded" in " ".join(said.split())
+    code, said = tessera("broken", "--any", "thing")
+    assert code == 1
+    assert "'broken' of the package orchard cannot be loaded: No module named 'no_such'" in said
+    assert "offered by the package" in tessera("twice")[1]
+    assert "--executor" in tessera("train", "--help")[1]
+    code, said = tessera("data", "--help")
+    assert code == 0
+    assert "Convert" in said
+    assert "package orchard cannot be loaded" in tessera("data", "pick")[1]
