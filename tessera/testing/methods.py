@@ -99,17 +99,19 @@ class MethodContract:
 
     def test_it_answers_every_question(self) -> None:
         """With one finite number a choice."""
-        bank = asked()
-        logits = self._method().logits(self._adapted(), bank, bank)
-        assert len(logits) == len(bank)
+        dataset = asked()
+        logits = self._method().logits(self._adapted(), dataset, dataset)
+        assert len(logits) == len(dataset)
         assert bool(logits.isfinite().all())
 
     def _method(self) -> Method:
         return make_method(METHODS[self.name].settings.model_validate({"name": self.name, **self.own}))
 
     def _adapted(self) -> "PeftModel":
-        bank, n_blocks = asked(), int(METHODS[self.name].pq)
-        model = attach(reader(), {"reader": "layers"}, 4, lambda m: bank.vectors(m, torch.arange(8)), n_blocks=n_blocks)
+        dataset, n_blocks = asked(), int(METHODS[self.name].pq)
+        model = attach(
+            reader(), {"reader": "layers"}, 4, lambda m: dataset.vectors(m, torch.arange(8)), n_blocks=n_blocks
+        )
         self._method().prepare(model)
         return model
 
