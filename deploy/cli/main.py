@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, NamedTuple
@@ -58,15 +59,13 @@ class LazyGroup(TyperGroup):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Ours, in the order of their use, then those of installed packages."""
-        offered = {point.name for point in entry_points(group=ENTRY_POINTS)}
-        return [*COMMANDS, *sorted(name for name in offered if "." not in name and name not in COMMANDS)]
+        return [*COMMANDS, *sorted(name for name in offered() if "." not in name and name not in COMMANDS)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """A command by name; one of ours as its name and help only, unless it is being called."""
         if cmd_name in COMMANDS:
             return TyperCommand(cmd_name, help=COMMANDS[cmd_name].help)
-        found = added(cmd_name)
-        return outside(cmd_name, found) if found else None
+        return outside(cmd_name, offered()[cmd_name]) if cmd_name in offered() else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -78,9 +77,13 @@ class LazyGroup(TyperGroup):
         return name, load(name, COMMANDS[name].target) if name in COMMANDS else command, rest
 
 
-def added(name: str) -> list[EntryPoint]:
-    """What installed packages, our own `benchmarks` among them, offer as the command `name`."""
-    return [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+@cache
+def offered() -> dict[str, list[EntryPoint]]:
+    """What installed packages, our own `benchmarks` among them, offer as commands, by name: all are looked through once."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        found.setdefault(point.name, []).append(point)
+    return found
 
 
 def load(name: str, target: str) -> click.Command:
@@ -92,11 +95,10 @@ def load(name: str, target: str) -> click.Command:
         raise incomplete(error) from error
     command.name = name
     if isinstance(command, click.Group):
-        longer = {point.name for point in entry_points(group=ENTRY_POINTS) if point.name.startswith(f"{name}.")}
-        for addition in sorted(longer):
+        for addition in sorted(one for one in offered() if one.startswith(f"{name}.")):
             short = addition.removeprefix(f"{name}.")
             if short not in command.commands:
-                command.add_command(outside(short, added(addition)))
+                command.add_command(outside(short, offered()[addition]))
     return command
 
 
@@ -104,19 +106,20 @@ def outside(name: str, found: list[EntryPoint]) -> click.Command:
     """The command that another package offers; where it cannot be loaded, one that says so, in the help and when called."""
     packages = " and ".join(f"the package {point.dist.name}" if point.dist else point.value for point in found)
     try:
-        if len(found) > 1:
-            raise RunError(f"the command {name!r} is offered by {packages}: uninstall one")
-        command = typer.main.get_command(found[0].load())
-        command.name = name
-        return command
+        if len(found) == 1:
+            command = typer.main.get_command(found[0].load())
+            command.name = name
+            return command
+        why = f"is offered by {packages}: uninstall one"
     except Exception as error:  # whatever a stranger's module does when it is imported
-        why = str(error) if isinstance(error, RunError) else f"{packages} cannot be loaded: {error}"
+        why = f"of {packages} cannot be loaded: {error}"
+    message = f"the command {name!r} {why}"
 
     def refuse() -> None:
-        raise RunError(f"the command {name!r} of {why}" if not why.startswith("the command") else why)
+        raise RunError(message)
 
     settings = {"ignore_unknown_options": True, "allow_extra_args": True}
-    return TyperCommand(name, callback=refuse, help=f"Not to be used: {why}", context_settings=settings)
+    return TyperCommand(name, callback=refuse, help=f"Not to be used: {message}", context_settings=settings)
 
 
 def incomplete(error: Exception) -> RunError:
