@@ -80,12 +80,12 @@ def pip(python: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def run(tessera: Path, *arguments: str, cwd: Path) -> str:
-    """What a command prints; it must succeed."""
+def run(program: Path, *arguments: str, cwd: Path) -> str:
+    """What a program prints that is started in a folder and finds what lies there; it must succeed."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TESSERA_DATA")}
     environment |= {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(cwd)}
     done = subprocess.run(
-        [tessera, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [program, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -100,8 +100,8 @@ def test_the_wheel_holds_one_package_its_types_and_the_settings_it_ships(wheel: 
 
 def test_the_installed_command_is_the_wheels(tessera: Path, beside_others: Path) -> None:
     assert "recommend" in run(tessera, "--help", cwd=beside_others)
-    where = [str(tessera.with_name("python")), "-c", "import tessera.server; print(tessera.server.__file__)"]
-    found = subprocess.run(where, cwd=beside_others, check=True, capture_output=True, text=True).stdout
+    where = "import tessera.server; print(tessera.server.__file__)"
+    found = run(tessera.with_name("python"), "-c", where, cwd=beside_others)
     assert tessera.parents[1] in Path(found.strip()).parents
 
 
