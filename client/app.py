@@ -8,7 +8,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from tessera.client.base import Client
-from tessera.client.device_folder import TensorsMissing
+from tessera.client.device_folder import TensorsMissing, simulated_devices
 from tessera.client.recommendation import RecommendationClient
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
@@ -21,12 +21,13 @@ log = logging.getLogger("tessera.device")
 
 def device_app(devices: Path | None = None) -> ClientApp:
     """Build the app of a SuperNode, whose folder is `data-dir` of its node config; or, with `devices`, of a simulated node,
-    whose folder is `node-<partition-id>` below it."""
+    whose folder is `node-<partition-id>` below it. Without either, a node that `flwr run` simulates finds its folder."""
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
-        made = lambda settings: _kind(settings)(_folder(context, devices), simulated=devices is not None)  # noqa: E731
-        return Message(answer(message.content, made, simulated=devices is not None), reply_to=message)
+        beside = devices or _simulation(context)
+        made = lambda settings: _kind(settings)(_folder(context, beside), simulated=beside is not None)  # noqa: E731
+        return Message(answer(message.content, made, simulated=beside is not None), reply_to=message)
 
     for kind in (app.train, app.evaluate, app.query):
         kind()(handle)
@@ -68,6 +69,14 @@ def _kind(settings: DeviceSettings) -> type[Client]:
     from tessera.client.qa_client import QAClient
 
     return QAClient
+
+
+def _simulation(context: Context) -> Path | None:
+    """Where the folders of the simulated nodes lie, of which this is one; None for a device, whose owner gave it a folder."""
+    if "data-dir" in context.node_config or "partition-id" not in context.node_config:
+        return None
+    devices = simulated_devices(context.run_id)
+    return devices if devices.is_dir() else None
 
 
 def _folder(context: Context, devices: Path | None) -> Path:

@@ -41,6 +41,15 @@ def shared_tensors_folder(devices: Path) -> Path:
     return devices / "views"
 
 
+def simulated_devices(run_id: int) -> Path:
+    """Where simulated nodes of a run that `flwr run` started find their folders: a link in Flower's home on this machine.
+
+    The ServerApp of a simulation makes it for as long as the run lasts. No server elsewhere can, so none names folders here.
+    """
+    home = os.environ.get("FLWR_HOME")
+    return (Path(home) if home else Path.home() / ".flwr") / "tessera" / str(run_id)
+
+
 class DeviceFolder:
     """What is below `folder`. A `simulated` device hides nothing: its noise and its name can be repeated."""
 

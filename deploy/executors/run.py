@@ -26,12 +26,7 @@ DEVICES = "devices"
 def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, overwrite: bool) -> Job:
     """Lay out a run's folder: share the dataset's users out to device folders, or find those of the run to resume."""
     n_nodes = settings.federation.nodes
-    if resume and overwrite:
-        raise RunError("--resume goes on with a run and --overwrite replaces it: pass one of them")
-    if overwrite and (run_dir / "config.yaml").exists():
-        with hold_folder(run_dir, SERVING):  # a ServerApp whose `submit` was killed may still be at it
-            clear(run_dir)
-    require(run_dir, resume)
+    make_way(run_dir, resume, overwrite)
     if resume:
         there = len(list((run_dir / DEVICES).glob("node-*")))
         if there != n_nodes:
@@ -41,6 +36,16 @@ def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, ove
         shutil.rmtree(run_dir / DEVICES, ignore_errors=True)  # of a run that never began
         folders = partition_for(dataset, run_dir / DEVICES, settings)
     return Job(settings, dataset.absolute(), tuple(folder.absolute() for folder in folders), run_dir.absolute(), resume)
+
+
+def make_way(run_dir: Path, resume: bool, overwrite: bool) -> None:
+    """Make sure that a run may use its folder: it is empty, holds the run to resume, or is emptied now. Raises `RunError`."""
+    if resume and overwrite:
+        raise RunError("--resume goes on with a run and --overwrite replaces it: pass one of them")
+    if overwrite and (run_dir / "config.yaml").exists():
+        with hold_folder(run_dir, SERVING):  # a ServerApp whose `submit` was killed may still be at it
+            clear(run_dir)
+    require(run_dir, resume)
 
 
 def partition_for(dataset: Path, out: Path, settings: Settings) -> tuple[Path, ...]:

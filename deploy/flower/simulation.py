@@ -1,0 +1,53 @@
+"""Finds out whether Flower simulates the nodes of a run, and how many, and gives these their folders."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from flwr.common.config import get_project_dir
+from flwr.serverapp import Grid
+from flwr.superlink.grid import InMemoryGrid
+
+from tessera.client.device_folder import simulated_devices
+from tessera.common.errors import RunError
+from tessera.deploy.executors.shared_tensors import SharedTensorGrid
+
+LOOK_SECONDS = 0.5
+PATIENCE = 120.0
+"""Seconds within which Flower has to register simulated nodes."""
+
+
+def bundle(grid: Grid) -> Path:
+    """Folder where Flower put the app's bundle."""
+    run = grid.run
+    return get_project_dir(run.fab_id, run.fab_version, run.fab_hash)
+
+
+def is_simulated(grid: Grid) -> bool:
+    """Whether the nodes of a run are simulated: Flower's simulation is one process, and its messages stay in memory."""
+    return isinstance(grid, InMemoryGrid)
+
+
+def n_simulated(grid: Grid) -> int:
+    """How many nodes Flower simulates: it registers them one by one while the ServerApp starts. Raises `RunError`."""
+    deadline, before = time.monotonic() + PATIENCE, 0
+    while (count := len(list(grid.get_node_ids()))) != before or not count:
+        if time.monotonic() > deadline:
+            raise RunError(f"Flower's simulation registered no nodes within {PATIENCE:g} s: see its log")
+        before = count
+        time.sleep(LOOK_SECONDS)
+    return count
+
+
+@contextmanager
+def simulated_nodes(grid: Grid, run_id: int, devices: Sequence[Path]) -> Iterator[Grid]:
+    """Within it, the simulated nodes of a run find their folders, which lie side by side; yields the way to them."""
+    folder, noted = devices[0].parent, simulated_devices(run_id)
+    noted.parent.mkdir(parents=True, exist_ok=True)
+    noted.unlink(missing_ok=True)
+    noted.symlink_to(folder, target_is_directory=True)
+    try:
+        yield SharedTensorGrid(grid, folder)
+    finally:
+        noted.unlink(missing_ok=True)
