@@ -14,24 +14,29 @@ from tessera.common.metrics.records import Record, read_line
 from tessera.common.utils.atomic_files import read_json, write_bytes
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.processes import Process, end_leftovers, stop, tail, terminable
-from tessera.deploy.federation.superlink import Control, RunStatus, Server, start_superlink, wait_until_ready, write_app
+from tessera.deploy.federation.superlink import (
+    Control,
+    RunStatus,
+    Server,
+    describe_app,
+    start_superlink,
+    wait_until_ready,
+)
 from tessera.deploy.federation.supernode import public_key, start_supernode
 from tessera.deploy.job import Job, Report
 
 FOLDER = "federation"
 """Below a run's folder: certificates, Flower's state and the logs of all processes."""
 DAYS = 365
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.1
 """Seconds between two looks at the run's files."""
-ASK_FIRST, ASK = 3.0, 30.0
-"""Seconds between two questions to the server, each of which costs 0.8 s of processor: before the run has told anything
-of itself, and after. They tell of a ServerApp that died without a word."""
-LAST_WORDS = 0.75
-"""Seconds a ServerApp needs to end after it has told how the run went."""
+ASK_FIRST, ASK = 1.0, 10.0
+"""Seconds between two questions to the server: before the run has told anything of itself, and after. They tell of a
+ServerApp that died without a word. The server notes each in its log."""
 SETTLE = 30.0
 """Seconds after which a ServerApp that told how the run went, but did not end, is taken at its word."""
-PATIENCE = 3
-"""Questions in a row that the server may leave unanswered."""
+PATIENCE = 30.0
+"""Seconds for which the server may leave questions unanswered."""
 
 
 def execute(job: Job, report: Report) -> None:
@@ -63,8 +68,9 @@ def _start(job: Job, folder: Path, started: list[Process]) -> Control:
     server = Server.local(folder)
     superlink = start_superlink(server, folder / "logs" / "server.log")
     started.append(superlink)
-    wait_until_ready(server, superlink)
     control = Control(server)
+    control.connect()  # imports what that needs while the server starts
+    wait_until_ready(server, superlink)
     for number, device in enumerate(job.devices):
         control.register(public_key(device))
         name = f"node-{number}"
@@ -82,12 +88,10 @@ def carry_out(job: Job, control: Control, report: Report, check: Callable[[bool]
     """
     folder = job.run_dir / FOLDER
     watch = Watch(job.run_dir)
-    run = control.submit(write_app(folder / "app", job))
+    run = control.submit(describe_app(job))
     try:
         _follow(watch, control, run, report, check)
-    except TesseraError:
-        raise
-    except BaseException:  # interrupted, or the report failed: nobody follows this run any more
+    except BaseException:  # it failed, was interrupted, or has no hope: if it has not ended, nobody follows it any more
         with suppress(TesseraError):
             control.stop(run)
         raise
@@ -137,7 +141,7 @@ class Watch:
         return stat.st_mtime_ns, stat.st_ino
 
 
-def _follow(watch: Watch, control: Control, run: str, report: Report, check: Callable[[bool], None]) -> None:
+def _follow(watch: Watch, control: Control, run: int, report: Report, check: Callable[[bool], None]) -> None:
     """Report progress until Flower says that the run is over. Raises `RunError` unless it completed."""
     flower = _Inquiry(control, run)
     told = float("inf")
@@ -148,7 +152,6 @@ def _follow(watch: Watch, control: Control, run: str, report: Report, check: Cal
         state, _ = watch.state()
         if state in ("completed", "failed"):
             told = min(told, time.monotonic())
-            time.sleep(LAST_WORDS)
             flower.ask(0.0)
         else:
             check(watch.begun)
@@ -161,22 +164,21 @@ def _follow(watch: Watch, control: Control, run: str, report: Report, check: Cal
 class _Inquiry:
     """What Flower says of a run, asked now and then."""
 
-    def __init__(self, control: Control, run: str) -> None:
+    def __init__(self, control: Control, run: int) -> None:
         self.control, self.run = control, run
         self.status = RunStatus("unknown", "")
-        self._asked, self._unanswered = time.monotonic(), 0
+        self._asked = self._answered = time.monotonic()
 
     def ask(self, pause: float) -> None:
-        """Ask again if it is `pause` seconds ago. Raises `RunError` when the server leaves several questions unanswered."""
-        if time.monotonic() < self._asked + pause:
+        """Ask again if it is `pause` seconds ago. Raises `RunError` when the server does not answer for long."""
+        if (now := time.monotonic()) < self._asked + pause:
             return
+        self._asked = now
         try:
-            self.status, self._unanswered = self.control.status(self.run), 0
+            self.status, self._answered = self.control.status(self.run), now
         except RunError:
-            self._unanswered += 1
-            if self._unanswered >= PATIENCE:
+            if time.monotonic() > self._answered + ASK + PATIENCE:
                 raise
-        self._asked = time.monotonic()
 
 
 def _judge(told: tuple[str, str], status: RunStatus, log: Callable[[], str]) -> None:

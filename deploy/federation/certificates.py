@@ -135,11 +135,11 @@ def node_public_key(path: Path) -> Path:
     return _write_public(path, key)
 
 
-def check_public_key(path: Path) -> None:
-    """Raise `CertificateError` unless `path` holds the public half of a device's key."""
+def public_pem(path: Path) -> bytes:
+    """The public half of a device's key in `path` as PEM. Raises `CertificateError` where there is none."""
     try:
-        if isinstance(load_ssh_public_key(path.read_bytes()), ec.EllipticCurvePublicKey):
-            return
+        if isinstance(key := load_ssh_public_key(path.read_bytes()), ec.EllipticCurvePublicKey):
+            return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     except (OSError, ValueError, UnsupportedAlgorithm):
         pass
     raise CertificateError(

@@ -183,9 +183,15 @@ def program(name: str) -> str:
 def environment(home: Path) -> dict[str, str]:
     """The environment of Flower's processes: no telemetry, no installs, a home of their own, no proxy on loopback."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    direct = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK, "localhost"]))
-    own = {"FLWR_HOME": str(home), "PATH": path, "no_proxy": direct, "NO_PROXY": direct, "PYTHONUNBUFFERED": "1"}
-    return os.environ | QUIET | own
+    own = {"FLWR_HOME": str(home), "PATH": path, "PYTHONUNBUFFERED": "1"}
+    return os.environ | QUIET | unproxied() | own
+
+
+def unproxied() -> dict[str, str]:
+    """The variables by which a process reaches this machine's own addresses through no proxy."""
+    hosts = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
+    direct = ",".join(filter(None, dict.fromkeys([*hosts, LOOPBACK, "localhost"])))
+    return {"no_proxy": direct, "NO_PROXY": direct}
 
 
 def free_port() -> int:

@@ -7,21 +7,20 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tessera.common.errors import RunError
 from tessera.common.utils.atomic_files import read_json, write_json
-from tessera.deploy.federation.certificates import check_public_key
+from tessera.deploy.federation.certificates import public_pem
+
+if TYPE_CHECKING:
+    from tessera.common.protocol.flower_internals import KnownNode
 
 REVOKED = "revoked"
-STATES = {
-    "registered": ("registered", "created-at"),
-    "online": ("online", "online-at"),
-    "offline": ("offline", "offline-at"),
-    "unregistered": (REVOKED, "deleted-at"),
-}
-"""For each of Flower's states of a device: ours, and where Flower says since when."""
+STATES = {"unregistered": REVOKED}
+"""Flower's words for a device's state that are not ours."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class RegisteredNode:
 
 def fingerprint(public_key: Path) -> str:
     """A public key as `ssh-keygen -l` names it. Raises `CertificateError` for what is none."""
-    check_public_key(public_key)
+    public_pem(public_key)
     blob = base64.b64decode(public_key.read_bytes().split()[1])
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
@@ -47,13 +46,15 @@ def note(server: Path, number: str, public_key: Path) -> None:
     write_json(_file(server, number), {"key": fingerprint(public_key), "file": str(public_key)})
 
 
-def registered_nodes(server: Path, nodes: Sequence[dict[str, Any]]) -> list[RegisteredNode]:
+def registered_nodes(server: Path, nodes: "Sequence[KnownNode]") -> list[RegisteredNode]:
     """The devices that `nodes`, Flower's list, holds, with what is noted of them."""
     devices = []
     for node in nodes:
-        number, (state, since) = str(node["node-id"]), STATES[node["status"]]
-        noted = read_json(_file(server, number)) if _file(server, number).exists() else {"key": "", "file": ""}
-        devices.append(RegisteredNode(number, state, node[since], noted["key"], noted["file"]))
+        file = _file(server, str(node.number))
+        noted = read_json(file) if file.exists() else {"key": "", "file": ""}
+        since = f"{datetime.fromisoformat(node.since).astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
+        state = STATES.get(node.state, node.state)
+        devices.append(RegisteredNode(str(node.number), state, since, noted["key"], noted["file"]))
     return devices
 
 

@@ -5,31 +5,30 @@ keys and past runs), `server.json` (its ports) and Flower's homes.
 """
 
 import json
-import re
-import subprocess
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from tessera.common.errors import RunError, TesseraError
-from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
-from tessera.deploy.federation.certificates import Certificates, check_server
-from tessera.deploy.federation.processes import LOOPBACK, Process, environment, free_port, program, start, tail
+from tessera.common.utils.atomic_files import read_json, write_json
+from tessera.deploy.federation.certificates import Certificates, check_server, public_pem
+from tessera.deploy.federation.processes import LOOPBACK, Process, free_port, start, unproxied
 from tessera.deploy.federation.registry import REVOKED, RegisteredNode, fingerprint, note, registered_nodes
 
 if TYPE_CHECKING:
+    from tessera.common.protocol.flower_internals import ControlConnection
     from tessera.deploy.job import Job
 
-CONNECTION = "tessera"
+T = TypeVar("T")
 PORT, CONTROL_PORT = 9092, 9093
 """Where a server listens unless it is told otherwise: for devices, and for its operator."""
 HOMES = "home"
 """Below a server's folder: Flower's homes."""
 START_SECONDS = 60.0
-ASK_SECONDS = 60.0
-KNOWN = "already in use"
-"""What Flower says when a key is registered a second time."""
 ANEW = (
     "to let that device in, remove node.key and node.key.pub from its folder and register the key its next `join` makes"
 )
@@ -135,8 +134,8 @@ def wait_until_ready(server: Server, superlink: Process) -> None:
         time.sleep(0.1)
 
 
-def write_app(folder: Path, job: "Job") -> Path:
-    """Write the Flower app of a job: a pyproject.toml that names the installed apps, and the run's settings. No code.
+def describe_app(job: "Job") -> bytes:
+    """Describe the Flower app of a job: a pyproject.toml that names the installed apps, and the run's settings. No code.
 
     So the server ships no code to devices: what runs there is what the device's owner installed. (Flower 1.39 does not
     enforce this: a device trusts the server whose ca.crt it was given not to send another app.)
@@ -149,19 +148,30 @@ def write_app(folder: Path, job: "Job") -> Path:
     }
     # A JSON string without \\u escapes is a TOML basic string.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in config.items()]
-    write_bytes(folder / "pyproject.toml", (APP + "".join(lines)).encode())
-    return folder
+    return (APP + "".join(lines)).encode()
 
 
 class Control:
-    """Asks a SuperLink through the `flwr` command: its options are Flower's public interface, its Python is not."""
+    """Asks a SuperLink, over one connection, what only its operator may: who takes part, and which runs there are.
+
+    The first request imports Flower, half a second; `connect` does that earlier. Raises `CertificateError` where the server's
+    certificates are missing or out of date.
+    """
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.home = server.folder / HOMES / "control"
-        address, ca = f"{LOOPBACK}:{server.control_port}", json.dumps(str(server.certificates.ca))
-        config = f'[superlink.{CONNECTION}]\naddress = "{address}"\nroot-certificates = {ca}\n'
-        write_bytes(self.home / "config.toml", config.encode())
+
+    def connect(self) -> "ControlConnection":
+        """The connection, which is made once. The server need not run yet."""
+        return self._connection
+
+    @cached_property
+    def _connection(self) -> "ControlConnection":
+        from tessera.common.protocol.flower_internals import ControlConnection
+
+        self.server.certificates.require()
+        os.environ.update(unproxied())
+        return ControlConnection(f"{LOOPBACK}:{self.server.control_port}", self.server.certificates.ca.read_bytes())
 
     def register(self, public_key: Path) -> bool:
         """Let in the device with this key; false when it was registered before.
@@ -169,77 +179,43 @@ class Control:
         Raises `CertificateError` for what is no key, `RunError` for one that was revoked: Flower never takes it again.
         """
         key = fingerprint(public_key)
-        try:
-            answer = self._ask("register", "supernode", "register", str(public_key.absolute()), CONNECTION)
-        except RunError as error:
-            if KNOWN not in str(error):
-                raise
+        pem = public_pem(public_key)
+        if (number := self._ask("register", lambda connection: connection.register(pem))) is None:
             if any(device.key == key and device.state == REVOKED for device in self.devices()):
-                raise RunError(
-                    f"register: {public_key} was revoked, and no revoked key is taken again; {ANEW}"
-                ) from None
+                raise RunError(f"register: {public_key} was revoked, and no revoked key is taken again; {ANEW}")
             return False
-        note(self.server.folder, str(answer["node-id"]), public_key)
+        note(self.server.folder, str(number), public_key)
         return True
 
     def devices(self) -> list[RegisteredNode]:
         """The devices there are, revoked ones too, in the order they were registered. Raises `RunError`."""
-        return registered_nodes(self.server.folder, self._ask("list", "supernode", "list", CONNECTION)["nodes"])
+        return registered_nodes(self.server.folder, self._ask("list", lambda connection: connection.nodes()))
 
     def revoke(self, device: RegisteredNode) -> None:
         """Cut a device off and never let it in again. Raises `RunError`."""
-        self._ask("revoke", "supernode", "unregister", device.number, CONNECTION)
+        self._ask("revoke", lambda connection: connection.unregister(int(device.number)))
 
-    def submit(self, app: Path) -> str:
-        """Start a run of an app; return its id. Raises `RunError`."""
-        return str(self._ask("submit", "run", str(app.absolute()), CONNECTION)["run-id"])
+    def submit(self, app: bytes) -> int:
+        """Start a run of an app, given as its pyproject.toml; return its number. Raises `RunError`."""
+        return self._ask("submit", lambda connection: connection.start_run(app))
 
-    def status(self, run: str) -> RunStatus:
+    def status(self, run: int) -> RunStatus:
         """How a run stands. Raises `RunError` when the server does not answer."""
-        row = self._ask("status", "list", CONNECTION, "--run-id", run)["runs"][0]
-        details = str(row["status-details"]).removeprefix("ServerApp failed with exception: ")
-        return RunStatus(str(row["status"]), "" if details == "N/A" else details)
+        state, details = self._ask("status", lambda connection: connection.run(run))
+        return RunStatus(state, details.removeprefix("ServerApp failed with exception: "))
 
-    def stop(self, run: str) -> None:
+    def stop(self, run: int) -> None:
         """Stop a run. Raises `RunError` when it has ended already."""
-        self._ask("stop", "stop", run, CONNECTION)
+        self._ask("stop", lambda connection: connection.stop_run(run))
 
-    def log(self, run: str) -> str:
-        """What the run's ServerApp wrote; "" when the server does not answer."""
-        return self._flwr("log", run, CONNECTION, "--show").stdout
+    def log(self, run: int) -> str:
+        """What the run's ServerApp wrote; where it has written nothing yet, that is waited for. Raises `RunError`."""
+        return self._ask("log", lambda connection: connection.log(run))
 
-    def _ask(self, stage: str, *command: str) -> dict[str, Any]:
-        """Flower's answer as JSON. It exits with 0 on many a failure, so only "success" in the answer counts."""
-        done = self._flwr(*command, "--format", "json")
-        answer = _last_object(done.stdout)
-        if not answer.get("success"):
-            reason = answer.get("error-message") or tail(done.stdout + done.stderr)
-            reason = re.sub(r"^Using SuperLink.*\n|\[code: \d+\] ", "", str(reason), flags=re.MULTILINE).strip()
-            raise RunError(f"{stage}: {reason or 'flwr said nothing'} (server in {self.server.folder})")
-        return answer
+    def _ask(self, stage: str, request: "Callable[[ControlConnection], T]") -> T:
+        from tessera.common.protocol.flower_internals import ControlRefusal
 
-    def _flwr(self, *command: str) -> "subprocess.CompletedProcess[str]":
         try:
-            return subprocess.run(
-                [program("flwr"), *command],
-                env=environment(self.home),
-                cwd=self.home,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=ASK_SECONDS,
-                start_new_session=True,  # Ctrl-C is for us to handle
-            )
-        except subprocess.TimeoutExpired:
-            raise RunError(f"flwr {command[0]}: no answer in {ASK_SECONDS:g} s; is the server overloaded?") from None
-
-
-def _last_object(text: str) -> dict[str, Any]:
-    """The JSON object that ends `text`, {} when there is none."""
-    found = re.search(r"^\{.*^\}", text, flags=re.DOTALL | re.MULTILINE)
-    try:
-        content = json.loads(found[0]) if found else {}
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+            return request(self._connection)
+        except ControlRefusal as error:
+            raise RunError(f"{stage}: {error} (server in {self.server.folder})") from None

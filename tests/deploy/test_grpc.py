@@ -24,7 +24,7 @@ from tessera.deploy.executors.grpc import Watch, execute
 from tessera.deploy.federation.certificates import CertificateError, make_certificates, make_node_key
 from tessera.deploy.federation.processes import Process, remains, start, stop
 from tessera.deploy.federation.registry import find
-from tessera.deploy.federation.superlink import Control, Server, start_superlink, wait_until_ready, write_app
+from tessera.deploy.federation.superlink import Control, Server, describe_app, start_superlink, wait_until_ready
 from tessera.deploy.federation.supernode import explain, join, parse_address, start_supernode
 from tessera.deploy.job import Job
 from tessera.deploy.provisioning.partition import partition
@@ -255,9 +255,7 @@ def test_a_folder_without_a_server_is_named(tmp_path: Path) -> None:
     server.save()
     assert Server.load(tmp_path) == server
     with pytest.raises(RunError, match="unavailable"):
-        Control(server).submit(
-            write_app(tmp_path / "app", Job(Settings.model_validate(SETTINGS), tmp_path, (), tmp_path))
-        )
+        Control(server).submit(describe_app(Job(Settings.model_validate(SETTINGS), tmp_path, (), tmp_path)))
 
 
 # --- without Flower
@@ -284,11 +282,9 @@ def test_stopping_reaches_what_left_the_session_and_ignores_sigterm(tmp_path: Pa
     stop([other])
 
 
-def test_the_app_carries_settings_and_no_code(job: Job, tmp_path: Path) -> None:
+def test_the_app_carries_what_the_run_is(job: Job, tmp_path: Path) -> None:
     strange = replace(job, run_dir=tmp_path / 'a "b" \\ é 😀', resume=True)
-    folder = write_app(tmp_path / "app", strange)
-    assert [path.name for path in folder.iterdir()] == ["pyproject.toml"]
-    config = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    config = tomllib.loads(describe_app(strange).decode())["tool"]["flwr"]["app"]["config"]
     assert Settings.model_validate_json(config["settings"]) == job.settings
     assert config["run-dir"] == str(strange.run_dir)
     assert config["resume"] is True

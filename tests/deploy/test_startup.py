@@ -45,7 +45,6 @@ def test_listing_devices_needs_no_torch(tmp_path: Path) -> None:
     loaded = imported("federate", "list", "--dir", "server", cwd=tmp_path)
     assert "cryptography" in loaded
     assert not loaded & (HEAVY - {"flwr"})
-    assert "flwr" not in loaded, "it is asked in a process of its own"
 
 
 def test_a_broken_package_spoils_its_own_command_alone(tmp_path: Path) -> None:
