@@ -11,7 +11,8 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from tessera.common.config.settings import FederationSettings
-from tessera.common.errors import RoundAbandoned, RunError, TesseraError
+from tessera.common.errors import RoundAbandoned, RunError
+from tessera.common.protocol.flower_internals import replies
 from tessera.common.protocol.messages import Broadcast, Task, pack_task
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import Update
@@ -31,7 +32,9 @@ from tessera.server.validation import (
 )
 
 log = logging.getLogger("tessera.server")
-POLL = 0.1
+SHORTEST_PAUSE, LONGEST_PAUSE, GROWTH = 0.02, 0.5, 1.25
+"""Seconds from one look for replies, or for nodes, to the next: at first, and at most; and how much longer each is than the one
+before it, so that what took long is noticed late by a fraction of that."""
 SELECT_SECONDS = 30.0
 """How long the end of a run waits for clients to note which round was selected; who does not goes by an earlier one."""
 TRIES = 3
@@ -74,6 +77,18 @@ class Request:
         return list(groups.values())
 
 
+class Pauses:
+    """The pauses between looks for what is not there yet: longer and longer, and no shorter than the look itself."""
+
+    def __init__(self) -> None:
+        self._next, self._since = SHORTEST_PAUSE, time.monotonic()
+
+    def wait(self) -> None:
+        """Wait until the next look."""
+        time.sleep(max(self._next, time.monotonic() - self._since))
+        self._next, self._since = min(self._next * GROWTH, LONGEST_PAUSE), time.monotonic()
+
+
 class Dispatcher:
     """All nodes of a federation, over Flower's Grid."""
 
@@ -85,13 +100,13 @@ class Dispatcher:
 
     def wait(self) -> None:
         """Wait until as many nodes as the settings say are online. Raises `RunError` when they are not in time."""
-        deadline = time.monotonic() + self.settings.timeout
+        deadline, pauses = time.monotonic() + self.settings.timeout, Pauses()
         while (online := len(list(self.grid.get_node_ids()))) < self.settings.nodes:
             if time.monotonic() > deadline:
                 raise RunError(
                     f"only {online} of {self.settings.nodes} nodes came online in {self.settings.timeout:g} s"
                 )
-            time.sleep(POLL)
+            pauses.wait()
 
     def dispatch(
         self,
@@ -127,7 +142,7 @@ class Dispatcher:
 
         A node works off its tasks one after the other: one that owes an answer would answer this one ever later.
         """
-        deadline = time.monotonic() + self._limit(task)
+        deadline, pauses = time.monotonic() + self._limit(task), Pauses()
         while True:
             self._drop_late()
             online, owing = list(self.grid.get_node_ids()), {node for node, _ in self._late.values()}
@@ -135,7 +150,7 @@ class Dispatcher:
             enough = len(ready) >= self._least(task) and (task.kind in HASTY or len(ready) == len(online))
             if enough or time.monotonic() > deadline:
                 break
-            time.sleep(POLL)
+            pauses.wait()
         if 0 < len(online) < self.settings.nodes:
             total.troubles.append(f"only {len(online)} of {self.settings.nodes} nodes are online")
         return ready
@@ -150,50 +165,42 @@ class Dispatcher:
     def _gather(self, waiting: dict[str, int], request: Request, total: Aggregate) -> None:
         """Take replies until all are in, enough are, or the time is over; nodes are `waiting` by message."""
         enough = self.settings.clients_per_round if request.task.kind == "train" else 0
-        limit = self._limit(request.task)
+        limit, pauses = self._limit(request.task), Pauses()
         deadline = time.monotonic() + limit
         while waiting and not 0 < enough <= total.nodes:
-            began, heard = time.monotonic(), False
-            for message in list(waiting):
-                replies = self._pull(message)
-                heard = heard or replies != []
-                if replies is None:
+            heard = False
+            for message, reply in replies(self.grid, list(waiting)):
+                heard, node = True, waiting.get(message)
+                if reply is None:
                     total.drop(MALFORMED, waiting.pop(message), "sent what is no message")
-                for reply in replies or ():
-                    node = waiting.pop(message, None)
-                    # An error that the SuperLink reports speaks for the node that was asked.
-                    if node is None or (reply.has_content() and node != reply.metadata.src_node_id):
-                        total.drop(STRAY, reply.metadata.src_node_id, "answered a second time, or for another node")
-                    elif self._take(reply, node, request, total):
+                # An error that the SuperLink reports speaks for the node that was asked.
+                elif node is None or (reply.has_content() and node != reply.metadata.src_node_id):
+                    total.drop(STRAY, reply.metadata.src_node_id, "answered a second time, or for another node")
+                elif 0 < enough <= total.nodes:
+                    total.dropped[LATE] += 1
+                    del waiting[message]
+                else:
+                    del waiting[message]
+                    if self._take(reply, node, request, total):
                         waiting |= self._send([node], request, total)
-                if 0 < enough <= total.nodes:
-                    break
-            if not heard:
-                if time.monotonic() > deadline:  # only now: the inline nodes answer one after the other, when asked
-                    for node in waiting.values():
-                        total.drop(LATE, node, f"did not answer in {limit:g} s")
-                    break
-                time.sleep(max(POLL, time.monotonic() - began))
+            if heard:
+                pauses = Pauses()
+            elif time.monotonic() > deadline:  # only now: the inline nodes answer one after the other, when asked
+                for node in waiting.values():
+                    total.drop(LATE, node, f"did not answer in {limit:g} s")
+                break
+            else:
+                pauses.wait()
         if 0 < enough <= total.nodes:  # whoever was not waited for is late, and no trouble
             total.dropped[LATE] += len(waiting)
         forget = time.monotonic() + self.settings.timeout
         self._late |= {message: (node, forget) for message, node in waiting.items()}
 
-    def _pull(self, message: str) -> list[Message] | None:
-        """The reply to one message, if it is there; None for one that cannot be read, which must cost no other node's."""
-        try:
-            return list(self.grid.pull_messages([message]))
-        except TesseraError:
-            raise
-        except Exception:
-            self.grid.get_node_ids()  # raises too where it is the server that cannot be reached
-            return None
-
     def _drop_late(self) -> None:
         """Drop replies to requests that were closed without them, and were counted then: their round is over."""
-        for message, (_, forget) in list(self._late.items()):
-            if self._pull(message) != [] or time.monotonic() > forget:
-                del self._late[message]
+        for message, _ in replies(self.grid, list(self._late)) if self._late else ():
+            self._late.pop(message, None)
+        self._late = {message: late for message, late in self._late.items() if late[1] > time.monotonic()}
 
     def _send(self, nodes: list[int], request: Request, total: Aggregate) -> dict[str, int]:
         """Send their messages to nodes that get the same broadcast; return the nodes by message."""
