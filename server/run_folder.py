@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import yaml
@@ -19,7 +20,6 @@ from tessera.common.config.settings import Settings
 from tessera.common.errors import ConfigError, DamagedError, DataError, RunError, StorageError
 from tessera.common.metrics.names import Scores
 from tessera.common.metrics.records import FILE, Record, ResultRecord, RoundRecord, read_records, write_line
-from tessera.common.protocol.tensors import Tensors
 from tessera.common.utils.atomic_files import (
     read_json,
     read_metadata,
@@ -31,6 +31,9 @@ from tessera.common.utils.atomic_files import (
     write_tensors,
 )
 from tessera.server.model_selection import Best, ModelSelection
+
+if TYPE_CHECKING:
+    from tessera.common.protocol.tensors import Tensors
 
 log = logging.getLogger("tessera.server")
 N_CHECKPOINTS_KEPT = 3
@@ -109,12 +112,12 @@ class RunFolder:
         if self.listener:
             self.listener(line)
 
-    def save(self, round: int, tensors: Tensors, progress: Progress) -> None:
+    def save(self, round: int, tensors: "Tensors", progress: Progress) -> None:
         """Write the checkpoint of `round`; drop those that neither a resumed run nor the best round needs."""
         write_tensors(self._checkpoint(round), tensors, {"progress": progress.model_dump_json()})
         self._drop(round)
 
-    def load(self) -> tuple[int, Progress, Tensors] | None:
+    def load(self) -> "tuple[int, Progress, Tensors] | None":
         """Read the newest checkpoint that is whole, as (round, progress, tensors); a corrupt one is skipped with a warning.
 
         What was reported after that round is taken out of the metrics: those rounds will run again. Raises `RunError` when

@@ -15,15 +15,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import digest, read_tensors, write_tensors
 from tessera.common.utils.tables import read_table, write_table
+
+if TYPE_CHECKING:
+    import torch
 
 DATASET = "dataset.json"
 ITEMS = "items.parquet"
@@ -126,6 +129,8 @@ class Catalogue:
 
     def save(self, folder: Path) -> None:
         """Write the items and features below `folder`."""
+        import torch  # only here: whoever hands out items need not wait for torch
+
         save_items(self, folder)
         for name, features in self.features.items():
             tensors = {"features": torch.from_numpy(features.values), "present": torch.from_numpy(features.present)}
@@ -139,11 +144,13 @@ def save_items(catalogue: Catalogue, folder: Path) -> None:
     write_table(folder / ITEMS, pl.DataFrame(table, schema=dict.fromkeys(ITEM_COLUMNS, pl.String)))
 
 
-def image_and_text(catalogue: Catalogue) -> tuple[torch.Tensor, torch.Tensor]:
+def image_and_text(catalogue: Catalogue) -> "tuple[torch.Tensor, torch.Tensor]":
     """The standardised features of pictures and texts, [n_items, n_features] each, which towers take.
 
     Raises `DataError` that names the modality that is missing.
     """
+    import torch
+
     for name in ("image", "text"):
         if name not in catalogue.features:
             raise DataError(

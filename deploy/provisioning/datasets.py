@@ -6,8 +6,6 @@ from pathlib import Path
 
 from tessera.common.config.settings import DataSettings
 from tessera.common.data.catalogue import DATASET
-from tessera.common.datasets import Options, convert
-from tessera.common.encoders import make_encoder
 from tessera.common.errors import DataError
 from tessera.common.registry.converters import CONVERTED, CONVERTERS, holds_users
 from tessera.common.utils.atomic_files import digest, read_json
@@ -38,19 +36,23 @@ def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Pa
     key = digest((kept + json.dumps(_listing(source))).encode())[:12]
     destination = cache / f"{Path(settings.folder).name}-{key}"
     if not (destination / DATASET).is_file():
-        convert(settings.kind, source, destination, _options(settings))
+        _convert(source, destination, settings)
     return destination
 
 
-def _options(settings: DataSettings) -> Options:
-    """What a run's settings ask of the conversion."""
-    return Options(
+def _convert(source: Path, destination: Path, settings: DataSettings) -> None:
+    """Convert as a run's settings ask."""
+    from tessera.common.datasets import Options, convert
+    from tessera.common.encoders import make_encoder
+
+    options = Options(
         settings.min_user_events,
         settings.min_item_events,
         settings.min_rating,
         encode=make_encoder(settings.encode) if settings.encode else None,
         shop_seed=settings.shop_seed,
     )
+    convert(settings.kind, source, destination, options)
 
 
 def _source(settings: DataSettings, data: Path | None) -> Path:
