@@ -54,12 +54,13 @@ class ControlConnection:
     def register(self, public_key: bytes) -> int | None:
         """Let in the node with this public key (PEM); return its number, None for a key that was registered before."""
         from flwr.proto.control_pb2 import RegisterNodeRequest
-        from flwr.supercore.error import ApiErrorCode
 
         try:
             with self._explained():
                 return self._client.RegisterNode(RegisterNodeRequest(public_key=public_key)).node_id
         except ControlRefusal as refusal:
+            from flwr.supercore.error import ApiErrorCode  # only here: it takes FastAPI along, a third of a second
+
             if refusal.code == ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE:
                 return None
             raise
@@ -122,13 +123,14 @@ class ControlConnection:
     @contextmanager
     def _explained(self) -> Iterator[None]:
         import httpx
-        from flwr.supercore.error import FlowerError
 
         try:
             yield
         except httpx.TimeoutException:
             raise ControlRefusal(f"no answer from {self._address}; is the server overloaded?") from None
         except httpx.HTTPStatusError as error:
+            from flwr.supercore.error import FlowerError
+
             if (told := FlowerError.from_json(error.response.text)) is None:
                 raise ControlRefusal(f"{self._address} answers {error.response.status_code}") from None
             raise ControlRefusal(" ".join(filter(None, (told.message, told.public_details))), told.code) from None
