@@ -84,7 +84,8 @@ def _folder(context: Context, devices: Path | None) -> Path:
         return devices / f"node-{context.node_config['partition-id']}"
     if "data-dir" not in context.node_config:
         raise DataError(
-            "this SuperNode has no data-dir in its node config; start it with `tessera federate join --data-dir D`"
+            "this SuperNode has no data-dir in its node config; start it with `tessera federate join --data-dir D`; where "
+            f"`flwr run` simulates it: {simulated_devices(context.run_id)} is not there, see that FLWR_HOME is the ServerApp's"
         )
     return Path(str(context.node_config["data-dir"]))
 

@@ -4,12 +4,16 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import click
 import pytest
 import typer
+from flwr.cli.app import app as flwr
+from flwr.common.config import parse_config_args
 
 from tessera.common.registry.backbones import BackboneSpec
 from tessera.common.registry.converters import ConverterSpec
@@ -95,10 +99,10 @@ def run(line: str, folder: Path) -> str:
 def commands(text: str) -> Iterator[str]:
     """Lines that show a command: indented by four, or quoted within a line."""
     for line in text.splitlines():
-        if re.match(r"    (tessera|make|python|docker compose) ", line):
+        if re.match(r"    (tessera|make|python|docker compose|flwr) ", line):
             yield re.split(r" {3,}|\s#", line.strip())[0]
         elif not line.startswith("    "):
-            yield from re.findall(r"`((?:tessera|make|python) [^`]+)`", line)
+            yield from re.findall(r"`((?:tessera|make|python|flwr) [^`]+)`", line)
 
 
 def wrong(line: str) -> str:
@@ -116,13 +120,22 @@ def wrong(line: str) -> str:
         )
         return "" if there else "no such file"
     if program == "tessera":
-        return wrong_options(words)
+        return wrong_options(words, app)
+    if program == "flwr":
+        return wrong_options(words, flwr) or wrong_run_config(words)
     return ""
 
 
-def wrong_options(words: list[str]) -> str:
+def wrong_run_config(words: list[str]) -> str:
+    """Look for each key of a run config below `[tool.flwr.app.config]`: Flower takes no others."""
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    given = parse_config_args([value for name, value in pairwise(words) if name == "--run-config"])
+    return f"no {', '.join(sorted(given.keys() - known))}" if given.keys() - known else ""
+
+
+def wrong_options(words: list[str], commands: typer.Typer) -> str:
     """Follow the words down the command's groups, and look for each option."""
-    command: click.Command | None = typer.main.get_command(app)
+    command: click.Command | None = typer.main.get_command(commands)
     context = click.Context(command)
     while words and isinstance(command, click.Group) and not words[0].startswith("-"):
         try:
