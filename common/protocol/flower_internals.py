@@ -1,4 +1,4 @@
-"""Uses what of Flower 1.39 is not public: its control connection, and how a ServerApp's grid fetches replies.
+"""Uses what of Flower 1.39 is not public: its control connection, how a ServerApp's grid fetches replies, its simulation.
 
 Flower is imported late: each process loads only what it uses.
 """
@@ -13,6 +13,7 @@ from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessera.common.errors import TesseraError
@@ -146,6 +147,20 @@ def app_bundle(pyproject: bytes) -> bytes:
         for name, content in (("pyproject.toml", pyproject), (".info/CONTENT", manifest)):
             bundle.writestr(zipfile.ZipInfo(name), content)  # with ZipInfo's own date, not today's
     return buffer.getvalue()
+
+
+def bundle_folder(grid: Grid) -> Path:
+    """Where Flower has put what the bundle of a ServerApp's app holds."""
+    from flwr.common.config import get_project_dir
+
+    return get_project_dir(grid.run.fab_id, grid.run.fab_version, grid.run.fab_hash)
+
+
+def is_simulated(grid: Grid) -> bool:
+    """Whether the nodes of a ServerApp's grid are simulated: they are in its own process, and no message leaves its memory."""
+    from flwr.superlink.grid import InMemoryGrid
+
+    return isinstance(grid, InMemoryGrid)
 
 
 def replies(grid: Grid, messages: Sequence[str]) -> Iterator[tuple[str, Message | None]]:

@@ -81,12 +81,13 @@ def main(grid: Grid, context: Context) -> None:
     """Prepare the data, train, and print the table with its baselines and a line of JSON."""
     tether()  # Flower's own watch of the parent does not wake a ServerApp that waits for a server that is gone
     quieten()
-    from tessera.deploy.flower.simulation import bundle, is_simulated, n_simulated, simulated_nodes
+    from tessera.common.protocol.flower_internals import bundle_folder, is_simulated
+    from tessera.deploy.flower.simulation import n_simulated, simulated_nodes
     from tessera.server.run_folder import require
 
     asked = RunConfig.read(context.run_config)
     simulated = is_simulated(grid)
-    settings = asked.settings(bundle(grid), *(("ray", n_simulated(grid)) if simulated else ("grpc", None)))
+    settings = asked.settings(bundle_folder(grid), *(("ray", n_simulated(grid)) if simulated else ("grpc", None)))
     run_dir = asked.runs.expanduser().absolute() / settings.name
     if (run_dir / "config.yaml").exists() and not asked.resume and not asked.overwrite:
         raise RunError(

@@ -1,13 +1,11 @@
-"""Finds out whether Flower simulates the nodes of a run, and how many, and gives these their folders."""
+"""Counts the nodes that Flower simulates for `flwr run`, and gives them their folders."""
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from flwr.common.config import get_project_dir
 from flwr.serverapp import Grid
-from flwr.superlink.grid import InMemoryGrid
 
 from tessera.client.device_folder import simulated_devices
 from tessera.common.errors import RunError
@@ -16,17 +14,6 @@ from tessera.deploy.executors.shared_tensors import SharedTensorGrid
 LOOK_SECONDS = 0.5
 PATIENCE = 120.0
 """Seconds within which Flower has to register simulated nodes."""
-
-
-def bundle(grid: Grid) -> Path:
-    """Folder where Flower put the app's bundle."""
-    run = grid.run
-    return get_project_dir(run.fab_id, run.fab_version, run.fab_hash)
-
-
-def is_simulated(grid: Grid) -> bool:
-    """Whether the nodes of a run are simulated: Flower's simulation is one process, and its messages stay in memory."""
-    return isinstance(grid, InMemoryGrid)
 
 
 def n_simulated(grid: Grid) -> int:
