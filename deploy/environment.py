@@ -1,6 +1,7 @@
-"""Sets the environment of every process: no telemetry, no update checks, nothing installed later, threads that sleep."""
+"""What every process of a federation finds: no telemetry, no update checks, nothing installed later, threads that sleep."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 
 QUIET = {
@@ -23,3 +24,10 @@ def quieten(home: Path | None = None) -> None:
         os.environ.setdefault(name, value)
     if home is not None:
         os.environ["FLWR_HOME"] = str(home)
+
+
+class NodeKind(StrEnum):
+    """Who keeps a device connected: Tessera's own node, which answers at once, or Flower's SuperNode."""
+
+    tessera = "tessera"
+    flower = "flower"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tessera.common.config.settings import Settings
+from tessera.deploy.environment import NodeKind
 from tessera.server.run_folder import Report
 
 __all__ = ["Executor", "Job", "Report"]
@@ -12,13 +13,17 @@ __all__ = ["Executor", "Job", "Report"]
 
 @dataclass(frozen=True)
 class Job:
-    """A run to carry out: `catalogue` is the server's dataset folder, `devices` one folder a node."""
+    """A run to carry out: `catalogue` is the server's dataset folder, `devices` one folder a node.
+
+    `node` is the kind of nodes to start, by the executor that starts any.
+    """
 
     settings: Settings
     catalogue: Path
     devices: tuple[Path, ...]
     run_dir: Path
     resume: bool = False
+    node: NodeKind = NodeKind.tessera
 
 
 class Executor(Protocol):

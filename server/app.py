@@ -7,6 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
+from tessera.common.flower_internals.grid import look_sooner
 from tessera.common.utils.folder_lock import SERVING, hold_folder
 from tessera.common.utils.logs import run_log
 from tessera.common.utils.parent_death import tether
@@ -54,6 +55,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Read the run's config, as the submitter set it, and serve."""
     tether()  # Flower's own watch of the parent does not wake a ServerApp that waits for a server that is gone
+    look_sooner()
     config = context.run_config
     settings = Settings.model_validate_json(str(config["settings"]))
     run_dir = Path(str(config["run-dir"]))

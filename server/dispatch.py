@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from tessera.common.config.settings import FederationSettings
 from tessera.common.errors import RoundAbandoned, RunError
-from tessera.common.protocol.flower_internals import replies
+from tessera.common.flower_internals.grid import replies
 from tessera.common.protocol.messages import Broadcast, Task, pack_task
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import Update

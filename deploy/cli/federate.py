@@ -22,6 +22,8 @@ from rich.table import Table
 
 from tessera.common.errors import RunError
 from tessera.common.utils.folder_lock import hold_folder
+from tessera.deploy.cli.train import Node
+from tessera.deploy.environment import NodeKind
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.processes import end_leftovers, relay, terminable
 from tessera.deploy.federation.registry import REVOKED, RegisteredNode, find
@@ -153,6 +155,7 @@ def join(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server; waited for if it is not up yet.")],
     data_dir: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The device's folder.")],
     ca: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The ca.crt of the server.")],
+    node: Node = NodeKind.tessera,
 ) -> None:
     """Take part in a federation with a device's folder, until interrupted.
 
@@ -160,7 +163,7 @@ def join(
     """
     typer.echo(f"The public key of this device is {public_key(data_dir)}")
     with terminable():
-        join_federation(data_dir, server, ca, typer.echo)
+        join_federation(data_dir, server, ca, typer.echo, node)
 
 
 @app.command(epilog="Example: tessera federate submit benchmarks/demo.yaml --dir server --catalogue data/shop")

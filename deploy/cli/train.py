@@ -1,6 +1,7 @@
 """The command `tessera train`: trains a federation on this machine and prints how good its recommendations are."""
 
 import json
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 
 from tessera.common.utils.folder_lock import hold_folder
+from tessera.deploy.environment import NodeKind
 
 if TYPE_CHECKING:
     from tessera.common.config.settings import Settings
@@ -36,6 +38,9 @@ Runs = Annotated[Path, typer.Option(help="Folder the runs lie in.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
 ]
+Node = Annotated[
+    NodeKind, typer.Option(envvar="TESSERA_NODE", help="Tessera's node, which answers at once, or Flower's SuperNode.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")]
 
 
@@ -47,6 +52,7 @@ def train(
     ] = ExecutorName.inline,
     data: Data = None,
     nodes: Nodes = None,
+    node: Node = NodeKind.tessera,
     runs: Runs = Path("runs"),
     change: Changes = None,
     resume: Resume = False,
@@ -57,12 +63,18 @@ def train(
 
     changes = [*(change or ()), *([f"federation.nodes={nodes}"] if nodes else [])]
     settings = load_settings(config, executor.value, changes)
-    _, figures = train_and_show(settings, executor.value, data, runs, resume, overwrite)
+    _, figures = train_and_show(settings, executor.value, data, runs, resume, overwrite, node)
     print(json.dumps(figures))
 
 
 def train_and_show(
-    settings: "Settings", executor: str, data: Path | None, runs: Path, resume: bool = False, overwrite: bool = False
+    settings: "Settings",
+    executor: str,
+    data: Path | None,
+    runs: Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    node: NodeKind = NodeKind.tessera,
 ) -> tuple["Job", dict[str, Any]]:
     """Prepare the data, train, print the table; return the job, and the run's figures for a line of JSON."""
     from tessera.deploy.cli.display import RunDisplay, show_result, summary
@@ -78,7 +90,7 @@ def train_and_show(
     if resume:
         require(runs / settings.name, resume)  # before the lock makes a folder
     with hold_folder(runs / settings.name):
-        job = make_job(settings, dataset, runs / settings.name, resume, overwrite)
+        job = replace(make_job(settings, dataset, runs / settings.name, resume, overwrite), node=node)
         with RunDisplay(settings, console) as display:
             try:
                 result = run_job(job, executor, display.report)

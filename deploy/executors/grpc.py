@@ -75,8 +75,8 @@ def _start(job: Job, folder: Path, started: list[Process]) -> Control:
         control.register(public_key(device))
         name = f"node-{number}"
         address = f"{server.host}:{server.port}"
-        files = {"home": folder / "home" / name, "log": folder / "logs" / f"{name}.log"}
-        started.append(start_supernode(name, device, address, server.certificates.ca, **files))
+        home, log = folder / "home" / name, folder / "logs" / f"{name}.log"
+        started.append(start_supernode(name, device, address, server.certificates.ca, home, log, job.node))
     return control
 
 

@@ -1,18 +1,20 @@
 """Runs a federation in this process, with a Flower Grid of its own: for demos, tests and one machine at full speed."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from tessera.client.app import device_app
 from tessera.common.errors import RunError, StorageError
+from tessera.common.flower_internals.grid import name_message, speak_as
 from tessera.deploy.job import Job, Report
 from tessera.server.app import serve
+
+if TYPE_CHECKING:
+    from tessera.common.flower_internals.grid import Run
 
 SERVER_NODE = 1
 CLIENT_APP_FAILED = 1
@@ -25,16 +27,15 @@ class InlineGrid(Grid):
         self.app = app
         self.nodes = {node + 1: {"partition-id": node, "num-partitions": n_nodes} for node in range(n_nodes)}
         self.pending: dict[str, Message] = {}
-        self._run = Run.create_empty(run_id=1)
+        self._run = speak_as(1, SERVER_NODE)
         self._count = 0
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, self._run.run_id, SERVER_NODE
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: "Run") -> None:
         """Set the run that messages belong to."""
         self._run = run
 
     @property
-    def run(self) -> Run:
+    def run(self) -> "Run":
         """The run that messages belong to."""
         return self._run
 
@@ -53,7 +54,7 @@ class InlineGrid(Grid):
         pushed = []
         for message in messages:
             self._count += 1
-            message.metadata.__dict__["_message_id"] = name = f"inline-{self._count}"
+            name_message(message, name := f"inline-{self._count}")
             self.pending[name] = message
             pushed.append(name)
         return pushed
@@ -72,9 +73,9 @@ class InlineGrid(Grid):
         context = Context(
             run_id=self._run.run_id,
             node_id=node,
-            node_config=UserConfig(self.nodes[node]),
+            node_config=dict(self.nodes[node]),
             state=RecordDict(),
-            run_config=UserConfig(),
+            run_config={},
         )
         try:
             return self.app(message, context)

@@ -16,7 +16,7 @@ from tessera.common.utils.atomic_files import read_json, write_json
 from tessera.deploy.federation.certificates import public_pem
 
 if TYPE_CHECKING:
-    from tessera.common.protocol.flower_internals import KnownNode
+    from tessera.common.flower_internals.control import KnownNode
 
 REVOKED = "revoked"
 STATES = {"unregistered": REVOKED}

@@ -20,7 +20,7 @@ from tessera.deploy.federation.processes import LOOPBACK, Process, free_port, st
 from tessera.deploy.federation.registry import REVOKED, RegisteredNode, fingerprint, note, registered_nodes
 
 if TYPE_CHECKING:
-    from tessera.common.protocol.flower_internals import ControlConnection
+    from tessera.common.flower_internals.control import ControlConnection
     from tessera.deploy.job import Job
 
 T = TypeVar("T")
@@ -167,7 +167,7 @@ class Control:
 
     @cached_property
     def _connection(self) -> "ControlConnection":
-        from tessera.common.protocol.flower_internals import ControlConnection
+        from tessera.common.flower_internals.control import ControlConnection
 
         self.server.certificates.require()
         os.environ.update(unproxied())
@@ -213,7 +213,7 @@ class Control:
         return self._ask("log", lambda connection: connection.log(run))
 
     def _ask(self, stage: str, request: "Callable[[ControlConnection], T]") -> T:
-        from tessera.common.protocol.flower_internals import ControlRefusal
+        from tessera.common.flower_internals.control import ControlRefusal
 
         try:
             return request(self._connection)

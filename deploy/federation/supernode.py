@@ -1,4 +1,4 @@
-"""Runs a device of a federation from its folder: makes its key, and starts Flower's SuperNode.
+"""Runs a device of a federation from its folder: makes its key, and starts its node, Tessera's own or Flower's SuperNode.
 
 All of it stays in the device's folder: `node.key` (never leaves it), `node.key.pub` (what the server registers) and
 `.flower` (Flower's home, and a note of the key that a server took in).
@@ -6,14 +6,17 @@ All of it stays in the device's folder: `node.key` (never leaves it), `node.key.
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from tessera.common.errors import RunError, TesseraError
+from tessera.common.flower_internals.fleet import HEARTBEAT
 from tessera.common.utils.atomic_files import digest, write_bytes
 from tessera.common.utils.folder_lock import hold_folder
+from tessera.deploy.environment import NodeKind
 from tessera.deploy.federation.certificates import CertificateError, check_server, node_public_key
 from tessera.deploy.federation.processes import Process, end_leftovers, free_port, relay, start
 
@@ -23,12 +26,13 @@ POLL = "0.2"
 """Seconds between two looks of a SuperNode's SuperExec for a message to work on; Flower's default is 1."""
 RETRY = 2.0
 """Seconds between two looks for a server that is not there yet."""
-AGAIN = 15.0
-"""Seconds until a device joins again whose SuperNode ended by itself or was refused."""
-PATIENCE = 90.0
-"""Seconds for which a device is refused that may be taken to be online still: Flower does so for 60, and looks late."""
+AGAIN = 5.0
+"""Seconds until a device joins again whose node ended by itself or was refused."""
+PATIENCE = {NodeKind.tessera: 3.0 * HEARTBEAT, NodeKind.flower: 90.0}
+"""Seconds for which a device is refused that may be taken to be online still: a server does so for two signs of life, which
+Flower's SuperNode gives every 30 s, and looks late."""
 ACCEPTED = "SuperNode ID: "
-"""What a SuperNode says when the server has taken it in."""
+"""What a node says when the server has taken it in."""
 REFUSED = "[code: 2004]"
 """What Flower answers to a key it does not know or that was revoked, and to a known one that it takes to be online."""
 NOTE = "accepted"
@@ -45,23 +49,40 @@ def public_key(data_dir: Path) -> Path:
     return node_public_key(data_dir / KEY)
 
 
-def start_supernode(name: str, data_dir: Path, server: str, ca: Path, home: Path, log: Path | None = None) -> Process:
-    """Start the SuperNode of a device's folder, which connects to the server at `server` ("HOST:PORT")."""
+def start_supernode(
+    name: str,
+    data_dir: Path,
+    server: str,
+    ca: Path,
+    home: Path,
+    log: Path | None = None,
+    kind: NodeKind = NodeKind.tessera,
+) -> Process:
+    """Start the node of a device's folder, which connects to the server at `server` ("HOST:PORT").
+
+    It is Tessera's own (`tessera.deploy.federation.node`) or Flower's SuperNode: they do the same, at different speed.
+    """
     public_key(data_dir)
     config = home.absolute() / "node.toml"
     # A file rather than 'data-dir="..."': Flower's parser of the latter splits at some characters a path may hold.
     write_bytes(config, f"data-dir = {json.dumps(str(data_dir.absolute()), ensure_ascii=False)}\n".encode())
-    command = ["flower-supernode", "--superlink", server, "--root-certificates", str(ca.absolute())]
-    command += ["--auth-supernode-private-key", str(data_dir.absolute() / KEY)]
-    command += ["--node-config", str(config), "--port", str(free_port())]
+    command = (
+        [sys.executable, "-P", "-m", "tessera.deploy.federation.node"]
+        if kind is NodeKind.tessera
+        else ["flower-supernode"]
+    )
+    command += ["--superlink", server, "--root-certificates", str(ca.absolute())]
+    command += ["--auth-supernode-private-key", str(data_dir.absolute() / KEY), "--node-config", str(config)]
+    if kind is NodeKind.flower:
+        command += ["--port", str(free_port())]
     return start(name, command, home.absolute(), log, FLWR_SUPEREXEC_TASK_POLL_INTERVAL=POLL)
 
 
-def join(data_dir: Path, server: str, ca: Path, show: Callable[[str], None]) -> None:
-    """Serve a federation from a device's folder until interrupted, showing what Flower says.
+def join(data_dir: Path, server: str, ca: Path, show: Callable[[str], None], kind: NodeKind = NodeKind.tessera) -> None:
+    """Serve a federation from a device's folder until interrupted, showing what its node says.
 
     A server that is not there yet is waited for. Once it has taken the device in, whatever ends that is waited out too: a cut,
-    a restart, an expired certificate, Flower's minute in which it takes a device that was cut off to be online still.
+    a restart, an expired certificate, the time for which a device that was cut off is taken to be online still.
     Raises `CertificateError` when the server cannot prove to be the one of `ca`, and `RunError` when it refuses this
     device's key, or another process has joined from this folder.
     """
@@ -70,12 +91,12 @@ def join(data_dir: Path, server: str, ca: Path, show: Callable[[str], None]) -> 
         joined, refused = False, None
         while True:
             _wait_for(server, ca, show, patient=joined)
-            accepted, last = _serve(data_dir, server, ca, show)
+            accepted, last = _serve(data_dir, server, ca, show, kind)
             if accepted:
                 joined, refused = True, None
             elif REFUSED in last and (joined or _accepted_before(data_dir, ca)):
                 refused = refused or time.monotonic()
-                if time.monotonic() > refused + PATIENCE:
+                if time.monotonic() > refused + PATIENCE[kind]:
                     raise RunError(SHUT_OUT.format(key=data_dir / KEY))
             elif not joined:
                 raise RunError(explain(last, data_dir))
@@ -84,8 +105,8 @@ def join(data_dir: Path, server: str, ca: Path, show: Callable[[str], None]) -> 
             time.sleep(AGAIN)
 
 
-def _serve(data_dir: Path, server: str, ca: Path, show: Callable[[str], None]) -> tuple[bool, str]:
-    """Run a SuperNode to its end; return whether the server took it in, which is noted, and its last lines."""
+def _serve(data_dir: Path, server: str, ca: Path, show: Callable[[str], None], kind: NodeKind) -> tuple[bool, str]:
+    """Run a node to its end; return whether the server took it in, which is noted, and its last lines."""
     accepted = False
 
     def heard(line: str) -> None:
@@ -93,10 +114,10 @@ def _serve(data_dir: Path, server: str, ca: Path, show: Callable[[str], None]) -
         show(line)
         if ACCEPTED in line and not accepted:
             accepted = True
-            with suppress(OSError, TesseraError):  # on a full disk; whoever reads Flower's output must not stop
+            with suppress(OSError, TesseraError):  # on a full disk; whoever reads the node's output must not stop
                 write_bytes(data_dir / HOME / NOTE, _membership(data_dir, ca))
 
-    last = relay(start_supernode("device", data_dir, server, ca, data_dir / HOME), heard)
+    last = relay(start_supernode("device", data_dir, server, ca, data_dir / HOME, kind=kind), heard)
     return accepted, last
 
 
@@ -114,7 +135,7 @@ def _membership(data_dir: Path, ca: Path) -> bytes:
 def _wait_for(server: str, ca: Path, show: Callable[[str], None], patient: bool) -> None:
     """Wait until the server answers and, where `patient`, until it proves itself.
 
-    A SuperNode would wait too, but for ever, and silently on bad certificates.
+    A node would wait too, but for ever, and silently on bad certificates.
     """
     host, port = parse_address(server)
     told = ""
@@ -134,9 +155,9 @@ def _wait_for(server: str, ca: Path, show: Callable[[str], None], patient: bool)
 
 
 def explain(last: str, data_dir: Path) -> str:
-    """Why a SuperNode ended by itself before the server had ever taken it in, from its last lines."""
+    """Why a node ended by itself before the server had ever taken it in, from its last lines."""
     if REFUSED not in last:
-        return f"join: Flower's SuperNode ended:\n{last}"
+        return f"join: this device's node ended:\n{last}"
     public = data_dir / f"{KEY}.pub"
     return (
         "join: the server refused this device: its key is not registered. On the server, register it with\n"

@@ -81,7 +81,7 @@ def main(grid: Grid, context: Context) -> None:
     """Prepare the data, train, and print the table with its baselines and a line of JSON."""
     tether()  # Flower's own watch of the parent does not wake a ServerApp that waits for a server that is gone
     quieten()
-    from tessera.common.protocol.flower_internals import bundle_folder, is_simulated
+    from tessera.common.flower_internals.grid import bundle_folder, is_simulated
     from tessera.deploy.flower.simulation import n_simulated, simulated_nodes
     from tessera.server.run_folder import require
 

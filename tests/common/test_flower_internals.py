@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flwr.cli.build import build_fab_from_disk
 
-from tessera.common.protocol.flower_internals import app_bundle
+from tessera.common.flower_internals.control import app_bundle
 
 PYPROJECT = b"""[project]
 name = "app"

@@ -12,7 +12,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from tessera.common.protocol.flower_internals import replies
+from tessera.common.flower_internals.grid import replies
 
 
 class Announced:

@@ -1,0 +1,208 @@
+"""Works on a node's messages in a process of its own, which may be killed without ending the node.
+
+What an answer costs is mostly imports. So a *warm* process imports the device's app once and, single-threaded for all its life,
+forks a worker whenever the node wants one; the worker answers message after message until it is not asked for a while,
+and gives back its memory by ending. Only a worker starts threads or uses a GPU. Where forking is not safe, as on macOS, the
+worker is a new process, kept for good.
+
+Between node and worker go plain frames of bytes: protocol buffers and Flower's objects, never pickle. A worker runs the app
+that is installed here. Of the app bundle that a server sends it reads the run's default settings, in the worker too.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from tessera.common.flower_internals.fleet import (
+    APP_CRASHED,
+    APP_RAISED,
+    Envelope,
+    KnownRun,
+    error_reply,
+    pack,
+    read_context,
+    unpack,
+    write_context,
+)
+from tessera.common.utils.parent_death import tether
+
+IDLE = 60.0
+"""Seconds without a message after which a forked worker ends: what it holds is better given back than kept."""
+FORKS = sys.platform == "linux"
+
+
+class WorkerDied(Exception):
+    """The worker ended while it was at a message."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply, and what the node knows of the run after it: in `context.state` the app keeps what its next message needs."""
+
+    reply: Envelope
+    run: KnownRun
+
+
+class Workers:
+    """The workers of a node, one at a time. To be made before the node starts a thread: the warm process is forked here."""
+
+    def __init__(self) -> None:
+        self._to_worker: Connection | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._asked = 0.0
+        if not FORKS:
+            return
+        self._control, theirs = socket.socketpair()
+        self._warm = os.fork()
+        if not self._warm:
+            self._control.close()
+            _be_warm(theirs)
+        theirs.close()
+
+    def answer(self, run: KnownRun, envelope: Envelope) -> Answer:
+        """Have a message answered. A worker that dies at it costs this message an error reply, and no other."""
+        try:
+            if not self._ready():
+                self._start()
+            answer = self._ask(run, envelope)
+            self._asked = time.monotonic()
+            return answer
+        except (EOFError, OSError):
+            self._drop()
+            reason = "the device's worker ended without an answer: it was killed, or had too little memory"
+            return Answer(error_reply(envelope, APP_CRASHED, reason), run)
+
+    def close(self) -> None:
+        """End the worker and what forks it, whatever they are doing."""
+        self._drop()
+        if FORKS:
+            self._control.close()
+            with suppress(ProcessLookupError):
+                os.kill(self._warm, signal.SIGKILL)  # and with it, its worker
+            with suppress(ChildProcessError):
+                os.waitpid(self._warm, 0)
+
+    def require(self) -> None:
+        """Raise `WorkerDied` where there can be no workers any more."""
+        if FORKS and os.waitpid(self._warm, os.WNOHANG)[0]:
+            raise WorkerDied("the process that starts workers has ended; what it said last is above")
+
+    def _ready(self) -> bool:
+        """Whether there is a worker, which is not about to end: it says nothing unasked but that it has ended."""
+        return self._to_worker is not None and not self._to_worker.poll() and time.monotonic() < self._asked + IDLE / 2
+
+    def _ask(self, run: KnownRun, envelope: Envelope) -> Answer:
+        assert self._to_worker
+        send_frames(self._to_worker, [run.context, run.bundle, *_frames(envelope)])
+        context, bundle, *reply = receive_frames(self._to_worker)
+        return Answer(_envelope(reply), KnownRun(run.series, context, bundle))
+
+    def _start(self) -> None:
+        self._drop()
+        self._asked = time.monotonic()
+        ours, theirs = socket.socketpair()
+        self._to_worker = Connection(ours.detach())
+        if FORKS:
+            socket.send_fds(self._control, [b"."], [theirs.fileno()])
+        else:
+            number = theirs.fileno()
+            command = [sys.executable, "-m", "tessera.deploy.federation.worker", str(number)]
+            self._process = subprocess.Popen(command, pass_fds=[number])
+        theirs.close()
+
+    def _drop(self) -> None:
+        """Let go of the worker: it ends when it finds the node's end closed."""
+        if self._to_worker is not None:
+            self._to_worker.close()
+            self._to_worker = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def send_frames(connection: Connection, frames: Sequence[bytes]) -> None:
+    """Send several pieces of bytes as one message."""
+    connection.send_bytes(len(frames).to_bytes(4, "big"))
+    for frame in frames:
+        connection.send_bytes(frame)
+
+
+def receive_frames(connection: Connection) -> list[bytes]:
+    """Receive what `send_frames` sent. Raises `EOFError` where the other side has ended."""
+    return [connection.recv_bytes() for _ in range(int.from_bytes(connection.recv_bytes(), "big"))]
+
+
+def work(connection: Connection, idle: float | None = None) -> None:
+    """Answer messages until the node is gone, or has asked for nothing in so many `idle` seconds."""
+    with suppress(EOFError, OSError):
+        while connection.poll(idle):
+            context, bundle, *parts = receive_frames(connection)
+            answer = _answered(KnownRun(0, context, bundle), _envelope(parts))
+            send_frames(connection, [answer.run.context, answer.run.bundle, *_frames(answer.reply)])
+
+
+def _answered(run: KnownRun, envelope: Envelope) -> Answer:
+    """The installed app's answer. What it raises stays here, in the device's own log: it may speak of people."""
+    import logging
+
+    from tessera.client.app import app
+
+    try:
+        context = read_context(run.context, run.bundle)
+        reply = pack(app(unpack(envelope), context))
+        return Answer(reply, KnownRun(run.series, write_context(context)))
+    except Exception as error:
+        logging.getLogger("tessera.device").exception("a message could not be answered")
+        reason = f"{type(error).__name__} on the device; its own log says more"
+        return Answer(error_reply(envelope, APP_RAISED, reason), run)
+
+
+def _be_warm(control: socket.socket) -> None:
+    """Import the app, then fork a worker for every connection that comes along, until the node is gone. Never returns."""
+    try:
+        tether()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers: the node sees their connection end
+        import tessera.client.app  # noqa: F401
+
+        while (received := socket.recv_fds(control, 1, 1))[0]:
+            (number,) = received[1]
+            if not os.fork():
+                tether()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                control.close()
+                work(Connection(number), IDLE)
+                break
+            os.close(number)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def _frames(envelope: Envelope) -> list[bytes]:
+    return [
+        envelope.head,
+        envelope.tree,
+        *(part for item in envelope.objects.items() for part in (item[0].encode(), item[1])),
+    ]
+
+
+def _envelope(frames: Sequence[bytes]) -> Envelope:
+    head, tree, *parts = frames
+    objects = {name.decode(): content for name, content in zip(parts[::2], parts[1::2], strict=True)}
+    return Envelope(head, tree, objects)
+
+
+if __name__ == "__main__":
+    tether()
+    work(Connection(int(sys.argv[1])))
