@@ -77,13 +77,12 @@ class ControlConnection:
         with self._explained():
             self._client.UnregisterNode(UnregisterNodeRequest(node_id=node))
 
-    def start_run(self, pyproject: bytes) -> int:
-        """Start a run of the app that a pyproject.toml describes; return its number."""
+    def start_run(self, bundle: bytes) -> int:
+        """Start a run of an app, bundled as `flwr build` does (see `app_bundle`); return its number."""
         from flwr.proto.control_pb2 import StartRunRequest
         from flwr.proto.fab_pb2 import Fab
 
-        content = app_bundle(pyproject)
-        fab = Fab(hash_str=hashlib.sha256(content).hexdigest(), content=content)
+        fab = Fab(hash_str=hashlib.sha256(bundle).hexdigest(), content=bundle)
         with self._explained():
             return self._client.StartRun(StartRunRequest(fab=fab)).run_id
 

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from tessera.client.device_folder import shared_tensors_folder
 from tessera.common.protocol.messages import unpack_task
 from tessera.common.utils.atomic_files import write_tensors
+
+if TYPE_CHECKING:
+    from tessera.common.flower_internals.grid import Run
 
 
 class SharedTensorGrid(Grid):
@@ -42,12 +45,12 @@ class SharedTensorGrid(Grid):
             self._round = round
         write_tensors(self.store / f"{name}.safetensors", unpack_task(content)[1] or {})
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: "Run") -> None:
         """Set the run that messages belong to."""
         self.grid.set_run(run)
 
     @property
-    def run(self) -> Run:
+    def run(self) -> "Run":
         """The run that messages belong to."""
         return self.grid.run
 

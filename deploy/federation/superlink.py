@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tessera.common.errors import RunError, TesseraError
+from tessera.common.flower_internals.control import app_bundle
 from tessera.common.utils.atomic_files import read_json, write_json
 from tessera.deploy.federation.certificates import Certificates, check_server, public_pem
 from tessera.deploy.federation.processes import LOOPBACK, Process, free_port, start, unproxied
@@ -137,8 +138,8 @@ def wait_until_ready(server: Server, superlink: Process) -> None:
 def describe_app(job: "Job") -> bytes:
     """Describe the Flower app of a job: a pyproject.toml that names the installed apps, and the run's settings. No code.
 
-    So the server ships no code to devices: what runs there is what the device's owner installed. (Flower 1.39 does not
-    enforce this: a device trusts the server whose ca.crt it was given not to send another app.)
+    So the server ships no code to devices: what runs there is what the device's owner installed. Tessera's own node would run
+    none either; Flower's SuperNode runs what a server sends, and trusts the one whose ca.crt it was given.
     """
     config = {
         "settings": job.settings.model_dump_json(),
@@ -197,7 +198,7 @@ class Control:
 
     def submit(self, app: bytes) -> int:
         """Start a run of an app, given as its pyproject.toml; return its number. Raises `RunError`."""
-        return self._ask("submit", lambda connection: connection.start_run(app))
+        return self._ask("submit", lambda connection: connection.start_run(app_bundle(app)))
 
     def status(self, run: int) -> RunStatus:
         """How a run stands. Raises `RunError` when the server does not answer."""

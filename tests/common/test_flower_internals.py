@@ -1,12 +1,39 @@
 """What of Flower is not public API is there in the version that is installed, and does what is built on it."""
 
+import ast
 import zipfile
+from importlib.metadata import version
+from inspect import signature
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.cli.build import build_fab_from_disk
+from flwr.client.grpc_rere_client import connection
+from flwr.common.constant import HEARTBEAT_MIN_INTERVAL, ErrorCode
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore import heartbeat
+from flwr.supercore.inflatable import inflatable_utils
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tessera.common.flower_internals.control import app_bundle
+from tessera.common.flower_internals.fleet import (
+    APP_CRASHED,
+    APP_RAISED,
+    HEARTBEAT,
+    Envelope,
+    error_reply,
+    head,
+    pack,
+    read_context,
+    unpack,
+    write_context,
+)
+from tessera.common.flower_internals.grid import speak_as
+from tests.test_layout import PRODUCT
 
 PYPROJECT = b"""[project]
 name = "app"
@@ -34,3 +61,57 @@ def test_an_app_is_bundled_as_flower_bundles_it(tmp_path: Path) -> None:
     rewritten = theirs["pyproject.toml"]  # Flower formats it
     assert content(app_bundle(rewritten)) == theirs
     assert app_bundle(PYPROJECT) == app_bundle(PYPROJECT)
+
+
+def test_what_is_not_public_is_used_in_one_folder_alone() -> None:
+    public = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation"}
+    for path in PRODUCT:
+        if path.parent.name == "flower_internals":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            private = [name for name in names if name.split(".")[0] == "flwr" and name not in public]
+            assert not private, f"{path} imports {private}"
+
+
+def test_the_pinned_version_has_what_a_node_uses() -> None:
+    """What would have to be looked at again with another version: names, arguments, and where defaults are kept."""
+    assert version("flwr").startswith("1.39.")
+    arguments = signature(connection.grpc_request_response).parameters
+    assert {"server_address", "insecure", "retry_invoker", "root_certificates", "authentication_keys"} <= set(arguments)
+    for module in (connection, heartbeat):
+        assert module.HEARTBEAT_DEFAULT_INTERVAL in (30, HEARTBEAT)
+    assert HEARTBEAT >= HEARTBEAT_MIN_INTERVAL
+    defaults = inflatable_utils.pull_objects.__kwdefaults__ or {}
+    assert {"initial_backoff", "backoff_cap", "max_time"} <= defaults.keys()
+    assert (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.CLIENT_APP_CRASHED) == (APP_RAISED, APP_CRASHED)
+
+
+@given(st.binary(max_size=500), st.dictionaries(st.sampled_from("abc"), st.floats(allow_nan=False)), st.integers(0, 9))
+def test_a_message_is_the_same_after_its_journey(content: bytes, numbers: dict[str, float], size: int) -> None:
+    speak_as(1, 1)
+    array = np.arange(size, dtype=np.float32)
+    records = {"config": ConfigRecord({"bytes": content, **numbers}), "arrays": ArrayRecord([array])}
+    sent = Message(RecordDict(records), 2, "query", group_id="3")
+    envelope = pack(sent)
+    came = unpack(envelope)
+    assert came.content == sent.content
+    assert (came.metadata.message_type, came.metadata.group_id, came.metadata.dst_node_id) == ("query", "3", 2)
+    assert came.metadata.message_id == head(envelope).metadata.message_id == envelope_name(envelope)
+    reply = unpack(error_reply(envelope, APP_RAISED, "no"))
+    assert (reply.error.reason, reply.metadata.reply_to_message_id) == ("no", came.metadata.message_id)
+
+
+def envelope_name(envelope: Envelope) -> str:
+    return ObjectTree.FromString(envelope.tree).object_id
+
+
+def test_a_runs_config_is_the_bundles_defaults_with_the_runs_own_changes() -> None:
+    bundle = app_bundle(PYPROJECT + b'[tool.flwr.app.config]\nrounds = 3\nname = "a"\n')
+    state = RecordDict({"kept": ConfigRecord({"count": 7})})
+    context = read_context(write_context(Context(1, 2, {"data-dir": "d"}, state, {"rounds": 5}, 4)), bundle)
+    assert context.run_config == {"rounds": 5, "name": "a"}
+    assert (context.state, context.node_config) == (state, {"data-dir": "d"})
+    with pytest.raises(ValueError, match="unknown"):
+        read_context(write_context(Context(1, 2, {}, RecordDict(), {"unknown": 5}, 4)), bundle)
