@@ -1,0 +1,266 @@
+"""python -m benchmarks.grpc_round [--rounds 8]      (or, anywhere: python -m tessera.benchmarks.grpc_round)
+
+Measures how long a round over gRPC takes, and what a message costs a device, on Tessera's node and on Flower's SuperNode.
+
+Three federations run at once on this machine, each a SuperLink and two nodes over loopback with TLS and node keys. One at a
+time works, and they take turns, so that what else the machine does hits all alike:
+
+flower empty   Flower's SuperNode with its defaults: Flower's `send_and_receive` sends each node four numbers and gets them back
+ours empty     our node: item statistics, the smallest question that a device answers; 1,600 numbers come back
+flower train   Flower's SuperNode, as `--node flower` starts it (its SuperExec looks for work more often): demo.yaml's training
+ours train     our node: the same
+
+A turn is a round that does not count, because a node that had nothing to do looks less often, and then two that do. Seconds are
+what the ServerApp waits for a round: the median, the smallest and the largest. No round is evaluated. CPU seconds are those of
+the node and of all that it started, what has ended included: from the end of a turn's first round until a second after its
+last, divided by the messages in that time. The server is today's on Flower's SuperNodes too: on an earlier version's their
+round took longer. The seed is the demo's, 0. Linux only; 5 minutes on two cores, 8 where others use them. Ends with one line of
+JSON.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import psutil
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from tessera.benchmarks.pacing.pace import PaceError, Pacer
+from tessera.common.config.loading import load_settings
+from tessera.common.errors import RunError, TesseraError
+from tessera.deploy.environment import NodeKind
+from tessera.deploy.executors.run import make_job
+from tessera.deploy.federation.certificates import make_certificates
+from tessera.deploy.federation.processes import Process, free_port, start, stop, tail, terminable
+from tessera.deploy.federation.superlink import Control, Server, start_superlink, wait_until_ready
+from tessera.deploy.federation.supernode import KEY, public_key, start_supernode
+from tessera.deploy.job import Job
+from tessera.deploy.provisioning.datasets import prepared_dataset
+
+CONFIG = Path(__file__).parent / "demo.yaml"
+N_NODES = 2
+CHANGES = (f"federation.nodes={N_NODES}", "rounds=10000", "evaluation.every=10000", "evaluation.baselines=false")
+COUNTED = 2
+"""Rounds of a turn that count."""
+REST = 1.0
+"""Seconds until what a node started for its last message has ended."""
+EMPTY, TRAIN = "empty", "train"
+FLOWER_EMPTY, OUR_EMPTY, FLOWER_TRAIN, OUR_TRAIN = "flower empty", "ours empty", "flower train", "ours train"
+APP = """\
+[project]
+name = "{name}"
+version = "1.0.0"
+
+[tool.flwr.app]
+publisher = "tessera"
+
+[tool.flwr.app.components]
+serverapp = "tessera.benchmarks.pacing.{name}:server"
+clientapp = "{client}"
+
+[tool.flwr.app.config]
+"""
+
+
+@dataclass
+class Case:
+    """What was measured of one kind of round: seconds of each, and CPU seconds of all nodes for so many messages."""
+
+    seconds: list[float] = field(default_factory=list)
+    cpu: float = 0.0
+    messages: int = 0
+
+    @property
+    def typical(self) -> float:
+        """Median seconds of a round."""
+        return median(self.seconds)
+
+    @property
+    def cpu_per_message(self) -> float:
+        """CPU seconds that a message costs a node."""
+        return self.cpu / self.messages
+
+
+class Federation:
+    """A server and its nodes, whose ServerApp does rounds when asked; to be stopped in any case."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._processes: list[Process] = []
+        self._pacer = Pacer(self._check)
+
+    def start(self, job: Job, kind: NodeKind | None) -> None:
+        """Start all processes, and a run: a job on our server and nodes of a `kind`, or Flower's own app on its defaults."""
+        make_certificates(self.folder, [], 1)
+        server = Server.local(self.folder)
+        self._processes.append(start_superlink(server, self.folder / "server.log"))
+        self._control = Control(server)
+        self._control.connect()
+        wait_until_ready(server, self._processes[0])
+        address, ca = f"{server.host}:{server.port}", server.certificates.ca
+        for number, device in enumerate(job.devices):
+            name, home = f"node-{number}", self.folder / "home" / f"node-{number}"
+            self._control.register(public_key(device))
+            log = self.folder / f"{name}.log"
+            self._processes.append(
+                start_supernode(name, device, address, ca, home, log, kind)
+                if kind
+                else start_default_supernode(name, device / KEY, address, ca, home, log)
+            )
+        self._run = self._control.submit(paced_job(job, self._pacer.port) if kind else paced_echo(self._pacer.port))
+
+    def turn(self, kind: str, counted: int, case: Case) -> None:
+        """Do a round that does not count and so many that do. Raises `RunError` with the end of the ServerApp's log."""
+        try:
+            self._pacer.round(kind)
+            before = self._cpu()
+            case.seconds += [self._pacer.round(kind) for _ in range(counted)]
+        except PaceError as error:
+            raise RunError(
+                f"{self.folder.name}: {error}; its log ends:\n{tail(self._control.log(self._run))}"
+            ) from None
+        time.sleep(REST)
+        case.cpu += self._cpu() - before
+        case.messages += counted * N_NODES
+
+    def stop(self) -> None:
+        """End the run and all processes."""
+        self._pacer.close()
+        with suppress(TesseraError, AttributeError):  # it may not have begun
+            self._control.stop(self._run)
+        stop(self._processes[1:])
+        stop(self._processes[:1])
+
+    def _check(self) -> None:
+        for process in self._processes:
+            process.require()
+
+    def _cpu(self) -> float:
+        return sum(cpu_seconds(process.popen.pid) for process in self._processes[1:])
+
+
+def main() -> None:
+    """Start three federations, have them take turns, print a table and JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=8, help="rounds of each kind that count")
+    arguments = parser.parse_args()
+    console = Console(highlight=False)
+    with tempfile.TemporaryDirectory() as folder, terminable():
+        cases = measure(Path(folder), max(arguments.rounds, 1), console)
+    show(cases, console)
+    print(json.dumps(figures(cases)))
+
+
+def measure(folder: Path, rounds: int, console: Console) -> dict[str, Case]:
+    """Measure so many rounds of each kind, in turns."""
+    settings = load_settings(CONFIG, "grpc", CHANGES)
+    dataset = prepared_dataset(settings.data, None)
+    kinds = {"flower-defaults": None, "flower": NodeKind.flower, "ours": NodeKind.tessera}
+    federations = {name: Federation(folder / name) for name in kinds}
+    turns = {
+        FLOWER_EMPTY: (federations["flower-defaults"], EMPTY),
+        OUR_EMPTY: (federations["ours"], EMPTY),
+        FLOWER_TRAIN: (federations["flower"], TRAIN),
+        OUR_TRAIN: (federations["ours"], TRAIN),
+    }
+    cases = {name: Case() for name in turns}
+    try:
+        for name, kind in kinds.items():
+            job = make_job(settings, dataset, folder / name / "run", resume=False, overwrite=False)
+            federations[name].start(job, kind)
+        with Progress(console=console, disable=not console.is_terminal) as bar:
+            shown = bar.add_task("measuring", total=rounds * len(turns))
+            for done in range(0, rounds, COUNTED):
+                for name, (federation, kind_of_round) in turns.items():
+                    counted = min(COUNTED, rounds - done)
+                    federation.turn(kind_of_round, counted, cases[name])
+                    bar.advance(shown, counted)
+    finally:
+        for federation in federations.values():
+            federation.stop()
+    return cases
+
+
+def start_default_supernode(name: str, key: Path, server: str, ca: Path, home: Path, log: Path) -> Process:
+    """Start Flower's SuperNode as Flower's documentation does, at the pace that is its default."""
+    command = ["flower-supernode", "--superlink", server, "--root-certificates", str(ca)]
+    command += ["--auth-supernode-private-key", str(key), "--port", str(free_port())]
+    return start(name, command, home, log)
+
+
+def paced_echo(port: int) -> bytes:
+    """Flower's own app as a pyproject.toml."""
+    return app("flower_app", "tessera.benchmarks.pacing.flower_app:client", {"port": port, "nodes": N_NODES})
+
+
+def paced_job(job: Job, port: int) -> bytes:
+    """Tessera's app as a pyproject.toml, the client as every device has it."""
+    config: dict[str, str | int] = {
+        "port": port,
+        "settings": job.settings.model_dump_json(),
+        "catalogue": str(job.catalogue),
+        "run-dir": str(job.run_dir),
+    }
+    return app("tessera_app", "tessera.client.app:app", config)
+
+
+def app(name: str, client: str, config: Mapping[str, str | int]) -> bytes:
+    """An app of installed code as a pyproject.toml."""
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in config.items()]
+    return (APP.format(name=name, client=client) + "".join(lines)).encode()
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds of a process, of those below it, and of those below it that have ended and were waited for."""
+    process, total = psutil.Process(pid), 0.0
+    for one in [process, *process.children(recursive=True)]:
+        with suppress(psutil.Error):  # it has just ended
+            total += sum(one.cpu_times()[:4])
+    return total
+
+
+def show(cases: Mapping[str, Case], console: Console) -> None:
+    """Print what was measured."""
+    table = Table("", "rounds", "s a round", "smallest", "largest", "node's CPU s a message")
+    for name, case in cases.items():
+        seconds = (case.typical, min(case.seconds), max(case.seconds), case.cpu_per_message)
+        table.add_row(name, str(len(case.seconds)), *(f"{value:.2f}" for value in seconds))
+    console.print(table)
+    for what, ratio in ratios(cases).items():
+        console.print(f"{what}: {ratio:.3f}")
+
+
+def ratios(cases: Mapping[str, Case]) -> dict[str, float]:
+    """What is asked of our node, as parts of what Flower's takes."""
+    seconds = {name: case.typical for name, case in cases.items()}
+    return {
+        f"{OUR_TRAIN} / {FLOWER_TRAIN}": seconds[OUR_TRAIN] / seconds[FLOWER_TRAIN],
+        f"{OUR_TRAIN} / {FLOWER_EMPTY}": seconds[OUR_TRAIN] / seconds[FLOWER_EMPTY],
+        f"{OUR_EMPTY} / {FLOWER_EMPTY}": seconds[OUR_EMPTY] / seconds[FLOWER_EMPTY],
+        f"CPU, {OUR_TRAIN} / {FLOWER_TRAIN}": cases[OUR_TRAIN].cpu_per_message / cases[FLOWER_TRAIN].cpu_per_message,
+    }
+
+
+def figures(cases: Mapping[str, Case]) -> dict[str, object]:
+    """The line of JSON."""
+    return {
+        "rounds": len(cases[OUR_TRAIN].seconds),
+        "nodes": N_NODES,
+        "cpus": os.cpu_count(),
+        "seconds": {name: round(case.typical, 3) for name, case in cases.items()},
+        "cpu_seconds_per_message": {name: round(case.cpu_per_message, 3) for name, case in cases.items()},
+        "ratios": {name: round(ratio, 3) for name, ratio in ratios(cases).items()},
+    }
+
+
+if __name__ == "__main__":
+    main()
