@@ -7,7 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from tessera.benchmarks.grpc_round import cpu_seconds
+
 ROOT = Path(__file__).parents[2]
+
+
+def test_cpu_seconds_are_those_of_all_that_a_process_started_and_of_what_has_ended() -> None:
+    work = "import time\nwhile time.process_time() < 0.3: pass\n"
+    child = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {work!r}])\n{work}"
+    parent = (
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])\n{work}print(flush=True)\ninput()"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        assert 0.88 < cpu_seconds(process.pid) < 2  # three at work, each at least 0.3 s by its own clock
+        process.communicate(b"\n")
 
 
 @pytest.mark.integration
