@@ -1,17 +1,19 @@
 """Works on a node's messages in a process of its own, which may be killed without ending the node.
 
 What an answer costs is mostly imports. So a *warm* process imports the device's app once and, single-threaded for all its life,
-forks a worker whenever the node wants one; the worker answers message after message until it is not asked for a while,
-and gives back its memory by ending. Only a worker starts threads or uses a GPU. Where forking is not safe, as on macOS, the
-worker is a new process, kept for good.
+forks a worker whenever a node wants one; the worker answers message after message until it is not asked for a while,
+and gives back its memory by ending. Only a worker starts threads or uses a GPU. Several nodes on one machine can share a
+warm process. Where forking is not safe, as on macOS, the worker is a new process, kept for good.
 
 Between node and worker go plain frames of bytes: protocol buffers and Flower's objects, never pickle. A worker runs the app
 that is installed here. Of the app bundle that a server sends it reads the run's default settings, in the worker too.
 """
 
 import os
+import secrets
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import NoReturn
 
 from tessera.common.flower_internals.fleet import (
     APP_CRASHED,
@@ -38,8 +41,8 @@ IDLE = 60.0
 FORKS = sys.platform == "linux"
 
 
-class WorkerDied(Exception):
-    """The worker ended while it was at a message."""
+class NoWorkers(Exception):
+    """There can be no workers any more."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +54,28 @@ class Answer:
 
 
 class Workers:
-    """The workers of a node, one at a time. To be made before the node starts a thread: the warm process is forked here."""
+    """The workers of a node, one at a time, forked by the warm process at the address `shared`, or by one of its own.
 
-    def __init__(self) -> None:
+    To be made before the node starts a thread: its own warm process is forked here.
+    """
+
+    def __init__(self, shared: str = "") -> None:
         self._to_worker: Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._asked = 0.0
-        if not FORKS:
-            return
-        self._control, theirs = socket.socketpair()
-        self._warm = os.fork()
-        if not self._warm:
-            self._control.close()
-            _be_warm(theirs)
-        theirs.close()
+        self._asked, self._address, self._warm = 0.0, shared or new_address(), 0
+        if FORKS and not shared:
+            listener = _listener(self._address)
+            self._warm = os.fork()
+            if not self._warm:
+                _be_warm(listener)
+            listener.close()
 
     def answer(self, run: KnownRun, envelope: Envelope) -> Answer:
         """Have a message answered. A worker that dies at it costs this message an error reply, and no other."""
         try:
             if not self._ready():
-                self._start()
+                self._drop()
+                self._to_worker, self._asked = self._forked() if FORKS else self._started(), time.monotonic()
             answer = self._ask(run, envelope)
             self._asked = time.monotonic()
             return answer
@@ -80,19 +85,18 @@ class Workers:
             return Answer(error_reply(envelope, APP_CRASHED, reason), run)
 
     def close(self) -> None:
-        """End the worker and what forks it, whatever they are doing."""
+        """End the worker and the warm process of one's own, whatever they are doing."""
         self._drop()
-        if FORKS:
-            self._control.close()
+        if self._warm:
             with suppress(ProcessLookupError):
                 os.kill(self._warm, signal.SIGKILL)  # and with it, its worker
             with suppress(ChildProcessError):
                 os.waitpid(self._warm, 0)
 
     def require(self) -> None:
-        """Raise `WorkerDied` where there can be no workers any more."""
-        if FORKS and os.waitpid(self._warm, os.WNOHANG)[0]:
-            raise WorkerDied("the process that starts workers has ended; what it said last is above")
+        """Raise `NoWorkers` where the warm process of one's own has ended."""
+        if self._warm and os.waitpid(self._warm, os.WNOHANG)[0]:
+            raise NoWorkers("the process that starts workers has ended; what it said last is above")
 
     def _ready(self) -> bool:
         """Whether there is a worker, which is not about to end: it says nothing unasked but that it has ended."""
@@ -104,18 +108,21 @@ class Workers:
         context, bundle, *reply = receive_frames(self._to_worker)
         return Answer(_envelope(reply), KnownRun(run.series, context, bundle))
 
-    def _start(self) -> None:
-        self._drop()
-        self._asked = time.monotonic()
+    def _forked(self) -> Connection:
+        """A connection to a new worker of the warm process, which is to write where this process does."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self._address)
+            if not _same_user(connection):
+                raise ConnectionRefusedError("another user's process answers in place of the warm process")
+            socket.send_fds(connection, [b"."], [sys.stderr.fileno()])
+            return Connection(connection.detach())
+
+    def _started(self) -> Connection:
         ours, theirs = socket.socketpair()
-        self._to_worker = Connection(ours.detach())
-        if FORKS:
-            socket.send_fds(self._control, [b"."], [theirs.fileno()])
-        else:
-            number = theirs.fileno()
-            command = [sys.executable, "-m", "tessera.deploy.federation.worker", str(number)]
-            self._process = subprocess.Popen(command, pass_fds=[number])
-        theirs.close()
+        with theirs:
+            command = [sys.executable, "-P", "-m", "tessera.deploy.federation.worker", "work", str(theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        return Connection(ours.detach())
 
     def _drop(self) -> None:
         """Let go of the worker: it ends when it finds the node's end closed."""
@@ -126,6 +133,11 @@ class Workers:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+def new_address() -> str:
+    """An address for a warm process that nobody else has: in Linux's abstract namespace, so that no file is left behind."""
+    return f"\0tessera-{secrets.token_hex(16)}"
 
 
 def send_frames(connection: Connection, frames: Sequence[bytes]) -> None:
@@ -165,28 +177,53 @@ def _answered(run: KnownRun, envelope: Envelope) -> Answer:
         return Answer(error_reply(envelope, APP_RAISED, reason), run)
 
 
-def _be_warm(control: socket.socket) -> None:
-    """Import the app, then fork a worker for every connection that comes along, until the node is gone. Never returns."""
+def _listener(address: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    return listener
+
+
+def _be_warm(listener: socket.socket) -> NoReturn:
+    """Import the app, then fork a worker for every connection of the same user's that comes along. Never returns."""
     try:
         tether()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers: the node sees their connection end
         import tessera.client.app  # noqa: F401
 
-        while (received := socket.recv_fds(control, 1, 1))[0]:
-            (number,) = received[1]
-            if not os.fork():
+        while True:
+            connection, _ = listener.accept()
+            if _same_user(connection) and not os.fork():
                 tether()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                control.close()
-                work(Connection(number), IDLE)
+                listener.close()
+                _serve(connection)
                 break
-            os.close(number)
+            connection.close()
     except BaseException:
         import traceback
 
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
+
+
+def _serve(connection: socket.socket) -> None:
+    """Work for the node at the other end, and write where that does."""
+    said, numbers, _, _ = socket.recv_fds(connection, 1, 1)
+    if said:
+        for number in (1, 2):
+            os.dup2(numbers[0], number)
+        os.close(numbers[0])
+        work(Connection(connection.detach()), IDLE)
+
+
+def _same_user(connection: socket.socket) -> bool:
+    """Whether the process at the other end is of the same user: anyone may call an address in the abstract namespace."""
+    credentials = struct.Struct("3i")
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    user: int = credentials.unpack(found)[1]
+    return user == os.getuid()
 
 
 def _frames(envelope: Envelope) -> list[bytes]:
@@ -204,5 +241,8 @@ def _envelope(frames: Sequence[bytes]) -> Envelope:
 
 
 if __name__ == "__main__":
-    tether()
-    work(Connection(int(sys.argv[1])))
+    if sys.argv[1] == "work":
+        tether()
+        work(Connection(int(sys.argv[2])))
+    else:
+        _be_warm(_listener(f"\0{sys.argv[1]}"))
