@@ -12,6 +12,7 @@ from pathlib import Path
 from tessera.common.errors import DataError, RunError, TesseraError
 from tessera.common.metrics.records import Record, read_line
 from tessera.common.utils.atomic_files import read_json, write_bytes
+from tessera.deploy.environment import NodeKind
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.processes import Process, end_leftovers, stop, tail, terminable
 from tessera.deploy.federation.superlink import (
@@ -23,6 +24,7 @@ from tessera.deploy.federation.superlink import (
     wait_until_ready,
 )
 from tessera.deploy.federation.supernode import public_key, start_supernode
+from tessera.deploy.federation.worker import start_warm
 from tessera.deploy.job import Job, Report
 
 FOLDER = "federation"
@@ -63,11 +65,20 @@ def execute(job: Job, report: Report) -> None:
 
 
 def _start(job: Job, folder: Path, started: list[Process]) -> Control:
-    """Start the server, then each node as soon as its key is registered; append them to `started` in this order."""
+    """Start the server, what the nodes' workers are forked from, then each node as soon as its key is registered.
+
+    They are appended to `started` in this order.
+    """
     make_certificates(folder, [], DAYS)
     server = Server.local(folder)
     superlink = start_superlink(server, folder / "logs" / "server.log")
     started.append(superlink)
+    workers = ""
+    if job.node is NodeKind.tessera and (
+        warm := start_warm(folder / "home" / "workers", folder / "logs" / "workers.log")
+    ):
+        process, workers = warm
+        started.append(process)
     control = Control(server)
     control.connect()  # imports what that needs while the server starts
     wait_until_ready(server, superlink)
@@ -76,7 +87,7 @@ def _start(job: Job, folder: Path, started: list[Process]) -> Control:
         name = f"node-{number}"
         address = f"{server.host}:{server.port}"
         home, log = folder / "home" / name, folder / "logs" / f"{name}.log"
-        started.append(start_supernode(name, device, address, server.certificates.ca, home, log, job.node))
+        started.append(start_supernode(name, device, address, server.certificates.ca, home, log, job.node, workers))
     return control
 
 

@@ -69,10 +69,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tessera node", description=__doc__)
     for name in ("superlink", "root-certificates", "auth-supernode-private-key", "node-config"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--workers", default="", help="name of a warm process that forks workers for several nodes")
     options = parser.parse_args()
     node_config = tomllib.loads(Path(options.node_config).read_text(encoding="utf-8"))
     ca, key = (Path(path).read_bytes() for path in (options.root_certificates, options.auth_supernode_private_key))
-    workers = Workers()  # before anything here starts a thread
+    workers = Workers(options.workers)  # before anything here starts a thread
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     try:

@@ -57,10 +57,12 @@ def start_supernode(
     home: Path,
     log: Path | None = None,
     kind: NodeKind = NodeKind.tessera,
+    workers: str = "",
 ) -> Process:
     """Start the node of a device's folder, which connects to the server at `server` ("HOST:PORT").
 
-    It is Tessera's own (`tessera.deploy.federation.node`) or Flower's SuperNode: they do the same, at different speed.
+    It is Tessera's own (`tessera.deploy.federation.node`) or Flower's SuperNode: they do the same, at different speed. Of
+    Tessera's own, several may share the warm process of the name `workers`.
     """
     public_key(data_dir)
     config = home.absolute() / "node.toml"
@@ -73,8 +75,7 @@ def start_supernode(
     )
     command += ["--superlink", server, "--root-certificates", str(ca.absolute())]
     command += ["--auth-supernode-private-key", str(data_dir.absolute() / KEY), "--node-config", str(config)]
-    if kind is NodeKind.flower:
-        command += ["--port", str(free_port())]
+    command += ["--port", str(free_port())] if kind is NodeKind.flower else ["--workers", workers]
     return start(name, command, home.absolute(), log, FLWR_SUPEREXEC_TASK_POLL_INTERVAL=POLL)
 
 

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import NoReturn
 
 from tessera.common.flower_internals.fleet import (
@@ -35,6 +36,7 @@ from tessera.common.flower_internals.fleet import (
     write_context,
 )
 from tessera.common.utils.parent_death import tether
+from tessera.deploy.federation.processes import Process, start
 
 IDLE = 60.0
 """Seconds without a message after which a forked worker ends: what it holds is better given back than kept."""
@@ -54,17 +56,17 @@ class Answer:
 
 
 class Workers:
-    """The workers of a node, one at a time, forked by the warm process at the address `shared`, or by one of its own.
+    """The workers of a node, one at a time, forked by the warm process of that name, or by one of its own.
 
     To be made before the node starts a thread: its own warm process is forked here.
     """
 
-    def __init__(self, shared: str = "") -> None:
+    def __init__(self, warm: str = "") -> None:
         self._to_worker: Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._asked, self._address, self._warm = 0.0, shared or new_address(), 0
-        if FORKS and not shared:
-            listener = _listener(self._address)
+        self._asked, self._name, self._warm = 0.0, warm or new_name(), 0
+        if FORKS and not warm:
+            listener = _listener(self._name)
             self._warm = os.fork()
             if not self._warm:
                 _be_warm(listener)
@@ -111,7 +113,7 @@ class Workers:
     def _forked(self) -> Connection:
         """A connection to a new worker of the warm process, which is to write where this process does."""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(self._address)
+            connection.connect(_address(self._name))
             if not _same_user(connection):
                 raise ConnectionRefusedError("another user's process answers in place of the warm process")
             socket.send_fds(connection, [b"."], [sys.stderr.fileno()])
@@ -135,9 +137,22 @@ class Workers:
             self._process = None
 
 
-def new_address() -> str:
-    """An address for a warm process that nobody else has: in Linux's abstract namespace, so that no file is left behind."""
-    return f"\0tessera-{secrets.token_hex(16)}"
+def new_name() -> str:
+    """A name for a warm process that no other has."""
+    return f"tessera-{secrets.token_hex(16)}"
+
+
+def start_warm(home: Path, log: Path) -> tuple[Process, str] | None:
+    """Start a warm process for several nodes; return it and its name. None where workers are not forked."""
+    if not FORKS:
+        return None
+    command = [sys.executable, "-P", "-m", "tessera.deploy.federation.worker", "warm", name := new_name()]
+    return start("workers", command, home.absolute(), log), name
+
+
+def _address(name: str) -> str:
+    """Where the warm process of a name listens: in Linux's abstract namespace, so that no file is left behind."""
+    return f"\0{name}"
 
 
 def send_frames(connection: Connection, frames: Sequence[bytes]) -> None:
@@ -177,9 +192,9 @@ def _answered(run: KnownRun, envelope: Envelope) -> Answer:
         return Answer(error_reply(envelope, APP_RAISED, reason), run)
 
 
-def _listener(address: str) -> socket.socket:
+def _listener(name: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
+    listener.bind(_address(name))
     listener.listen()
     return listener
 
@@ -245,4 +260,4 @@ if __name__ == "__main__":
         tether()
         work(Connection(int(sys.argv[2])))
     else:
-        _be_warm(_listener(f"\0{sys.argv[1]}"))
+        _be_warm(_listener(sys.argv[2]))

@@ -102,7 +102,13 @@ def test_a_run_over_grpc_reports_its_progress_and_leaves_nothing_behind(job: Job
     assert lines[1].nodes == 2
     assert none_left(tmp_path)
     logs = job.run_dir / "federation" / "logs"
-    assert {path.name for path in logs.iterdir()} == {"server.log", "serverapp.log", "node-0.log", "node-1.log"}
+    assert {path.name for path in logs.iterdir()} == {
+        "server.log",
+        "serverapp.log",
+        "workers.log",
+        "node-0.log",
+        "node-1.log",
+    }
     assert all((folder / "node.key").stat().st_mode & 0o777 == 0o600 for folder in job.devices)
 
 

@@ -207,6 +207,23 @@ workers.close()
     )
 
 
+@linux
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+def test_another_users_process_is_given_no_worker() -> None:
+    knock = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(chr(0) + sys.argv[1]); print(s.recv(1))"
+    python(
+        WORKERS
+        + f"""
+import subprocess, sys
+assert ask().has_content()
+nobody = subprocess.run([sys.executable, "-c", {knock!r}, workers._name], user=65534, capture_output=True, text=True)
+assert nobody.stdout in ("b''\\n", ""), nobody
+assert len(forked()) == 1 and ask().has_content()
+workers.close()
+"""
+    )
+
+
 def test_where_forking_is_not_safe_a_worker_is_started_and_kept() -> None:
     python(
         WORKERS.replace("workers = worker.Workers()", "worker.FORKS = False\nworkers = worker.Workers()")
