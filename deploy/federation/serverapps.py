@@ -1,0 +1,91 @@
+"""Runs Flower's SuperLink, and starts the ServerApp of each run by a fork of this process, in which most is imported already.
+
+Flower's SuperExec starts a process for each run, 4 s of processor of which nearly all goes into imports. Here they are done
+once, while the SuperLink starts: it runs with `--isolation process`, which leaves the ServerApps to others. This process starts
+no thread in all its life; only a fork starts threads or uses a GPU.
+
+    serverapps.py ADDRESS CA COMMAND...      COMMAND is flower-superlink with its options, ADDRESS its control port
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from tessera.common.utils import parent_death
+
+NAME = b"flwr-serverapp"
+"""What `ps` and `top` call a fork; at most 15 bytes."""
+PR_SET_NAME = 15
+QUICK, SLOW, FRESH = 0.1, 1.0, 60.0
+"""Seconds between two looks for a task, before the first one of a young server and otherwise; and for how long it is young.
+Each look costs the SuperLink 5 ms."""
+HANDLED = {signal.SIGCHLD: "_reap", signal.SIGINT: "_pass_on", signal.SIGTERM: "_pass_on"}
+"""Signals, and who in `ServerApps` handles them."""
+
+
+class ServerApps:
+    """The SuperLink that runs below this process, and the ServerApps of its runs."""
+
+    def __init__(self, address: str, ca: Path, command: Sequence[str]) -> None:
+        self.address, self.ca = address, ca
+        self._forks: set[int] = set()
+        self._superlink = subprocess.Popen([sys.executable, "-IS", parent_death.__file__, str(os.getpid()), *command])
+        for number, handler in HANDLED.items():
+            signal.signal(number, getattr(self, handler))
+        self._reap()  # it may have ended already
+
+    def serve(self) -> NoReturn:
+        """Start ServerApps until the SuperLink ends; then exit with its code."""
+        from tessera.common.flower_internals.runtime import TaskQueue, import_server_app_runner, run_server_app
+
+        import_server_app_runner()
+        import_what_starts_no_thread()
+        certificate, here = self.ca.read_bytes(), os.getpid()
+        queue, began = TaskQueue(self.address, certificate), time.monotonic()
+        while True:
+            if token := queue.acquire():
+                began = 0.0
+                if self._fork():
+                    ctypes.CDLL(None).prctl(PR_SET_NAME, NAME, 0, 0, 0)
+                    run_server_app(self.address, certificate, token, here)
+            time.sleep(QUICK if began and time.monotonic() < began + FRESH else SLOW)
+
+    def _fork(self) -> bool:
+        """Fork this process; true in the fork, which has none of our signal handlers."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        if fork := os.fork():
+            self._forks.add(fork)
+        else:
+            for number in HANDLED:
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        return not fork
+
+    def _reap(self, number: int = signal.SIGCHLD, frame: FrameType | None = None) -> None:
+        """Take note of forks that have ended, and exit when the SuperLink has."""
+        self._forks = {fork for fork in self._forks if not os.waitpid(fork, os.WNOHANG)[0]}
+        if (code := self._superlink.poll()) is not None:
+            raise SystemExit(code if code >= 0 else 128 - code)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        """Have the SuperLink end: this process does when that has. ServerApps end when they find this process gone."""
+        self._superlink.send_signal(number)
+
+
+def import_what_starts_no_thread() -> None:
+    """Import what our own ServerApp needs, but not polars, which starts threads: they would be missing in a fork."""
+    import torch  # noqa: F401
+    import yaml  # noqa: F401
+
+    import tessera.common.config.loading  # noqa: F401
+
+
+if __name__ == "__main__":
+    ServerApps(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]).serve()
