@@ -104,7 +104,7 @@ class Federation:
         server = Server.local(self.folder)
         self._processes.append(start_superlink(server, self.folder / "server.log"))
         self._control = Control(server)
-        self._control.connect()
+        self._control.prepare()
         wait_until_ready(server, self._processes[0])
         address, ca = f"{server.host}:{server.port}", server.certificates.ca
         for number, device in enumerate(job.devices):

@@ -1,14 +1,19 @@
-"""Asks a server's Control API, as Flower's `flwr` command does, over one connection that is kept."""
+"""Asks a server's Control API, as Flower's `flwr` command does."""
 
 from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flwr.supercore.protobuf.client import ProtobufRequestContext
+    from httpx import Response
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,19 @@ class ControlRefusal(Exception):
         self.code = code
 
 
-class ControlConnection:
-    """A connection to a server's Control API, over HTTPS, which is kept between requests: what Flower's `flwr` command does.
+class _OneRequestAConnection:
+    """Has connections closed after each request: a server that ends waits up to 30 s for whoever keeps one and is idle."""
+
+    def intercept(
+        self, context: ProtobufRequestContext, call_next: Callable[[ProtobufRequestContext], Response]
+    ) -> Response:
+        """Send a request as the next in the line does."""
+        context.request.headers["connection"] = "close"
+        return call_next(context)
+
+
+class ControlClient:
+    """Asks one server over HTTPS.
 
     Whatever goes wrong is raised as `ControlRefusal`. A proxy is used where the environment names one for the address.
     """
@@ -38,7 +54,7 @@ class ControlConnection:
         from flwr.supercore.control import ControlHttpClient
 
         self._address = address
-        self._client = ControlHttpClient.from_server_address(address, False, ca, [])
+        self._client = ControlHttpClient.from_server_address(address, False, ca, [_OneRequestAConnection()])
 
     def register(self, public_key: bytes) -> int | None:
         """Let in the node with this public key (PEM); return its number, None for a key that was registered before."""

@@ -28,6 +28,10 @@ class TaskQueue:
         except httpx.HTTPError:
             return None
 
+    def close(self) -> None:
+        """Close the connection that is kept between requests."""
+        self._client.close()
+
 
 def import_server_app_runner() -> None:
     """Import what `run_server_app` needs, which takes most of its time."""

@@ -80,7 +80,7 @@ def _start(job: Job, folder: Path, started: list[Process]) -> Control:
         process, workers = warm
         started.append(process)
     control = Control(server)
-    control.connect()  # imports what that needs while the server starts
+    control.prepare()  # while the server starts
     wait_until_ready(server, superlink)
     for number, device in enumerate(job.devices):
         control.register(public_key(device))

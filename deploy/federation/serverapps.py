@@ -26,36 +26,47 @@ PR_SET_NAME = 15
 QUICK, SLOW, FRESH = 0.1, 1.0, 60.0
 """Seconds between two looks for a task, before the first one of a young server and otherwise; and for how long it is young.
 Each look costs the SuperLink 5 ms."""
-HANDLED = {signal.SIGCHLD: "_reap", signal.SIGINT: "_pass_on", signal.SIGTERM: "_pass_on"}
+HANDLED = {signal.SIGCHLD: "_reap", signal.SIGINT: "_leave", signal.SIGTERM: "_leave"}
 """Signals, and who in `ServerApps` handles them."""
 
 
 class ServerApps:
     """The SuperLink that runs below this process, and the ServerApps of its runs."""
 
-    def __init__(self, address: str, ca: Path, command: Sequence[str]) -> None:
+    def __init__(self, address: str, ca: bytes, command: Sequence[str]) -> None:
         self.address, self.ca = address, ca
         self._forks: set[int] = set()
+        self._told_to_end = False
         self._superlink = subprocess.Popen([sys.executable, "-IS", parent_death.__file__, str(os.getpid()), *command])
         for number, handler in HANDLED.items():
             signal.signal(number, getattr(self, handler))
-        self._reap()  # it may have ended already
 
-    def serve(self) -> NoReturn:
-        """Start ServerApps until the SuperLink ends; then exit with its code."""
-        from tessera.common.flower_internals.runtime import TaskQueue, import_server_app_runner, run_server_app
+    def serve(self) -> str:
+        """Start ServerApps until the SuperLink ends, or this process is told to: then have it end, and exit with its code.
 
-        import_server_app_runner()
-        import_what_starts_no_thread()
-        certificate, here = self.ca.read_bytes(), os.getpid()
-        queue, began = TaskQueue(self.address, certificate), time.monotonic()
-        while True:
-            if token := queue.acquire():
-                began = 0.0
-                if self._fork():
-                    ctypes.CDLL(None).prctl(PR_SET_NAME, NAME, 0, 0, 0)
-                    run_server_app(self.address, certificate, token, here)
-            time.sleep(QUICK if began and time.monotonic() < began + FRESH else SLOW)
+        Returns in each fork, with the token of the task that is to be run there.
+        """
+        from tessera.common.flower_internals.runtime import TaskQueue, import_server_app_runner
+
+        queue = None
+        try:
+            import_server_app_runner()
+            import_what_starts_no_thread()
+            queue, began = TaskQueue(self.address, self.ca), time.monotonic()
+            while self._superlink.poll() is None and not self._told_to_end:
+                if token := queue.acquire():
+                    began = 0.0
+                    if self._fork():
+                        return token
+                time.sleep(QUICK if began and time.monotonic() < began + FRESH else SLOW)
+        except SystemExit:  # by a signal's handler
+            pass
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if queue:
+            queue.close()  # the SuperLink waits up to 30 s for whoever keeps a connection open
+        self._superlink.terminate()
+        code = self._superlink.wait()
+        raise SystemExit(code if code >= 0 else 128 - code)
 
     def _fork(self) -> bool:
         """Fork this process; true in the fork, which has none of our signal handlers."""
@@ -65,18 +76,21 @@ class ServerApps:
         else:
             for number in HANDLED:
                 signal.signal(number, signal.SIG_DFL)
+            ctypes.CDLL(None).prctl(PR_SET_NAME, NAME, 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         return not fork
 
-    def _reap(self, number: int = signal.SIGCHLD, frame: FrameType | None = None) -> None:
-        """Take note of forks that have ended, and exit when the SuperLink has."""
+    def _reap(self, number: int, frame: FrameType | None) -> None:
+        """Take note of forks that have ended; go no further when the SuperLink has."""
         self._forks = {fork for fork in self._forks if not os.waitpid(fork, os.WNOHANG)[0]}
-        if (code := self._superlink.poll()) is not None:
-            raise SystemExit(code if code >= 0 else 128 - code)
+        if self._superlink.poll() is not None:
+            raise SystemExit
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        """Have the SuperLink end: this process does when that has. ServerApps end when they find this process gone."""
-        self._superlink.send_signal(number)
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        for later in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(later, signal.SIG_IGN)
+        self._told_to_end = True
+        raise SystemExit
 
 
 def import_what_starts_no_thread() -> None:
@@ -87,5 +101,15 @@ def import_what_starts_no_thread() -> None:
     import tessera.common.config.loading  # noqa: F401
 
 
+def main(address: str, ca: Path, command: Sequence[str]) -> NoReturn:
+    """Run a SuperLink by `command`, and the ServerApps of its runs."""
+    here = os.getpid()
+    apps = ServerApps(address, ca.read_bytes(), command)
+    token = apps.serve()
+    from tessera.common.flower_internals.runtime import run_server_app
+
+    run_server_app(address, apps.ca, token, here)
+
+
 if __name__ == "__main__":
-    ServerApps(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]).serve()
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -22,7 +22,7 @@ from tessera.deploy.federation.processes import LOOPBACK, Process, free_port, pr
 from tessera.deploy.federation.registry import REVOKED, RegisteredNode, fingerprint, note, registered_nodes
 
 if TYPE_CHECKING:
-    from tessera.common.flower_internals.control import ControlConnection
+    from tessera.common.flower_internals.control import ControlClient
     from tessera.deploy.job import Job
 
 T = TypeVar("T")
@@ -160,26 +160,26 @@ def describe_app(job: "Job") -> bytes:
 
 
 class Control:
-    """Asks a SuperLink, over one connection, what only its operator may: who takes part, and which runs there are.
+    """Asks a SuperLink what only its operator may: who takes part, and which runs there are.
 
-    The first request imports Flower, half a second; `connect` does that earlier. Raises `CertificateError` where the server's
+    The first request imports Flower, half a second; `prepare` does that earlier. Raises `CertificateError` where the server's
     certificates are missing or out of date.
     """
 
     def __init__(self, server: Server) -> None:
         self.server = server
 
-    def connect(self) -> "ControlConnection":
-        """The connection, which is made once. The server need not run yet."""
-        return self._connection
+    def prepare(self) -> None:
+        """Import what requests need. The server need not run yet."""
+        self._client  # noqa: B018  makes it
 
     @cached_property
-    def _connection(self) -> "ControlConnection":
-        from tessera.common.flower_internals.control import ControlConnection
+    def _client(self) -> "ControlClient":
+        from tessera.common.flower_internals.control import ControlClient
 
         self.server.certificates.require()
         os.environ.update(unproxied())
-        return ControlConnection(f"{LOOPBACK}:{self.server.control_port}", self.server.certificates.ca.read_bytes())
+        return ControlClient(f"{LOOPBACK}:{self.server.control_port}", self.server.certificates.ca.read_bytes())
 
     def register(self, public_key: Path) -> bool:
         """Let in the device with this key; false when it was registered before.
@@ -188,7 +188,7 @@ class Control:
         """
         key = fingerprint(public_key)
         pem = public_pem(public_key)
-        if (number := self._ask("register", lambda connection: connection.register(pem))) is None:
+        if (number := self._ask("register", lambda client: client.register(pem))) is None:
             if any(device.key == key and device.state == REVOKED for device in self.devices()):
                 raise RunError(f"register: {public_key} was revoked, and no revoked key is taken again; {ANEW}")
             return False
@@ -197,33 +197,33 @@ class Control:
 
     def devices(self) -> list[RegisteredNode]:
         """The devices there are, revoked ones too, in the order they were registered. Raises `RunError`."""
-        return registered_nodes(self.server.folder, self._ask("list", lambda connection: connection.nodes()))
+        return registered_nodes(self.server.folder, self._ask("list", lambda client: client.nodes()))
 
     def revoke(self, device: RegisteredNode) -> None:
         """Cut a device off and never let it in again. Raises `RunError`."""
-        self._ask("revoke", lambda connection: connection.unregister(int(device.number)))
+        self._ask("revoke", lambda client: client.unregister(int(device.number)))
 
     def submit(self, app: bytes) -> int:
         """Start a run of an app, given as its pyproject.toml; return its number. Raises `RunError`."""
-        return self._ask("submit", lambda connection: connection.start_run(app_bundle(app)))
+        return self._ask("submit", lambda client: client.start_run(app_bundle(app)))
 
     def status(self, run: int) -> RunStatus:
         """How a run stands. Raises `RunError` when the server does not answer."""
-        state, details = self._ask("status", lambda connection: connection.run(run))
+        state, details = self._ask("status", lambda client: client.run(run))
         return RunStatus(state, details.removeprefix("ServerApp failed with exception: "))
 
     def stop(self, run: int) -> None:
         """Stop a run. Raises `RunError` when it has ended already."""
-        self._ask("stop", lambda connection: connection.stop_run(run))
+        self._ask("stop", lambda client: client.stop_run(run))
 
     def log(self, run: int) -> str:
         """What the run's ServerApp wrote; where it has written nothing yet, that is waited for. Raises `RunError`."""
-        return self._ask("log", lambda connection: connection.log(run))
+        return self._ask("log", lambda client: client.log(run))
 
-    def _ask(self, stage: str, request: "Callable[[ControlConnection], T]") -> T:
+    def _ask(self, stage: str, request: "Callable[[ControlClient], T]") -> T:
         from tessera.common.flower_internals.control import ControlRefusal
 
         try:
-            return request(self._connection)
+            return request(self._client)
         except ControlRefusal as error:
             raise RunError(f"{stage}: {error} (server in {self.server.folder})") from None

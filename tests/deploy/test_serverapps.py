@@ -48,7 +48,8 @@ def test_it_ends_as_the_superlink_does(superlink: str, code: int, tmp_path: Path
     assert subprocess.run([*HOST, superlink], cwd=tmp_path, timeout=60).returncode == code
 
 
-def test_told_to_end_it_has_the_superlink_end_first() -> None:
+def test_told_to_end_it_has_the_superlink_end_first(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").touch()
     superlink = """
 import signal, time
 def leave(number, frame):
@@ -58,7 +59,7 @@ signal.signal(signal.SIGTERM, leave)
 print("up", flush=True)
 time.sleep(60)
 """
-    with subprocess.Popen([*HOST, superlink], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*HOST, superlink], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "up\n"
         process.terminate()
