@@ -21,6 +21,7 @@ from tessera.deploy.provisioning.partition import partition
 from tests.deploy.test_grpc import SETTINGS, left_behind, linux
 from tests.support.commands import SECONDS, Start, commands, wait
 from tests.support.metrics import read_metrics
+from tests.support.nodes import held
 
 pytestmark = pytest.mark.integration
 
@@ -50,22 +51,27 @@ def test_a_killed_server_device_and_submit_leave_nothing_behind(
     joined.says("SuperNode ID")
     again = start_command(tmp_path / "again.log", *join)
     again.says(f"{device} is in use by process {joined.popen.pid}")
-    submitted_and_killed(server, shop, tmp_path, start_command)
+    submitted_and_killed(server, device, shop, start_command)
     joined.kill()
     up.kill()
     assert wait(lambda: not left_behind(tmp_path)), left_behind(tmp_path)
 
 
-def submitted_and_killed(server: Server, shop: Path, tmp_path: Path, start_command: Start) -> None:
-    """Kill a `submit` when its run has begun: its folder is not taken from the run, which comes to its end."""
+def submitted_and_killed(server: Server, device: Path, shop: Path, start_command: Start) -> None:
+    """Kill a `submit` when its run has begun: its folder is not taken from the run, which comes to its end.
+
+    The device is held still meanwhile: the run would be over too soon.
+    """
+    tmp_path = server.folder.parent
     config, run = tmp_path / "config.yaml", tmp_path / "runs" / "small"
     config.write_text(yaml.safe_dump(SETTINGS | {"rounds": 2, "federation": {"nodes": 1}}))
     submit = ["federate", "submit", config, "--dir", server.folder, "--catalogue", shop, "--runs", run.parent]
-    first = start_command(tmp_path / "submit.log", *submit)
-    assert wait(lambda: (run / "config.yaml").exists()), first.told()
-    first.kill()
-    second = start_command(tmp_path / "resume.log", *submit, "--resume")
-    assert second.ends() == 1
+    with held(device):
+        first = start_command(tmp_path / "submit.log", *submit)
+        assert wait(lambda: (run / "config.yaml").exists()), first.told()
+        first.kill()
+        second = start_command(tmp_path / "resume.log", *submit, "--resume")
+        assert second.ends() == 1
     assert f"{run} is in use by process" in second.told()
     assert wait(lambda: json.loads((run / "status.json").read_text())["state"] == "completed")
     assert [line["kind"] for line in read_metrics(run)] == ["item_statistics", "round", "round", "result"]
