@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from tessera.common.utils import parent_death
 
@@ -66,7 +65,7 @@ class ServerApps:
             queue.close()  # the SuperLink waits up to 30 s for whoever keeps a connection open
         self._superlink.terminate()
         code = self._superlink.wait()
-        raise SystemExit(code if code >= 0 else 128 - code)
+        os._exit(code if code >= 0 else 128 - code)  # at once: to take down what was imported takes a second
 
     def _fork(self) -> bool:
         """Fork this process; true in the fork, which has none of our signal handlers."""
@@ -101,14 +100,18 @@ def import_what_starts_no_thread() -> None:
     import tessera.common.config.loading  # noqa: F401
 
 
-def main(address: str, ca: Path, command: Sequence[str]) -> NoReturn:
+def main(address: str, ca: Path, command: Sequence[str]) -> None:
     """Run a SuperLink by `command`, and the ServerApps of its runs."""
     here = os.getpid()
     apps = ServerApps(address, ca.read_bytes(), command)
     token = apps.serve()
     from tessera.common.flower_internals.runtime import run_server_app
 
-    run_server_app(address, apps.ca, token, here)
+    try:
+        run_server_app(address, apps.ca, token, here)
+    except SystemExit as end:  # its exit handlers have run
+        sys.stdout.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
 
 
 if __name__ == "__main__":
