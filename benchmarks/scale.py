@@ -19,7 +19,7 @@ from typing import Any
 
 from tessera.benchmarks.synthetic_users import BEAUTY, write_beauty, write_synthetic_users
 from tessera.common.errors import DataError
-from tessera.common.metrics.records import read_rounds
+from tessera.common.metrics.records import EvaluationRecord, read_records, read_rounds
 from tessera.deploy.provisioning.datasets import VARIABLE
 
 CONFIG = Path(__file__).parent / BEAUTY / "scale.yaml"
@@ -76,14 +76,15 @@ def measure(folder: Path, n_users: int, nodes: int, runs: Path) -> dict[str, Any
         peaks = watch(process)
     if process.returncode:
         raise DataError(f"the run of {n_users} people failed; {runs / name}.log says why")
-    _, second, third = read_rounds(runs / name)
+    _, second, _ = read_rounds(runs / name)
+    evaluated = next(line for line in read_records(runs / name) if isinstance(line, EvaluationRecord))
     workers = [peak for pid, peak in peaks.items() if pid != process.pid]
     state = sum(file.stat().st_size for file in (runs / name).glob("devices/*/private/**/*.safetensors"))
     return {
         "users": n_users,
         "train_seconds": round(second.seconds, 1),
         "train_users_per_second": round(n_users / second.seconds),
-        "evaluate_seconds": round(third.seconds - second.seconds, 1),
+        "evaluate_seconds": round(evaluated.seconds, 1),
         "driver_mb": peaks[process.pid] // 1000,
         "workers_mb": sum(workers) // 1000,
         "largest_worker_mb": max(workers) // 1000,

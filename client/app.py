@@ -13,7 +13,8 @@ from tessera.client.recommendation import RecommendationClient
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
 from tessera.common.errors import DataError, ProtocolError, StorageError, TesseraError
-from tessera.common.protocol.messages import in_answer_to, missing_tensors, refusal, unpack_task
+from tessera.common.protocol.messages import Task, in_answer_to, join_answers, missing_tensors, refusal, unpack_task
+from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import ANSWERS, pack_update
 
 log = logging.getLogger("tessera.device")
@@ -35,31 +36,47 @@ def device_app(devices: Path | None = None) -> ClientApp:
 
 
 def answer(content: RecordDict, device: Callable[[DeviceSettings], Client], simulated: bool = False) -> RecordDict:
-    """Carry out a message's task on a device. What goes wrong is told to the server without naming a user: only
-    what kind of trouble it is; what it says is in the device's own log.
+    """Carry out all that a message asks of a device, one after the other. What goes wrong is told to the server without naming
+    a user: only what kind of trouble it is; what it says is in the device's own log.
 
     Raises `StorageError` where the device is `simulated`: the full disk is the run's own.
     """
     try:
         task, tensors, inputs = unpack_task(content)
-        update = device(task.settings).perform(task, tensors, inputs)
+        client = device(task.settings)
+        answers = {one.kind: _answer(client, one, tensors, inputs, simulated) for one in task.asks()}
+        return join_answers(task, answers)
+    except TensorsMissing as missing:
+        return missing_tensors(str(missing))
+    except Exception as error:
+        return _refused(error, simulated)
+
+
+def _answer(client: Client, task: Task, tensors: Tensors | None, inputs: Tensors, simulated: bool) -> RecordDict:
+    """The answer to one thing that is asked: what fails of a message costs no more than itself. Raises `TensorsMissing`."""
+    try:
+        update = client.perform(task, tensors, inputs)
         origin = Origin(task.settings.seed, task.round, simulated=simulated)
         reply = pack_update(transforms(task.settings).apply("device", update, origin))
         reply[ANSWERS] = in_answer_to(task)
         return reply
-    except TensorsMissing as missing:
-        return missing_tensors(str(missing))
-    except ProtocolError as error:  # says nothing but versions
-        log.error("%s", error)
-        return refusal(str(error))
-    except TesseraError as error:
-        if simulated and isinstance(error, StorageError):
-            raise
-        log.error("%s", error)
-        return refusal(f"{type(error).__name__} on the device; its own log says more")
+    except TensorsMissing:
+        raise
     except Exception as error:
-        log.exception("the server's task failed")
-        return refusal(f"{type(error).__name__} on the device; its own log says more")
+        return _refused(error, simulated)
+
+
+def _refused(error: Exception, simulated: bool) -> RecordDict:
+    """Log what went wrong, and say as much of it as a server may know."""
+    if simulated and isinstance(error, StorageError):
+        raise error
+    if isinstance(error, TesseraError):
+        log.error("%s", error)
+    else:
+        log.error("the server's task failed", exc_info=error)
+    if isinstance(error, ProtocolError):  # says nothing but versions
+        return refusal(str(error))
+    return refusal(f"{type(error).__name__} on the device; its own log says more")
 
 
 def _kind(settings: DeviceSettings) -> type[Client]:

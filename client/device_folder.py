@@ -55,6 +55,7 @@ class DeviceFolder:
 
     def __init__(self, folder: Path, simulated: bool = False) -> None:
         self.folder, self.simulated = folder, simulated
+        self._written: tuple[str, Tensors] = "", {}
 
     @property
     def views(self) -> Path:
@@ -102,9 +103,13 @@ class DeviceFolder:
             except DataError:
                 path.unlink(missing_ok=True)  # a damaged file is in the way of a whole one
                 raise TensorsMissing(task.tensors) from None
+        name, written = self._written
+        if tensors is written and task.tensors == name and path.exists():  # for what was asked along with this task
+            return tensors
         if content_hash(tensors) != task.tensors:
             raise DataError("the tensors that came are not those the task names")
         write_tensors(path, tensors)
+        self._written = task.tensors, tensors
         return tensors
 
     def _take(self, path: Path) -> None:

@@ -23,8 +23,8 @@ class Moment(BaseModel):
 class RunNote(BaseModel):
     """What a device knows of a run: where it stands, and which moment to recommend by.
 
-    A round is evaluated before anybody knows whether it is the best: `evaluated` is such a moment until the server's next task
-    says which round is, and makes it the `selected` one or not.
+    A round is evaluated before anybody knows whether it is the best: `evaluated` is such a moment until the server's next
+    message says which round is, and makes it the `selected` one or not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,13 +58,15 @@ class RunNote(BaseModel):
     def heard(self, task: Task) -> "RunNote":
         """The note once the device has heard from `task` which round is the best so far.
 
-        It keeps its own where it was not there when that round was evaluated. A run that was killed may go back to an earlier
-        round: what the device evaluated from there on never happened.
+        It keeps its own where it was not there when that round was evaluated. What it has evaluated for this very message is
+        still undecided. A run that was killed may go back to an earlier round: what the device evaluated from there on never
+        happened.
         """
         end = task.round if task.kind in ("train", "evaluate") else task.round + 1
         past = {moment.round: moment for moment in self.kept if moment.round < end}
         own = past.get(self.selected.round) if self.selected else None
-        return self.model_copy(update={"selected": past.get(task.selected, own), "evaluated": None})
+        undecided = self.evaluated if any(ask.kind == "evaluate" for ask in task.also) else None
+        return self.model_copy(update={"selected": past.get(task.selected, own), "evaluated": undecided})
 
     def after(self, task: Task) -> "RunNote":
         """The note once the device has done `task`, of which it had heard."""

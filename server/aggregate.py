@@ -1,9 +1,10 @@
-"""The sum of what nodes returned to one request, and what of it was dropped."""
+"""The sum of what nodes answered to one thing that was asked, and what of it was dropped."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from tessera.common.errors import TesseraError
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.updates import Update
 
@@ -13,9 +14,10 @@ SAID = 300
 
 @dataclass
 class Aggregate:
-    """What the nodes returned to one request, added up as it came in; bytes are of tensors, over all messages.
+    """What the nodes answered to one thing that was asked, added up as it came in; bytes are of tensors, over all messages.
 
     `dropped` counts by kind what was not added, `troubles` say why, node by node, and `lost` are sums of what was not valid.
+    `failure` is what there is to say where the sum is of no use.
     """
 
     update: Update = field(default_factory=Update)
@@ -25,15 +27,19 @@ class Aggregate:
     dropped: Counter[str] = field(default_factory=Counter)
     troubles: list[str] = field(default_factory=list)
     lost: MetricSums = field(default_factory=MetricSums)
+    failure: TesseraError | None = None
 
     def drop(self, kind: str, node: int, why: str) -> None:
         """Count something that is not added, and say why; what is not printable in a node's own words is left out."""
         self.dropped[kind] += 1
         self.troubles.append(f"node {node} {''.join(filter(str.isprintable, why))[:SAID]}")
 
-    def faults(self, later: "Aggregate | None" = None) -> dict[str, Any]:
-        """What a line of the metrics says of it and of a later one: nothing where nothing was dropped."""
-        answers = [self, later] if later else [self]
-        dropped = sum((answer.dropped for answer in answers), Counter[str]())
-        troubles = [trouble for answer in answers for trouble in answer.troubles]
-        return {"dropped": dict(dropped), "troubles": tuple(troubles)} if dropped else {}
+    def require(self) -> "Aggregate":
+        """This, where it is of use. Raises `RoundAbandoned` where too few answered, and `RunError` for the run's own fault."""
+        if self.failure:
+            raise self.failure
+        return self
+
+    def faults(self) -> dict[str, Any]:
+        """What a line of the metrics says of what was dropped: nothing where nothing was."""
+        return {"dropped": dict(self.dropped), "troubles": tuple(self.troubles)} if self.dropped else {}

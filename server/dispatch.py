@@ -3,17 +3,18 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from tessera.common.config.settings import FederationSettings
-from tessera.common.errors import RoundAbandoned, RunError
+from tessera.common.errors import RoundAbandoned, RunError, TesseraError
 from tessera.common.flower_internals.grid import replies
-from tessera.common.protocol.messages import Broadcast, Task, pack_task
+from tessera.common.protocol.messages import Broadcast, Kind, Task, pack_task, split_answers
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
@@ -53,21 +54,40 @@ def no_broadcast(client: str | None) -> Broadcast:
     return Broadcast()
 
 
+class Asked(NamedTuple):
+    """What a node was sent a message for."""
+
+    node: int
+    task: Task
+
+
 @dataclass(frozen=True)
 class Request:
-    """A task as it goes to several nodes: what each is to hold for it, and what must be true of their replies."""
+    """A task, and what is asked along with it, as it goes to several nodes: what each is to hold for it, what must be true of
+    their replies, and the `totals` of these by what was asked."""
 
     task: Task
-    broadcasts: Mapping[int, Broadcast] = field(default_factory=dict)
-    inputs: Tensors | None = None
-    counts: Mapping[str, torch.Size] = field(default_factory=dict)
-    check: Check = lambda update: None
+    broadcasts: Mapping[int, Broadcast]
+    inputs: Tensors
+    counts: Mapping[str, torch.Size]
+    check: Check
+    totals: Mapping[Kind, Aggregate]
     tries: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> Aggregate:
+        """What the nodes returned to the task itself."""
+        return self.totals[self.task.kind]
 
     def again(self, node: int) -> bool:
         """Whether a node may be asked once more, which counts."""
         self.tries[node] += 1
         return self.tries[node] < TRIES
+
+    def drop(self, tasks: Iterable[Task], kind: str, node: int, why: str) -> None:
+        """Count what a node was asked and did not answer."""
+        for task in tasks:
+            self.totals[task.kind].drop(kind, node, why)
 
     def alike(self, holds: Callable[[int], bool]) -> list[list[int]]:
         """The nodes in groups that get the very same message."""
@@ -75,6 +95,16 @@ class Request:
         for node, broadcast in self.broadcasts.items():
             groups.setdefault((broadcast.name, holds(node)), []).append(node)
         return list(groups.values())
+
+
+def asked_again(task: Task) -> Task | None:
+    """What a node that failed is asked again: not to train, since a round goes on without it."""
+    if task.kind != "train":
+        return task
+    if not task.also:
+        return None
+    *before, last = task.also
+    return replace(task, kind=last.kind, round=last.round, also=tuple(before))
 
 
 class Pauses:
@@ -115,44 +145,47 @@ class Dispatcher:
         inputs: Tensors | None = None,
         check: Check = lambda update: None,
         counts: Mapping[str, torch.Size] | None = None,
-    ) -> Aggregate:
+    ) -> dict[Kind, Aggregate]:
         """Give nodes `task` and add up their updates as they arrive, so memory does not grow with the nodes.
 
         All are asked, and to train as many as the settings say. A client's broadcast goes only to nodes that lack its tensors
         by their content hash; `inputs` always. Vectors come back by the names and shapes in `counts`, and no others. What is
         not valid, or does not pass `check`, is dropped, counted and its node named.
 
-        Raises:
-            RoundAbandoned: Too few answered in time; all nodes must where the sum stands for the whole run.
-            RunError: At least half of the replies were of no use in the same way.
+        Returns the sum for each thing that was asked, the task itself and what goes along. One of no use has a `failure`:
+        `RoundAbandoned` where too few answered in time (all nodes must where the sum stands for the whole run), `RunError`
+        where at least half of the replies were of no use in the same way.
         """
-        total = Aggregate()
-        asked = self._draw(self._ready(task, total), task)
+        totals = {one.kind: Aggregate() for one in task.asks()}
+        asked = self._draw(self._ready(task, totals), task)
         broadcasts = {node: broadcast(self._clients.get(node)) for node in asked}
-        request = Request(task, broadcasts, inputs, counts or {}, check)
-        waiting: dict[str, int] = {}
+        request = Request(task, broadcasts, inputs or {}, counts or {}, check, totals)
+        waiting: dict[str, Asked] = {}
         for nodes in request.alike(lambda node: self._held.get(node) == broadcasts[node].name):
-            waiting |= self._send(nodes, request, total)
-        self._gather(waiting, request, total)
-        self._require(total, task)
-        return total
+            waiting |= self._send(nodes, task, request)
+        self._gather(waiting, request)
+        for one in task.asks():
+            totals[one.kind].failure = self._failure(totals[one.kind], one)
+        return totals
 
-    def _ready(self, task: Task, total: Aggregate) -> list[int]:
+    def _ready(self, task: Task, totals: Mapping[Kind, Aggregate]) -> list[int]:
         """Wait until as many nodes are online as must answer, and, but for hasty tasks, until none is still at an earlier one.
 
         A node works off its tasks one after the other: one that owes an answer would answer this one ever later.
         """
+        hasty = all(one.kind in HASTY for one in task.asks())
         deadline, pauses = time.monotonic() + self._limit(task), Pauses()
         while True:
             self._drop_late()
             online, owing = list(self.grid.get_node_ids()), {node for node, _ in self._late.values()}
             ready = [node for node in online if node not in owing]
-            enough = len(ready) >= self._least(task) and (task.kind in HASTY or len(ready) == len(online))
+            enough = len(ready) >= self._least(task) and (hasty or len(ready) == len(online))
             if enough or time.monotonic() > deadline:
                 break
             pauses.wait()
         if 0 < len(online) < self.settings.nodes:
-            total.troubles.append(f"only {len(online)} of {self.settings.nodes} nodes are online")
+            for total in totals.values():
+                total.troubles.append(f"only {len(online)} of {self.settings.nodes} nodes are online")
         return ready
 
     def _draw(self, ready: list[int], task: Task) -> list[int]:
@@ -162,39 +195,39 @@ class Dispatcher:
         draws = {node: counter_rng.key("participants", task.settings.seed, task.round, node) for node in ready}
         return sorted(ready, key=draws.__getitem__)[: self.settings.asked]
 
-    def _gather(self, waiting: dict[str, int], request: Request, total: Aggregate) -> None:
-        """Take replies until all are in, enough are, or the time is over; nodes are `waiting` by message."""
+    def _gather(self, waiting: dict[str, Asked], request: Request) -> None:
+        """Take replies until all are in, enough are, or the time is over; `waiting` by message is what has been asked."""
         enough = self.settings.clients_per_round if request.task.kind == "train" else 0
-        limit, pauses = self._limit(request.task), Pauses()
+        limit, pauses, total = self._limit(request.task), Pauses(), request.total
         deadline = time.monotonic() + limit
         while waiting and not 0 < enough <= total.nodes:
             heard = False
             for message, reply in replies(self.grid, list(waiting)):
-                heard, node = True, waiting.get(message)
-                if reply is None:
-                    total.drop(MALFORMED, waiting.pop(message), "sent what is no message")
+                heard, asked = True, waiting.get(message)
                 # An error that the SuperLink reports speaks for the node that was asked.
-                elif node is None or (reply.has_content() and node != reply.metadata.src_node_id):
-                    total.drop(STRAY, reply.metadata.src_node_id, "answered a second time, or for another node")
+                if asked is None or (reply and reply.has_content() and asked.node != reply.metadata.src_node_id):
+                    if reply:
+                        total.drop(STRAY, reply.metadata.src_node_id, "answered a second time, or for another node")
+                    continue
+                del waiting[message]
+                if reply is None:
+                    request.drop(asked.task.asks(), MALFORMED, asked.node, "sent what is no message")
                 elif 0 < enough <= total.nodes:
                     total.dropped[LATE] += 1
-                    del waiting[message]
-                else:
-                    del waiting[message]
-                    if self._take(reply, node, request, total):
-                        waiting |= self._send([node], request, total)
+                elif again := self._take(reply, asked, request):
+                    waiting |= self._send([asked.node], again, request)
             if heard:
                 pauses = Pauses()
             elif time.monotonic() > deadline:  # only now: the inline nodes answer one after the other, when asked
-                for node in waiting.values():
-                    total.drop(LATE, node, f"did not answer in {limit:g} s")
+                for node, task in waiting.values():
+                    request.drop(task.asks(), LATE, node, f"did not answer in {limit:g} s")
                 break
             else:
                 pauses.wait()
         if 0 < enough <= total.nodes:  # whoever was not waited for is late, and no trouble
             total.dropped[LATE] += len(waiting)
         forget = time.monotonic() + self.settings.timeout
-        self._late |= {message: (node, forget) for message, node in waiting.items()}
+        self._late |= {message: (asked.node, forget) for message, asked in waiting.items()}
 
     def _drop_late(self) -> None:
         """Drop replies to requests that were closed without them, and were counted then: their round is over."""
@@ -202,9 +235,9 @@ class Dispatcher:
             self._late.pop(message, None)
         self._late = {message: late for message, late in self._late.items() if late[1] > time.monotonic()}
 
-    def _send(self, nodes: list[int], request: Request, total: Aggregate) -> dict[str, int]:
-        """Send their messages to nodes that get the same broadcast; return the nodes by message."""
-        task, broadcast = request.task, request.broadcasts[nodes[0]]
+    def _send(self, nodes: list[int], task: Task, request: Request) -> dict[str, Asked]:
+        """Send their messages to nodes that get the same broadcast; return what was asked by message."""
+        broadcast = request.broadcasts[nodes[0]]
         tensors = None if self._held.get(nodes[0]) == broadcast.name or not broadcast.name else broadcast.content
         content = pack_task(replace(task, tensors=broadcast.name), tensors, request.inputs)
         kind = task.kind if task.kind in ("train", "evaluate") else "query"
@@ -215,48 +248,56 @@ class Dispatcher:
                 f"round {task.round}: Flower's SuperLink does not take a message of {array_bytes(content)} bytes"
             )
         for node in (node for message, node in zip(pushed, nodes, strict=True) if not message):
-            total.drop(FAILED, node, "cannot be sent to; it was revoked a moment ago")
-        sent = {message: node for message, node in zip(pushed, nodes, strict=True) if message}
-        total.bytes_down += array_bytes(content) * len(sent)
+            request.drop(task.asks(), FAILED, node, "cannot be sent to; it was revoked a moment ago")
+        sent = {message: Asked(node, task) for message, node in zip(pushed, nodes, strict=True) if message}
+        request.totals[task.kind].bytes_down += array_bytes(content) * len(sent)
         return sent
 
-    def _take(self, reply: Message, node: int, request: Request, total: Aggregate) -> bool:
-        """Add one reply to the total; true when the node is to be asked again."""
+    def _take(self, reply: Message, asked: Asked, request: Request) -> Task | None:
+        """Add one reply to the totals; return what its node is to be asked again, if anything."""
+        node, task = asked
         if reply.has_error():
-            if request.task.kind != "train" and request.again(node):
-                return True
-            total.drop(FAILED, node, f"failed: {reply.error.reason}")
-            return False
-        records = reply.content.config_records
-        if "missing" in records:
+            why, again = f"failed: {reply.error.reason}", asked_again(task)
+            if again is None or not request.again(node):
+                request.drop(task.asks(), FAILED, node, why)
+                return None
+            if again is not task:
+                request.drop([replace(task, also=())], FAILED, node, why)
+            return again
+        if "missing" in reply.content.config_records:
             self._held.pop(node, None)
             if request.again(node):
-                return True
-            total.drop(FAILED, node, "keeps losing the tensors it is sent")
-            return False
-        if "refusal" in records:
-            total.drop(REFUSED, node, f"refused: {records['refusal'].get('reason', '')!s}")
-            return False
-        total.bytes_up += array_bytes(reply.content)
+                return task
+            request.drop(task.asks(), FAILED, node, "keeps losing the tensors it is sent")
+            return None
+        answers = split_answers(task, reply.content)
+        for one in task.asks():
+            self._add(answers[one.kind], Asked(node, one), request)
+        return None
+
+    def _add(self, content: RecordDict, asked: Asked, request: Request) -> None:
+        """Add a node's answer to one thing that it was asked."""
+        node, total = asked.node, request.totals[asked.task.kind]
+        if "refusal" in content.config_records:
+            total.drop(REFUSED, node, f"refused: {content.config_records['refusal'].get('reason', '')!s}")
+            return
+        total.bytes_up += array_bytes(content)
         try:
-            total.update += self._fitting(reply, node, request)
+            total.update += self._fitting(content, asked, request)
         except RejectedUpdate as rejected:
             said = "is refused" if rejected.kind == REFUSED else f"returned something {rejected.kind}"
             total.drop(rejected.kind, node, f"{said}: {rejected}")
             total.lost += rejected.sums
-            return False
+            return
         total.nodes += 1
         self._held[node] = request.broadcasts[node].name or self._held.get(node, "")
-        return False
 
-    def _fitting(self, reply: Message, node: int, request: Request) -> Update:
+    def _fitting(self, content: RecordDict, asked: Asked, request: Request) -> Update:
         """The update of a node that has been looked at from all sides. Raises `RejectedUpdate`."""
-        wanted = Expected(
-            request.task, request.broadcasts[node].tensors, request.counts, self.settings.largest_gradient
-        )
-        update = validate_update(reply.content, wanted)
+        sent = request.broadcasts[asked.node].tensors
+        update = validate_update(content, Expected(asked.task, sent, request.counts, self.settings.largest_gradient))
         try:
-            self._know(node, update)
+            self._know(asked.node, update)
             request.check(update)
         except Exception as error:
             raise RejectedUpdate(MALFORMED, str(error) or type(error).__name__) from None
@@ -283,14 +324,16 @@ class Dispatcher:
             return max(self.settings.nodes, self.settings.min_nodes)
         return self.settings.least if task.kind == "train" else self.settings.min_nodes
 
-    def _require(self, total: Aggregate, task: Task) -> None:
+    def _failure(self, total: Aggregate, task: Task) -> TesseraError | None:
+        """Say in the log what was dropped, and return what there is to say where the sum is of no use."""
         for kind, remedy in REMEDIES.items():
             if total.dropped[kind] and total.dropped[kind] >= total.nodes:
                 _, told = degenerate(task.kind, total.update.sums + total.lost) or ("", total.troubles[-1])
-                raise RunError(f"round {task.round}: {told}; {remedy}")
+                return RunError(f"round {task.round}: {told}; {remedy}")
         for trouble in total.troubles:
             log.warning("round %d, %s: %s", task.round, task.kind, trouble)
         if total.nodes < (least := self._least(task)):
             why = "; ".join(total.troubles) or "no node is online"
             reason = f"round {task.round}: {total.nodes} nodes answered to {task.kind}, {least} must: {why}"
-            raise RoundAbandoned(reason, total.dropped)
+            return RoundAbandoned(reason, total.dropped)
+        return None

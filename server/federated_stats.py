@@ -1,6 +1,7 @@
-"""What the server asks of all clients before they train, as sums over their people: statistics, baselines, a spectral start."""
+"""What the server asks of all clients beside training, as sums over their people: statistics, evaluations, a spectral start."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +9,13 @@ from torch import Tensor
 
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue
-from tessera.common.errors import RunError
-from tessera.common.metrics.names import Scores
+from tessera.common.errors import RoundAbandoned, RunError
 from tessera.common.metrics.ranking import percentages
-from tessera.common.protocol.messages import BASIS, CONTENT, COUNTS
+from tessera.common.protocol.messages import BASIS, CONTENT, COUNTS, Ask, Kind
 from tessera.common.protocol.tensors import Tensors
 from tessera.server.aggregate import Aggregate
+from tessera.server.model_selection import ModelSelection
+from tessera.server.reporting import Reporter
 from tessera.server.strategies.base import Strategy
 from tessera.server.tasks import Tasks
 from tessera.server.views.spectral_init import leading_vectors
@@ -29,7 +31,7 @@ class Statistics:
 
     answer: Aggregate
     counts: Tensors
-    began: float
+    seconds: float
 
     @property
     def people(self) -> float:
@@ -38,30 +40,113 @@ class Statistics:
 
 
 def item_statistics(tasks: Tasks, n_items: int) -> Statistics:
-    """Ask all clients for their sums. Raises `RunError` where nobody is there to train."""
+    """Wait for the clients, and ask all for their sums. Raises `RunError` where nobody is there to train."""
+    tasks.dispatcher.wait()
     began = time.monotonic()
     answer = tasks.send("item_statistics", counts={COUNTS: torch.Size([n_items])})
     if not answer.update.sums["users"]:
         raise RunError("no device has anybody to train")
     counts = {} if answer.update.sums["withheld"] else {COUNTS: answer.update.counts[COUNTS]}
-    return Statistics(answer, counts, began)
-
-
-def baseline_scores(tasks: Tasks, catalogue: Catalogue, counts: Tensors) -> Scores:
-    """Have the clients evaluate the rankings that need no learning."""
-    inputs = {} if tasks.settings.asks_questions else {**counts, **_content(catalogue)}
-    return percentages(tasks.send("baselines", inputs).update.sums)
+    return Statistics(answer, counts, time.monotonic() - began)
 
 
 def spectral_start(tasks: Tasks, strategy: Strategy, n_items: int, settings: Settings) -> None:
-    """Start the item embeddings from singular vectors of the interactions, found in a few additive rounds."""
+    """Start the item embeddings from singular vectors of the interactions, found in a few additive rounds, where asked for."""
     views = settings.views
+    if not views.spectral_rounds:
+        return
 
     def product(basis: Tensor) -> Tensor:
         return tasks.send("power", {BASIS: basis}, {BASIS: basis.shape}).update.counts[BASIS]
 
     rank = min(views.dim, views.id_dim, n_items)
     strategy.initialise(*leading_vectors(product, n_items, rank, views.spectral_rounds, settings.seed))
+
+
+class Evaluations:
+    """What all clients rank for their people: once the baselines, and every few rounds what they have by then.
+
+    Where all nodes train in each round, what is `due` goes along with the next round's training: they evaluate first, on the
+    same tensors and from the same states, and one reply holds both. Elsewhere, and where nothing comes after it, it is asked
+    apart. The figures are the same, since nothing moves in between.
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        selection: ModelSelection,
+        reporter: Reporter,
+        statistics: Statistics,
+        catalogue: Catalogue,
+        save: Callable[[int], None],
+        due: int,
+    ) -> None:
+        self.tasks, self.selection, self.reporter = tasks, selection, reporter
+        self.statistics, self.catalogue, self.save = statistics, catalogue, save
+        self.goes_along = not tasks.settings.federation.clients_per_round
+        self.due: dict[Kind, int] = {}
+        if tasks.settings.evaluation.baselines and not reporter.baselines:
+            self._schedule("baselines", tasks.round)
+        if due:
+            self._schedule("evaluate", due)
+
+    @property
+    def round(self) -> int:
+        """The round whose evaluation is due; 0 for none."""
+        return self.due.get("evaluate", 0)
+
+    def schedule(self, round: int) -> None:
+        """Have the clients evaluate a round before anything moves: with the next training or, where it cannot be, now."""
+        if self.round:  # rounds were abandoned since, the last one too
+            self.finish()
+        self._schedule("evaluate", round)
+
+    def train(self) -> Aggregate:
+        """Have the clients train, and take in what was due; return what the training brought.
+
+        Raises `RunError` where what was due cannot be had. Where training was abandoned it remains due.
+        """
+        also = tuple(Ask(*due) for due in self.due.items())
+        answers = self.tasks.train(also, self._inputs())
+        for ask in also:
+            if not isinstance(answers[ask.kind].failure, RoundAbandoned):
+                self._take(ask, answers[ask.kind].require(), along=True)
+        if not answers["train"].failure:
+            self.finish()  # before anything moves
+        return answers["train"]
+
+    def finish(self) -> None:
+        """Ask now for what is due."""
+        for kind, round in list(self.due.items()):
+            self._take(Ask(kind, round), self.tasks.send(kind, self._inputs(), round=round), along=False)
+
+    def stale(self, round: int) -> bool:
+        """Whether nothing has got better for long by `round`, as far as that is known."""
+        return not self.round and self.selection.stale(round)
+
+    def _schedule(self, kind: Kind, round: int) -> None:
+        self.due[kind] = round
+        if not self.goes_along:
+            self.finish()
+
+    def _take(self, ask: Ask, answer: Aggregate, along: bool) -> None:
+        """Report what the clients found, and say whether a round is the best so far: such a one gets a checkpoint."""
+        del self.due[ask.kind]
+        sums = answer.update.sums
+        scores = percentages(sums)
+        if ask.kind == "baselines":
+            self.reporter.trivial(answer, scores)
+            return
+        self.selection.consider(ask.round, scores, sums["evaluated"])
+        self.reporter.evaluation(ask.round, answer, scores, self.selection.people, along)
+        if self.selection.round == ask.round and not self.tasks.folder.holds(ask.round):
+            self.save(ask.round)
+
+    def _inputs(self) -> Tensors:
+        """What clients need for what is due."""
+        if not self.due or self.tasks.settings.asks_questions:
+            return {}
+        return {**self.statistics.counts, **(_content(self.catalogue) if "baselines" in self.due else {})}
 
 
 def _content(catalogue: Catalogue) -> dict[str, Tensor]:

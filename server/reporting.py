@@ -10,15 +10,15 @@ from tessera.common.errors import RoundAbandoned
 from tessera.common.metrics.names import ACCURACY, AUC, MetricName, Scores
 from tessera.common.metrics.records import (
     AbandonedRecord,
+    BaselinesRecord,
     EvaluationRecord,
     ResultRecord,
     RoundRecord,
     StatisticsRecord,
     evaluations,
-    read_rounds,
+    read_records,
 )
 from tessera.server.aggregate import Aggregate
-from tessera.server.federated_stats import Statistics
 from tessera.server.model_selection import ModelSelection
 from tessera.server.run_folder import RunFolder
 from tessera.server.strategies.base import Strategy
@@ -39,42 +39,42 @@ class Reporter:
         """Start the clock: what went before is no part of a round."""
         self._since = time.monotonic()
 
-    def statistics(self, found: Statistics) -> None:
+    def statistics(self, answer: Aggregate, seconds: float) -> None:
         """Report what the federation is."""
-        took = {"nodes": found.answer.nodes, "seconds": time.monotonic() - found.began, "baselines": self.baselines}
-        sums = dict(found.answer.update.sums.values)
-        self.folder.report(StatisticsRecord.model_validate(sums | took | found.answer.faults()))
+        facts = {"nodes": answer.nodes, "seconds": seconds}
+        self.folder.report(StatisticsRecord.model_validate(dict(answer.update.sums.values) | facts | answer.faults()))
+
+    def trivial(self, answer: Aggregate, scores: Scores) -> None:
+        """Report the trivial rankings' figures."""
+        self.baselines = scores
+        self.folder.report(BaselinesRecord(nodes=answer.nodes, scores=scores, **answer.faults()))
 
     def abandoned(self, round: int, reason: RoundAbandoned) -> None:
         """Report that a round brought nothing."""
         self.folder.report(AbandonedRecord(round=round, reason=str(reason), dropped=reason.dropped or None))
 
-    def round(
-        self, round: int, training: Aggregate | None, evaluation: Aggregate | None, scores: Scores, people: float
-    ) -> None:
-        """Report a round; bytes are those of its training and its evaluation, for each of so many `people`.
+    def round(self, round: int, training: Aggregate, people: float) -> None:
+        """Report a round of training; bytes are for each of so many `people`."""
+        sums = training.update.sums
+        facts = _facts(round, training, people) | {"users": int(sums["users"]), "seconds": self._took()}
+        self.folder.report(RoundRecord.model_validate(facts | {"loss": sums.mean("loss", "users")}))
 
-        A round that was abandoned has said so already; there only an evaluation is reported.
-        """
-        answers = [answer for answer in (training, evaluation) if answer]
-        if not answers:
-            return
+    def evaluation(self, round: int, answer: Aggregate, scores: Scores, people: float, along: bool) -> None:
+        """Report what a round reached; `along` with a training, which takes the time and the bytes for both."""
+        facts = _facts(round, answer, people) | {"scores": scores, "seconds": 0.0 if along else self._took()}
+        self.folder.report(EvaluationRecord.model_validate(facts))
+
+    def _took(self) -> float:
+        """Seconds since this was asked before, which it adds to those of all rounds."""
         now = time.monotonic()
-        self.seconds, took, self._since = self.seconds + now - self._since, now - self._since, now
-        facts: dict[str, Any] = {"round": round, "nodes": answers[0].nodes, "seconds": took, "scores": scores or None}
-        for way in WAYS:
-            there = sum(getattr(answer, way) for answer in answers)
-            facts |= {f"{way}_per_user": there / people, f"{way}_per_node": there / answers[0].nodes}
-        facts |= answers[0].faults(*answers[1:])
-        if training:
-            sums = training.update.sums
-            self.folder.report(RoundRecord(loss=sums.mean("loss", "users"), users=int(sums["users"]), **facts))
-        else:
-            self.folder.report(EvaluationRecord(**facts))
+        took, self._since = now - self._since, now
+        self.seconds += took
+        return took
 
     def result(self, round: int, selection: ModelSelection, strategy: Strategy) -> ResultRecord:
         """Report the run's figures: scores of the round that was selected on validation."""
         best = selection.best
+        self._took()
         facts = {
             "name": self.settings.name,
             "seed": self.settings.seed,
@@ -90,11 +90,21 @@ class Reporter:
         return line
 
 
+def _facts(round: int, answer: Aggregate, people: float) -> dict[str, Any]:
+    """What every line of a round says: who answered, what was dropped, and bytes for each of so many people and each node."""
+    facts = {"round": round, "nodes": answer.nodes} | answer.faults()
+    for way in WAYS:
+        there = getattr(answer, way)
+        facts |= {f"{way}_per_user": there / people, f"{way}_per_node": there / answer.nodes}
+    return facts
+
+
 def traffic(run: Path) -> dict[str, float]:
-    """Bytes of a round, on average over a run: those that evaluate send more."""
-    rounds = read_rounds(run)
+    """Bytes of a round, on average over a run: its training, and its share of the evaluations."""
+    lines = [line for line in read_records(run) if isinstance(line, RoundRecord | EvaluationRecord)]
+    rounds = sum(isinstance(line, RoundRecord) for line in lines)
     names = [f"{way}_per_{of}" for way in WAYS for of in ("user", "node")]
-    return {name: mean(getattr(line, name) for line in rounds) for name in names} if rounds else {}
+    return {name: sum(getattr(line, name) for line in lines) / rounds for name in names} if rounds else {}
 
 
 def areas(run: Path) -> Scores:

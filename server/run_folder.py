@@ -19,7 +19,16 @@ from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import ConfigError, DamagedError, DataError, RunError, StorageError
 from tessera.common.metrics.names import Scores
-from tessera.common.metrics.records import FILE, Record, ResultRecord, RoundRecord, read_records, write_line
+from tessera.common.metrics.records import (
+    FILE,
+    BaselinesRecord,
+    EvaluationRecord,
+    Record,
+    ResultRecord,
+    RoundRecord,
+    read_records,
+    write_line,
+)
 from tessera.common.utils.atomic_files import (
     read_json,
     read_metadata,
@@ -50,13 +59,15 @@ class Progress(BaseModel):
     best: Best | None
     told: int
     """The best round that the clients have heard of."""
+    due: int
+    """The round whose evaluation is still to come; 0 for none."""
     baselines: Scores
     seconds: float
 
     @classmethod
-    def of(cls, selection: ModelSelection, baselines: Scores, seconds: float) -> "Progress":
+    def of(cls, selection: ModelSelection, due: int, baselines: Scores, seconds: float) -> "Progress":
         """The progress of a run."""
-        return cls(best=selection.best, told=selection.told, baselines=baselines, seconds=seconds)
+        return cls(best=selection.best, told=selection.told, due=due, baselines=baselines, seconds=seconds)
 
 
 @dataclass
@@ -131,7 +142,7 @@ class RunFolder:
             except (DamagedError, KeyError, ValueError) as error:
                 log.warning("checkpoint of round %d is skipped: %s", round, error)
                 continue
-            self._forget_after(round)
+            self._forget_after(round, progress)
             return round, progress, tensors
         if rounds:
             names = ", ".join(self._checkpoint(round).name for round in rounds)
@@ -142,13 +153,21 @@ class RunFolder:
         self._forget_after(-1)
         return None
 
-    def _forget_after(self, round: int) -> None:
+    def _forget_after(self, round: int, progress: Progress | None = None) -> None:
         before = read_records(self.path)
         lines = [line for line in before if not isinstance(line, ResultRecord) and line.round <= round]
+        if progress:
+            lines = [line for line in lines if not self._comes_again(line, progress)]
         if lost := [line.round for line in before if isinstance(line, RoundRecord) and line.round > round]:
             log.warning("rounds after %d, up to %d, run again: there is no checkpoint of them", max(round, 0), lost[-1])
         write_bytes(self.path / FILE, "".join(map(write_line, lines)).encode())
         self._drop(round)
+
+    def _comes_again(self, line: Record, progress: Progress) -> bool:
+        """Whether a line says what was not known yet when a checkpoint was written, and will be asked again."""
+        if isinstance(line, EvaluationRecord):
+            return 0 < progress.due <= line.round
+        return isinstance(line, BaselinesRecord) and not progress.baselines
 
     def _drop(self, newest: int) -> None:
         """Remove the checkpoints after `newest`; up to it keep the last three, each with the round that was best by then.
@@ -167,6 +186,10 @@ class RunFolder:
             best = Progress.model_validate_json(read_metadata(self._checkpoint(round))["progress"]).best
             return best.round if best else 0
         return 0
+
+    def holds(self, round: int) -> bool:
+        """Whether there is a checkpoint of a round."""
+        return self._checkpoint(round).exists()
 
     def durable(self) -> tuple[int, ...]:
         """Rounds there are checkpoints of; a run that never saved one would begin again, before round 1."""

@@ -1,16 +1,14 @@
 """Gives the nodes of a federation the tasks of one run, and asks again where the run cannot do without an answer."""
 
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RoundAbandoned, RunError, TesseraError
-from tessera.common.protocol.messages import Kind, Task
+from tessera.common.protocol.messages import Ask, Kind, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.server.aggregate import Aggregate
 from tessera.server.dispatch import Dispatcher, no_broadcast
@@ -24,7 +22,7 @@ TRIES = 3
 
 
 class Tasks:
-    """The tasks of one run, each of the current `round`, with what the strategy has for each client."""
+    """The tasks of one run, with what the strategy has for each client; `round` is the current one."""
 
     def __init__(
         self,
@@ -40,42 +38,54 @@ class Tasks:
         self.round = 0
 
     def send(
-        self, kind: Kind, inputs: Tensors | None = None, counts: Mapping[str, torch.Size] | None = None
+        self,
+        kind: Kind,
+        inputs: Tensors | None = None,
+        counts: Mapping[str, torch.Size] | None = None,
+        round: int | None = None,
     ) -> Aggregate:
         """Give nodes a task and add up what they return; `counts` are the shapes of vectors that may come back.
 
-        Training that too few answered is abandoned by raising `RoundAbandoned`; anything else is asked again, and raises
-        `RunError` when that is of no use.
+        It is asked again when too few answer, and raises `RunError` when that is of no use.
         """
-        broadcast = self.strategy.broadcast if kind in ("train", "evaluate") else no_broadcast
+        for _ in range(TRIES):
+            answer = self._dispatch(Ask(kind, self.round if round is None else round), (), inputs, counts)[kind]
+            if not isinstance(answer.failure, RoundAbandoned):
+                return answer.require()
+        raise RunError(str(answer.failure))
+
+    def train(self, also: Sequence[Ask], inputs: Tensors) -> Mapping[Kind, Aggregate]:
+        """Have nodes train for the current round, and before that do what is asked along; return the sums of each.
+
+        What too few answered is not asked again here: its sum says so by its `failure`.
+        """
+        return self._dispatch(Ask("train", self.round), also, inputs, None)
+
+    def _dispatch(
+        self, ask: Ask, also: Sequence[Ask], inputs: Tensors | None, counts: Mapping[str, torch.Size] | None
+    ) -> Mapping[Kind, Aggregate]:
         task = Task(
-            kind,
+            ask.kind,
             self.folder.run,
-            self.round,
+            ask.round,
             self.folder.durable(),
             self.strategy.views,
             self.strategy.catalogue,
             self.device_settings,
             selected=self.selection.round,
+            also=tuple(also),
         )
-        ask = partial(self.dispatcher.dispatch, task, broadcast, inputs, self.strategy.check, counts)
-        if kind == "train":
-            return ask()
-        for _ in range(TRIES - 1):
-            with suppress(RoundAbandoned):
-                return ask()
-        try:
-            return ask()
-        except RoundAbandoned as reason:
-            raise RunError(str(reason)) from None
+        broadcast = self.strategy.broadcast if ask.kind in ("train", "evaluate") else no_broadcast
+        return self.dispatcher.dispatch(task, broadcast, inputs, self.strategy.check, counts)
 
     def tell_selection(self) -> None:
         """Let the clients know which round was selected, where that is news to them, so that they recommend by it.
 
-        Every task says which round is best so far; only the last evaluation's outcome is in none. Who is out of reach now
-        goes on recommending by the best round it has heard of.
+        Every task says which round is best so far; only the last evaluation's outcome is in none. A client that knows of none
+        recommends by the last round. Who is out of reach now goes on by the best round it has heard of.
         """
-        if self.selection.round == self.selection.told or self.settings.asks_questions:
+        shown = self.selection.told or self.round
+        if self.selection.round == shown or self.settings.asks_questions:
             return
         try:
             self.send("select")

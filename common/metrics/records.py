@@ -70,8 +70,6 @@ class StatisticsRecord(_Faults):
     """People with a test item."""
     nodes: int
     """Nodes that answered."""
-    baselines: Scores
-    """Figures of the trivial rankings, their names in front."""
     seconds: Figure
     """Time it took."""
 
@@ -80,21 +78,35 @@ class StatisticsRecord(_Faults):
         return f"{self.users:.0f} users with {self.events:.0f} training events on {self.nodes} nodes"
 
 
+class BaselinesRecord(_Faults):
+    """What needs no training: the trivial rankings, evaluated on the same people. Comes with the first round, or before it."""
+
+    kind: Literal["baselines"] = "baselines"
+    round: int = 0
+    """0: of no round."""
+    nodes: int
+    """Nodes that answered."""
+    scores: Scores
+    """Figures of the trivial rankings, their names in front."""
+
+    def sentence(self) -> str:
+        """Who was evaluated."""
+        return f"{self.nodes} nodes evaluated the baselines"
+
+
 class _OfRound(_Traffic, _Faults):
     round: int
     """The round."""
     nodes: int
     """Nodes that answered."""
-    seconds: Figure
-    """Time since the line before."""
-    scores: Scores | None = None
-    """Figures by name, where the round was evaluated."""
 
 
 class RoundRecord(_OfRound):
-    """A round of training and, every few rounds, its evaluation. Bytes are of both."""
+    """A round of training. What was asked along with it, the evaluation of the round before, is in its time and bytes."""
 
     kind: Literal["round"] = "round"
+    seconds: Figure
+    """Time since the round before, or since the evaluation that was asked apart."""
     loss: Figure | None = None
     """Mean training loss of the users who took part."""
     users: int
@@ -103,18 +115,21 @@ class RoundRecord(_OfRound):
     def sentence(self) -> str:
         """Who took part, and the loss."""
         loss = "" if self.loss is None else f", mean loss {self.loss:.4f}"
-        evaluated = ", then evaluated" if self.scores else ""
-        return f"round {self.round}: {self.users} users on {self.nodes} nodes trained{loss}{evaluated}; {self.seconds:.2f} s"
+        return f"round {self.round}: {self.users} users on {self.nodes} nodes trained{loss}; {self.seconds:.2f} s"
 
 
 class EvaluationRecord(_OfRound):
-    """An evaluation without training: after the last round, where that was abandoned."""
+    """What a round reached, written when it is known: with the reply of the next round's training, or asked apart."""
 
     kind: Literal["evaluation"] = "evaluation"
+    seconds: Figure
+    """Time it took; 0 where it came along with the next round's training."""
+    scores: Scores
+    """Figures by name."""
 
     def sentence(self) -> str:
         """Who was evaluated."""
-        return f"round {self.round}: {self.nodes} nodes evaluated, without training; {self.seconds:.2f} s"
+        return f"round {self.round}: evaluated on {self.nodes} nodes"
 
 
 class AbandonedRecord(_Line):
@@ -160,7 +175,7 @@ class ResultRecord(_Traffic):
         return f"the run ended after {self.rounds} rounds and {self.seconds:.1f} s{selected}"
 
 
-Record = StatisticsRecord | RoundRecord | EvaluationRecord | AbandonedRecord | ResultRecord
+Record = StatisticsRecord | BaselinesRecord | RoundRecord | EvaluationRecord | AbandonedRecord | ResultRecord
 _READER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 
 
@@ -201,7 +216,7 @@ def read_rounds(run: Path) -> list[RoundRecord]:
 
 def evaluations(run: Path) -> list[Scores]:
     """The scores of a run's evaluations, one after the other."""
-    return [line.scores for line in read_records(run) if isinstance(line, _OfRound) and line.scores]
+    return [line.scores for line in read_records(run) if isinstance(line, EvaluationRecord)]
 
 
 def read_result(run: Path) -> ResultRecord:

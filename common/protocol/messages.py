@@ -1,17 +1,17 @@
 """Turns what travels between server and devices into Flower's records, and reads it.
 
-Down: a `Task` (what to do, with which settings) and tensors named by a content hash. Up: an `Update`
-(`tessera.common.protocol.updates`). Nothing else has a place in a message; a test serialises every message of a run and looks
-for private tensors.
+Down: a `Task` (what to do, with which settings) and tensors named by a content hash. Up: for each thing that was asked an
+`Update` (`tessera.common.protocol.updates`). Nothing else has a place in a message; a test serialises every message of a run
+and looks for private tensors.
 """
 
 from __future__ import annotations  # Flower is imported late: recommending, and reading settings, can do without it
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -27,6 +27,9 @@ PROTOCOL = 1
 """Version of what messages hold: raised when one side could no longer work with the other's as it was. Keys that may be left
 out are added without: devices leave out those they do not know."""
 Kind = Literal["item_statistics", "power", "train", "evaluate", "baselines", "select"]
+
+RIDERS: frozenset[Kind] = frozenset({"baselines", "evaluate"})
+"""What may be asked along with something else: it changes nothing on a device."""
 
 VIEWS, HISTORY = "views", "history"
 """Names of the tensors of a broadcast: the views [n_views, n_items, dim] and the history view [n_items, dim]."""
@@ -59,6 +62,13 @@ class Broadcast:
         return content_hash(self.content) if self.content else ""
 
 
+class Ask(NamedTuple):
+    """What a device does before its task, in the same message: the kind of it, and the round it is of."""
+
+    kind: Kind
+    round: int
+
+
 @dataclass(frozen=True)
 class Task:
     """What a device is asked to do.
@@ -79,6 +89,12 @@ class Task:
     """Content hash of the tensors the task works on; the tensors themselves travel only to who lacks them."""
     selected: int = 0
     """The round that is best on validation so far; 0: none was evaluated."""
+    also: tuple[Ask, ...] = ()
+    """What is asked along: done before the task, in this order, on the same tensors and from the states of its own round."""
+
+    def asks(self) -> tuple[Task, ...]:
+        """All that is asked, each a task, in the order in which it is done; the last one is this one."""
+        return (*(replace(self, kind=kind, round=round, also=()) for kind, round in self.also), self)
 
 
 def pack_task(task: Task, tensors: Tensors | None = None, inputs: Tensors | None = None) -> RecordDict:
@@ -97,6 +113,8 @@ def pack_task(task: Task, tensors: Tensors | None = None, inputs: Tensors | None
             "settings": task.settings.model_dump_json(),
             "tensors": task.tensors,
             "selected": task.selected,
+            "also": [str(ask.kind) for ask in task.also],
+            "also_rounds": [ask.round for ask in task.also],
         }
     )
     content = RecordDict({"task": header, "inputs": to_record(inputs or {})})
@@ -108,16 +126,20 @@ def pack_task(task: Task, tensors: Tensors | None = None, inputs: Tensors | None
 def unpack_task(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, dict[str, Tensor]]:
     """Read what `pack_task` built, task, tensors and inputs; None for tensors that did not come along.
 
-    Raises `ProtocolError` for another version's, and `DataError` when the run or the hash could not be the name of a file:
-    both are used as one. What the header says beside what a task has is left out.
+    Raises `ProtocolError` for another version's, and `DataError` when the run or the hash could not be the name of a file, as
+    both are used, or when something is asked along that must not be. What the header says beside what a task has is left out.
     """
     header: dict[str, Any] = dict(content.config_records["task"])
     check_protocol(header, "the server", "this device")
     header["settings"] = DeviceSettings.read(header["settings"])
     header["durable"], header["views"] = tuple(header["durable"]), tuple(header["views"])
+    header["also"] = tuple(map(Ask, header.get("also", ()), header.get("also_rounds", ())))
     task = Task(**{one.name: header[one.name] for one in fields(Task) if one.name in header})
     if not re.fullmatch(NAME, task.run) or not re.fullmatch("[0-9a-f]{64}|", task.tensors):
         raise DataError("the server's task names a run or tensors that no server of ours would name")
+    asked = [ask.kind for ask in task.asks()]
+    if len(set(asked)) < len(asked) or not RIDERS.issuperset(asked[:-1]):
+        raise DataError("the server's task asks for things together that no server of ours would")
     carried = content.array_records.get("tensors")
     return task, None if carried is None else from_record(carried), from_record(content.array_records["inputs"])
 
@@ -127,6 +149,32 @@ def in_answer_to(task: Task) -> ConfigRecord:
     from flwr.app import ConfigRecord
 
     return ConfigRecord({"protocol": PROTOCOL, "kind": task.kind, "run": task.run, "round": task.round})
+
+
+def join_answers(task: Task, answers: Mapping[Kind, RecordDict]) -> RecordDict:
+    """Build a reply from the answers to all that a task asks: to what was asked along, with its kind in front of each name."""
+    from flwr.app import RecordDict
+
+    return RecordDict(
+        {
+            name if kind == task.kind else f"{kind}/{name}": record
+            for kind, answer in answers.items()
+            for name, record in answer.items()
+        }
+    )
+
+
+def split_answers(task: Task, content: RecordDict) -> dict[Kind, RecordDict]:
+    """Undo `join_answers` on what anybody may have sent. A refusal of the task is one of all that is not answered."""
+    from flwr.app import RecordDict
+
+    answers = {ask.kind: RecordDict() for ask in task.asks()}
+    for name, record in content.items():
+        kind = next((ask.kind for ask in task.also if name.startswith(f"{ask.kind}/")), None)
+        answers[kind or task.kind][name.removeprefix(f"{kind}/")] = record
+    if "refusal" in content:
+        answers = {kind: answer or RecordDict({"refusal": content["refusal"]}) for kind, answer in answers.items()}
+    return answers
 
 
 def check_protocol(header: Mapping[str, Any], other: str, own: str) -> None:

@@ -24,7 +24,14 @@ from tessera.common.metrics.names import (
     MetricName,
     Scores,
 )
-from tessera.common.metrics.records import AbandonedRecord, Record, ResultRecord, RoundRecord, StatisticsRecord
+from tessera.common.metrics.records import (
+    AbandonedRecord,
+    EvaluationRecord,
+    Record,
+    ResultRecord,
+    RoundRecord,
+    StatisticsRecord,
+)
 from tessera.common.utils.logs import is_quiet
 from tessera.server.model_selection import criterion
 
@@ -42,6 +49,7 @@ class RunDisplay:
         self.settings, self.console = settings, Console(quiet=True) if is_quiet() else console
         self.criterion = criterion(settings)
         self.score, self.nodes = "-", settings.federation.nodes
+        self.trained: RoundRecord | None = None
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=20),
@@ -74,7 +82,22 @@ class RunDisplay:
             self.console.print(f"round {line.round} was abandoned: {line.reason}", markup=False)
         elif isinstance(line, RoundRecord):
             self._troubles(line)
-            self._progress(line)
+            if line.nodes != self.nodes:
+                told = (
+                    f"round {line.round}: {line.nodes} nodes answered, not {self.nodes}; {line.users} users took part"
+                )
+                self.console.print(told, markup=False, highlight=False)
+                self.nodes = line.nodes
+            self.trained = line
+            self._progress()
+        elif isinstance(line, EvaluationRecord):
+            self._troubles(line)
+            self.score = f"{line.scores.get(self.criterion, 0):.2f}"
+            self._progress()
+            if self.trained and not self.console.is_terminal:
+                told = f"round {line.round}/{self.settings.rounds}  {self._facts(self.trained)}  {self.trained.seconds:.2f} s"
+                self.console.print(told, markup=False, highlight=False, soft_wrap=True)
+                self.console.file.flush()
 
     def _begin(self, line: StatisticsRecord) -> None:
         """Say who takes part."""
@@ -86,7 +109,7 @@ class RunDisplay:
             told = f"{line.nodes} devices with {events} questions of their own; only adapters and signatures are sent"
         self.console.print(told, highlight=False)
 
-    def _troubles(self, line: RoundRecord) -> None:
+    def _troubles(self, line: RoundRecord | EvaluationRecord) -> None:
         """Say what went wrong in a round, and who did not answer."""
         troubles = line.troubles or ()
         for trouble in troubles[:SHOWN]:
@@ -94,23 +117,16 @@ class RunDisplay:
         if len(troubles) > SHOWN:
             told = f"round {line.round}: and {len(troubles) - SHOWN} more, in metrics.jsonl"
             self.console.print(told, highlight=False)
-        if line.nodes != self.nodes:
-            told = f"round {line.round}: {line.nodes} nodes answered, not {self.nodes}; {line.users} users took part"
-            self.console.print(told, markup=False, highlight=False)
-            self.nodes = line.nodes
 
-    def _progress(self, line: RoundRecord) -> None:
-        """Move the bar or, where there is none, print a line for each evaluation."""
-        if line.scores:
-            self.score = f"{line.scores.get(self.criterion, 0):.2f}"
+    def _progress(self) -> None:
+        """Move the bar."""
+        if self.trained:
+            self.bar.update(self.task, completed=self.trained.round, facts=self._facts(self.trained))
+
+    def _facts(self, line: RoundRecord) -> str:
         metric = "right on validation" if self.settings.asks_questions else f"ndcg@{self.criterion.k}"
         down, up = _bytes(line.bytes_down_per_user), _bytes(line.bytes_up_per_user)
-        facts = f"loss {line.loss or 0:.3f}  {metric} {self.score}%  per user {down} down {up} up"
-        self.bar.update(self.task, completed=line.round, facts=facts)
-        if not self.console.is_terminal and line.scores:
-            told = f"round {line.round}/{self.settings.rounds}  {facts}  {line.seconds:.2f} s"
-            self.console.print(told, markup=False, highlight=False, soft_wrap=True)
-            self.console.file.flush()
+        return f"loss {line.loss or 0:.3f}  {metric} {self.score}%  per user {down} down {up} up"
 
 
 def _bytes(count: float) -> str:

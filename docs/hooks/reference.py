@@ -16,6 +16,7 @@ from tessera.common.config.settings import Settings
 from tessera.common.metrics import names
 from tessera.common.metrics.records import (
     AbandonedRecord,
+    BaselinesRecord,
     EvaluationRecord,
     ResultRecord,
     RoundRecord,
@@ -154,7 +155,7 @@ def metrics() -> Iterator[str]:
         "from the types that write and read them; a field with the default `nothing` is left out where it has no value.\n"
     )
     yield f"{inspect.cleandoc(names.__doc__ or '')}\n".replace("\n\n", "\n\n```\n", 1) + "```\n"
-    for record in (StatisticsRecord, RoundRecord, EvaluationRecord, AbandonedRecord, ResultRecord):
+    for record in (StatisticsRecord, BaselinesRecord, RoundRecord, EvaluationRecord, AbandonedRecord, ResultRecord):
         yield f"## `{record.model_fields['kind'].default}`\n"
         yield f"{record.__doc__}\n"
         fields = sorted(record.model_fields, key=lambda name: name not in ("kind", "round"))

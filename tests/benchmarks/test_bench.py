@@ -202,9 +202,7 @@ def test_several_datasets_and_a_selection(tmp_path: Path) -> None:
     assert outcome.markdown().count("\n# ") + outcome.markdown().startswith("# ") == 2
     # The baseline replaces the trivial baseline of its name, and is worth the same.
     metrics = read_metrics(tmp_path / "runs/grid/first/fedavg-id/seed0")
-    baseline = next(line["baselines"] for line in metrics if line["kind"] == "item_statistics")[
-        "popularity/test/all/ndcg@10"
-    ]
+    baseline = next(line["scores"] for line in metrics if line["kind"] == "baselines")["popularity/test/all/ndcg@10"]
     assert rows["test/all/ndcg@10"][1] == pytest.approx(baseline, rel=1e-4)
 
 

@@ -148,12 +148,10 @@ def test_new_users_learn_on_their_own_device_and_are_evaluated_apart(tmp_path: P
         job = small_job(tmp_path, f"nodes-{nodes}", nodes, data=COLD_USERS, server={"optimizer": "sgd"})
         inline.execute(job, lambda line: None)
         lines = read_metrics(tmp_path / f"nodes-{nodes}")
-        found.append([line["scores"] for line in lines if line.get("scores")][-1])
-        statistics = lines[0]
-        assert (statistics["users"], statistics["baselines"]["random/test/all/users"]) == (
-            found[-1]["test/all/users"],
-        ) * 2
-        assert statistics["baselines"]["random/test/new-users/users"] == found[-1]["test/new-users/users"]
+        found.append([line["scores"] for line in lines if line["kind"] == "evaluation"][-1])
+        statistics, baselines = lines[0], lines[1]["scores"]
+        assert (statistics["users"], baselines["random/test/all/users"]) == (found[-1]["test/all/users"],) * 2
+        assert baselines["random/test/new-users/users"] == found[-1]["test/new-users/users"]
     assert found[0] == pytest.approx(found[1], abs=1e-3)
     assert found[0]["test/all/users"] + found[0]["test/new-users/users"] == 14
     assert any(

@@ -1,6 +1,7 @@
 """What travels: the same after the wire, additive, and named by its content."""
 
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +19,16 @@ from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import NAME
 from tessera.common.errors import DataError, RunError
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.messages import Broadcast, Task, pack_task, unpack_task
+from tessera.common.protocol.messages import (
+    Ask,
+    Broadcast,
+    Task,
+    join_answers,
+    pack_task,
+    refusal,
+    split_answers,
+    unpack_task,
+)
 from tessera.common.protocol.tensors import Tensors, add, array_bytes, content_hash
 from tessera.common.protocol.updates import Update, check_gradients, pack_update, unpack_update
 from tests.support.splits import ragged, settings, split_of, tries
@@ -59,7 +69,8 @@ tasks = st.builds(
     st.text(alphabet="0123456789abcdef", max_size=64),
     st.floats(1e-9, 9).map(lambda rate: DeviceSettings.of(settings(local={"learning_rate": rate}))),
     st.just("") | st.text(alphabet="0123456789abcdef", min_size=64, max_size=64),
-)  # fmt: skip
+    also=st.sampled_from([(), (Ask("baselines", 0),)]),
+).map(lambda task: replace(task, also=() if task.kind == "baselines" else task.also))  # fmt: skip
 
 
 def untouched(content: RecordDict) -> RecordDict:
@@ -119,6 +130,35 @@ def test_an_update_arrives_as_it_was_sent(wire, gradients, counts, weight, loss)
 def test_what_cannot_be_the_name_of_a_file_is_refused(run: str, tensors: str) -> None:
     with pytest.raises(DataError, match="no server of ours"):
         unpack_task(pack_task(Task("train", run, 1, (0,), ("id",), "c0", DeviceSettings.of(settings()), tensors)))
+
+
+@pytest.mark.parametrize("also", [("train",), ("evaluate", "evaluate"), ("select",)])
+def test_a_device_does_along_only_what_changes_nothing_on_it_and_once(also: tuple[Any, ...]) -> None:
+    task = Task(
+        "train", "run", 2, (0,), ("id",), "c0", DeviceSettings.of(settings()), also=tuple(Ask(one, 1) for one in also)
+    )
+    with pytest.raises(DataError, match="asks for things together"):
+        unpack_task(pack_task(task))
+
+
+@WIRES
+@tries(20)
+@given(first=updates, second=updates)
+def test_answers_to_what_was_asked_together_are_told_apart(wire, first, second) -> None:  # type: ignore[no-untyped-def]
+    task = Task("train", "run", 2, (0,), ("id",), "c0", DeviceSettings.of(settings()), also=(Ask("evaluate", 1),))
+    answers = {"evaluate": pack_update(first), "train": pack_update(second)}
+    arrived = split_answers(task, wire(join_answers(task, answers)))
+    assert list(arrived) == ["evaluate", "train"]
+    for kind, update in (("evaluate", first), ("train", second)):
+        assert_equal(unpack_update(arrived[kind]), update)
+
+
+def test_who_refuses_a_whole_message_refuses_all_that_it_asks() -> None:
+    task = Task("train", "run", 2, (0,), ("id",), "c0", DeviceSettings.of(settings()), also=(Ask("evaluate", 1),))
+    refused = split_answers(task, refusal("no"))
+    assert [dict(refused[kind]["refusal"]) for kind in ("evaluate", "train")] == [{"reason": "no"}] * 2
+    part = split_answers(task, join_answers(task, {"evaluate": pack_update(Update()), "train": refusal("no")}))
+    assert "refusal" not in part["evaluate"]
 
 
 @WIRES

@@ -12,6 +12,7 @@ from tessera.common.metrics.names import MetricName
 from tessera.common.metrics.records import (
     FILE,
     AbandonedRecord,
+    BaselinesRecord,
     EvaluationRecord,
     Record,
     ResultRecord,
@@ -28,7 +29,8 @@ from tests.support.splits import tries
 
 NDCG = MetricName("validation", "all", "ndcg", 50)
 LINES: list[Record] = [
-    StatisticsRecord(users=3, events=9, withheld=0, nodes=2, baselines={NDCG.of("random"): 1.5}, seconds=0.1),
+    StatisticsRecord(users=3, events=9, withheld=0, nodes=2, seconds=0.1),
+    BaselinesRecord(nodes=2, scores={NDCG.of("random"): 1.5}),
     RoundRecord(round=1, loss=0.7, users=3, nodes=2, seconds=0.2, dropped={"late": 1}, troubles=("node 1 was late",)),
     AbandonedRecord(round=2, reason="nobody is there"),
     EvaluationRecord(round=2, nodes=1, seconds=0.3, scores={NDCG: 12.5}),
@@ -45,7 +47,7 @@ def written(folder: Path, text: str) -> Path:
 def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
     run = written(tmp_path, "".join(map(write_line, LINES)) + '{"kind": "rou')
     assert read_records(run) == LINES, "the line that a kill cut short is left out"
-    assert read_rounds(run) == [LINES[1]]
+    assert read_rounds(run) == [LINES[2]]
     assert evaluations(run) == [{NDCG: 12.5}]
     assert read_result(run) == LINES[-1]
 
@@ -54,15 +56,18 @@ def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
 @given(numbers, numbers, st.dictionaries(st.sampled_from([10, 20, 50]), numbers, min_size=1))
 def test_no_digit_of_a_figure_is_lost(loss: float, seconds: float, scores: dict[int, float]) -> None:
     figures = {MetricName("test", "all", "hr", k): value for k, value in scores.items()}
-    line = RoundRecord(round=1, loss=loss, users=1, nodes=1, seconds=seconds, scores=figures)
-    assert read_line(write_line(line), "here") == line
+    for line in (
+        RoundRecord(round=1, loss=loss, users=1, nodes=1, seconds=seconds),
+        EvaluationRecord(round=1, nodes=1, seconds=seconds, scores=figures),
+    ):
+        assert read_line(write_line(line), "here") == line
 
 
 def test_other_programs_find_the_kind_the_version_and_no_empty_field() -> None:
-    line = json.loads(write_line(LINES[1]))
+    line = json.loads(write_line(LINES[2]))
     assert (line["kind"], line["version"]) == ("round", 1)
-    assert "scores" not in line
-    assert json.loads(write_line(LINES[3]))["scores"] == {"validation/all/ndcg@50": 12.5}
+    assert "dropped" not in json.loads(write_line(LINES[0]))
+    assert json.loads(write_line(LINES[4]))["scores"] == {"validation/all/ndcg@50": 12.5}
 
 
 @pytest.mark.parametrize(
@@ -71,12 +76,12 @@ def test_other_programs_find_the_kind_the_version_and_no_empty_field() -> None:
         ({"version": 2}, "version: Input should be 1"),
         ({"kind": "rund"}, "'kind'"),
         ({"loss": "much"}, "loss: "),
-        ({"scores": {"ndcg": 1.0}}, "'ndcg' is no metric's name"),
+        ({"kind": "evaluation", "scores": {"ndcg": 1.0}}, "'ndcg' is no metric's name"),
         ({"people": 3}, "people: "),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(change: dict, said: str, tmp_path: Path) -> None:
-    damaged = json.dumps(json.loads(write_line(LINES[1])) | change) + "\n"
+    damaged = json.dumps(json.loads(write_line(LINES[2])) | change) + "\n"
     run = written(tmp_path, write_line(LINES[0]) + damaged)
     with pytest.raises(
         DataError, match=f"metrics.jsonl, line 2, is damaged or of another version .*{said}.*remove the line"

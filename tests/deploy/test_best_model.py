@@ -62,8 +62,9 @@ def test_after_a_worse_tail_the_best_round_is_still_there_and_recommended_by(
 
 
 def test_devices_hear_of_the_selected_round_once_and_only_where_it_is_news(tmp_path: Path) -> None:
-    """The last evaluation's outcome is in no task; a run that ends on an earlier round has told it long ago."""
-    for name, rounds, news in (("early", 40, False), ("late", 1, True)):
+    """The last evaluation's outcome is in no task; a run that ends on an earlier round has told it long ago, and devices that
+    have heard of none recommend by the last one anyway."""
+    for name, rounds, news in (("early", 40, False), ("late", 2, True), ("once", 1, False)):
         job, kinds = small_job(tmp_path, name, 2, rounds=rounds, **OVERSHOOTING), list[str]()
 
         def listen(question: Message, reply: Message, kinds: list[str] = kinds) -> list[Message]:
@@ -77,7 +78,7 @@ def test_devices_hear_of_the_selected_round_once_and_only_where_it_is_news(tmp_p
 
 def test_a_device_that_misses_the_best_round_goes_on_recommending_by_its_own(tmp_path: Path) -> None:
     """It trains on, but is away whenever anybody evaluates after round 1; the state and the views of round 1 stay with it."""
-    changes = {"evaluation": {"every": 1, "ks": (10,)}}
+    changes = {"evaluation": {"every": 1, "ks": (10,)}, "federation": {"clients_per_round": 2}}  # asked apart
 
     class Away(InlineGrid):
         def _handle(self, message: Message) -> Message:

@@ -140,7 +140,14 @@ def test_the_runs_folder_tells_what_was_run(desk: Path, trained: subprocess.Comp
     assert "item-" not in log
     assert yaml.safe_load((run / "config.yaml").read_text())["views"]["dim"] == 8
     lines = read_metrics(run)
-    assert [line["kind"] for line in lines] == ["item_statistics", "round", "round", "result"]
+    assert [line["kind"] for line in lines] == [
+        "item_statistics",
+        "baselines",
+        "round",
+        "round",
+        "evaluation",
+        "result",
+    ]
     assert lines[-1]["scores"]["test/all/hr@50"] == pytest.approx(figures(trained)["test"]["hr@50"], abs=1e-3)
 
 

@@ -143,11 +143,15 @@ def kill_after(job: Job, n_rounds: int) -> int:
     process.stdin.write(pickle.dumps(job))
     process.stdin.close()
     deadline = time.monotonic() + 60
-    while len(read_metrics(job.run_dir)) < n_rounds + 1 and time.monotonic() < deadline:
+
+    def rounds() -> int:
+        return sum(line["kind"] == "round" for line in read_metrics(job.run_dir))
+
+    while rounds() < n_rounds and time.monotonic() < deadline:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    return sum(line["kind"] == "round" for line in read_metrics(job.run_dir))
+    return rounds()
 
 
 def assert_bitwise(left: Path, right: Path) -> None:
@@ -196,7 +200,10 @@ def test_rounds_with_too_few_nodes_are_abandoned_until_there_are_too_many(tmp_pa
     job = small_job(tmp_path, "strict", 3, federation={"min_nodes": 3}, rounds=8)
     with pytest.raises(RunError, match=r"round 4: 3 rounds in a row were abandoned.*2 nodes answered to train, 3 must"):
         inline.execute(job, breaking(job, node=1, after=1))
-    assert [line["kind"] for line in read_metrics(job.run_dir)] == ["item_statistics", "round"] + ["abandoned"] * 3
+    assert [line["kind"] for line in read_metrics(job.run_dir)] == [
+        *("item_statistics", "baselines", "round"),
+        *("abandoned",) * 3,
+    ]
 
 
 def test_a_round_nobody_took_part_in_changes_nothing(tmp_path: Path) -> None:

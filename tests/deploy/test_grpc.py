@@ -97,7 +97,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_a_run_over_grpc_reports_its_progress_and_leaves_nothing_behind(job: Job, tmp_path: Path) -> None:
     lines: list[Record] = []
     execute(job, lines.append)
-    assert [line.kind for line in lines] == ["item_statistics", "round", "result"]
+    assert [line.kind for line in lines] == ["item_statistics", "round", "evaluation", "result"]
     assert isinstance(lines[1], RoundRecord)
     assert lines[1].nodes == 2
     assert none_left(tmp_path)

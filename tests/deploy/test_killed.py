@@ -74,7 +74,8 @@ def submitted_and_killed(server: Server, device: Path, shop: Path, start_command
         assert second.ends() == 1
     assert f"{run} is in use by process" in second.told()
     assert wait(lambda: json.loads((run / "status.json").read_text())["state"] == "completed")
-    assert [line["kind"] for line in read_metrics(run)] == ["item_statistics", "round", "round", "result"]
+    kinds = [line["kind"] for line in read_metrics(run)]
+    assert kinds == ["item_statistics", "round", "evaluation", "round", "evaluation", "result"]
 
 
 @linux
@@ -90,7 +91,8 @@ def test_a_killed_run_over_grpc_leaves_nothing_behind_and_is_resumed(tmp_path: P
     assert wait(lambda: not left_behind(tmp_path)), left_behind(tmp_path)
     second = start_command(tmp_path / "resume.log", *train, "--resume")
     assert second.ends() == 0, second.told()
-    assert [line["kind"] for line in read_metrics(run)] == ["item_statistics", "round", "round", "result"]
+    kinds = [line["kind"] for line in read_metrics(run)]
+    assert kinds == ["item_statistics", "round", "evaluation", "round", "evaluation", "result"]
 
 
 @linux
