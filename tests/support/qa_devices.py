@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -19,7 +19,7 @@ from tessera.common.config.settings import TOWER_DIM, Settings
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.questions import PICTURE, TEXT, WORD, Codebook, Questions
 from tessera.common.protocol.adapters import ADAPTERS, AdapterUpdate
-from tessera.common.protocol.messages import Task, unpack_task
+from tessera.common.protocol.messages import Task, join_answers, split_answers, unpack_task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update, pack_update, unpack_update
 from tessera.common.towers.io import save_reader, tower_path
@@ -108,16 +108,12 @@ def qa_job(dataset: Path, run_dir: Path, nodes: int = 3, resume: bool = False, *
 
 @dataclass(frozen=True)
 class Exchange:
-    """A message to a node and its reply."""
+    """One thing that a node was asked, with what came along for it, and its answer."""
 
     node: int
+    task: Task
     question: RecordDict
     reply: RecordDict
-
-    @cached_property
-    def task(self) -> Task:
-        """What the node was asked to do."""
-        return unpack_task(self.question)[0]
 
     @cached_property
     def down(self) -> Tensors:
@@ -142,7 +138,10 @@ Spoil = Callable[[int, Task, Update], Update | None]
 
 
 def tapped(exchanges: list[Exchange], spoil: Spoil = lambda node, task, update: update) -> type[InlineGrid]:
-    """The inline grid that notes every message with a proper reply, and whose nodes may be made to misbehave."""
+    """The inline grid that notes all that is properly answered, and whose nodes may be made to misbehave.
+
+    Where a message asks several things, what comes along comes for the first of them.
+    """
 
     class Tap(InlineGrid):
         def _handle(self, message: Message) -> Message:
@@ -152,14 +151,17 @@ def tapped(exchanges: list[Exchange], spoil: Spoil = lambda node, task, update: 
             reply = super()._handle(message)
             if "sums" not in reply.content.metric_records:  # tensors are missing, or the node refused
                 return reply
-            update = unpack_update(reply.content, [ADAPTERS])
-            spoilt = spoil(node, task, update)
-            if spoilt is not None and spoilt is not update:
-                forged = pack_update(spoilt)
-                forged["answers"] = reply.content["answers"]
-                reply = Message(forged, reply_to=message)
-            exchanges.append(Exchange(node, message.content, reply.content))
-            return reply
+            answers, question = split_answers(task, reply.content), message.content
+            for one in task.asks():
+                update = unpack_update(answers[one.kind], [ADAPTERS])
+                spoilt = spoil(node, one, update)
+                if spoilt is not None and spoilt is not update:
+                    forged = pack_update(spoilt)
+                    forged["answers"] = answers[one.kind]["answers"]
+                    answers[one.kind] = forged
+                exchanges.append(Exchange(node, one, question, answers[one.kind]))
+                question = RecordDict({"task": question["task"], "inputs": ArrayRecord()})
+            return Message(join_answers(task, answers), reply_to=message)
 
     return Tap
 
