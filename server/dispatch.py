@@ -250,7 +250,9 @@ class Dispatcher:
         for node in (node for message, node in zip(pushed, nodes, strict=True) if not message):
             request.drop(task.asks(), FAILED, node, "cannot be sent to; it was revoked a moment ago")
         sent = {message: Asked(node, task) for message, node in zip(pushed, nodes, strict=True) if message}
-        request.totals[task.kind].bytes_down += array_bytes(content) * len(sent)
+        inputs = array_bytes(RecordDict({"inputs": content["inputs"]}))
+        request.totals[task.kind].bytes_down += (array_bytes(content) - inputs) * len(sent)
+        request.totals[task.asks()[0].kind].bytes_down += inputs * len(sent)  # training itself needs none
         return sent
 
     def _take(self, reply: Message, asked: Asked, request: Request) -> Task | None:

@@ -60,7 +60,7 @@ class Reporter:
         self.folder.report(RoundRecord.model_validate(facts | {"loss": sums.mean("loss", "users")}))
 
     def evaluation(self, round: int, answer: Aggregate, scores: Scores, people: float, along: bool) -> None:
-        """Report what a round reached; `along` with a training, which takes the time and the bytes for both."""
+        """Report what a round reached; `along` with a training, whose time is that of both."""
         facts = _facts(round, answer, people) | {"scores": scores, "seconds": 0.0 if along else self._took()}
         self.folder.report(EvaluationRecord.model_validate(facts))
 

@@ -102,7 +102,7 @@ class _OfRound(_Traffic, _Faults):
 
 
 class RoundRecord(_OfRound):
-    """A round of training. What was asked along with it, the evaluation of the round before, is in its time and bytes."""
+    """A round of training. The evaluation of the round before, where that was asked along with it, is in its time."""
 
     kind: Literal["round"] = "round"
     seconds: Figure

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from flwr.app import Error, Message, MetricRecord
 
@@ -43,6 +44,10 @@ def test_a_round_of_all_nodes_is_one_message_and_takes_along_what_is_due(tmp_pat
     ]
     assert [one for message in asked["together"] for one in message] == [one for (one,) in asked["apart"]]
     assert_bitwise(tmp_path / "apart", tmp_path / "together")
+    mine, theirs = (read_metrics(tmp_path / name)[-1] for name in asked)
+    assert {name: mine[name] for name in mine if name.startswith("bytes_")} == {
+        name: pytest.approx(theirs[name]) for name in theirs if name.startswith("bytes_")
+    }
 
 
 def test_a_stale_round_that_is_known_late_throws_the_next_training_away(tmp_path: Path) -> None:
