@@ -39,5 +39,13 @@ class ProtocolError(TesseraError):
     """The other side speaks another version of the protocol: the message names both."""
 
 
+class SecureSumError(TesseraError):
+    """A secure sum cannot be made of what came: the message names the step, and the device where one is to blame."""
+
+
+class SecureSumRefused(SecureSumError):
+    """A device does not do what a secure sum asks of it, because that could tell somebody what its people did."""
+
+
 class NotFiniteError(RunError):
     """Numbers that should be finite are not."""
