@@ -84,11 +84,9 @@ class Evaluations:
         self.tasks, self.selection, self.reporter = tasks, selection, reporter
         self.statistics, self.catalogue, self.save = statistics, catalogue, save
         self.goes_along = not tasks.settings.federation.clients_per_round
-        self.due: dict[Kind, int] = {}
+        self.due: dict[Kind, int] = {"evaluate": due} if due else {}
         if tasks.settings.evaluation.baselines and not reporter.baselines:
-            self._schedule("baselines", tasks.round)
-        if due:
-            self._schedule("evaluate", due)
+            self.due["baselines"] = tasks.round
 
     @property
     def round(self) -> int:
@@ -99,13 +97,17 @@ class Evaluations:
         """Have the clients evaluate a round before anything moves: with the next training or, where it cannot be, now."""
         if self.round:  # rounds were abandoned since, the last one too
             self.finish()
-        self._schedule("evaluate", round)
+        self.due["evaluate"] = round
+        if not self.goes_along:
+            self.finish()
 
     def train(self) -> Aggregate:
         """Have the clients train, and take in what was due; return what the training brought.
 
-        Raises `RunError` where what was due cannot be had. Where training was abandoned it remains due.
+        Raises `RunError` where what was due cannot be had. What too few answered remains due where training is abandoned too.
         """
+        if not self.goes_along:
+            self.finish()
         also = tuple(Ask(*due) for due in self.due.items())
         answers = self.tasks.train(also, self._inputs())
         for ask in also:
@@ -124,13 +126,8 @@ class Evaluations:
         """Whether nothing has got better for long by `round`, as far as that is known."""
         return not self.round and self.selection.stale(round)
 
-    def _schedule(self, kind: Kind, round: int) -> None:
-        self.due[kind] = round
-        if not self.goes_along:
-            self.finish()
-
     def _take(self, ask: Ask, answer: Aggregate, along: bool) -> None:
-        """Report what the clients found, and say whether a round is the best so far: such a one gets a checkpoint."""
+        """Report what the clients found, and decide whether their round is the best so far: that one has a checkpoint."""
         del self.due[ask.kind]
         sums = answer.update.sums
         scores = percentages(sums)

@@ -7,6 +7,7 @@ import torch
 from flwr.app import Error, Message, MetricRecord
 
 from tessera.client.recommend import Personal
+from tessera.common.metrics.records import Record
 from tessera.deploy.executors import inline
 from tessera.deploy.executors.inline import CLIENT_APP_FAILED
 from tests.deploy.test_executors import assert_bitwise, last_checkpoint, silent
@@ -125,3 +126,27 @@ def test_an_answer_that_is_refused_costs_no_more_than_itself(tmp_path: Path) -> 
     carry_out(job, reply)
     assert [line["nodes"] for line in rounds(job)] == [3, 3, 2, 3]
     assert [evaluated(job, round)["nodes"] for round in range(1, 5)] == [2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("federation", [{}, {"clients_per_round": 2}], ids=["along", "apart"])
+def test_a_run_stopped_before_an_evaluation_was_known_asks_for_it_again(tmp_path: Path, federation: dict) -> None:
+    """Its newest checkpoint says that it is due. The run may go on with other nodes drawn than it began with."""
+
+    def stop(line: Record) -> None:
+        if line.kind == "round" and line.round == 3:
+            raise KeyboardInterrupt
+
+    inline.execute(small_job(tmp_path, "whole", 2), silent)
+    with pytest.raises(KeyboardInterrupt):
+        inline.execute(small_job(tmp_path, "run", 2), stop)
+    job = small_job(tmp_path, "run", 2, resume=True, federation=federation)
+    asked: list[list[tuple[str, int]]] = []
+
+    def listen(question: Message, reply: Message) -> list[Message]:
+        asked.append(asked_of(question))
+        return [reply]
+
+    carry_out(job, listen)
+    due = [("evaluate", 2)] if federation else [("evaluate", 2), ("train", 3)]
+    assert asked[:4] == [[("item_statistics", 2)]] * 2 + [due] * 2
+    assert_bitwise(tmp_path / "whole", tmp_path / "run")
