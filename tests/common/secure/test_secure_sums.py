@@ -3,14 +3,22 @@
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from tessera.common.errors import SecureSumError, SecureSumRefused
+from tessera.common.secure.device import SecureDevice
 from tessera.common.secure.device_state import load, save
-from tessera.common.secure.fixed_point import Spec
+from tessera.common.secure.fixed_point import Spec, to_words, unpack
 from tessera.common.secure.group import SecureGroup
+from tessera.common.secure.keys import ask_key
+from tessera.common.secure.masks import ask_context
 from tessera.common.secure.messages import UnmaskReply
 from tessera.common.secure.shares import threshold
 from tests.support.secure_group import (
@@ -165,3 +173,43 @@ def test_what_is_secret_shows_in_no_representation() -> None:
     assert not [
         one for one in secrets if repr(one)[2:-1] in shown or one.hex() in shown or repr(one[:8])[2:-1] in shown
     ]
+
+
+def naive_upload(
+    device: SecureDevice, ask: int, given: dict[str, torch.Tensor], others: list[SecureDevice]
+) -> list[int]:
+    """Bonawitz et al., Section 6.1, number by number: y_u = x_u + PRG(b_u) + sum of PRG(s_uv), v after u, less those before."""
+
+    def stream(secret: bytes, label: bytes, spec: Spec) -> list[int]:
+        info = b"tessera secure sums, version 1: " + bytes([len(label)]) + label + context + spec.describe()
+        key, width = HKDF(SHA256(), 32, None, info).derive(secret), spec.dtype.itemsize
+        drawn = Cipher(AES256(key), CTR(bytes(16))).encryptor().update(bytes(spec.size * width))
+        return [int.from_bytes(drawn[at : at + width], "little") for at in range(0, len(drawn), width)]
+
+    u, roster = device.place, device.roster
+    assert roster is not None
+    context = ask_context(TASK, TENSORS, roster.digest, device.present, ask, LAYOUT)
+    plain_words, found = to_words(given, LAYOUT, sum(device.present), u), []
+    for spec in LAYOUT:
+        y = [
+            int(x) + b
+            for x, b in zip(
+                plain_words[spec.name], stream(device.keys.self_mask_seed(ask), b"self mask", spec), strict=True
+            )
+        ]
+        for other in others:
+            v = other.place
+            s_uv = ask_key(other.keys.ask_seed(ask)).exchange(ask_key(device.keys.ask_seed(ask)).public_key())
+            mask = stream(s_uv, b"pair mask" + bytes(sorted((u, v))), spec)
+            y = [one + m if u < v else one - m for one, m in zip(y, mask, strict=True)]
+        found += [one % 2 ** (8 * spec.dtype.itemsize) for one in y]
+    return found
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_what_a_device_uploads_is_what_the_paper_says(place: int) -> None:
+    _, devices = share(announce(5), silent=[4])
+    others = [device for device in devices[:4] if device.place != place]
+    words = unpack(upload(devices[place], 1, values(place)).words, LAYOUT)
+    uploaded = [int(word) for spec in LAYOUT for word in words[spec.name]]
+    assert uploaded == naive_upload(devices[place], 1, values(place), others)
