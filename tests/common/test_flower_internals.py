@@ -16,7 +16,7 @@ from flwr.common.constant import HEARTBEAT_MIN_INTERVAL, ErrorCode
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore import heartbeat
 from flwr.supercore.inflatable import inflatable_utils
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessera.common.flower_internals.control import app_bundle
@@ -83,11 +83,15 @@ def test_the_pinned_version_has_what_a_node_uses() -> None:
     for module in (connection, heartbeat):
         assert module.HEARTBEAT_DEFAULT_INTERVAL in (30, HEARTBEAT)
     assert HEARTBEAT >= HEARTBEAT_MIN_INTERVAL
+    channel = ["server_address", "insecure", "root_certificates", "max_message_length", "interceptors"]
+    assert list(signature(vars(connection)["create_channel"]).parameters) == channel
+    assert callable(vars(heartbeat)["exponential"])
     defaults = inflatable_utils.pull_objects.__kwdefaults__ or {}
     assert {"initial_backoff", "backoff_cap", "max_time"} <= defaults.keys()
     assert (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.CLIENT_APP_CRASHED) == (APP_RAISED, APP_CRASHED)
 
 
+@settings(deadline=None)  # the first message is slow
 @given(st.binary(max_size=500), st.dictionaries(st.sampled_from("abc"), st.floats(allow_nan=False)), st.integers(0, 9))
 def test_a_message_is_the_same_after_its_journey(content: bytes, numbers: dict[str, float], size: int) -> None:
     speak_as(1, 1)
