@@ -39,7 +39,7 @@ def main(grid: Grid, context: Context) -> None:
         elif not isinstance(record, StatisticsRecord):
             raise RuntimeError(record.sentence())
         while paced.turn() == EMPTY:
-            dispatcher.dispatch(ask, counts=counts)
+            dispatcher.dispatch(ask, counts=counts)[ask.kind].require()
             paced.done()
 
     serve(grid, settings, catalogue, run_dir, resume=False, report=report)
