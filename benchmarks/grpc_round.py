@@ -1,4 +1,4 @@
-"""python -m benchmarks.grpc_round [--rounds 8]      (or, anywhere: python -m tessera.benchmarks.grpc_round)
+"""python -m benchmarks.grpc_round [--rounds 6]      (or, anywhere: python -m tessera.benchmarks.grpc_round)
 
 Measures how long a round over gRPC takes, and what a message costs a device, on Tessera's node and on Flower's SuperNode.
 
@@ -14,8 +14,9 @@ A turn is a round that does not count, because a node that had nothing to do loo
 what the ServerApp waits for a round: the median, the smallest and the largest. No round is evaluated. CPU seconds are those of
 the node and of all that it started, what has ended included: from the end of a turn's first round until a second after its
 last, divided by the messages in that time. The server is today's on Flower's SuperNodes too: on an earlier version's their
-round took longer. The seed is the demo's, 0. Linux only; 5 minutes on two cores, 8 where others use them. Ends with one line of
-JSON.
+round took longer. The seed is the demo's, 0. Linux only; 4 minutes on two cores, 10 where much else uses them.
+
+Ends with one line of JSON.
 """
 
 import argparse
@@ -151,7 +152,7 @@ class Federation:
 def main() -> None:
     """Start three federations, have them take turns, print a table and JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=8, help="rounds of each kind that count")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds of each kind that count")
     arguments = parser.parse_args()
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory() as folder, terminable():
