@@ -97,13 +97,14 @@ def ask(n: int, lost: float) -> dict[str, float]:
         with clock("server: adding up, s"):
             total.add(upload)
     asked = total.request()
-    replies = [device.unmask(asked) for device in answering]
-    for reply in replies:
+    for device in answering:
+        with clock("device: unmasking, s", len(answering)):
+            reply = device.unmask(asked)
         total.take(reply)
     with clock("server: unmasking, s"):
         found = total.result()
     assert float(found.values["weight"]) == 3.0 * len(answering)
-    sizes = {"upload up": len(upload.write()), "unmasking up": len(replies[0].write())}
+    sizes = {"upload up": len(upload.write()), "unmasking up": len(reply.write())}
     return clock.seconds | {f"{name}, kB": size / 1e3 for name, size in sizes.items()}
 
 

@@ -3,7 +3,8 @@
 It is that of Bonawitz et al. (2017), *Practical Secure Aggregation for Privacy-Preserving Machine Learning*, with keys and
 shares provided for an epoch of E asks at once (80 at most), among groups as in Bell et al. (2020), *Secure Single-Server
 Aggregation with (Poly)Logarithmic Overhead* (SecAgg+), each a complete graph. No cryptography is invented: X25519, HKDF-SHA256,
-AES-256-CTR, AES-256-GCM and ECDSA on P-384 are those of the package `cryptography`, Shamir's shares those of `pycryptodome`.
+AES-256-CTR, AES-256-GCM, Ed25519 and ECDSA on P-384 are those of the package `cryptography`, Shamir's shares those of
+`pycryptodome`.
 
 **Messages** in a group of n of N devices; t = ceil(2n / 3). Bytes are beside the run's name; the last two columns are for
 E = 80, and n = 10 of N = 20, n = 64 of N = 64.
@@ -11,12 +12,12 @@ E = 80, and n = 10 of N = 20, n = 64 of N = 64.
 | stage | message | bytes | n = 10 | n = 64 |
 |---|---|---|---|---|
 | keys, once an epoch | down, `KeysRequest`: run, epoch, E | 10 | 10 | 10 |
-| | up, `Announcement`: E + 1 public keys, people, signature | 191 + 32 E | 2.8 kB | 2.8 kB |
-| shares, once an epoch | down, `Roster`: its announcements, all hashes | 10 + 32 N + n (193 + 32 E) | 28 kB | 178 kB |
+| | up, `Announcement`: E + 2 public keys, people, signature | 223 + 32 E | 2.8 kB | 2.8 kB |
+| shares, once an epoch | down, `Roster`: its announcements, all hashes | 10 + 32 N + n (225 + 32 E) | 28 kB | 180 kB |
 | | up, `Shares`: an envelope for each other member | 39 + 16 E + (n - 1)(28 + 32 E) | 25 kB | 164 kB |
 | | down, `Delivery`: the envelopes for one device | 39 + n / 8 + (n - 1)(28 + 32 E) | 23 kB | 163 kB |
-| each ask | up, `MaskedUpload` | 38 + 4 or 8 a number | | |
-| | down, `UnmaskRequest`: who answered | 38 + n / 8 | 40 | 46 |
+| each ask | up, `MaskedUpload` | 102 + 4 or 8 a number | | |
+| | down, `UnmaskRequest`: who answered, with their signatures | 70 + n / 8 + 64 n | 712 | 4.2 kB |
 | | up, `UnmaskReply`: a share of each member | 7 + n / 8 + 16 n | 169 | 1.0 kB |
 
 A `Delivery` can travel with the first ask, and the `UnmaskRequest` of an ask with the next: two trips an epoch, and at most two
@@ -37,14 +38,16 @@ side; `group`, the server's.
 **What each side learns.** The server: who takes part, how many people each registered with, who answered which ask, and the sum
 over those who did. A device: its group's public keys and numbers of people, the number of all devices, and who answered.
 A device does not help to unmask a sum of fewer than t members or of too few people, nor a second list for one ask, and it masks
-nothing twice under one ask. One that is sent another task or other tensors than the rest has masks that do not cancel: what the
-server adds up is noise.
+nothing twice under one ask. One that is sent another task or other tensors than the rest, or told of others present, has masks
+that do not cancel: what the server adds up is noise. It signs what it answered, too, so that no other device counts it in.
 
 **What it rests on, and what it does not do.**
-- Fewer than n / 3 members tell the server their secrets: with 3 devices none may, with 16 five.
-- A server can name different devices to different members. It still gets one sum an ask, but perhaps over no more than
-  n - n (n - t) / t members, half of the group, where each one's list had two thirds. So count on half of the people asked for.
-  Bonawitz et al. close this with one more trip, in which devices sign the list.
+- Fewer than n / 3 members tell the server their secrets: with 3 devices none may, with 16 five. Then no seed and key of one
+  device are both known, and no single device's upload.
+- A server can name different lists of those who answered to different members. It still gets one sum an ask, but perhaps over
+  no more than n - n (n - t) / t members, half of the group, where each one's list had two thirds; over fewer where some members
+  work with it. So count on half of the people asked for. Bonawitz et al. close this with one more trip, in which devices sign
+  the list.
 - Node keys are pinned, or on a list that devices trust (`Policy.admitted`): a server that may invent devices can surround one.
   The numbers of people are as devices state them. And a server can leave devices out until it likes the draw of groups.
 - A hostile device can send any x within the layout's range, and can make its group's sums fail. Wrong shares are found and

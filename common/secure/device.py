@@ -17,8 +17,10 @@ from tessera.common.secure.keys import (
     agree,
     ask_key,
     check_value,
+    is_signed_in_epoch,
     node_key_bytes,
     public_bytes,
+    sign_in_epoch,
 )
 from tessera.common.secure.masks import add_pair_mask, add_self_mask, ask_context
 from tessera.common.secure.messages import (
@@ -30,6 +32,7 @@ from tessera.common.secure.messages import (
     Shares,
     UnmaskReply,
     UnmaskRequest,
+    claim,
 )
 from tessera.common.secure.roster import Policy, check_roster
 from tessera.common.secure.shares import SHARE, seal, split, threshold, unseal
@@ -50,7 +53,8 @@ class SecureDevice:
     present: tuple[bool, ...] = ()
     held: dict[int, bytes] = field(default_factory=dict)
     """By place, the shares of that device's secrets: first of all self-mask seeds, then of all keys' seeds."""
-    masked: set[int] = field(default_factory=set)
+    masked: dict[int, bytes] = field(default_factory=dict)
+    """By ask, the context in which this device answered it."""
     unmasked: dict[int, tuple[bool, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -63,8 +67,9 @@ class SecureDevice:
         """Draw the keys of an epoch; `people` is how many the device registered with, `node_key` what it proves itself with."""
         keys = EpochKeys.draw()
         public = b"".join(public_bytes(ask_key(keys.ask_seed(ask))) for ask in range(request.asks))
-        node, envelope = node_key_bytes(node_key.public_key()), public_bytes(keys.envelope_key())
-        return cls(policy, keys, Announcement.sign(request, people, public, envelope, node, node_key))
+        envelope, signing = public_bytes(keys.envelope_key()), public_bytes(keys.signing_key())
+        unsigned = Announcement(request, people, public, envelope, signing, node_key_bytes(node_key.public_key()))
+        return cls(policy, keys, unsigned.signed_by(node_key))
 
     @property
     def asks(self) -> int:
@@ -141,17 +146,19 @@ class SecureDevice:
             for at, there in enumerate(self.present)
             if there and at != self.place
         }
-        self.masked.add(ask)
+        self.masked[ask] = context
         add_self_mask(words, layout, self.keys.self_mask_seed(ask), context, 1)
         for at, shared in secrets.items():
             add_pair_mask(words, layout, shared, (self.place, at), context, 1)
-        return MaskedUpload(ask, self.place, context, pack(words, layout))
+        signature = sign_in_epoch(self.keys.signing_key(), claim(roster.digest, self.present, ask, self.place, context))
+        return MaskedUpload(ask, self.place, context, signature, pack(words, layout))
 
     def unmask(self, request: UnmaskRequest) -> UnmaskReply:
         """Give shares of the self-mask seeds of those who answered, and of the keys of those who did not.
 
         Never both for one device, so one list an ask; the same list again gets the same shares. Raises `SecureSumRefused` for
-        another list, one that is not of this roster, or too few devices or people in the sum.
+        another list, one that is not of this roster, one that names who did not answer, or to something else than this device,
+        and for too few devices or people in the sum.
         """
         roster = self._ready(request.ask)
         answered = request.answered
@@ -161,12 +168,23 @@ class SecureDevice:
             raise SecureSumRefused("this list names a device that never shared its keys")
         if self.unmasked.get(request.ask, answered) != answered:
             raise SecureSumRefused(f"ask {request.ask + 1} was unmasked for another list of devices")
-        if answered[self.place] and request.ask not in self.masked:
-            raise SecureSumRefused(f"this list says that this device answered ask {request.ask + 1}, and it did not")
         self._check_size(answered, "answered")
+        self._check_claims(request)
         self.unmasked[request.ask] = answered
         given = (self._piece(at, request.ask, one) if self.present[at] else None for at, one in enumerate(answered))
         return UnmaskReply(request.ask, self.place, tuple(given))
+
+    def _check_claims(self, request: UnmaskRequest) -> None:
+        """All who answered must have signed that they did, with the same devices present, to the same as this device."""
+        roster, ask = self._roster(), request.ask
+        if self.masked.get(ask, request.context) != request.context:
+            raise SecureSumRefused(
+                f"this device was told something else in ask {ask + 1} than those who are in the sum"
+            )
+        for place, signature in enumerate(request.signatures):
+            content = claim(roster.digest, self.present, ask, place, request.context)
+            if signature and not is_signed_in_epoch(roster.members[place].signing, content, signature):
+                raise SecureSumRefused(f"{roster.name(place)} did not answer ask {ask + 1}, or was told something else")
 
     def _piece(self, place: int, ask: int, answered: bool) -> bytes | None:
         """The share of one member's secret that unmasks an ask."""

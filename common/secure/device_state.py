@@ -7,7 +7,7 @@ the epoch is over.
 from tessera.common.secure.device import SecureDevice
 from tessera.common.secure.encoding import Reader, flags, header, number
 from tessera.common.secure.keys import SEED, EpochKeys
-from tessera.common.secure.messages import Announcement, Roster, Shares
+from tessera.common.secure.messages import HASH, Announcement, Roster, Shares
 from tessera.common.secure.roster import Policy
 from tessera.common.secure.shares import SHARE
 
@@ -25,6 +25,7 @@ def save(device: SecureDevice) -> bytes:
         parts += [device.held[at] for at in sorted(device.held)]
     parts.append(flags([ask in device.masked for ask in range(device.asks)]))
     parts.append(flags([ask in device.unmasked for ask in range(device.asks)]))
+    parts += [device.masked[ask] for ask in sorted(device.masked)]
     parts += [flags(device.unmasked[ask]) for ask in sorted(device.unmasked)]
     return b"".join(parts)
 
@@ -46,7 +47,7 @@ def load(data: bytes, policy: Policy) -> SecureDevice:
         held = reader.flags(n)
         device.held = {at: reader.take(2 * SHARE * device.asks) for at in range(n) if held[at]}
     masked, unmasked = reader.flags(device.asks), reader.flags(device.asks)
-    device.masked = {ask for ask in range(device.asks) if masked[ask]}
+    device.masked = {ask: reader.take(HASH) for ask in range(device.asks) if masked[ask]}
     device.unmasked = {ask: reader.flags(n) for ask in range(device.asks) if unmasked[ask]}
     reader.end()
     return device

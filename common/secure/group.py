@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tessera.common.errors import SecureSumError
 from tessera.common.secure.fixed_point import Layout, Words, add, from_words, unpack, zeros
-from tessera.common.secure.keys import agree, ask_key, check_value, public_bytes
+from tessera.common.secure.keys import agree, ask_key, check_value, is_signed_in_epoch, public_bytes
 from tessera.common.secure.masks import add_pair_mask, add_self_mask, ask_context
-from tessera.common.secure.messages import Delivery, MaskedUpload, Roster, Shares, UnmaskReply, UnmaskRequest
+from tessera.common.secure.messages import Delivery, MaskedUpload, Roster, Shares, UnmaskReply, UnmaskRequest, claim
 from tessera.common.secure.shares import reconstruct, threshold
 
 
@@ -85,7 +85,8 @@ class SecureAsk:
     context: bytes
     layout: Layout
     total: Words
-    answered: set[int] = field(default_factory=set)
+    signatures: dict[int, bytes] = field(default_factory=dict)
+    """Of the uploads that are in the sum, by place."""
     replies: dict[int, UnmaskReply] = field(default_factory=dict)
     closed: bool = False
 
@@ -97,20 +98,24 @@ class SecureAsk:
         at, roster = upload.sender, self.group.roster
         if at >= len(self.group.present) or not self.group.present[at]:
             raise SecureSumError(f"an upload of device {at + 1}, which did not share its keys with this group")
-        if self.closed or at in self.answered:
+        if self.closed or at in self.signatures:
             raise SecureSumError(f"an upload of {roster.name(at)} came after the sum was closed, or twice")
         if upload.ask != self.ask or upload.context != self.context:
             raise SecureSumError(f"{roster.name(at)} answered another ask, task or layout, or worked on other tensors")
+        content = claim(roster.digest, self.group.present, self.ask, at, self.context)
+        if not is_signed_in_epoch(roster.members[at].signing, content, upload.signature):
+            raise SecureSumError(f"the upload of {roster.name(at)} is not signed by it")
         add(self.total, unpack(upload.words, self.layout))
-        self.answered.add(at)
+        self.signatures[at] = upload.signature
 
     def request(self) -> UnmaskRequest:
         """Close the sum, and say who is in it. Raises `SecureSumError` when they are too few for devices to unmask."""
         n, needed = len(self.group.present), threshold(len(self.group.present))
-        if len(self.answered) < needed:
-            raise SecureSumError(f"{len(self.answered)} of {n} devices answered, and a sum needs {needed} of them")
+        if len(self.signatures) < needed:
+            raise SecureSumError(f"{len(self.signatures)} of {n} devices answered, and a sum needs {needed} of them")
         self.closed = True
-        return UnmaskRequest(self.group.roster.digest, self.ask, tuple(at in self.answered for at in range(n)))
+        signatures = tuple(self.signatures.get(at, b"") for at in range(n))
+        return UnmaskRequest(self.group.roster.digest, self.ask, self.context, signatures)
 
     def take(self, reply: UnmaskReply) -> None:
         """Keep a member's shares, whose sender the caller knows to be who it says."""
@@ -130,11 +135,11 @@ class SecureAsk:
         total = {name: words.copy() for name, words in self.total.items()}
         wrong: set[int] = set()
         for at, there in enumerate(self.group.present):
-            if there and at in self.answered:
+            if there and at in self.signatures:
                 add_self_mask(total, self.layout, self._self_mask_seed(at, wrong), self.context, -1)
             elif there:
                 self._take_off_pairs(total, at, self._ask_seed(at, wrong))
-        roster, answered = self.group.roster, tuple(sorted(self.answered))
+        roster, answered = self.group.roster, tuple(sorted(self.signatures))
         values = from_words(total, self.layout, sum(self.group.present))
         people = sum(roster.members[at].people for at in answered)
         return SecureSum(values, answered, people, tuple(map(roster.name, sorted(wrong))))
@@ -159,6 +164,6 @@ class SecureAsk:
     def _take_off_pairs(self, total: Words, lost: int, seed: bytes) -> None:
         """Take off the masks that those who answered share with one that did not."""
         key, roster = ask_key(seed), self.group.roster
-        for at in self.answered:
+        for at in self.signatures:
             shared = agree(key, roster.members[at].key(self.ask), roster.name(at))
             add_pair_mask(total, self.layout, shared, (at, lost), self.context, -1)

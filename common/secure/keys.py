@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
@@ -16,11 +17,13 @@ from tessera.common.errors import SecureSumError
 SEED = 16
 """Bytes of every seed that is shared out: what a field element of Shamir's scheme holds."""
 KEY = 32
-"""Bytes of a public X25519 key."""
+"""Bytes of a public X25519 or Ed25519 key."""
 NODE_KEY = 49
 """Bytes of a node's public key: a compressed point of P-384."""
 SIGNATURE = 96
-"""Bytes of a signature: r and s."""
+"""Bytes of a node's signature: r and s."""
+EPOCH_SIGNATURE = 64
+"""Bytes of a signature by a device's key of an epoch."""
 _DOMAIN = b"tessera secure sums, version 1: "
 
 
@@ -55,13 +58,17 @@ class EpochKeys:
         """What envelopes to this device are sealed with."""
         return X25519PrivateKey.from_private_bytes(derive(self.seed, KEY, b"envelope key"))
 
+    def signing_key(self) -> Ed25519PrivateKey:
+        """What the device signs with in the epoch, so that its node key is needed once."""
+        return Ed25519PrivateKey.from_private_bytes(derive(self.seed, KEY, b"signing key"))
+
 
 def ask_key(seed: bytes) -> X25519PrivateKey:
     """sk_t, from an ask's seed."""
     return X25519PrivateKey.from_private_bytes(derive(seed, KEY, b"x25519"))
 
 
-def public_bytes(key: X25519PrivateKey) -> bytes:
+def public_bytes(key: X25519PrivateKey | Ed25519PrivateKey) -> bytes:
     """The public half of a key."""
     return key.public_key().public_bytes_raw()
 
@@ -100,6 +107,20 @@ def is_signed(node: bytes, content: bytes, signature: bytes) -> bool:
     try:
         key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), node)
         key.verify(encode_dss_signature(r, s), _DOMAIN + content, ec.ECDSA(SHA384()))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def sign_in_epoch(key: Ed25519PrivateKey, content: bytes) -> bytes:
+    """Ed25519 under a device's key of an epoch."""
+    return key.sign(_DOMAIN + content)
+
+
+def is_signed_in_epoch(signing: bytes, content: bytes, signature: bytes) -> bool:
+    """Whether the device whose key of the epoch is `signing` signed `content`."""
+    try:
+        Ed25519PublicKey.from_public_bytes(signing).verify(signature, _DOMAIN + content)
     except (InvalidSignature, ValueError):
         return False
     return True

@@ -5,14 +5,14 @@ Places are indices into the roster's members.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tessera.common.secure.encoding import LONGEST_TEXT, Reader, flags, header, number, text
 from tessera.common.secure.groups import FEWEST, LARGEST, SMALLEST
-from tessera.common.secure.keys import KEY, NODE_KEY, SEED, SIGNATURE, is_signed, sign
+from tessera.common.secure.keys import EPOCH_SIGNATURE, KEY, NODE_KEY, SEED, SIGNATURE, is_signed, sign
 from tessera.common.secure.shares import NONCE, SHARE, TAG
 
 EPOCH = 80
@@ -68,28 +68,22 @@ class Announcement:
     keys: bytes = field(repr=False)
     """One X25519 key an ask."""
     envelope: bytes = field(repr=False)
+    """The X25519 key that envelopes to it are sealed with."""
+    signing: bytes = field(repr=False)
+    """The Ed25519 key that it signs uploads with."""
     node: bytes = field(repr=False)
     """The node's public key."""
-    signature: bytes = field(repr=False)
+    signature: bytes = field(default=bytes(SIGNATURE), repr=False)
 
-    @classmethod
-    def sign(
-        cls,
-        request: KeysRequest,
-        people: int,
-        keys: bytes,
-        envelope: bytes,
-        node: bytes,
-        key: ec.EllipticCurvePrivateKey,
-    ) -> "Announcement":
-        """Sign an announcement with the node's private key."""
-        unsigned = cls(request, people, keys, envelope, node, bytes(SIGNATURE))
-        return cls(request, people, keys, envelope, node, sign(key, unsigned.signed))
+    def signed_by(self, key: ec.EllipticCurvePrivateKey) -> "Announcement":
+        """The same, signed with the node's private key."""
+        return replace(self, signature=sign(key, self.signed))
 
     @property
     def signed(self) -> bytes:
         """What the signature is over: all before it."""
-        return header(2) + self.request.fields() + number(self.people, 4) + self.node + self.envelope + self.keys
+        public = self.node + self.envelope + self.signing + self.keys
+        return header(2) + self.request.fields() + number(self.people, 4) + public
 
     def is_signed(self) -> bool:
         """Whether its node signed it."""
@@ -119,10 +113,10 @@ class Announcement:
         reader = Reader(data, "announcement of keys", 2)
         request = KeysRequest.take(reader)
         people = reader.number(4, 1, _MOST_PEOPLE, "the number of people")
-        node, envelope = reader.take(NODE_KEY), reader.take(KEY)
-        announcement = cls(request, people, reader.take(request.asks * KEY), envelope, node, reader.take(SIGNATURE))
+        node, envelope, signing = reader.take(NODE_KEY), reader.take(KEY), reader.take(KEY)
+        keys, signature = reader.take(request.asks * KEY), reader.take(SIGNATURE)
         reader.end()
-        return announcement
+        return cls(request, people, keys, envelope, signing, node, signature)
 
 
 @dataclass(frozen=True)
@@ -167,7 +161,7 @@ class Roster:
         size = reader.number(1, SMALLEST, LARGEST, "the size of groups")
         members = reader.number(1, FEWEST, LARGEST, "the number of members")
         everyone = tuple(reader.take(HASH) for _ in range(n))
-        most = len(header(2)) + 1 + LONGEST_TEXT + 4 + 1 + 4 + NODE_KEY + KEY + EPOCH * KEY + SIGNATURE
+        most = len(header(2)) + 1 + LONGEST_TEXT + 4 + 1 + 4 + NODE_KEY + 2 * KEY + EPOCH * KEY + SIGNATURE
         announcements = [
             Announcement.read(reader.take(reader.number(2, 1, most, "an announcement's length")))
             for _ in range(members)
@@ -239,6 +233,11 @@ class Delivery:
         return cls(roster, receiver, asks, present, envelopes)
 
 
+def claim(roster: bytes, present: tuple[bool, ...], ask: int, place: int, context: bytes) -> bytes:
+    """What a device signs with an upload: that it answered this ask, in this place among those present, in this context."""
+    return b"upload" + roster + flags(present) + number(ask, 1) + number(place, 1) + context
+
+
 @dataclass(frozen=True)
 class MaskedUpload:
     """Device to server: its tensors in fixed point under its masks, in the layout's order. Without the masks, noise."""
@@ -247,11 +246,13 @@ class MaskedUpload:
     sender: int
     context: bytes = field(repr=False)
     """What the masks are bound to, so that the server can say who was told something else."""
+    signature: bytes = field(repr=False)
+    """Over `claim`, by which the others see that it answered, and to what."""
     words: bytes = field(repr=False)
 
     def write(self) -> bytes:
         """As it travels."""
-        return header(6) + number(self.ask, 1) + number(self.sender, 1) + self.context + self.words
+        return header(6) + number(self.ask, 1) + number(self.sender, 1) + self.context + self.signature + self.words
 
     @classmethod
     def read(cls, data: bytes) -> "MaskedUpload":
@@ -259,20 +260,29 @@ class MaskedUpload:
         reader = Reader(data, "masked upload", 6)
         ask = reader.number(1, 0, EPOCH - 1, "the ask")
         sender = reader.number(1, 0, LARGEST - 1, "the sender's place")
-        return cls(ask, sender, reader.take(HASH), reader.rest())
+        return cls(ask, sender, reader.take(HASH), reader.take(EPOCH_SIGNATURE), reader.rest())
 
 
 @dataclass(frozen=True)
 class UnmaskRequest:
-    """Server to device: who answered an ask, so whose self-mask and whose key shares are wanted of."""
+    """Server to device: who answered an ask, with their word for it; the shares that are wanted follow from that."""
 
     roster: bytes = field(repr=False)
     ask: int
-    answered: tuple[bool, ...]
+    context: bytes = field(repr=False)
+    """Of all who answered."""
+    signatures: tuple[bytes, ...] = field(repr=False)
+    """Those of the uploads, by place; empty for who did not answer."""
+
+    @property
+    def answered(self) -> tuple[bool, ...]:
+        """Who answered, by place."""
+        return tuple(map(bool, self.signatures))
 
     def write(self) -> bytes:
         """As it travels."""
-        return header(7) + number(self.ask, 1) + number(len(self.answered), 1) + self.roster + flags(self.answered)
+        start = header(7) + number(self.ask, 1) + number(len(self.signatures), 1) + self.roster + self.context
+        return start + flags(self.answered) + b"".join(self.signatures)
 
     @classmethod
     def read(cls, data: bytes) -> "UnmaskRequest":
@@ -280,9 +290,10 @@ class UnmaskRequest:
         reader = Reader(data, "request to unmask", 7)
         ask = reader.number(1, 0, EPOCH - 1, "the ask")
         n = reader.number(1, FEWEST, LARGEST, "the number of members")
-        request = cls(reader.take(HASH), ask, reader.flags(n))
+        roster, context = reader.take(HASH), reader.take(HASH)
+        signatures = tuple(reader.take(EPOCH_SIGNATURE) if one else b"" for one in reader.flags(n))
         reader.end()
-        return request
+        return cls(roster, ask, context, signatures)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def check_roster(roster: Roster, own: Announcement, policy: Policy) -> int:
 
 def _check_keys(members: Sequence[Announcement]) -> None:
     keys = [member.keys[at : at + KEY] for member in members for at in range(0, len(member.keys), KEY)]
-    keys += [member.envelope for member in members]
+    keys += [key for member in members for key in (member.envelope, member.signing)]
     if _twice([member.node for member in members]) or _twice(keys):
         raise SecureSumRefused("a key is in the roster twice: somebody would be counted as several devices")
 

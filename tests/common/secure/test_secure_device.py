@@ -26,13 +26,11 @@ from tests.support.secure_group import (
 )
 
 
-def resigned(announcement: Announcement, **changes: bytes) -> tuple[Announcement, ec.EllipticCurvePrivateKey]:
+def resigned(announcement: Announcement, **changes: bytes) -> Announcement:
     """An announcement that somebody else made of another's, and signed."""
     key = ec.generate_private_key(ec.SECP384R1())
     device = SecureDevice.announce(announcement.request, 5, key, EVERYBODY)
-    parts = {"keys": device.announcement.keys, "envelope": device.announcement.envelope} | changes
-    request, people, node = announcement.request, 5, device.announcement.node
-    return Announcement.sign(request, people, parts["keys"], parts["envelope"], node, key), key
+    return replace(device.announcement, **changes).signed_by(key)
 
 
 def roster_of(*announcements: Announcement) -> Roster:
@@ -74,10 +72,10 @@ def test_devices_that_are_not_admitted_are_refused_by_name() -> None:
         own.share(roster)
 
 
-@pytest.mark.parametrize("part", ["keys", "envelope"])
+@pytest.mark.parametrize("part", ["keys", "envelope", "signing"])
 def test_a_key_that_is_in_the_roster_twice_is_refused(part: str) -> None:
     own, other, third = announce(3)
-    copied, _ = resigned(own.announcement, **{part: getattr(other.announcement, part)})
+    copied = resigned(own.announcement, **{part: getattr(other.announcement, part)})
     with pytest.raises(SecureSumRefused, match="a key is in the roster twice"):
         own.share(roster_of(own.announcement, other.announcement, third.announcement, copied))
 
@@ -194,10 +192,10 @@ def test_lists_that_are_not_of_the_roster_or_the_ask_are_refused() -> None:
     request = total.request()
     for strange, why in [
         (replace(request, roster=bytes(32)), "not of this device's roster"),
-        (replace(request, answered=(*request.answered, False)), "not of this device's roster"),
-        (replace(request, answered=(True,) * 6), "names a device that never shared its keys"),
+        (replace(request, signatures=(*request.signatures, b"")), "not of this device's roster"),
+        (replace(request, signatures=(bytes(64),) * 6), "names a device that never shared its keys"),
         (
-            replace(request, answered=(True,) * 3 + (False,) * 3),
+            replace(request, signatures=(*request.signatures[:3], b"", b"", b"")),
             "3 of 6 devices answered; this device wants at least 4",
         ),
         (replace(request, ask=1), "the epoch has 1 asks"),
@@ -213,16 +211,59 @@ def test_one_list_an_ask_so_that_nobodys_seed_and_key_are_both_told() -> None:
     first = devices[0].unmask(request)
     assert devices[0].unmask(request) == first, "a request that comes again is answered the same"
     with pytest.raises(SecureSumRefused, match="ask 1 was unmasked for another list"):
-        devices[0].unmask(replace(request, answered=(*request.answered[:5], False)))
+        devices[0].unmask(replace(request, signatures=(*request.signatures[:5], b"")))
 
 
-def test_a_list_that_says_of_a_device_what_it_did_not_do_is_refused() -> None:
+def test_a_list_of_those_who_did_not_answer_is_refused() -> None:
+    """A server that could invent answers could have sums of few, or see whose key it likes."""
     group, devices = share(announce(4))
     total = collect(group, devices, 0, {at: values(at) for at in (1, 2, 3)})
-    request = replace(total.request(), answered=(True,) * 4)
-    with pytest.raises(SecureSumRefused, match="says that this device answered ask 1, and it did not"):
-        devices[0].unmask(request)
+    request = total.request()
+    for forged in (bytes(64), request.signatures[1]):
+        for device in devices:
+            with pytest.raises(
+                SecureSumRefused, match=r"device 1 of 4 .* did not answer ask 1, or was told something else"
+            ):
+                device.unmask(replace(request, signatures=(forged, *request.signatures[1:])))
     devices[1].unmask(request)
+    other = collect(group, devices, 1, {at: values(at) for at in (1, 2, 3)})
+    with pytest.raises(SecureSumRefused, match=r"device 2 of 4 .* did not answer ask 2, or was told something else"):
+        devices[0].unmask(replace(request, ask=1, context=other.context))
+
+
+def test_nobody_helps_to_unmask_a_device_that_was_told_something_else() -> None:
+    """A server sends one device crafted tensors, or tells it of other devices, and adds its upload all the same."""
+    group, devices = share(announce(5, asks=1))
+    total = collect(group, devices, 0, {at: values(at) for at in range(4)})
+    crafted = devices[4].mask(0, TASK, b"crafted tensors", values(4), LAYOUT, 0)
+    with pytest.raises(SecureSumError, match=r"device 5 of 5 .* worked on other tensors"):
+        total.add(crafted)
+    with pytest.raises(SecureSumError, match=r"the upload of device 5 of 5 .* is not signed by it"):
+        total.add(replace(crafted, context=total.context))
+    request = total.request()
+    mixed = replace(request, signatures=(*request.signatures[:4], crafted.signature))
+    for device in devices[:4]:
+        with pytest.raises(SecureSumRefused, match=r"device 5 of 5 .* was told something else"):
+            device.unmask(mixed)
+    with pytest.raises(SecureSumRefused, match="this device was told something else in ask 1"):
+        devices[4].unmask(mixed)
+
+
+def test_nobody_helps_to_unmask_a_device_that_was_told_of_others_present() -> None:
+    roster, devices = one_roster(announce(6, asks=1))
+    group = SecureGroup(roster)
+    for device in devices:
+        group.take_shares(device.share(roster))
+    deliveries = group.deliveries()
+    for at in range(1, 6):
+        devices[at].receive(deliveries[at])
+    few = (*deliveries[0].present[:4], False, False)
+    devices[0].receive(replace(deliveries[0], present=few, envelopes=(*deliveries[0].envelopes[:4], b"", b"")))
+    total = collect(group, devices, 0, {at: values(at) for at in range(1, 6)})
+    signature = upload(devices[0], 0, values(0)).signature
+    request = total.request()
+    with pytest.raises(SecureSumRefused, match=r"device 1 of 6 .* was told something else"):
+        devices[1].unmask(replace(request, signatures=(signature, *request.signatures[1:])))
 
 
 def test_a_sum_over_too_few_people_or_devices_stays_masked() -> None:
@@ -243,7 +284,7 @@ def test_before_its_time_nothing_is_answered() -> None:
     with pytest.raises(SecureSumRefused, match="shares have not come yet"):
         upload(own, 0, values(0))
     with pytest.raises(SecureSumRefused, match="shares have not come yet"):
-        own.unmask(UnmaskRequest(bytes(32), 0, (True,) * 3))
+        own.unmask(UnmaskRequest(bytes(32), 0, bytes(32), (bytes(64),) * 3))
     roster, _ = one_roster(devices)
     with pytest.raises(SecureSumError, match="have not been handed on"):
         SecureGroup(roster).ask(0, TASK, TENSORS, LAYOUT)
@@ -251,7 +292,7 @@ def test_before_its_time_nothing_is_answered() -> None:
 
 def test_a_public_key_that_makes_every_secret_zero_is_named() -> None:
     own, other, _ = announce(3, asks=1)
-    weak, _ = resigned(own.announcement, keys=bytes(KEY))
+    weak = resigned(own.announcement, keys=bytes(KEY))
     with pytest.raises(SecureSumError, match=rf"key {weak.fingerprint} announced a key with which nobody can agree"):
         check_announcement(weak, weak.request)
     third = SecureDevice(EVERYBODY, own.keys, weak)

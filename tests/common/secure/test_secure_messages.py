@@ -24,7 +24,7 @@ def examples() -> tuple[Any, ...]:
     request = total.request()
     delivery = messages.Delivery(group.roster.digest, 0, 2, group.present, group._delivery(0).envelopes)
     mine = devices[0].announcement
-    upload = messages.MaskedUpload(1, 2, total.context, b"words")
+    upload = messages.MaskedUpload(1, 2, total.context, total.signatures[2], b"words")
     reply = devices[0].unmask(request)
     return mine.request, mine, group.roster, group.shares[1], delivery, upload, request, reply
 
