@@ -15,7 +15,10 @@ from flwr.client.grpc_rere_client import connection
 from flwr.common.constant import HEARTBEAT_MIN_INTERVAL, ErrorCode
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore import heartbeat
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.inflatable import inflatable_utils
+from flwr.superlink.runtime import RuntimeHttpClient, run_serverapp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,6 +92,23 @@ def test_the_pinned_version_has_what_a_node_uses() -> None:
     defaults = inflatable_utils.pull_objects.__kwdefaults__ or {}
     assert {"initial_backoff", "backoff_cap", "max_time"} <= defaults.keys()
     assert (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.CLIENT_APP_CRASHED) == (APP_RAISED, APP_CRASHED)
+
+
+def test_the_pinned_version_has_what_starts_server_apps_and_asks_servers() -> None:
+    runner = list(signature(run_serverapp).parameters)
+    assert runner == [
+        "runtime_api_address",
+        "log_queue",
+        "token",
+        "insecure",
+        "certificates",
+        "parent_pid",
+        "runtime_dependency_install",
+    ]
+    assert callable(RuntimeHttpClient.AcquireTask)
+    asked = ("RegisterNode", "ListNodes", "UnregisterNode", "StartRun", "ListRuns", "StopRun", "StreamLogs")
+    assert all(callable(getattr(ControlHttpClient, name)) for name in asked)
+    assert ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE
 
 
 @settings(deadline=None)  # the first message is slow
