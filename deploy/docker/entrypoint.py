@@ -7,10 +7,11 @@ the order in which the users are divided among them. Containers come and go, so 
 
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen
 from typing import Any, NoReturn
@@ -25,7 +26,15 @@ from tessera.common.metrics.records import read_result
 from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
 from tessera.deploy.cli import federate as cli_federate
 from tessera.deploy.cli.display import show_result
-from tessera.deploy.docker.healthcheck import PUBLIC_KEY_FILE, PUBLISHED, REGISTRATION, SERVER_NAME, fresh
+from tessera.deploy.docker import healthcheck
+from tessera.deploy.docker.healthcheck import (
+    CLIENT_NAME,
+    PUBLIC_KEY_FILE,
+    PUBLISHED,
+    REGISTRATION,
+    SERVER_NAME,
+    fresh,
+)
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.processes import program, terminable
 from tessera.deploy.federation.superlink import PORT, Control, Server
@@ -40,8 +49,10 @@ USER = 1000
 """The image's own user."""
 ASSIGNMENTS = PUBLISHED / "assignments.json"
 DAYS = 365
-BEAT = 2.0
+BEAT = 0.5
 """Seconds between two looks of a client at the assignments, and two signs of life."""
+LOOK, WAIT = 0.2, 120.0
+"""Seconds between two looks of the submitter for the server and the clients, and how long it waits for them."""
 REPORT_WIDTH = 100
 
 
@@ -62,8 +73,11 @@ def train() -> None:
         _write_report(run, settings)
         print(f"the run in runs/{run.name} is complete; RUN=another begins a new one", flush=True)
         return
-    resume, keys = (run / "config.yaml").exists(), registrations(REGISTRATION)
+    _wait_until((PUBLISHED / "ca.crt").exists, "the server has not made its certificates")  # then the volume is ours
     dataset = _dataset(settings)
+    _wait_until(_server_answers, "the server does not answer")
+    _wait_until(_all_show_their_keys, "not all clients show their keys")
+    resume, keys = (run / "config.yaml").exists(), registrations(REGISTRATION)
     assignments = {"dataset": str(dataset), "clients": list(keys)}
     if resume and _assignments() != assignments:
         raise RunError(
@@ -107,6 +121,33 @@ def registrations(folder: Path) -> dict[str, Path]:
     if not found:
         raise RunError("no client shows its key: does one run? See `docker compose ps`")
     return dict(sorted(found.items()))
+
+
+def _wait_until(there: Callable[[], bool], trouble: str) -> None:
+    """Wait until something is `there`; raise `RunError` with what the `trouble` is when it is not in time.
+
+    Compose could wait for healthy containers instead, but looks at them every 5 s, at first after 5 s.
+    """
+    deadline = time.monotonic() + WAIT
+    while not there():
+        if time.monotonic() > deadline:
+            raise RunError(f"{trouble} after {WAIT:g} s; see `docker compose ps` and `docker compose logs`")
+        time.sleep(LOOK)
+
+
+def _server_answers() -> bool:
+    with suppress(OSError):
+        healthcheck.server()
+        return True
+    return False
+
+
+def _all_show_their_keys() -> bool:
+    """Whether there are as many keys as containers of clients, which the network knows. Those that are gone leave theirs."""
+    with suppress(OSError):
+        containers = socket.gethostbyname_ex(CLIENT_NAME)[2]
+        return len([path for path in REGISTRATION.glob("*.pub") if fresh(path)]) == len(containers)
+    return False
 
 
 def take_assignment(device: Path, dataset: str, partition: int, n_partitions: int) -> None:

@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-SERVER_NAME = "server"
-"""The server's name in the containers' network."""
+SERVER_NAME, CLIENT_NAME = "server", "client"
+"""The names of the server and of all clients in the containers' network."""
 PUBLISHED, REGISTRATION = Path("/published"), Path("/registration")
 PUBLIC_KEY_FILE = REGISTRATION / f"{socket.gethostname()}.pub"
 """This container's public key where the submitter looks for it, touched while the container is well."""
