@@ -121,6 +121,17 @@ def test_two_thirds_of_the_shares_are_a_secret_and_fewer_are_none(n: int, data: 
                 reconstruct(shares, len(shares), secret.__eq__, "it")
 
 
+@pytest.mark.parametrize("n", range(3, 65))
+def test_fewer_than_a_third_that_help_the_server_isolate_nobody(n: int) -> None:
+    """Counted in shares. A server lies to everybody about who is present and who answered; each honest device gives one share
+    a member, and of keys no more than its list leaves out."""
+    needed, hostile = threshold(n), (n - 1) // 3
+    assert 2 * needed > n + hostile, "one device's seed and key need more shares than there are"
+    for present in range(needed, n + 1):
+        keys = (present - 1 - hostile) * (needed - hostile)
+        assert keys > (present - hostile) * (present - needed), "the keys of all others, for one device's upload"
+
+
 def test_an_envelope_opens_with_its_secret_at_its_place_alone() -> None:
     secret, other = bytes(32), bytes(31) + b"\1"
     envelope = seal(secret, b"1 to 2", b"content")
