@@ -224,7 +224,7 @@ class Dispatcher:
                 break
             else:
                 pauses.wait()
-        if 0 < enough <= total.nodes:  # whoever was not waited for is late, and no trouble
+        if waiting and 0 < enough <= total.nodes:  # whoever was not waited for is late, and no trouble
             total.dropped[LATE] += len(waiting)
         forget = time.monotonic() + self.settings.timeout
         self._late |= {message: (asked.node, forget) for message, asked in waiting.items()}

@@ -155,16 +155,23 @@ def test_the_state_of_another_devices_people_is_refused_and_left_alone(
 
 
 def test_damaged_views_are_sent_again(worlds: Path, begun: Path) -> None:
-    """Nothing is lost but the bytes: each device asks for what it should still hold from the evaluation of round 2."""
-    run = begun.parent / "fresh"
+    """Nothing is lost but the bytes: each device asks for what it should still hold from the evaluation of round 2, which is
+    asked apart where nodes are drawn."""
+    run, federation = begun.parent / "fresh", {"clients_per_round": 2}
 
     def damage(line: Record) -> None:
         for path in run.glob("devices/*/views/*.safetensors"):
             path.write_bytes(flipped(path.read_bytes()))
 
-    inline.execute(small_job(begun.parent, run.name, 2, rounds=ROUNDS), damage)
-    assert outcome(run) == outcome(worlds / "whole")
-    undisturbed, damaged = (read_metrics(path)[3]["bytes_down_per_node"] for path in (worlds / "whole", run))
+    inline.execute(small_job(begun.parent, "drawn", 2, rounds=ROUNDS, federation=federation), lambda line: None)
+    inline.execute(small_job(begun.parent, run.name, 2, rounds=ROUNDS, federation=federation), damage)
+    assert outcome(run) == outcome(begun.parent / "drawn") == outcome(worlds / "whole")
+    undisturbed, damaged = (
+        next(
+            line["bytes_down_per_node"] for line in read_metrics(path) if (line["kind"], line["round"]) == ("round", 3)
+        )
+        for path in (begun.parent / "drawn", run)
+    )
     assert undisturbed == 0 < damaged
 
 
