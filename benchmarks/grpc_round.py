@@ -13,8 +13,8 @@ ours train     our node: the same
 A turn is a round that does not count, because a node that had nothing to do looks less often, and then two that do. Seconds are
 what the ServerApp waits for a round: the median, the smallest and the largest. No round is evaluated. CPU seconds are those of
 the node and of all that it started, what has ended included: from the end of a turn's first round until a second after its
-last, divided by the messages in that time. The server is today's on Flower's SuperNodes too: on an earlier version's their
-round took longer. The seed is the demo's, 0. Linux only; 4 minutes on two cores, 10 where much else uses them.
+last, divided by the messages in that time. The server is today's on Flower's SuperNodes too: an earlier version's waited
+longer for them. The seed is the demo's, 0. Linux only; 3 minutes on two cores, 8 where much else uses them.
 
 Ends with one line of JSON.
 """
