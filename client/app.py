@@ -13,6 +13,7 @@ from tessera.client.recommendation import RecommendationClient
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
 from tessera.common.errors import DataError, ProtocolError, StorageError, TesseraError
+from tessera.common.flower_internals.compact import opened
 from tessera.common.protocol.messages import Task, in_answer_to, join_answers, missing_tensors, refusal, unpack_task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import ANSWERS, pack_update
@@ -28,7 +29,8 @@ def device_app(devices: Path | None = None) -> ClientApp:
     def handle(message: Message, context: Context) -> Message:
         beside = devices or _simulation(context)
         made = lambda settings: _kind(settings)(_folder(context, beside), simulated=beside is not None)  # noqa: E731
-        return Message(answer(message.content, made, simulated=beside is not None), reply_to=message)
+        content, form = opened(message.content)
+        return Message(form(answer(content, made, simulated=beside is not None)), reply_to=message)
 
     for kind in (app.train, app.evaluate, app.query):
         kind()(handle)

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from tessera.common.config.settings import FederationSettings
 from tessera.common.errors import RoundAbandoned, RunError, TesseraError
-from tessera.common.flower_internals.grid import replies
+from tessera.common.flower_internals.grid import push, replies
 from tessera.common.protocol.messages import Broadcast, Kind, Task, pack_task, split_answers
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import Update
@@ -241,8 +241,7 @@ class Dispatcher:
         tensors = None if self._held.get(nodes[0]) == broadcast.name or not broadcast.name else broadcast.content
         content = pack_task(replace(task, tensors=broadcast.name), tensors, request.inputs)
         kind = task.kind if task.kind in ("train", "evaluate") else "query"
-        messages = [Message(content, node, kind, group_id=str(task.round)) for node in nodes]
-        pushed = list(self.grid.push_messages(messages))
+        pushed = push(self.grid, content, nodes, kind, str(task.round))
         if len(pushed) < len(nodes):
             raise RunError(
                 f"round {task.round}: Flower's SuperLink does not take a message of {array_bytes(content)} bytes"

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessera.common.errors import TesseraError
+from tessera.common.flower_internals.compact import compacted, opened
 from tessera.common.flower_internals.fleet import FIRST_BACKOFF, LONGEST_BACKOFF
 
 if TYPE_CHECKING:
-    from flwr.app import Message
+    from flwr.app import Message, RecordDict
     from flwr.serverapp import Grid
     from flwr.supercore.run import Run as Run
 
@@ -53,6 +54,18 @@ def is_simulated(grid: Grid) -> bool:
     return isinstance(grid, InMemoryGrid)
 
 
+def push(grid: Grid, content: RecordDict, nodes: Sequence[int], kind: str, group: str) -> list[str]:
+    """Send the same content to several nodes; return what each message is called, "" or None for one that was not taken.
+
+    Over a network it goes `compacted`, and is answered so.
+    """
+    from flwr.app import Message
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    form = compacted(content) if isinstance(grid, HttpGrid) else content
+    return list(grid.push_messages([Message(form, node, kind, group_id=group) for node in nodes]))
+
+
 def replies(grid: Grid, messages: Sequence[str]) -> Iterator[tuple[str, Message | None]]:
     """The replies that are there to `messages`, each with the message it says it answers; None for one that cannot be read.
 
@@ -68,6 +81,9 @@ def replies(grid: Grid, messages: Sequence[str]) -> Iterator[tuple[str, Message 
     for message, look in looks:
         try:
             found = list(look.pull_messages([message]))
+            for reply in found:
+                if reply.has_content():
+                    reply.content, _ = opened(reply.content)
         except TesseraError:
             raise
         except Exception:

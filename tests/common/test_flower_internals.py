@@ -19,9 +19,11 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.superlink.runtime import RuntimeHttpClient, run_serverapp
+from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tessera.common.flower_internals.compact import LARGEST, NAME, compacted, opened
 from tessera.common.flower_internals.control import app_bundle
 from tessera.common.flower_internals.fleet import (
     APP_CRASHED,
@@ -139,3 +141,29 @@ def test_a_runs_config_is_the_bundles_defaults_with_the_runs_own_changes() -> No
     assert (context.state, context.node_config) == (state, {"data-dir": "d"})
     with pytest.raises(ValueError, match="unknown"):
         read_context(write_context(Context(1, 2, {}, RecordDict(), {"unknown": 5}, 4)), bundle)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.binary(max_size=100)), st.integers(0, 9))
+def test_a_compact_message_is_one_object_and_is_answered_so(values: dict[str, bytes], size: int) -> None:
+    speak_as(1, 1)
+    array = np.arange(size, dtype=np.float32)
+    content = RecordDict({"config": ConfigRecord(dict(values)), "arrays": ArrayRecord([array, array + 1])})
+    sent = compacted(content)
+    assert len(pack(Message(sent, 2, "query")).objects) == 3, "the message, its content, and one record"
+    came, form = opened(sent)
+    assert came == content
+    assert opened(form(content))[0] == content
+    plain, form = opened(content)
+    assert plain is content
+    assert form(content) is content
+
+
+def test_what_is_large_is_sent_in_pieces_as_flower_does() -> None:
+    content = RecordDict({"arrays": ArrayRecord([np.zeros(LARGEST // 8 + 1)])})
+    assert compacted(content) is content
+
+
+@pytest.mark.parametrize("written", [b"\xff\xff", "text", 3])
+def test_a_compact_message_that_is_damaged_is_an_error(written: bytes | str | int) -> None:
+    with pytest.raises((TypeError, DecodeError)):
+        opened(RecordDict({NAME: ConfigRecord({NAME: written})}))

@@ -15,6 +15,7 @@ from flwr.cli.build import build_fab_from_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tessera.common.flower_internals.control import ControlClient
 from tessera.common.utils.atomic_files import read_tensors
 from tessera.deploy.environment import NodeKind
 from tessera.deploy.executors.grpc import execute
@@ -143,7 +144,8 @@ def test_code_that_a_server_ships_is_not_run(running: Running, tmp_path: Path, k
     content = build_fab_from_disk(bundle)
     (tmp_path / "device").mkdir()
     with joined(running, tmp_path / "device", kind):
-        running.control.connect().start_run(content)
+        address, ca = f"127.0.0.1:{running.server.control_port}", running.server.certificates.ca.read_bytes()
+        ControlClient(address, ca).start_run(content)
         assert wait(answers.exists)
         assert wait(lambda: answers.read_text() != "")
         (answer,) = json.loads(answers.read_text())
