@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flwr.app import Context, Message
 
+log = logging.getLogger("tessera.device")
 HEARTBEAT = 10
 """Seconds between two signs of life of a node, the least that Flower takes (its default is 30). A server takes a node to be
 online for twice as long: so long it waits for one that was killed, and refuses it that comes back."""
@@ -65,10 +67,10 @@ class FleetConnection:
         self._receive, self._send, self._get_run, self._get_fab, self._pull, self._push, self._confirm = calls[1:]
 
     def receive(self) -> Envelope | None:
-        """The next message with all its objects; None when there is none, or the run it belongs to is over."""
+        """The next message with all its objects; None when there is none, or the server no longer has what is in it."""
         from flwr.common.serde import message_to_proto
         from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-        from flwr.supercore.inflatable.inflatable_utils import pull_objects
+        from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_objects
         from flwr.supercore.run import RunNotRunningException
 
         try:
@@ -84,6 +86,9 @@ class FleetConnection:
             )
             self._confirm(message.metadata.run_id, message.metadata.message_id)
         except RunNotRunningException:
+            return None
+        except ObjectPullError as error:
+            log.warning("a message could not be fetched: %s", error)
             return None
         return Envelope(message_to_proto(message).SerializeToString(), tree.SerializeToString(), objects)
 
@@ -110,7 +115,7 @@ class FleetConnection:
         """Send a reply that took so many `seconds` to make. Raises `RunOver` where nobody waits for it any more."""
         from flwr.common.serde import message_from_proto
         from flwr.proto.message_pb2 import Message, ObjectTree
-        from flwr.supercore.inflatable.inflatable_utils import push_object_contents_from_iterable
+        from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, push_object_contents_from_iterable
         from flwr.supercore.run import RunNotRunningException
 
         message = message_from_proto(Message.FromString(reply.head))
@@ -118,7 +123,7 @@ class FleetConnection:
             wanted, session = self._send(message, ObjectTree.FromString(reply.tree), seconds)
             contents = [(name, content) for name, content in reply.objects.items() if name in wanted]
             push_object_contents_from_iterable(contents, partial(self._push, message.metadata.run_id, session))
-        except RunNotRunningException:
+        except (RunNotRunningException, ObjectPushError):
             raise RunOver from None
 
 
