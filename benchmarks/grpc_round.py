@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tessera.benchmarks.pacing.pace import PaceError, Pacer
+from tessera.benchmarks.pacing.pace import EMPTY, TRAIN, PaceError, Pacer
 from tessera.common.config.loading import load_settings
 from tessera.common.errors import RunError, TesseraError
 from tessera.deploy.environment import NodeKind
@@ -54,7 +54,6 @@ COUNTED = 2
 """Rounds of a turn that count."""
 REST = 1.0
 """Seconds until what a node started for its last message has ended."""
-EMPTY, TRAIN = "empty", "train"
 FLOWER_EMPTY, OUR_EMPTY, FLOWER_TRAIN, OUR_TRAIN = "flower empty", "ours empty", "flower train", "ours train"
 APP = """\
 [project]

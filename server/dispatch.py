@@ -18,6 +18,7 @@ from tessera.common.protocol.messages import Broadcast, Kind, Task, pack_task, s
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
+from tessera.common.utils.pauses import growing
 from tessera.server.aggregate import Aggregate
 from tessera.server.validation import (
     FAILED,
@@ -33,9 +34,8 @@ from tessera.server.validation import (
 )
 
 log = logging.getLogger("tessera.server")
-SHORTEST_PAUSE, LONGEST_PAUSE, GROWTH = 0.02, 0.5, 1.25
-"""Seconds from one look for replies, or for nodes, to the next: at first, and at most; and how much longer each is than the one
-before it, so that what took long is noticed late by a fraction of that."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+"""Seconds from one look for replies, or for nodes, to the next: at first, and at most."""
 SELECT_SECONDS = 30.0
 """How long the end of a run waits for clients to note which round was selected; who does not goes by an earlier one."""
 TRIES = 3
@@ -111,12 +111,12 @@ class Pauses:
     """The pauses between looks for what is not there yet: longer and longer, and no shorter than the look itself."""
 
     def __init__(self) -> None:
-        self._next, self._since = SHORTEST_PAUSE, time.monotonic()
+        self._pauses, self._since = growing(SHORTEST_PAUSE, LONGEST_PAUSE), time.monotonic()
 
     def wait(self) -> None:
         """Wait until the next look."""
-        time.sleep(max(self._next, time.monotonic() - self._since))
-        self._next, self._since = min(self._next * GROWTH, LONGEST_PAUSE), time.monotonic()
+        time.sleep(max(next(self._pauses), time.monotonic() - self._since))
+        self._since = time.monotonic()
 
 
 class Dispatcher:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 LOOPBACK = "127.0.0.1"
+EMPTY, TRAIN = "empty", "train"
+"""Kinds of rounds."""
 START_SECONDS, ROUND_SECONDS, LOOK = 120.0, 180.0, 0.5
 """Seconds that a ServerApp has to call, and that a round may take; and between two looks whether its processes still run."""
 

@@ -6,7 +6,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from tessera.benchmarks.pacing.pace import Paced
+from tessera.benchmarks.pacing.pace import EMPTY, Paced
 from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
@@ -17,7 +17,6 @@ from tessera.common.utils.parent_death import tether
 from tessera.server.app import serve
 from tessera.server.dispatch import Dispatcher
 
-TRAIN, EMPTY = "train", "empty"
 server = ServerApp()
 
 

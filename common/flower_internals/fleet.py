@@ -177,6 +177,11 @@ def _channel(
     return grpc.intercept_channel(secure, *interceptors)
 
 
+def name_message(message: Message, name: str) -> None:
+    """Give a message the id that its reply will name."""
+    message.metadata.__dict__["_message_id"] = name
+
+
 def unpack(envelope: Envelope) -> Message:
     """Read a message with its content. Raises what Flower raises for one that is damaged."""
     from flwr.app import Message
@@ -187,7 +192,7 @@ def unpack(envelope: Envelope) -> Message:
     message = inflate_object_from_contents(name, dict(envelope.objects))
     if not isinstance(message, Message):
         raise TypeError(f"what came is a {type(message).__name__}, no message")
-    message.metadata.__dict__["_message_id"] = name  # is the content's hash, and so not part of it
+    name_message(message, name)  # the content's hash, and so not part of it
     return message
 
 
@@ -201,7 +206,7 @@ def pack(message: Message) -> Envelope:
         no_object_id_recompute,
     )
 
-    message.metadata.__dict__["_message_id"] = message.object_id
+    name_message(message, message.object_id)
     head = message_to_proto(remove_content_from_message(message)).SerializeToString()
     with no_object_id_recompute():
         tree = get_object_tree(message).SerializeToString()

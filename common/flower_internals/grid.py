@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from copy import copy
 from pathlib import Path
@@ -35,11 +36,6 @@ def speak_as(run: int, node: int) -> Run:
     return Run.create_empty(run_id=run)
 
 
-def name_message(message: Message, name: str) -> None:
-    """Give a message the id that its reply will name."""
-    message.metadata.__dict__["_message_id"] = name
-
-
 def bundle_folder(grid: Grid) -> Path:
     """Where Flower has put what the bundle of a ServerApp's app holds."""
     from flwr.common.config import get_project_dir
@@ -54,15 +50,20 @@ def is_simulated(grid: Grid) -> bool:
     return isinstance(grid, InMemoryGrid)
 
 
+def _over_network(grid: Grid) -> bool:
+    """Whether a grid asks a server. Where none does, its class is not imported to find out: that takes a second."""
+    module = sys.modules.get("flwr.superlink.grid.http_grid")
+    return module is not None and isinstance(grid, module.HttpGrid)
+
+
 def push(grid: Grid, content: RecordDict, nodes: Sequence[int], kind: str, group: str) -> list[str]:
     """Send the same content to several nodes; return what each message is called, "" or None for one that was not taken.
 
     Over a network it goes `compacted`, and is answered so.
     """
     from flwr.app import Message
-    from flwr.superlink.grid.http_grid import HttpGrid
 
-    form = compacted(content) if isinstance(grid, HttpGrid) else content
+    form = compacted(content) if _over_network(grid) else content
     return list(grid.push_messages([Message(form, node, kind, group_id=group) for node in nodes]))
 
 
@@ -75,9 +76,7 @@ def replies(grid: Grid, messages: Sequence[str]) -> Iterator[tuple[str, Message 
 
     Raises what Flower raises where the server cannot be reached.
     """
-    from flwr.superlink.grid.http_grid import HttpGrid
-
-    looks = _announced(grid, messages) if isinstance(grid, HttpGrid) else ((message, grid) for message in messages)
+    looks = _announced(grid, messages) if _over_network(grid) else ((message, grid) for message in messages)
     for message, look in looks:
         try:
             found = list(look.pull_messages([message]))

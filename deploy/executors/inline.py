@@ -9,7 +9,8 @@ from flwr.serverapp import Grid
 
 from tessera.client.app import device_app
 from tessera.common.errors import RunError, StorageError
-from tessera.common.flower_internals.grid import name_message, speak_as
+from tessera.common.flower_internals.fleet import name_message
+from tessera.common.flower_internals.grid import speak_as
 from tessera.deploy.job import Job, Report
 from tessera.server.app import serve
 

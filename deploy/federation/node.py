@@ -19,11 +19,11 @@ from types import FrameType
 from typing import NoReturn
 
 from tessera.common.flower_internals.fleet import FleetConnection, KnownRun, RunOver, connect, head
+from tessera.common.utils.pauses import growing
 from tessera.deploy.federation.worker import Workers
 
-FIRST_LOOK, LAST_LOOK, GROWTH = 0.1, 3.0, 1.25
-"""Seconds until the next look for a message after one has come, and at most; and by how much a wait grows from look to look,
-so that a message waits for a quarter of the time that nothing has come, at most."""
+FIRST_LOOK, LAST_LOOK = 0.1, 3.0
+"""Seconds until the next look for a message after one has come, and at most."""
 JITTER = 0.2
 """By which part waits are drawn shorter or longer, so that many devices do not look at the same moments."""
 LEAVE = 2.5
@@ -34,10 +34,8 @@ RUNS = 4
 
 def waits() -> Iterator[float]:
     """Seconds until the next look, and the next, while no message comes."""
-    wait = FIRST_LOOK
-    while True:
-        yield wait * random.uniform(1 - JITTER, 1 + JITTER)
-        wait = min(wait * GROWTH, LAST_LOOK)
+    for pause in growing(FIRST_LOOK, LAST_LOOK):
+        yield pause * random.uniform(1 - JITTER, 1 + JITTER)
 
 
 def serve(fleet: FleetConnection, workers: Workers, node_config: dict[str, str]) -> NoReturn:

@@ -37,6 +37,10 @@ TAIL = 15
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
+FORKS = sys.platform == "linux"
+"""Whether a process may be forked from one that has imported much: on macOS that is not safe."""
+
+
 @dataclass
 class Process:
     """A running Flower command. Its output goes to `log`, or is left for `relay` to read.
@@ -170,6 +174,11 @@ def relay(process: Process, show: Callable[[str], None]) -> str:
         stop([process])
         reader.join(LINGER)
     return tail("".join(last))
+
+
+def module(name: str, *arguments: str) -> list[str]:
+    """The command that runs one of our modules, whatever lies in the folder where it is started."""
+    return [sys.executable, "-P", "-m", f"tessera.deploy.federation.{name}", *arguments]
 
 
 def program(name: str) -> str:

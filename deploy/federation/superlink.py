@@ -6,7 +6,6 @@ keys and past runs), `server.json` (its ports) and Flower's homes.
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from tessera.common.errors import RunError, TesseraError
 from tessera.common.flower_internals.control import app_bundle
 from tessera.common.utils.atomic_files import read_json, write_json
 from tessera.deploy.federation.certificates import Certificates, check_server, public_pem
-from tessera.deploy.federation.processes import LOOPBACK, Process, free_port, program, start, unproxied
+from tessera.deploy.federation.processes import FORKS, LOOPBACK, Process, free_port, module, program, start, unproxied
 from tessera.deploy.federation.registry import REVOKED, RegisteredNode, fingerprint, note, registered_nodes
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ PORT, CONTROL_PORT = 9092, 9093
 HOMES = "home"
 """Below a server's folder: Flower's homes."""
 START_SECONDS = 60.0
-FORKS = sys.platform == "linux"
 """Whether ServerApps are forked from a warm process. Elsewhere that is unsafe, and Flower's SuperExec starts each anew."""
 ANEW = (
     "to let that device in, remove node.key and node.key.pub from its folder and register the key its next `join` makes"
@@ -118,9 +116,8 @@ def start_superlink(server: Server, log: Path | None = None) -> Process:
     command += ["--ssl-keyfile", str(files.server_key), "--fleet-api-address", f"{server.host}:{server.port}"]
     command += ["--host", LOOPBACK, "--port", str(server.control_port)]
     if FORKS:
-        apps = [sys.executable, "-P", "-m", "tessera.deploy.federation.serverapps"]
-        command = [*apps, f"{LOOPBACK}:{server.control_port}", str(files.ca), program(command[0]), *command[1:]]
-        command += ["--isolation", "process"]
+        command = [program(command[0]), *command[1:], "--isolation", "process"]
+        command = module("serverapps", f"{LOOPBACK}:{server.control_port}", str(files.ca), *command)
     return start("server", command, server.folder / HOMES / "server", log)
 
 

@@ -6,7 +6,6 @@ All of it stays in the device's folder: `node.key` (never leaves it), `node.key.
 
 import json
 import re
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +17,7 @@ from tessera.common.utils.atomic_files import digest, write_bytes
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.environment import NodeKind
 from tessera.deploy.federation.certificates import CertificateError, check_server, node_public_key
-from tessera.deploy.federation.processes import Process, end_leftovers, free_port, relay, start
+from tessera.deploy.federation.processes import Process, end_leftovers, free_port, module, relay, start
 
 KEY = "node.key"
 HOME = ".flower"
@@ -68,11 +67,7 @@ def start_supernode(
     config = home.absolute() / "node.toml"
     # A file rather than 'data-dir="..."': Flower's parser of the latter splits at some characters a path may hold.
     write_bytes(config, f"data-dir = {json.dumps(str(data_dir.absolute()), ensure_ascii=False)}\n".encode())
-    command = (
-        [sys.executable, "-P", "-m", "tessera.deploy.federation.node"]
-        if kind is NodeKind.tessera
-        else ["flower-supernode"]
-    )
+    command = module("node") if kind is NodeKind.tessera else ["flower-supernode"]
     command += ["--superlink", server, "--root-certificates", str(ca.absolute())]
     command += ["--auth-supernode-private-key", str(data_dir.absolute() / KEY), "--node-config", str(config)]
     command += ["--port", str(free_port())] if kind is NodeKind.flower else ["--workers", workers]

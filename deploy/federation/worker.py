@@ -36,11 +36,10 @@ from tessera.common.flower_internals.fleet import (
     write_context,
 )
 from tessera.common.utils.parent_death import tether
-from tessera.deploy.federation.processes import Process, start
+from tessera.deploy.federation.processes import FORKS, Process, module, start
 
 IDLE = 60.0
 """Seconds without a message after which a forked worker ends: what it holds is better given back than kept."""
-FORKS = sys.platform == "linux"
 
 
 class NoWorkers(Exception):
@@ -122,7 +121,7 @@ class Workers:
     def _started(self) -> Connection:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-P", "-m", "tessera.deploy.federation.worker", "work", str(theirs.fileno())]
+            command = module("worker", "work", str(theirs.fileno()))
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         return Connection(ours.detach())
 
@@ -146,7 +145,7 @@ def start_warm(home: Path, log: Path) -> tuple[Process, str] | None:
     """Start a warm process for several nodes; return it and its name. None where workers are not forked."""
     if not FORKS:
         return None
-    command = [sys.executable, "-P", "-m", "tessera.deploy.federation.worker", "warm", name := new_name()]
+    command = module("worker", "warm", name := new_name())
     return start("workers", command, home.absolute(), log), name
 
 

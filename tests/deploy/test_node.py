@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from tessera.common.flower_internals.control import ControlClient
 from tessera.common.utils.atomic_files import read_tensors
+from tessera.common.utils.pauses import GROWTH
 from tessera.deploy.environment import NodeKind
 from tessera.deploy.executors.grpc import execute
-from tessera.deploy.federation.node import GROWTH, JITTER, LAST_LOOK, waits
+from tessera.deploy.federation.node import JITTER, LAST_LOOK, waits
 from tessera.deploy.federation.processes import Process, stop
 from tessera.deploy.federation.supernode import public_key, start_supernode
 from tessera.deploy.federation.worker import receive_frames, send_frames
@@ -70,8 +71,8 @@ clientapp = "hostile:app"
 WORKERS = """
 import os, signal, threading, time, psutil
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from tessera.common.flower_internals.fleet import KnownRun, pack, unpack, write_context
-from tessera.common.flower_internals.grid import name_message, speak_as
+from tessera.common.flower_internals.fleet import KnownRun, name_message, pack, unpack, write_context
+from tessera.common.flower_internals.grid import speak_as
 from tessera.deploy.federation import worker
 worker.IDLE = 3.0
 speak_as(1, 1)

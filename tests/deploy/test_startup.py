@@ -47,6 +47,15 @@ def test_listing_devices_needs_no_torch(tmp_path: Path) -> None:
     assert not loaded & (HEAVY - {"flwr"})
 
 
+def test_training_in_one_process_needs_nothing_that_asks_a_server(tmp_path: Path) -> None:
+    imported("data", "shop", "shop", "--items", "80", "--users", "20", cwd=tmp_path)
+    settings = "name: small\ndata: {folder: shop, kind: converted}\nrounds: 1\nviews: {dim: 8, id_dim: 8}\n"
+    (tmp_path / "small.yaml").write_text(settings)
+    loaded = imported("train", "small.yaml", "--data", "shop", cwd=tmp_path)
+    assert json.loads((tmp_path / "runs" / "small" / "status.json").read_text())["state"] == "completed"
+    assert not loaded & {"fastapi", "sqlalchemy"}  # which Flower's grid over HTTP takes along
+
+
 def test_a_broken_package_spoils_its_own_command_alone(tmp_path: Path) -> None:
     """It stays in the help, which says what is wrong; a name that two offer belongs to neither, and ours is not taken."""
     (tmp_path / "mine.py").write_text(
