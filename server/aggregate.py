@@ -7,6 +7,7 @@ from typing import Any
 from tessera.common.errors import TesseraError
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.updates import Update
+from tessera.server.robust.combine import Combiner, Sum
 
 SAID = 300
 """Characters of what a node says that are passed on."""
@@ -14,13 +15,13 @@ SAID = 300
 
 @dataclass
 class Aggregate:
-    """What the nodes answered to one thing that was asked, added up as it came in; bytes are of tensors, over all messages.
+    """What the nodes answered to one thing that was asked, combined as it came in; bytes are of tensors, over all messages.
 
     `dropped` counts by kind what was not added, `troubles` say why, node by node, and `lost` are sums of what was not valid.
     `failure` is what there is to say where the sum is of no use.
     """
 
-    update: Update = field(default_factory=Update)
+    combiner: Combiner = field(default_factory=Sum)
     nodes: int = 0
     bytes_down: int = 0
     bytes_up: int = 0
@@ -28,6 +29,11 @@ class Aggregate:
     troubles: list[str] = field(default_factory=list)
     lost: MetricSums = field(default_factory=MetricSums)
     failure: TesseraError | None = None
+
+    @property
+    def update(self) -> Update:
+        """What the nodes' updates make together."""
+        return self.combiner.total()
 
     def drop(self, kind: str, node: int, why: str) -> None:
         """Count something that is not added, and say why; what is not printable in a node's own words is left out."""

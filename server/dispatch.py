@@ -284,7 +284,7 @@ class Dispatcher:
             return
         total.bytes_up += array_bytes(content)
         try:
-            total.update += self._fitting(content, asked, request)
+            total.combiner.add(self._fitting(content, asked, request))
         except RejectedUpdate as rejected:
             said = "is refused" if rejected.kind == REFUSED else f"returned something {rejected.kind}"
             total.drop(rejected.kind, node, f"{said}: {rejected}")
