@@ -28,6 +28,7 @@ from tessera.common.metrics.names import NEW_USERS, UNTRAINED
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import decode, rotation
 from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, VIEWS, Task
+from tessera.common.protocol.projection import Projection
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
@@ -129,7 +130,7 @@ class RecommendationClient(Client):
             return cohort.train(state, sent, known, settings.local, settings.seed, task.round)
 
         origin = Origin(settings.seed, task.round, simulated=self.simulated)
-        moved, update = transforms(settings).train(algorithm, state.take(rows), active, origin)
+        moved, update = transforms(settings, Projection.of(task)).train(algorithm, state.take(rows), active, origin)
         Store(self.private(task.run)).save(number, task.round, task.durable, state.put(rows, moved))
         return Update() if block.is_new else update  # what new users learn is for themselves alone
 

@@ -2,7 +2,8 @@
 
 Each step has its stage, and the list is in the order of the stages:
 - person: each person's update by itself, before it is added to anybody's (clipping);
-- people: the sum over the people who are trained at once (noise);
+- people: the sum over the people who are trained at once (projection on few directions of the views, and then noise, so that
+  only what travels is noised: n_components tables and not n_views);
 - device: all that the device sends, at the end (number formats).
 The algorithm, such as `tessera.client.cohort.train`, knows nothing of them. A step keeps the parts of an update that it does
 not know.
@@ -23,6 +24,7 @@ from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import Codec
 from tessera.common.data.interactions import Split
 from tessera.common.protocol.codecs import encode, rotation
+from tessera.common.protocol.projection import Projection
 from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
 
@@ -70,6 +72,20 @@ class Clip:
     def __call__(self, update: Update, origin: Origin) -> Update:
         """Scale the gradients down."""
         return clipped(update, self.bound)
+
+
+@dataclass(frozen=True)
+class Project:
+    """Keeps what the gradients say along public directions of the views. It is linear, and makes nothing longer: the sum is as
+    good as each person's by itself, and stays within what clipping bounded."""
+
+    projection: Projection
+    name = "project"
+    stage: Stage = "people"
+
+    def __call__(self, update: Update, origin: Origin) -> Update:
+        """Project them."""
+        return replace(update, gradients=self.projection.project(update.gradients))
 
 
 @dataclass(frozen=True)
@@ -137,12 +153,14 @@ class Transforms:
         return [step for step in self.steps if step.stage == stage]
 
 
-def transforms(settings: DeviceSettings) -> Transforms:
-    """The steps that a run's settings ask for."""
+def transforms(settings: DeviceSettings, projection: Projection | None = None) -> Transforms:
+    """The steps that a run's settings, and a round's projection, ask for."""
     clip, multiplier = settings.privacy.clip, settings.privacy.noise_multiplier
     steps: list[Transform] = []
     if clip:
         steps.append(Clip(clip))
+    if projection:
+        steps.append(Project(projection))
     if multiplier:
         steps.append(Noise(multiplier * clip))
     return Transforms([*steps, Encode(settings.wire.gradients)])

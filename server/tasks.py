@@ -74,6 +74,7 @@ class Tasks:
             self.device_settings,
             selected=self.selection.round,
             also=tuple(also),
+            components=self.strategy.components if ask.kind == "train" else (),
         )
         broadcast = self.strategy.broadcast if ask.kind in ("train", "evaluate") else no_broadcast
         return self.dispatcher.dispatch(task, broadcast, inputs, self.strategy.check, counts)

@@ -14,9 +14,10 @@ from flwr.app import RecordDict
 from tessera.common.errors import DataError, NotFiniteError, ProtocolError
 from tessera.common.metrics.names import MetricName
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.codecs import decode, rotation
+from tessera.common.protocol.codecs import decode, rotation, rows
 from tessera.common.protocol.messages import Kind, Task, check_protocol, in_answer_to
 from tessera.common.protocol.parts import GRADIENTS_PART
+from tessera.common.protocol.projection import SKETCH, Projection
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import ANSWERS, Update, check_gradients, unpack_update
 from tessera.common.registry.registry import resolve
@@ -67,7 +68,9 @@ def validate_update(content: RecordDict, wanted: Expected) -> Update:
         check_protocol(said, "it", "this server")
         if any(said.get(name) != value for name, value in in_answer_to(task).items()):
             raise RejectedUpdate(STRAY, "it answers another task than this round's")
-        update = _read(content, task, wanted.sent)
+        projection = Projection.of(task)
+        sent = projection.outline(wanted.sent) if projection else wanted.sent
+        update = _read(content, task, wanted.sent, projection)
         _check_sums(update.sums, task.kind)
         _check_counts(update.counts, wanted.counts)
         for part in update.held():
@@ -76,7 +79,7 @@ def validate_update(content: RecordDict, wanted: Expected) -> Update:
         if any(value < 0 for name, value in update.sums.values.items() if name != SIGNED):
             raise RejectedUpdate(MALFORMED, "a sum of its metrics is negative")
         if task.kind == "train":
-            check_gradients(update, wanted.sent)
+            check_gradients(update, sent)
             _check_size(update, wanted.largest)
         elif update.gradients:
             raise RejectedUpdate(MALFORMED, f"gradients, which nobody wants of {task.kind}")
@@ -102,11 +105,15 @@ def degenerate(kind: Kind, sums: MetricSums) -> tuple[str, str] | None:
     return None
 
 
-def _read(content: RecordDict, task: Task, sent: Tensors) -> Update:
+def _read(content: RecordDict, task: Task, sent: Tensors, projection: Projection | None) -> Update:
+    """Read a reply. Gradients for `sent` come projected, or from a device of an older version as they are."""
     update, wire = unpack_update(content, map(resolve, task.settings.strategy_spec.parts)), task.settings.wire
-    shapes = {name: tuple(sent[name].shape) for name in sent}
+    older = SKETCH not in update.gradients and rows(update.gradients) == len(task.views)
+    late = projection if older else None  # projected late: here
+    expected = projection.outline(sent) if projection and not late else sent
+    shapes = {name: tuple(value.shape) for name, value in expected.items()}
     gradients = decode(update.gradients, shapes, wire.gradients, rotation(task.settings.seed, task.round))
-    return replace(update, gradients=gradients)
+    return replace(update, gradients=late.project(gradients) if late else gradients)
 
 
 def _check_sums(sums: MetricSums, kind: Kind) -> None:

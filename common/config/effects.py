@@ -114,6 +114,13 @@ def _history(settings: "Settings") -> Reasons:
     return found | {f"local.{key}": why for key in ("recency", "history_mask") if getattr(local, key)}
 
 
+def _wire(settings: "Settings") -> Reasons:
+    """What shortens the gradients of several views, where there is one."""
+    return (
+        {} if _several_views(settings) else {"wire.explained": "there is a single view: its gradient is all there is"}
+    )
+
+
 def _questions(settings: "Settings") -> Reasons:
     """What only concerns people and their events, or only questions."""
     people, questions = "devices that answer questions", "only devices that answer questions (data.kind questions)"
@@ -142,6 +149,7 @@ RULES: tuple[Callable[["Settings"], Reasons], ...] = (
     _spectral_start,
     _start,
     _history,
+    _wire,
     _questions,
     _adapters,
 )

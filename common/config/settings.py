@@ -193,6 +193,9 @@ class WireSettings(FrozenSettings):
     """Format of what goes down to devices."""
     gradients: Codec = "float32"
     """Format of what comes up from them."""
+    explained: Fraction = 1.0
+    """Share of the squares of the views' gradients that comes up: along as few public directions of the views as held it in
+    the round before, see `tessera.common.protocol.projection`; 1: the gradient of each view."""
 
 
 class PrivacySettings(FrozenSettings):

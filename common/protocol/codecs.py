@@ -84,6 +84,12 @@ def decode(encoded: Tensors, shapes: Shapes, codec: Codec, salt: int) -> dict[st
     return decoded | {name: value.float() for name, value in rest.items()}
 
 
+def rows(encoded: Tensors, name: str = VIEWS) -> int:
+    """Of how many views a table says what it says, as far as its parts tell; 0 where there is no such table."""
+    part = encoded.get(name + MIX, torch.zeros(0)).T if name + MIX in encoded else encoded.get(name, torch.zeros(0))
+    return len(part) if part.ndim else 0
+
+
 def rotation(seed: int, round: int = 0) -> int:
     """What signs are drawn by: another number in each round, for gradients; in round 0 for views, which may outlast one."""
     return counter_rng.key("rotation", seed, round)

@@ -8,7 +8,7 @@ and looks for private tensors.
 from __future__ import annotations  # Flower is imported late: recommending, and reading settings, can do without it
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -91,6 +91,9 @@ class Task:
     """The round that is best on validation so far; 0: none was evaluated."""
     also: tuple[Ask, ...] = ()
     """What is asked along: done before the task, in this order, on the same tensors and from the states of its own round."""
+    components: tuple[tuple[float, ...], ...] = ()
+    """Directions of the views along which gradients come back, see `tessera.common.protocol.projection`; none: of all views.
+    What devices of older versions send, who do not know of them, is projected by the server."""
 
     def asks(self) -> tuple[Task, ...]:
         """All that is asked, each a task, in the order in which it is done; the last one is this one."""
@@ -115,6 +118,7 @@ def pack_task(task: Task, tensors: Tensors | None = None, inputs: Tensors | None
             "selected": task.selected,
             "also": [str(ask.kind) for ask in task.also],
             "also_rounds": [ask.round for ask in task.also],
+            "components": [share for row in task.components for share in row],
         }
     )
     content = RecordDict({"task": header, "inputs": to_record(inputs or {})})
@@ -134,6 +138,7 @@ def unpack_task(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, di
     header["settings"] = DeviceSettings.read(header["settings"])
     header["durable"], header["views"] = tuple(header["durable"]), tuple(header["views"])
     header["also"] = tuple(map(Ask, header.get("also", ()), header.get("also_rounds", ())))
+    header["components"] = _rows(header.get("components", ()), len(header["views"]))
     task = Task(**{one.name: header[one.name] for one in fields(Task) if one.name in header})
     if not re.fullmatch(NAME, task.run) or not re.fullmatch("[0-9a-f]{64}|", task.tensors):
         raise DataError("the server's task names a run or tensors that no server of ours would name")
@@ -142,6 +147,13 @@ def unpack_task(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, di
         raise DataError("the server's task asks for things together that no server of ours would")
     carried = content.array_records.get("tensors")
     return task, None if carried is None else from_record(carried), from_record(content.array_records["inputs"])
+
+
+def _rows(flat: Sequence[float], width: int) -> tuple[tuple[float, ...], ...]:
+    """Rows of `width` numbers. Raises `DataError` where there is not a whole number of them."""
+    if len(flat) % max(width, 1):
+        raise DataError("the server's task has components of other views than it names")
+    return tuple(tuple(map(float, flat[at : at + width])) for at in range(0, len(flat), max(width, 1)))
 
 
 def in_answer_to(task: Task) -> ConfigRecord:

@@ -10,6 +10,7 @@ from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import RunError
 from tessera.common.protocol.messages import Broadcast
+from tessera.common.protocol.projection import Directions
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 
@@ -33,6 +34,11 @@ class Strategy(ABC):
     @abstractmethod
     def views(self) -> tuple[str, ...]:
         """Names of the views that are sent, in their order."""
+
+    @property
+    def components(self) -> Directions:
+        """Directions of the views along which the next round's gradients are wanted; none: the gradient of each view."""
+        return ()
 
     @abstractmethod
     def broadcast(self, client: str | None) -> Broadcast:

@@ -9,6 +9,7 @@ from torch import Tensor
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.protocol.messages import Broadcast
+from tessera.common.protocol.projection import Directions
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.server.strategies.base import Strategy
@@ -35,6 +36,11 @@ class Combined(Strategy):
     def views(self) -> tuple[str, ...]:
         """Names of the server's views."""
         return self.fedvlr.views
+
+    @property
+    def components(self) -> Directions:
+        """Directions of the server's views along which gradients are wanted."""
+        return self.fedvlr.components
 
     def broadcast(self, client: str | None) -> Broadcast:
         """The views, and the client's merged module once there is one."""

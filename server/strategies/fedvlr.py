@@ -6,6 +6,7 @@ Within a round nothing the server learns moves on a device, so the views F are c
 sum_u alpha_u sum_a grad_(D, gamma) L_u = J_F^T (sum_u alpha_u sum_a dL_u/dF): Algorithm 1's aggregate from dL/dF alone.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,12 +18,16 @@ from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import RoundAbandoned
 from tessera.common.protocol.codecs import encode, rotation
 from tessera.common.protocol.messages import Broadcast
+from tessera.common.protocol.projection import SKETCH, Directions, expand, leading, start
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update, check_gradients
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.utils.torch_device import resolve_device
 from tessera.server.strategies.base import Strategy
 from tessera.server.views.generator import ViewGenerator
+
+DIRECTIONS = "wire/directions"
+"""Name of the views' directions in the state."""
 
 
 class FedVLR(Strategy):
@@ -44,6 +49,8 @@ class FedVLR(Strategy):
         self.optimizer: torch.optim.Optimizer = kinds[settings.server.optimizer](
             _rates(self.generator, settings.server), weight_decay=decay
         )
+        projected = settings.wire.explained < 1 and len(self.views) > 1
+        self._directions = start(len(self.views)) if projected else torch.zeros(0, len(self.views))
         self._outputs: dict[str, Tensor] = {}
         self._broadcast = Broadcast()
 
@@ -56,6 +63,11 @@ class FedVLR(Strategy):
     def views(self) -> tuple[str, ...]:
         """Names of the views, in the order of the broadcast."""
         return self.generator.names
+
+    @property
+    def components(self) -> Directions:
+        """Those that explained enough of the last sum."""
+        return tuple(map(tuple, self._directions.tolist()))
 
     def build_views(self) -> dict[str, Tensor]:
         """Build what devices receive, before it is written for the wire; the graph behind it waits for `aggregate`."""
@@ -79,19 +91,23 @@ class FedVLR(Strategy):
             self._outputs = self.generator()
         if update.weight <= 0:
             raise RoundAbandoned("no user took part, as happens with a small `fraction`")
+        found = update.gradients.get(SKETCH)
+        update = replace(update, gradients=expand(update.gradients, self._directions))
         check_gradients(update, self._outputs)
         gradients = [update.gradients[name].to(sent) / update.weight for name, sent in self._outputs.items()]
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(list(self._outputs.values()), gradients)
         self.optimizer.step()
+        if found is not None and found.any():
+            self._directions = leading(found, self.settings.wire.explained)
         self._moved()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything learnt so far, by name: parameters and the optimiser's moments."""
+        """Everything learnt so far, by name: parameters, the optimiser's moments, and the directions of gradients, if any."""
         tensors = {f"model/{name}": value for name, value in self.generator.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items() if value is not None}
-        return tensors
+        return tensors | ({DIRECTIONS: self._directions} if len(self._directions) else {})
 
     def restore(self, tensors: Tensors) -> None:
         """Take up what `state` gave."""
@@ -101,6 +117,7 @@ class FedVLR(Strategy):
             if name.startswith("optimizer/"):
                 _, index, moment = name.split("/")
                 moments.setdefault(int(index), {})[moment] = value
+        self._directions = tensors.get(DIRECTIONS, self._directions)
         self.generator.load_state_dict(model)
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self._moved()

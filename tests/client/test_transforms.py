@@ -8,6 +8,7 @@ import torch
 from tessera.client.transforms import Clip, Encode, Noise, Origin, Stage, Transforms, transforms
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.parts import TensorSums
+from tessera.common.protocol.projection import Projection, start
 from tessera.common.protocol.updates import Update
 from tests.support.catalogues import small_settings
 
@@ -34,6 +35,18 @@ def test_the_settings_give_the_steps_in_order() -> None:
     assert [step.name for step in transforms(small_settings()).steps] == ["encode"]
     private = small_settings(privacy={"clip": 1.0, "noise_multiplier": 0.5})
     assert [step.name for step in transforms(private).steps] == ["clip", "noise", "encode"]
+    steps = transforms(private, Projection(start(2), None))
+    assert [step.name for step in steps.steps] == ["clip", "project", "noise", "encode"]
+
+
+def test_only_what_travels_is_noised() -> None:
+    given = Update({"views": torch.randn(2, 9, 8), "history": torch.randn(9, 8)}, 3.0)
+    private = small_settings(privacy={"clip": 1.0, "noise_multiplier": 0.5})
+    noised = transforms(private, Projection(start(2), None)).apply("people", given, ORIGIN)
+    assert {name: tuple(value.shape) for name, value in noised.gradients.items()} == {
+        "views": (1, 9, 8),
+        "history": (9, 8),
+    }
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ PAIRS: list[tuple[dict[str, Any], dict[str, Any], str, dict[str, Any]]] = [
     ),
     ({"views": {"item_ids": False}}, {"views": {"id_dim": 8}}, "views.id_dim .*views.item_ids", {}),
     ({"views": ONE_VIEW}, {"local": {"route": "uniform"}}, "there is a single view", {}),
+    ({"views": ONE_VIEW}, {"wire": {"explained": 0.9}}, "there is a single view", {}),
     ({"views": ONE_VIEW, "local": {"backbone": "fedavg"}}, {"local": {"recency": 1}}, HISTORY, {"views": ONE_VIEW}),
     ({"views": ONE_VIEW, "local": {"backbone": "fedavg"}}, {"local": {"history_mask": 0.5}}, HISTORY, {}),
     ({"local": {"backbone": "fedavg", "route": "uniform"}}, {"local": {"recency": 1}}, HISTORY, {}),

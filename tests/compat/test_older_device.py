@@ -22,10 +22,15 @@ from tests.deploy.test_round_policy import rounds
 from tests.support.catalogues import small_job
 
 
-def test_a_device_of_the_day_the_version_was_introduced_still_takes_part(tmp_path: Path) -> None:
-    """It gives what a device of today gives, also where the server says more than it knows."""
-    inline.execute(small_job(tmp_path, "today", 2), silent)
-    job = small_job(tmp_path, "older", 2)
+@pytest.mark.parametrize(
+    "wire", [{}, {"gradients": "float32", "explained": 0.6}, {"gradients": "float32", "explained": 0.9999}]
+)
+def test_a_device_of_the_day_the_version_was_introduced_still_takes_part(tmp_path: Path, wire: dict) -> None:
+    """It gives what a device of today gives, also where the server says more than it knows; it sends what is wanted of
+    gradients, and all else."""
+    wire = {"views": "float32", **wire}
+    inline.execute(small_job(tmp_path, "today", 2, wire=wire), silent)
+    job = small_job(tmp_path, "older", 2, wire=wire)
     with ZipFile(archive(PROTOCOL)) as kept:
         kept.extractall(tmp_path / "sources")
     command = [sys.executable, Path(__file__).with_name("device.py"), tmp_path / "sources", job.devices[0].parent]

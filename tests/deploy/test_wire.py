@@ -89,3 +89,34 @@ def test_parts_that_lie_are_dropped_and_named_and_the_round_goes_on(tmp_path: Pa
     assert [line.get("dropped") for line in rounds(job)] == [None, {"malformed": 1}, None]
     assert "node 1" in rounds(job)[1]["troubles"][0]
     assert "'views" in rounds(job)[1]["troubles"][0]
+
+
+@pytest.mark.parametrize("explained", [0.6, 0.999999])
+def test_a_run_along_few_directions_learns_the_same_and_resumes_bit_for_bit(tmp_path: Path, explained: float) -> None:
+    """Four views: as few directions as say enough travel, and the checkpoint knows which."""
+    wire = {"views": "float32", "gradients": "float32", "explained": explained}
+    many = {"local": {"backbone": "history", "learning_rate": 0.3}, "planted": True}
+    inline.execute(small_job(tmp_path, "all", 2, rounds=4, wire=PLAIN, **many), silent)
+    inline.execute(small_job(tmp_path, "whole", 2, rounds=4, wire=wire, **many), silent)
+    inline.execute(small_job(tmp_path, "parts", 2, rounds=2, wire=wire, **many), silent)
+    inline.execute(small_job(tmp_path, "parts", 2, rounds=4, wire=wire, resume=True, **many), silent)
+    assert_bitwise(tmp_path / "whole", tmp_path / "parts")
+    few, every = (rounds(small_job(tmp_path, name, 2, **many, resume=True)) for name in ("whole", "all"))
+    assert [line["loss"] for line in few] == pytest.approx([line["loss"] for line in every], rel=1e-3)
+    assert few[0]["bytes_up_per_user"] < 0.6 * every[0]["bytes_up_per_user"]
+    assert (few[-1]["bytes_up_per_user"] < every[-1]["bytes_up_per_user"]) == (explained < 0.9)
+
+
+def test_a_hostile_sketch_of_another_shape_is_dropped(tmp_path: Path) -> None:
+    def spoil(question: Message, reply: Message) -> list[Message]:
+        task = task_of(question)
+        if (task.kind, reply.metadata.src_node_id) == ("train", 1):
+            arrays = dict(reply.content.array_records["gradients"])
+            wrong = Array(np.ones((2, 2), dtype=np.float32))
+            reply.content["gradients"] = ArrayRecord(arrays | {"views/sketch": wrong})
+        return [reply]
+
+    job = small_job(tmp_path, "run", 3, wire={"explained": 0.9}, rounds=2)
+    carry_out(job, spoil)
+    assert [line.get("dropped") for line in rounds(job)] == [{"malformed": 1}] * 2
+    assert "'views/sketch'" in rounds(job)[0]["troubles"][0]
