@@ -1,8 +1,10 @@
 """Turns named tensors into whole numbers that can be masked and added up, and their sum back.
 
-A number x becomes round(x * 2^e), at random up or down, so that it is right on average. e is the same for all devices of a
-group: as large as public bounds allow if no sum of n devices may overflow. Tables are words of 32 bits, scalars (weights, sums,
-counts) of 64, of which 53 are used, so that whole counts stay exact. Law: |decode(sum of words) - sum of x| < n * 2^-e.
+A number x becomes round(x * scale), at random up or down, so that it is right on average. The scale is the same for all
+devices of a group: as large as public bounds allow if no sum of n devices may overflow. Tables are words of 32 bits, scalars
+(weights, sums, counts) of 64, of which 53 are used, and their scales are powers of two, so that whole counts stay exact.
+Short tables are words of 16 bits, for n devices of about 16 - log2(n) each: the scale is the largest that fits. Their numbers
+should be of one size, as `tessera.common.protocol.linear` makes them. Law: |decode(sum of words) - sum of x| < n / scale.
 """
 
 import math
@@ -19,14 +21,15 @@ from tessera.common.errors import SecureSumError
 from tessera.common.secure.encoding import number, text
 from tessera.common.utils import counter_rng
 
-Kind = Literal["table", "scalar"]
+Kind = Literal["table", "scalar", "short"]
 Words = dict[str, NDArray[Any]]
-"""Unsigned words of named tensors, flat: arithmetic on them is modulo 2^32 or 2^64."""
+"""Unsigned words of named tensors, flat: arithmetic on them is modulo 2^16, 2^32 or 2^64."""
 _TYPES: dict[Kind, tuple[np.dtype[Any], np.dtype[Any]]] = {
     "table": (np.dtype("<u4"), np.dtype("<i4")),
     "scalar": (np.dtype("<u8"), np.dtype("<i8")),
+    "short": (np.dtype("<u2"), np.dtype("<i2")),
 }
-_LARGEST_SUM: dict[Kind, int] = {"table": 2**31 - 1, "scalar": 2**53}
+_LARGEST_SUM: dict[Kind, int] = {"table": 2**31 - 1, "scalar": 2**53, "short": 2**15 - 1}
 _BOUNDS = (1e-30, 1e30)
 _CHUNK = 2**15
 """Numbers that are rounded at once: they stay in the processor's cache."""
@@ -62,6 +65,10 @@ class Spec:
         """e for sums of n devices: the largest for which n * (bound * 2^e + 1) is no overflow."""
         return math.floor(math.log2((_LARGEST_SUM[self.kind] / n - 1) / self.bound))
 
+    def scale(self, n: int) -> float:
+        """What numbers are multiplied by for sums of n devices: 2^e, and in 16 bits no less than there is room for."""
+        return (_LARGEST_SUM["short"] / n - 1) / self.bound if self.kind == "short" else 2.0 ** self.exponent(n)
+
     def describe(self) -> bytes:
         """Its name, kind and shape as bytes."""
         return (
@@ -95,9 +102,9 @@ def _rounded(value: Tensor, spec: Spec, n: int, salt: int) -> NDArray[Any]:
     if not bool((exact.abs() <= spec.bound).all()):  # nan is not either
         raise SecureSumError(f"{spec.name}: a value is above the bound of {spec.bound:g}, or not finite")
     words = torch.empty(spec.size, dtype=torch.int64)
-    step, key = 2.0 ** spec.exponent(n), counter_rng.key("secure-rounding", salt, spec.name)
+    scale, key = spec.scale(n), counter_rng.key("secure-rounding", salt, spec.name)
     for start in range(0, spec.size, _CHUNK):
-        scaled = exact[start : start + _CHUNK] * step
+        scaled = exact[start : start + _CHUNK] * scale
         whole = scaled.floor()
         draw = counter_rng.uniform(key, torch.arange(start, start + len(scaled)))
         words[start : start + _CHUNK] = whole + (draw < scaled - whole)
@@ -108,7 +115,7 @@ def from_words(words: Words, layout: Layout, n: int) -> dict[str, Tensor]:
     """Read a sum over up to n devices: float64, in the layout's shapes."""
     return {
         spec.name: torch.from_numpy(words[spec.name].view(_TYPES[spec.kind][1]).astype(np.float64))
-        .mul_(2.0 ** -spec.exponent(n))
+        .div_(spec.scale(n))
         .reshape(spec.shape)
         for spec in layout
     }
