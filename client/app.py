@@ -9,13 +9,14 @@ from flwr.clientapp import ClientApp
 
 from tessera.client.base import Client
 from tessera.client.device_folder import TensorsMissing, simulated_devices
+from tessera.client.owner.owner import Owner
 from tessera.client.recommendation import RecommendationClient
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
-from tessera.common.errors import DataError, ProtocolError, StorageError, TesseraError
+from tessera.common.errors import DataError, PolicyRefused, ProtocolError, StorageError, TesseraError
 from tessera.common.flower_internals.compact import opened
 from tessera.common.protocol.messages import Task, in_answer_to, join_answers, missing_tensors, refusal, unpack_task
-from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import ANSWERS, pack_update
 
 log = logging.getLogger("tessera.device")
@@ -46,7 +47,8 @@ def answer(content: RecordDict, device: Callable[[DeviceSettings], Client], simu
     try:
         task, tensors, inputs = unpack_task(content)
         client = device(task.settings)
-        answers = {one.kind: _answer(client, one, tensors, inputs, simulated) for one in task.asks()}
+        owner = Owner.of(client)
+        answers = {one.kind: _answer(client, owner, one, tensors, inputs, simulated) for one in task.asks()}
         return join_answers(task, answers)
     except TensorsMissing as missing:
         return missing_tensors(str(missing))
@@ -54,13 +56,17 @@ def answer(content: RecordDict, device: Callable[[DeviceSettings], Client], simu
         return _refused(error, simulated)
 
 
-def _answer(client: Client, task: Task, tensors: Tensors | None, inputs: Tensors, simulated: bool) -> RecordDict:
+def _answer(
+    client: Client, owner: Owner, task: Task, tensors: Tensors | None, inputs: Tensors, simulated: bool
+) -> RecordDict:
     """The answer to one thing that is asked: what fails of a message costs no more than itself. Raises `TensorsMissing`."""
     try:
-        update = client.perform(task, tensors, inputs)
+        granted = owner.check(client.own, task, inputs)
+        update = client.perform(task, tensors, granted.inputs)
         origin = Origin(task.settings.seed, task.round, simulated=simulated)
         reply = pack_update(transforms(task.settings).apply("device", update, origin))
         reply[ANSWERS] = in_answer_to(task)
+        owner.note(granted, update, array_bytes(reply))
         return reply
     except TensorsMissing:
         raise
@@ -76,6 +82,8 @@ def _refused(error: Exception, simulated: bool) -> RecordDict:
         log.error("%s", error)
     else:
         log.error("the server's task failed", exc_info=error)
+    if isinstance(error, PolicyRefused):
+        return refusal(f"refused by the device's policy: {error.kind}")
     if isinstance(error, ProtocolError):  # says nothing but versions
         return refusal(str(error))
     return refusal(f"{type(error).__name__} on the device; its own log says more")

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 
 from tessera.client.device_folder import DeviceFolder
+from tessera.client.owner.rules import Own
 from tessera.common.protocol.messages import Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
@@ -14,3 +15,7 @@ class Client(DeviceFolder, ABC):
     @abstractmethod
     def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
+
+    @abstractmethod
+    def own(self, task: Task) -> Own:
+        """Say what the device's owner has to know of a task: how many people are in what it returns."""

@@ -3,6 +3,7 @@
 views/HASH.safetensors      tensors received from the server; simulated devices have links to what they share
 private/RUN/run.json        the run's settings, and which tensors belong to the last state and to the selected one
 secret                      a number that nobody else knows, drawn on first use
+policy.yaml, ledger.jsonl   what the owner lets be answered, and what was; see `tessera.client.owner`
 """
 
 import logging
@@ -29,7 +30,7 @@ from tessera.common.utils.atomic_files import (
 )
 
 log = logging.getLogger("tessera.device")
-NOTE = "run.json"
+NOTE, POLICY = "run.json", "policy.yaml"
 
 
 class TensorsMissing(Exception):
@@ -69,6 +70,16 @@ class DeviceFolder:
     def private(self, run: str) -> Path:
         """Folder of the private states of a run."""
         return self.folder / "private" / run
+
+    @property
+    def has_owner(self) -> bool:
+        """Whether somebody decides what this device answers: nobody does for a simulated one, unless a policy lies there."""
+        return not self.simulated or (self.folder / POLICY).exists()
+
+    def participation(self, task: Task) -> int:
+        """What is drawn by who of the people here takes part in the rounds of a run: of a device with an owner, its secret,
+        so that no server can draw until one person is alone."""
+        return counter_rng.key(task.run, self.secret()) if self.has_owner else task.settings.seed
 
     def secret(self) -> int:
         """A number that only this device knows."""

@@ -19,6 +19,7 @@ from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
 from tessera.client.adapters.signature import last_layer_gradient, sign
 from tessera.client.base import Client
 from tessera.client.methods import LocalTraining, Method, answer, make_method
+from tessera.client.owner.rules import Own
 from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import MosaicSettings
 from tessera.common.data.catalogue import image_and_text, load_catalogue
@@ -75,6 +76,10 @@ class QAClient(Client):
         own_name = ClientAdapters(towers={self.client(task.run): own.adapted.tower_id})
         update = self._perform(task, tensors, own)
         return update.put(ADAPTERS, update[ADAPTERS] + own_name)
+
+    def own(self, task: Task) -> Own:
+        """One device's own answers, which are no sum over people."""
+        return Own(1, is_sum=False)
 
     def _perform(self, task: Task, tensors: Tensors | None, own: QAContext) -> Update:
         if task.kind == "item_statistics":

@@ -17,17 +17,18 @@ from torch import Tensor
 from tessera.client import cohort, evaluation
 from tessera.client.base import Client
 from tessera.client.histories import Histories, histories
+from tessera.client.owner.rules import Own
 from tessera.client.private_state import PrivateState, Store
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import Interactions, Split, load_interactions
 from tessera.common.data.splits import make_split
-from tessera.common.errors import DataError
+from tessera.common.errors import DataError, PolicyRefused
 from tessera.common.metrics.names import NEW_USERS, UNTRAINED
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import decode, rotation
-from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, VIEWS, Task
+from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, RIDERS, VIEWS, Task
 from tessera.common.protocol.projection import Projection
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
@@ -46,6 +47,14 @@ class RecommendationClient(Client):
         tower = self.tower(task)
         update = self._perform(task, tensors, inputs, tower)
         return tower.signed(update) if tower else update
+
+    def own(self, task: Task) -> Own:
+        """How many people are in the smallest of the sums that a task wants, and how often they have each item."""
+        split = self.split(task.settings).training_users()
+        numbers = [np.count_nonzero(np.diff(split.offsets))]
+        if task.kind in RIDERS:
+            numbers += [np.count_nonzero(targets >= 0) for targets in (split.validation, split.test)]
+        return Own(int(min(filter(None, numbers), default=0)), torch.from_numpy(split.counts()).float())
 
     def _perform(self, task: Task, tensors: Tensors | None, inputs: Tensors, tower: "TowerView | None") -> Update:
         settings = task.settings
@@ -70,6 +79,8 @@ class RecommendationClient(Client):
         if tower:
             tower.task = task
         sent = {name: value.to(target) for name, value in self.sent(task, self.hold(task, tensors)).items()}
+        if self.has_owner and not sent[VIEWS].any():
+            raise PolicyRefused("views", "the views are all zero: what comes back for them would be counts of items")
         sent = tower.beside(sent) if tower else sent
         work = self._train if task.kind == "train" else self._evaluate
         total = Update()
@@ -119,7 +130,7 @@ class RecommendationClient(Client):
         settings = task.settings
         state = self.state(task, block.users, number, sent[VIEWS])
         people = histories(block)
-        draws = counter_rng.uniform(counter_rng.key("participation", settings.seed, task.round), people.keys)
+        draws = counter_rng.uniform(counter_rng.key("participation", self.participation(task), task.round), people.keys)
         rows = torch.from_numpy(np.flatnonzero((draws < settings.fraction).numpy() & (people.lengths() > 0).numpy()))
         if not len(rows):
             return Update()
@@ -173,10 +184,15 @@ def _item_statistics(split: Split) -> Update:
 
 
 def _power(block: Split, basis: Tensor) -> Update:
-    """One power iteration's share: sum_u x_u (x_u^T basis), [n_items, width], with x_u = r_u / |history|^(1/4)."""
+    """One power iteration's share: sum_u x_u (x_u^T basis), [n_items, width], with x_u = r_u / |history|^(1/4).
+
+    Items whose rows of the basis are zero are left out: their rows of the product are zero too. A person's part of the trace
+    of basis^T product is at most |x_u|^2 = sqrt(|history|), so that of n people with m events is at most sqrt(n m).
+    """
     people = histories(block).to(basis.device, basis.dtype)
     totals = people.total(basis) / people.sizes().sqrt()[:, None]
-    return Update(counts={BASIS: torch.zeros_like(basis).index_add_(0, people.items, totals[people.owners])})
+    product = torch.zeros_like(basis).index_add_(0, people.items, totals[people.owners])
+    return Update(counts={BASIS: product * basis.any(1, keepdim=True)})
 
 
 def _shapes(state: PrivateState) -> dict[str, torch.Size]:

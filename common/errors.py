@@ -39,6 +39,14 @@ class ProtocolError(TesseraError):
     """The other side speaks another version of the protocol: the message names both."""
 
 
+class PolicyRefused(TesseraError):
+    """A device's owner does not want done what is asked. The message is for the owner; a server hears its `kind` alone."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
 class SecureSumError(TesseraError):
     """A secure sum cannot be made of what came: the message names the step, and the device where one is to blame."""
 

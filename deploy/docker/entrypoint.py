@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from tessera.client.device_folder import POLICY
+from tessera.client.owner.ledger import LEDGER
 from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
 from tessera.common.data.interactions import INTERACTIONS
@@ -153,14 +155,14 @@ def _all_show_their_keys() -> bool:
 def take_assignment(device: Path, dataset: str, partition: int, n_partitions: int) -> None:
     """Give a device its partition of a dataset, unless it holds that, or interactions that its owner brought.
 
-    What was learnt about people of another partition goes with them; the key and Flower's home stay.
+    What was learnt about people of another partition goes with them; the key, Flower's home, the policy and the ledger stay.
     """
     wanted, note = {"dataset": dataset, "partition": partition, "of": n_partitions}, device / "assignment.json"
     if read_json(note) == wanted if note.exists() else (device / INTERACTIONS).exists():
         return
     write_json(note, {})  # from here until the end neither this partition's nor the owner's
     for path in device.iterdir():
-        if path.name in (HOME, KEY, f"{KEY}.pub", note.name):
+        if path.name in (HOME, KEY, f"{KEY}.pub", POLICY, LEDGER, note.name):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     partition_one(Path(dataset), device, partition, n_partitions)

@@ -10,5 +10,5 @@ from tessera.common.datasets.demo_shop import write_shop
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "shop"
-    write_shop(folder, n_items=80, n_users=8)
+    write_shop(folder, n_items=80, n_users=24)
     return folder

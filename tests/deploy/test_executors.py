@@ -106,8 +106,8 @@ def test_ray_equals_inline_also_when_resumed_by_new_workers(tmp_path: Path) -> N
 
 @pytest.mark.integration
 def test_grpc_equals_inline(tmp_path: Path) -> None:
-    inline.execute(small_job(tmp_path, "inline", 2, rounds=2, server=SGD), silent)
-    figures = run_job(small_job(tmp_path, "grpc", 2, rounds=2, server=SGD), "grpc", silent)
+    inline.execute(small_job(tmp_path, "inline", 2, rounds=2, server=SGD, planted=True), silent)
+    figures = run_job(small_job(tmp_path, "grpc", 2, rounds=2, server=SGD, planted=True), "grpc", silent)
     assert figures.rounds == 2
     assert_same_run(tmp_path / "inline", tmp_path / "grpc", 1e-5)
 

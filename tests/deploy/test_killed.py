@@ -81,7 +81,7 @@ def submitted_and_killed(server: Server, device: Path, shop: Path, start_command
 @linux
 @pytest.mark.slow
 def test_a_killed_run_over_grpc_leaves_nothing_behind_and_is_resumed(tmp_path: Path, start_command: Start) -> None:
-    convert_shop(tmp_path / "shop", n_items=80, n_users=8)
+    convert_shop(tmp_path / "shop", n_items=80, n_users=24)
     config, run = tmp_path / "config.yaml", tmp_path / "runs" / "small"
     config.write_text(yaml.safe_dump(SETTINGS | {"rounds": 2}))
     train = ["train", config, "--data", tmp_path, "--executor", "grpc", "--runs", run.parent]

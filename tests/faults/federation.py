@@ -42,7 +42,7 @@ class Federation:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.dataset = small_dataset(folder / "small")
+        self.dataset = small_dataset(folder / "small", n_users=30)
         self.devices = partition(self.dataset, folder / "devices", 2)
         self.server = Server.local(folder / "server")
         self.control = Control(self.server)

@@ -1,0 +1,188 @@
+"""What a device answered and refused: `ledger.jsonl` in its folder, one line of JSON each, written before an answer is sent.
+
+Lines are only ever added, and stay when a run ends. A line that was cut off when the device was killed is passed over, and
+named. The file is the owner's: without it a device does not remember what it answered before.
+"""
+
+import json
+import os
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tessera.common.utils.atomic_files import PRIVATE, storing
+
+LEDGER = "ledger.jsonl"
+
+
+class Entry(BaseModel):
+    """One line: an answer, or a refusal."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    time: float
+    """Seconds since 1970."""
+    run: str
+    catalogue: str
+    """The first digits of the catalogue's hash: with the run's name, all that is known of who asks."""
+    round: int
+    kind: str
+    bytes: int = 0
+    """Of the tensors that were sent."""
+    people: int = 0
+    """Whom it was a sum of: on this device, or on all of a secure sum's."""
+    devices: int = 1
+    masked: bool = False
+    """Whether it went into a secure sum."""
+    clip: float = 0.0
+    noise: float | None = None
+    """Standard deviation of the noise on the sum that the server sees, as a multiple of the clip; None: exact."""
+    epsilon: float | None = 0.0
+    """Of all answers so far, at `delta`; None: unbounded."""
+    delta: float = 1e-5
+    refused: str = ""
+    """For a refusal, what kind of rule it was, which is all that the server hears."""
+    reason: str = ""
+    """For a refusal, what the rule says."""
+    ask: str = ""
+    """What was asked, as a hash: the same again has the same."""
+    members: str = ""
+    """The settings that decide who and what is counted, as a hash."""
+    counts: str = ""
+    """The item counts that came along, as a hash."""
+    columns: int = 0
+    """Columns of a product for the spectral start."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether something was told without noise and outside a secure sum."""
+        return not self.refused and not self.masked and self.noise is None and self.kind != "select"
+
+
+@dataclass
+class RunMemory:
+    """What was answered in one run."""
+
+    members: str = ""
+    counts: str = ""
+    asks: Counter[tuple[int, str]] = field(default_factory=Counter)
+    """Answers by round and kind."""
+    same: Counter[str] = field(default_factory=Counter)
+    """Answers by what was asked."""
+    versions: Counter[tuple[int, str]] = field(default_factory=Counter)
+    """Different asks by round and kind."""
+    columns: int = 0
+    """Columns of all its different products."""
+
+
+@dataclass
+class Memory:
+    """What a device remembers of its ledger."""
+
+    runs: dict[str, RunMemory] = field(default_factory=dict)
+    answered: list[float] = field(default_factory=list)
+    """When each answer was given."""
+    refused: list[float] = field(default_factory=list)
+    noise: float = 0.0
+    """Sum of 1 / noise^2 over all noised answers, which are together one of that noise."""
+    exact: int = 0
+    """Answers without noise, outside secure sums."""
+
+    def answers_since(self, moment: float) -> int:
+        """How many answers were given after a moment."""
+        return len(self.answered) - bisect_right(self.answered, moment)
+
+    def refusals_since(self, moment: float) -> int:
+        """How many asks were refused after a moment."""
+        return len(self.refused) - bisect_right(self.refused, moment)
+
+    def of(self, run: str) -> RunMemory:
+        """What was answered in a run."""
+        return self.runs.get(run) or RunMemory()
+
+    def take(self, entry: Entry) -> None:
+        """Take in one more line."""
+        if entry.refused:
+            self.refused.append(entry.time)
+            return
+        self.answered.append(entry.time)
+        self.exact += entry.exact
+        self.noise += entry.noise**-2 if entry.noise else 0.0
+        run, place = self.runs.setdefault(entry.run, RunMemory()), (entry.round, entry.kind)
+        run.members, run.counts = run.members or entry.members, run.counts or entry.counts
+        run.asks[place] += 1
+        if not run.same[entry.ask]:
+            run.versions[place] += 1
+            run.columns += entry.columns
+        run.same[entry.ask] += 1
+
+
+@dataclass
+class Reading:
+    """How far a ledger was read: up to `end` bytes of the file `file`, and the memory of what stands there."""
+
+    file: int = 0
+    end: int = 0
+    memory: Memory = field(default_factory=Memory)
+
+
+_readings: dict[Path, Reading] = {}
+"""What this process has read so far: a ledger only grows."""
+
+
+class Ledger:
+    """The ledger of a device's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LEDGER
+
+    def append(self, entry: Entry) -> None:
+        """Add a line, and see it on the disk before going on. Raises `StorageError`."""
+        line = json.dumps(entry.model_dump(exclude_defaults=True), ensure_ascii=False) + "\n"
+        with storing(self.path):
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE)
+            try:
+                end = os.fstat(file).st_size
+                whole = not end or os.pread(file, 1, end - 1) == b"\n"
+                content = line.encode() if whole else b"\n" + line.encode()
+                if os.write(file, content) < len(content):
+                    raise OSError(28, "the disk is full")
+                os.fsync(file)
+            finally:
+                os.close(file)
+
+    def memory(self) -> Memory:
+        """What the lines say together. Only those that are new since the last time are read."""
+        return self._reading().memory
+
+    def entries(self) -> tuple[list[Entry], list[int]]:
+        """All lines, and the numbers of those that cannot be read: they were cut off when the device was killed."""
+        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        found = [_entry(line) for line in (lines if lines[-1] else lines[:-1])]
+        return [one for one in found if one], [number for number, one in enumerate(found, 1) if one is None]
+
+    def _reading(self) -> Reading:
+        try:
+            with self.path.open("rb") as file:
+                stat = os.fstat(file.fileno())
+                before = _readings.get(self.path)
+                if before is None or before.file != stat.st_ino or before.end > stat.st_size:
+                    before = _readings[self.path] = Reading(stat.st_ino)
+                file.seek(before.end)
+                complete = file.read().rpartition(b"\n")[0]
+        except FileNotFoundError:
+            return Reading()
+        for entry in filter(None, map(_entry, complete.split(b"\n"))):
+            before.memory.take(entry)
+        before.end += len(complete) + 1 if complete else 0
+        return before
+
+
+def _entry(line: bytes) -> Entry | None:
+    try:
+        return Entry.model_validate_json(line)
+    except ValidationError:
+        return None

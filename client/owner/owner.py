@@ -1,0 +1,170 @@
+"""The device's owner at the door: holds each ask against the policy, and writes down what was answered and what refused.
+
+Around the work that a device does:
+
+    granted = owner.check(client.own, task, inputs)
+    update = client.perform(task, tensors, granted.inputs)
+    owner.note(granted, update, bytes)
+
+Simulated devices have no owner, unless a `policy.yaml` lies in their folder.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tessera.client.device_folder import DeviceFolder
+from tessera.client.owner.ledger import Entry, Ledger, Memory
+from tessera.client.owner.policy import Policy, read_policy
+from tessera.client.owner.rules import DAY, Asked, Own, Refusal, Sum, check
+from tessera.client.privacy import epsilon
+from tessera.common.errors import ConfigError, PolicyRefused
+from tessera.common.protocol.messages import BASIS, COUNTS, Task
+from tessera.common.protocol.tensors import Tensors, content_hash
+from tessera.common.protocol.updates import Update
+from tessera.common.utils.atomic_files import digest
+
+log = logging.getLogger("tessera.device")
+SHORT = 16
+"""Digits of a hash that are written down."""
+INPUTS = {"power": (BASIS,), "evaluate": (COUNTS,)}
+"""Which inputs a kind of task reads; baselines read all, the others none."""
+OPEN = frozenset({"rounds", "device"})
+"""Settings that may change within a run: they decide nothing about who and what is counted."""
+
+
+@dataclass(frozen=True)
+class Granted:
+    """An ask that may be done: with these inputs, and what is written down once it is; None where nobody wants to know."""
+
+    inputs: Tensors
+    entry: Entry | None = None
+
+
+class Owner:
+    """What the owner of a device's folder decides; `policy` is None for a simulated device, which has none."""
+
+    def __init__(self, folder: Path, policy: Policy | None) -> None:
+        self.folder, self.policy, self.ledger = folder, policy, Ledger(folder)
+
+    @classmethod
+    def of(cls, device: DeviceFolder) -> "Owner":
+        """The owner of a device. Raises `PolicyRefused` where the policy cannot be read."""
+        try:
+            return cls(device.folder, read_policy(device.folder) if device.has_owner else None)
+        except ConfigError as error:
+            raise PolicyRefused("policy-file", str(error)) from None
+
+    def check(self, own: Callable[[Task], Own], task: Task, inputs: Tensors, sum: Sum | None = None) -> Granted:
+        """Let an ask pass, or raise `PolicyRefused`, which is written down.
+
+        Args:
+            own: What the device knows of its part in an answer.
+            task: What is asked.
+            inputs: What came along about items.
+            sum: In which sum the server sees the answer; by default that over the people here, as it is.
+        """
+        if self.policy is None:
+            return Granted(inputs)
+        known = own(task)
+        asked = _asked(known, task, inputs, sum or Sum(known.people), self.ledger.memory())
+        entry = _entry(asked, self.policy)
+        try:
+            check(self.policy, asked)
+        except PolicyRefused as refused:
+            self._refuse(entry, refused, asked.memory)
+            raise
+        return Granted(self._shown(asked), entry)
+
+    def note(self, granted: Granted, update: Update, bytes: int) -> None:
+        """Write an answer down, before it is sent. Raises `PolicyRefused` where it must not leave after all: too few people
+        turned out to be in it, or the budget of epsilon would be passed."""
+        entry, policy = granted.entry, self.policy
+        if entry is None or policy is None:
+            return
+        memory = self.ledger.memory()
+        took_part = int(update.sums["users"]) if entry.kind == "train" and not entry.masked else entry.people
+        entry = _accounted(entry.model_copy(update={"bytes": bytes, "people": took_part}), memory)
+        try:
+            if not entry.masked and entry.kind == "train" and update.gradients and 0 < took_part < policy.people:
+                raise _refusal(entry, "people", f"only {took_part} people took part, people is {policy.people}")
+            if policy.max_epsilon is not None and (entry.epsilon is None or entry.epsilon > policy.max_epsilon):
+                told = "unbounded" if entry.epsilon is None else f"{entry.epsilon:.2f}"
+                raise _refusal(entry, "epsilon", f"epsilon would be {told}, max_epsilon is {policy.max_epsilon:g}")
+        except PolicyRefused as refused:
+            self._refuse(entry, refused, memory)
+            raise
+        self.ledger.append(entry)
+
+    def _refuse(self, entry: Entry, refused: PolicyRefused, memory: Memory) -> None:
+        """Write a refusal down; of a server that does not stop asking, no more a day than answers."""
+        assert self.policy
+        if memory.refusals_since(entry.time - DAY) < self.policy.max_asks_per_day:
+            changes = {"refused": refused.kind, "reason": str(refused), "bytes": 0, "noise": None, "epsilon": 0.0}
+            self.ledger.append(entry.model_copy(update=changes))
+
+    def _shown(self, asked: Asked) -> Tensors:
+        """The inputs as the device works on them: without the items that too few people here have, where a product for a
+        spectral start is not masked. An item of one person's own would be that person."""
+        assert self.policy
+        if asked.task.kind != "power" or asked.sum.masked or asked.own.counts is None:
+            return asked.inputs
+        kept = (asked.own.counts >= self.policy.item_people).to(asked.inputs[BASIS])
+        return {**asked.inputs, BASIS: asked.inputs[BASIS] * kept[:, None]}
+
+
+def _asked(own: Own, task: Task, inputs: Tensors, sum: Sum, memory: Memory) -> Asked:
+    """An ask as the rules see it; what is the same in two asks has the same hash."""
+    read = {name: inputs[name] for name in INPUTS.get(task.kind, ()) if name in inputs}
+    if task.kind == "baselines":
+        read = dict(inputs)
+    members = _hash(task.settings.model_dump_json(exclude=set(OPEN), exclude_defaults=True))
+    ask = _hash(task.kind, task.run, str(task.round), task.tensors, members, content_hash(read))
+    counts = _hash(content_hash({COUNTS: inputs[COUNTS]})) if COUNTS in read else ""
+    return Asked(task, inputs, own, sum, memory, ask, members, counts, time.time())
+
+
+def _hash(*parts: str) -> str:
+    return digest("\x1f".join(parts).encode())[:SHORT]
+
+
+def _entry(asked: Asked, policy: Policy) -> Entry:
+    """What is known of an answer before it is made. The noise is that of one person until it is known how many took part."""
+    task, basis = asked.task, asked.inputs.get(BASIS)
+    privacy = task.settings.privacy if task.kind == "train" and asked.own.is_sum else None
+    return Entry(
+        time=asked.now,
+        run=task.run,
+        catalogue=task.catalogue[:SHORT],
+        round=task.round,
+        kind=task.kind,
+        people=asked.sum.people,
+        devices=asked.sum.devices,
+        masked=asked.sum.masked,
+        clip=privacy.clip if privacy else 0.0,
+        noise=privacy.noise_multiplier or None if privacy else None,
+        delta=policy.delta,
+        ask=asked.ask,
+        members=asked.members,
+        counts=asked.counts,
+        columns=basis.shape[-1] if task.kind == "power" and basis is not None and basis.ndim else 0,
+    )
+
+
+def _accounted(entry: Entry, memory: Memory) -> Entry:
+    """The entry with the noise of its sum, to which all people in it add their own, and with the epsilon of all so far.
+
+    Noised answers are together one of noise 1 / sqrt(sum of 1 / noise^2) (Dong, Roth & Su 2022, Cor. 3.3).
+    """
+    entry = entry.model_copy(update={"noise": entry.noise * math.sqrt(max(entry.people, 1)) if entry.noise else None})
+    total = memory.noise + (entry.noise**-2 if entry.noise else 0.0)
+    if memory.exact or entry.exact:
+        return entry.model_copy(update={"epsilon": None})
+    return entry.model_copy(update={"epsilon": epsilon(total**-0.5, 1, entry.delta) if total else 0.0})
+
+
+def _refusal(entry: Entry, kind: Refusal, reason: str) -> PolicyRefused:
+    return PolicyRefused(kind, f"run {entry.run}, round {entry.round}, {entry.kind}: {reason}")
