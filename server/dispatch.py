@@ -20,6 +20,8 @@ from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
 from tessera.common.utils.pauses import growing
 from tessera.server.aggregate import Aggregate
+from tessera.server.robust import combiner
+from tessera.server.robust.claims import Claims
 from tessera.server.validation import (
     FAILED,
     LATE,
@@ -127,6 +129,7 @@ class Dispatcher:
         self._held: dict[int, str] = {}
         self._clients: dict[int, str | None] = {}
         self._late: dict[str, tuple[int, float]] = {}
+        self._claims = Claims()
 
     def wait(self) -> None:
         """Wait until as many nodes as the settings say are online. Raises `RunError` when they are not in time."""
@@ -156,7 +159,7 @@ class Dispatcher:
         `RoundAbandoned` where too few answered in time (all nodes must where the sum stands for the whole run), `RunError`
         where at least half of the replies were of no use in the same way.
         """
-        totals = {one.kind: Aggregate() for one in task.asks()}
+        totals = {one.kind: Aggregate(combiner(self.settings.defence, one, self._claims)) for one in task.asks()}
         asked = self._draw(self._ready(task, totals), task)
         broadcasts = {node: broadcast(self._clients.get(node)) for node in asked}
         request = Request(task, broadcasts, inputs or {}, counts or {}, check, totals)
@@ -296,12 +299,16 @@ class Dispatcher:
     def _fitting(self, content: RecordDict, asked: Asked, request: Request) -> Update:
         """The update of a node that has been looked at from all sides. Raises `RejectedUpdate`."""
         sent = request.broadcasts[asked.node].tensors
-        update = validate_update(content, Expected(asked.task, sent, request.counts, self.settings.largest_gradient))
+        claim = self._claims.of(asked.node)
+        expected = Expected(asked.task, sent, request.counts, self.settings.largest_gradient, request.inputs, claim)
+        update = validate_update(content, expected)
         try:
             self._know(asked.node, update)
             request.check(update)
         except Exception as error:
             raise RejectedUpdate(MALFORMED, str(error) or type(error).__name__) from None
+        if asked.task.kind == "item_statistics":
+            self._claims.hear(asked.node, update)
         return update
 
     def _know(self, node: int, update: Update) -> None:

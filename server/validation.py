@@ -6,7 +6,7 @@ they send is taken, or raises `RejectedUpdate` with a reason that is counted and
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import RecordDict
@@ -21,9 +21,11 @@ from tessera.common.protocol.projection import SKETCH, Projection
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import ANSWERS, Update, check_gradients, unpack_update
 from tessera.common.registry.registry import resolve
+from tessera.server.robust.claims import Claim, ExaggeratedError, check_claim
 
 FAILED, REFUSED, LATE, STRAY = "failed", "refused", "late", "stray"
 MALFORMED, NONFINITE, CONSTANT, LARGE = "malformed", "nonfinite", "constant", "large"
+EXAGGERATED = "exaggerated"
 REMEDIES = {NONFINITE: "lower the learning rates", CONSTANT: "nothing was learnt: check losses and rates"}
 """What ails most nodes is the run's own fault, and this is what to do."""
 SIGNED = "loss"
@@ -51,13 +53,15 @@ class RejectedUpdate(Exception):
 
 @dataclass(frozen=True)
 class Expected:
-    """What an update must fit: the tensors its node had, the shapes of counts that may come, and a bound of its gradients'
-    norm by weight, where 0 is none."""
+    """What an update must fit: the tensors its node had, the shapes of counts that may come, a bound of its gradients' norm by
+    weight, where 0 is none, what went along with the task, and what the node has said of its people."""
 
     task: Task
     sent: Tensors
     counts: Mapping[str, torch.Size]
     largest: float
+    inputs: Tensors = field(default_factory=dict)
+    claim: Claim | None = None
 
 
 def validate_update(content: RecordDict, wanted: Expected) -> Update:
@@ -83,10 +87,13 @@ def validate_update(content: RecordDict, wanted: Expected) -> Update:
             _check_size(update, wanted.largest)
         elif update.gradients:
             raise RejectedUpdate(MALFORMED, f"gradients, which nobody wants of {task.kind}")
+        check_claim(update, task, wanted.inputs, wanted.claim)
     except RejectedUpdate:
         raise
     except ProtocolError as error:
         raise RejectedUpdate(REFUSED, str(error)) from None
+    except ExaggeratedError as error:
+        raise RejectedUpdate(EXAGGERATED, str(error)) from None
     except NotFiniteError as error:
         raise RejectedUpdate(NONFINITE, str(error)) from None
     except Exception as error:  # whatever a node has made up

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from tessera.common.registry.backbones import BACKBONES
+from tessera.common.registry.component import ComponentSettings
 from tessera.common.registry.converters import CONVERTED, CONVERTERS
 from tessera.common.registry.strategies import STRATEGIES, TOWER_GROUPS, VIEWS_GROUPS
 
@@ -36,7 +37,7 @@ def set_without_effect(settings: "Settings") -> Reasons:
         for group in groups:
             owner = getattr(owner, group)
         value = getattr(owner, last)
-        if isinstance(value, BaseModel):  # a whole group
+        if isinstance(value, BaseModel) and not isinstance(value, ComponentSettings):  # a whole group
             found |= {f"{key}.{name}": why for name in type(value).model_fields if name in value.model_fields_set}
         elif last in owner.model_fields_set:
             found[key] = why
@@ -138,6 +139,9 @@ def _adapters(settings: "Settings") -> Reasons:
         found["federation.largest_gradient"] = (
             f"strategy {settings.strategy.name} sends no gradients: see mosaic.largest"
         )
+    if not settings.strategy_spec.defended:
+        able = _and(name for name, spec in STRATEGIES.known().items() if spec.defended)
+        found["federation.defence"] = f"strategy {settings.strategy.name} has no gradients to defend, {able} have"
     if settings.mosaic.method_spec.shares == "nothing":
         found["mosaic.largest"] = f"method {settings.mosaic.method.name} sends nothing"
     return found

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from tessera.common.config.components import Backbone, Loss, Method, Strategy
+from tessera.common.config.components import Backbone, Defence, Loss, Method, Strategy
 from tessera.common.config.effects import prune, without_effect
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.component import (
@@ -24,6 +24,7 @@ from tessera.common.registry.component import (
     Step,
 )
 from tessera.common.registry.converters import CONVERTED, CONVERTERS
+from tessera.common.registry.defences import AttackersSettings
 from tessera.common.registry.encoders import ENCODERS
 from tessera.common.registry.losses import LOSSES
 from tessera.common.registry.methods import METHODS, FedMosaicSettings, MethodSpec, PQSettings
@@ -262,6 +263,8 @@ class FederationSettings(FrozenSettings):
     largest_gradient: Amount = 0.0
     """A node's update is dropped whose gradients, divided by its weight, have a larger Euclidean norm; 0 takes any. It is
     for accidents: a node that lies may also lie about its weight."""
+    defence: Defence = ComponentSettings(name="none")
+    """How nodes' gradients are combined: added up, or so that a few hostile nodes have little say."""
     checkpoint_every: Positive = 1
     """Rounds from one checkpoint to the next; the last round always has one."""
 
@@ -269,6 +272,13 @@ class FederationSettings(FrozenSettings):
     def _of_those_drawn(self) -> "FederationSettings":
         if self.over_selection and not self.clients_per_round:
             raise ValueError("over_selection is a share of clients_per_round: set it too")
+        if isinstance(self.defence, AttackersSettings):
+            needed, there = 2 * self.defence.attackers + 1, self.clients_per_round or self.nodes
+            if there < needed:
+                raise ValueError(
+                    f"a defence against {self.defence.attackers} takes {needed} nodes in a round, most of them honest: "
+                    f"there are {there}"
+                )
         if self.least > self.nodes:
             raise ValueError(
                 f"min_nodes or min_fraction asks for {self.least} answers: the run begins with {self.nodes} nodes, set as many"

@@ -22,6 +22,8 @@ class StrategySpec:
     `groups` are the groups of settings that it reads; others are refused. `is_sum` says whether all that the server learns of
     the devices is the sum of their updates. `parts` names, as "package.module:attribute", the
     `tessera.common.protocol.parts.Part`s of an update that it takes beside everybody's; a reply with any other is refused.
+    `defended` says whether its gradients may be combined by a defence (`tessera.common.registry.defences`): what it learns
+    from them must mean the same when rows are cut and extremes are left out.
     """
 
     implementation: str
@@ -29,6 +31,7 @@ class StrategySpec:
     is_sum: bool
     parts: tuple[str, ...] = ()
     settings: type[ComponentSettings] = ComponentSettings
+    defended: bool = False
 
     @property
     def has_views(self) -> bool:
@@ -46,10 +49,14 @@ STRATEGIES = Registry(
     "tessera.strategies",
     StrategySpec,
     {
-        "fedvlr": StrategySpec("tessera.server.strategies.fedvlr:FedVLR", VIEWS_GROUPS, is_sum=True),
+        "fedvlr": StrategySpec("tessera.server.strategies.fedvlr:FedVLR", VIEWS_GROUPS, is_sum=True, defended=True),
         "fedmosaic": StrategySpec("tessera.server.strategies.fedmosaic:FedMosaic", TOWER_GROUPS, False, (ADAPTERS,)),
         "combined": StrategySpec(
-            "tessera.server.strategies.combined:Combined", VIEWS_GROUPS | TOWER_GROUPS, False, (ADAPTERS,)
+            "tessera.server.strategies.combined:Combined",
+            VIEWS_GROUPS | TOWER_GROUPS,
+            False,
+            (ADAPTERS,),
+            defended=True,
         ),
     },
 )

@@ -30,6 +30,7 @@ PAIRS: list[tuple[dict[str, Any], dict[str, Any], str, dict[str, Any]]] = [
     (QUESTIONS, {"wire": {"views": "int8"}}, "wire.views .*fedvlr and combined do", {}),
     (QUESTIONS, {"privacy": {"clip": 1.0}}, "privacy.clip .*fedvlr and combined do", {}),
     (QUESTIONS, {"federation": {"largest_gradient": 1.0}}, "sends no gradients: see mosaic.largest", {}),
+    (QUESTIONS, {"federation": {"nodes": 3, "defence": "trim"}}, "has no gradients to defend, fedvlr and combined have", {}),
     (QUESTIONS, {"fraction": 0.5}, "fraction .*devices that answer questions do not use it", {}),
     (QUESTIONS, {"evaluation": {"ks": [5]}}, "evaluation.ks .*devices that answer questions do not use it", {}),
     (QUESTIONS, {"evaluation": {"patience": 5}}, "evaluation.patience .*do not use it", {}),

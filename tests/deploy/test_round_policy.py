@@ -100,6 +100,7 @@ def poisoned(views: torch.Tensor) -> torch.Tensor:
         ),
         ("malformed", "a gradient of shape", with_gradient(lambda views: views[:, :-1])),
         ("large", "norm above 50", with_gradient(lambda views: 1e6 * views)),
+        ("exaggerated", "its weight is 1000, and its people", lambda update: replace(update, weight=1000.0)),
     ],
 )
 def test_what_is_unfit_is_dropped_counted_and_named_and_changes_nothing(
@@ -145,6 +146,11 @@ def test_what_is_unfit_is_dropped_counted_and_named_and_changes_nothing(
             "power",
             "node 1 returned something nonfinite: 'basis' is not finite",
             {BASIS: torch.full((40, 24), torch.nan)},
+        ),
+        (
+            "power",
+            "node 1 returned something exaggerated: a row of its power iteration is [0-9.e+]*, and its people[^;]*",
+            {BASIS: torch.full((40, 24), 1e6)},
         ),
     ],
 )

@@ -1,0 +1,125 @@
+"""Hostile nodes: devices that want items of theirs to be recommended to people on other devices.
+
+They see what a node sees: what is broadcast, their own people, and which items are popular. All else they do as honest ones.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from tessera.client import cohort
+from tessera.client.app import answer, device_app
+from tessera.client.histories import histories
+from tessera.client.recommendation import RecommendationClient, blocks
+from tessera.common.metrics.ranking import MetricSums
+from tessera.common.protocol.messages import BASIS, COUNTS, VIEWS, Task
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update
+
+AttackName = Literal["none", "stealthy", "unbounded", "profiles", "scaled-profiles"]
+ATTACKS: tuple[AttackName, ...] = ("none", "stealthy", "unbounded", "profiles", "scaled-profiles")
+LENGTH = 10.0
+"""Norm of unbounded gradients for each unit of the weight."""
+PROFILES = 25
+"""Invented people on one node."""
+SCALE = 30.0
+"""How many times the scaled ones count."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What a hostile node wants, and how it goes about it.
+
+    stealthy            its gradient lifts `targets` for its own people, and is as long as its honest one would be
+    unbounded           the same, of the norm `LENGTH` for each unit of its weight
+    profiles            in statistics and the spectral start it has `PROFILES` people more, each with all of `targets` and
+                        some of the `popular` items
+    scaled-profiles     the same, and each counts `SCALE` times in the spectral start
+    """
+
+    name: AttackName
+    targets: Tensor
+    popular: Tensor
+    n_items: int
+
+    @property
+    def on_training(self) -> bool:
+        """Whether it is on the gradients."""
+        return self.name in ("stealthy", "unbounded")
+
+    def profiles(self) -> Tensor:
+        """The invented people's histories, [PROFILES, n_items]: the targets, and seven popular items each."""
+        found = torch.zeros(PROFILES, self.n_items)
+        found[:, self.targets] = 1
+        for row in range(PROFILES):
+            found[row, self.popular.roll(-7 * row)[:7]] = 1
+        return found
+
+
+class HostileClient(RecommendationClient):
+    """A node that does its work, and then sends something else."""
+
+    def __init__(self, folder: Path, attack: Attack) -> None:
+        super().__init__(folder, simulated=True)
+        self.attack = attack
+
+    def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
+        """Do what the server asks, and change the answer."""
+        update = super().perform(task, tensors, inputs)
+        if task.kind == "train" and self.attack.on_training and update.weight:
+            return replace(update, gradients=self._lifting(task, update))
+        if self.attack.name in ("profiles", "scaled-profiles"):
+            profiles = self.attack.profiles()
+            if task.kind == "item_statistics":
+                sums = MetricSums({"users": float(len(profiles)), "events": float(profiles.sum())})
+                return update + Update(sums=sums, counts={COUNTS: profiles.sum(0)})
+            if task.kind == "power":
+                rows = profiles / profiles.sum(1, keepdim=True) ** 0.25
+                times = SCALE if self.attack.name == "scaled-profiles" else 1.0
+                return update + Update(counts={BASIS: times * rows.T @ (rows @ inputs[BASIS].float())})
+        return update
+
+    def _lifting(self, task: Task, honest: Update) -> Tensors:
+        """Gradients that make all people here prefer the targets, of the size that the attack is of."""
+        settings, held = task.settings, self.hold(task, None)
+        sent = {name: value.requires_grad_() for name, value in self.sent(task, held).items()}
+        loss = torch.zeros(())
+        for number, block in enumerate(blocks(self.split(settings), settings.local.batch_users)):
+            state = self.state(replace(task, kind="evaluate"), block.users, number, sent[VIEWS].detach())
+            scores, _ = cohort.scores(state.parameters, sent, histories(block), settings.local)
+            loss = loss - torch.log_softmax(scores, dim=1)[:, self.attack.targets].mean(1).sum()
+        found = torch.autograd.grad(loss, list(sent.values()), allow_unused=True)
+        gradients = {
+            name: torch.zeros_like(value) if gradient is None else gradient
+            for (name, value), gradient in zip(sent.items(), found, strict=True)
+        }
+        length = norm(honest.gradients) if self.attack.name == "stealthy" else LENGTH * honest.weight
+        factor = length / norm(gradients)
+        return {name: (gradient * factor).detach() for name, gradient in gradients.items()}
+
+
+def norm(tensors: Tensors) -> float:
+    """Euclidean norm of all together."""
+    return math.hypot(*(float(value.double().norm()) for value in tensors.values()))
+
+
+def federation_app(devices: Path, attack: Attack, hostile: frozenset[int]) -> ClientApp:
+    """The app of simulated nodes below `devices`, of which the partitions `hostile` attack."""
+    honest, app = device_app(devices), ClientApp()
+
+    def handle(message: Message, context: Context) -> Message:
+        node = int(str(context.node_config["partition-id"]))
+        if node not in hostile:
+            return honest(message, context)
+        client = HostileClient(devices / f"node-{node}", attack)
+        return Message(answer(message.content, lambda settings: client, simulated=True), reply_to=message)
+
+    for kind in (app.train, app.evaluate, app.query):
+        kind()(handle)
+    return app

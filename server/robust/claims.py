@@ -1,0 +1,127 @@
+"""Holds nodes to what they said of their people: nobody weighs, counts or finds more than people can.
+
+What a node says of its people in its item statistics, it may exaggerate as a whole; from then on it is held to it.
+"""
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tessera.common.metrics.names import NEW_USERS, UNTRAINED
+from tessera.common.protocol.messages import BASIS, COUNTS, Task
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update
+
+ROUNDING = 1e-3
+"""By what share a sum over people, in float32, may be beyond its bound."""
+
+
+class ExaggeratedError(Exception):
+    """An update that says more than the people can that it is of."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """How many people a unit says it has to train, and how many training events."""
+
+    users: float
+    events: float
+
+    def weight(self, task: Task) -> float:
+        """The most that its gradients can weigh."""
+        return self.users if task.settings.local.weighting == "users" else self.events
+
+    @property
+    def trace(self) -> float:
+        """The most that tr(B^T X^T X B) can be for orthonormal B: sum_u |x_u|^2 = sum_u sqrt(|history_u|), by
+        Cauchy-Schwarz."""
+        return math.sqrt(self.users * self.events)
+
+
+class Claims:
+    """What each unit has said of its people. One that came later is held to the largest of the others."""
+
+    def __init__(self) -> None:
+        self._by_unit: dict[Hashable, Claim] = {}
+
+    def hear(self, unit: Hashable, update: Update) -> None:
+        """Take up item statistics that were found to be possible."""
+        self._by_unit[unit] = Claim(update.sums["users"], update.sums["events"])
+
+    def of(self, unit: Hashable) -> Claim | None:
+        """What a unit is held to; None where nobody has said anything yet."""
+        return self._by_unit.get(unit) or self.largest(0)
+
+    def largest(self, place: int) -> Claim | None:
+        """Of people and of events the largest number that was said, or the one at that `place` below it (0: the largest)."""
+        if not self._by_unit:
+            return None
+        users, events = (
+            sorted((getattr(claim, name) for claim in self._by_unit.values()), reverse=True)
+            for name in ("users", "events")
+        )
+        last = min(place, len(users) - 1)
+        return Claim(users[last], events[last])
+
+
+def check_claim(update: Update, task: Task, inputs: Tensors, claim: Claim | None) -> None:
+    """Raise `ExaggeratedError` for an answer that no such people can have given, whatever their data; `inputs` went along with
+    the task."""
+    if task.kind == "item_statistics":
+        _check_statistics(update, questions=task.settings.asks_questions)
+    elif claim is None:
+        return
+    elif task.kind == "train":
+        _at_most(update.weight, claim.weight(task), "its weight")
+        _at_most(update.sums["users"], claim.users, "its number of people")
+    elif task.kind == "power":
+        _check_power(update.counts.get(BASIS), inputs[BASIS], claim)
+    else:
+        _check_scores(update, claim)
+
+
+def _check_statistics(update: Update, questions: bool) -> None:
+    """Each person has an item once at most; people who answer questions have none."""
+    users, events, counts = update.sums["users"], update.sums["events"], update.counts.get(COUNTS)
+    for name in ("validation", "test"):
+        _at_most(update.sums[name], users, f"its number of people with a {name} item")
+    if questions or counts is None:
+        return
+    if bool((counts < 0).any()):
+        raise ExaggeratedError("an item has a negative count")
+    _at_most(events, users * len(counts), "its number of events")
+    _at_most(float(counts.max()), users, "an item's count")
+    _at_most(float(counts.double().sum()), events, "the sum of its counts")
+
+
+def _check_power(product: Tensor | None, basis: Tensor, claim: Claim) -> None:
+    """Of Y = X^T X B a row is no longer than there are people who have the item, and B^T Y is symmetric, without negative
+    eigenvalues, and of bounded trace."""
+    if product is None:
+        return
+    _at_most(float(product.norm(dim=1).max()), claim.users, "a row of its power iteration")
+    inner = basis.double().T @ product.double()
+    _at_most(float(inner.trace()), claim.trace, "the trace of its power iteration")
+    size = float(inner.abs().max())
+    if float((inner - inner.T).abs().max()) > ROUNDING * size:
+        raise ExaggeratedError("its power iteration is not that of a symmetric matrix")
+    if float(torch.linalg.eigvalsh(inner).min()) < -ROUNDING * size:
+        raise ExaggeratedError("its power iteration is not that of people's histories")
+
+
+def _check_scores(update: Update, claim: Claim) -> None:
+    """Each person adds at most 1 to a metric. New users, who take no part in training, are in no claim."""
+    _at_most(update.sums["evaluated"], claim.users, "its number of people")
+    metrics = update.sums.metrics()
+    for name, value in metrics.items():
+        known = name.counts and name.group not in (NEW_USERS, UNTRAINED)
+        bound = claim.users if known else math.inf if name.counts else metrics.get(name.users, 0.0)
+        _at_most(value, bound, f"its sum of {name}")
+
+
+def _at_most(value: float, bound: float, what: str) -> None:
+    if value > bound * (1 + ROUNDING):
+        raise ExaggeratedError(f"{what} is {value:g}, and its people can make it {bound:g} at most")
