@@ -17,6 +17,7 @@ from flwr.common.config import parse_config_args
 
 from tessera.common.registry.backbones import BackboneSpec
 from tessera.common.registry.converters import ConverterSpec
+from tessera.common.registry.defences import DefenceSpec
 from tessera.common.registry.encoders import EncoderSpec
 from tessera.common.registry.losses import LossSpec
 from tessera.common.registry.methods import MethodSpec
@@ -57,7 +58,7 @@ def test_the_functions_that_a_gradient_passes_are_there() -> None:
 
 
 def test_the_components_shown_are_what_the_registries_take() -> None:
-    kinds = [BackboneSpec, LossSpec, StrategySpec, MethodSpec, ConverterSpec, EncoderSpec]
+    kinds = [BackboneSpec, LossSpec, StrategySpec, MethodSpec, DefenceSpec, ConverterSpec, EncoderSpec]
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
     specs = []
     for block in blocks:

@@ -21,6 +21,7 @@ from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.messages import BASIS, COUNTS, VIEWS, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
+from tessera.server.robust.claims import Claims, ExaggeratedError, check_claim
 
 AttackName = Literal["none", "stealthy", "unbounded", "profiles", "scaled-profiles"]
 ATTACKS: tuple[AttackName, ...] = ("none", "stealthy", "unbounded", "profiles", "scaled-profiles")
@@ -29,7 +30,7 @@ LENGTH = 10.0
 PROFILES = 25
 """Invented people on one node."""
 SCALE = 30.0
-"""How many times the scaled ones count."""
+"""How many times the scaled ones count, or as often as the server takes them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Attack:
     unbounded           the same, of the norm `LENGTH` for each unit of its weight
     profiles            in statistics and the spectral start it has `PROFILES` people more, each with all of `targets` and
                         some of the `popular` items
-    scaled-profiles     the same, and each counts `SCALE` times in the spectral start
+    scaled-profiles     the same, and each counts up to `SCALE` times in the spectral start, as far as the node's own claim
+                        lets it pass
     """
 
     name: AttackName
@@ -67,7 +69,7 @@ class HostileClient(RecommendationClient):
 
     def __init__(self, folder: Path, attack: Attack) -> None:
         super().__init__(folder, simulated=True)
-        self.attack = attack
+        self.attack, self.claims = attack, Claims()
 
     def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
         """Do what the server asks, and change the answer."""
@@ -78,12 +80,26 @@ class HostileClient(RecommendationClient):
             profiles = self.attack.profiles()
             if task.kind == "item_statistics":
                 sums = MetricSums({"users": float(len(profiles)), "events": float(profiles.sum())})
-                return update + Update(sums=sums, counts={COUNTS: profiles.sum(0)})
+                said = update + Update(sums=sums, counts={COUNTS: profiles.sum(0)})
+                self.claims.hear(self.folder, said)
+                return said
             if task.kind == "power":
                 rows = profiles / profiles.sum(1, keepdim=True) ** 0.25
-                times = SCALE if self.attack.name == "scaled-profiles" else 1.0
-                return update + Update(counts={BASIS: times * rows.T @ (rows @ inputs[BASIS].float())})
+                return self._scaled(task, update, rows.T @ (rows @ inputs[BASIS].float()), inputs)
         return update
+
+    def _scaled(self, task: Task, honest: Update, invented: Tensor, inputs: Tensors) -> Update:
+        """What the invented people add, as often as passes the checks that the server will make; once at least."""
+        times = SCALE if self.attack.name == "scaled-profiles" else 1.0
+        while True:
+            update = honest + Update(counts={BASIS: times * invented})
+            try:
+                check_claim(update, task, inputs, self.claims.of(self.folder))
+                return update
+            except ExaggeratedError:
+                if times == 1.0:
+                    return update
+                times = max(1.0, 0.9 * times)
 
     def _lifting(self, task: Task, honest: Update) -> Tensors:
         """Gradients that make all people here prefer the targets, of the size that the attack is of."""
@@ -112,13 +128,13 @@ def norm(tensors: Tensors) -> float:
 def federation_app(devices: Path, attack: Attack, hostile: frozenset[int]) -> ClientApp:
     """The app of simulated nodes below `devices`, of which the partitions `hostile` attack."""
     honest, app = device_app(devices), ClientApp()
+    liars = {node: HostileClient(devices / f"node-{node}", attack) for node in hostile}
 
     def handle(message: Message, context: Context) -> Message:
         node = int(str(context.node_config["partition-id"]))
         if node not in hostile:
             return honest(message, context)
-        client = HostileClient(devices / f"node-{node}", attack)
-        return Message(answer(message.content, lambda settings: client, simulated=True), reply_to=message)
+        return Message(answer(message.content, lambda settings: liars[node], simulated=True), reply_to=message)
 
     for kind in (app.train, app.evaluate, app.query):
         kind()(handle)
