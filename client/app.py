@@ -11,13 +11,17 @@ from tessera.client.base import Client
 from tessera.client.device_folder import TensorsMissing, simulated_devices
 from tessera.client.owner.owner import Owner
 from tessera.client.recommendation import RecommendationClient
+from tessera.client.secure.sums import DeviceSums, Mask
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
 from tessera.common.errors import DataError, PolicyRefused, ProtocolError, StorageError, TesseraError
 from tessera.common.flower_internals.compact import opened
 from tessera.common.protocol.messages import Task, in_answer_to, join_answers, missing_tensors, refusal, unpack_task
+from tessera.common.protocol.secure_stages import RECORD as SECURE
+from tessera.common.protocol.secure_stages import pack_stage, unpack_stage
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import ANSWERS, pack_update
+from tessera.common.secure.roster import Policy
 
 log = logging.getLogger("tessera.device")
 
@@ -38,17 +42,24 @@ def device_app(devices: Path | None = None) -> ClientApp:
     return app
 
 
-def answer(content: RecordDict, device: Callable[[DeviceSettings], Client], simulated: bool = False) -> RecordDict:
+def answer(
+    content: RecordDict, device: Callable[[DeviceSettings | None], Client], simulated: bool = False
+) -> RecordDict:
     """Carry out all that a message asks of a device, one after the other. What goes wrong is told to the server without naming
     a user: only what kind of trouble it is; what it says is in the device's own log.
 
     Raises `StorageError` where the device is `simulated`: the full disk is the run's own.
     """
     try:
+        if SECURE in content:
+            return _take_part(content, device)
         task, tensors, inputs = unpack_task(content)
         client = device(task.settings)
         owner = Owner.of(client)
-        answers = {one.kind: _answer(client, owner, one, tensors, inputs, simulated) for one in task.asks()}
+        sums = device_sums(client, owner, task.run) if task.masking else None
+        answers = {one.kind: _answer(client, owner, one, tensors, inputs, sums) for one in task.asks()}
+        if sums:
+            sums.save()
         return join_answers(task, answers)
     except TensorsMissing as missing:
         return missing_tensors(str(missing))
@@ -56,22 +67,34 @@ def answer(content: RecordDict, device: Callable[[DeviceSettings], Client], simu
         return _refused(error, simulated)
 
 
+def _take_part(content: RecordDict, device: Callable[[DeviceSettings | None], Client]) -> RecordDict:
+    """What a secure sum needs of a device beside its answers: keys, shares, and later what takes the masks off the sum."""
+    message, client = unpack_stage(content), device(None)
+    return pack_stage(device_sums(client, Owner.of(client), message.run).answer(message))
+
+
+def device_sums(client: Client, owner: Owner, run: str) -> DeviceSums:
+    """The device's part in the secure sums of a run."""
+    return DeviceSums(client, run, client.people(), owner.sums())
+
+
 def _answer(
-    client: Client, owner: Owner, task: Task, tensors: Tensors | None, inputs: Tensors, simulated: bool
+    client: Client, owner: Owner, task: Task, tensors: Tensors | None, inputs: Tensors, sums: DeviceSums | None
 ) -> RecordDict:
     """The answer to one thing that is asked: what fails of a message costs no more than itself. Raises `TensorsMissing`."""
     try:
-        granted = owner.check(client.own, task, inputs)
+        granted = owner.check(client.own, task, inputs, sums.sum() if sums else None)
         update = client.perform(task, tensors, granted.inputs)
-        origin = Origin(task.settings.seed, task.round, simulated=simulated)
-        reply = pack_update(transforms(task.settings).apply("device", update, origin))
+        origin = Origin(task.settings.seed, task.round, simulated=client.simulated)
+        last = Mask(sums, task, client.shared(task), inputs) if sums else None
+        reply = pack_update(transforms(task.settings, last=last).apply("device", update, origin))
         reply[ANSWERS] = in_answer_to(task)
         owner.note(granted, update, array_bytes(reply))
         return reply
     except TensorsMissing:
         raise
     except Exception as error:
-        return _refused(error, simulated)
+        return _refused(error, client.simulated)
 
 
 def _refused(error: Exception, simulated: bool) -> RecordDict:
@@ -89,9 +112,10 @@ def _refused(error: Exception, simulated: bool) -> RecordDict:
     return refusal(f"{type(error).__name__} on the device; its own log says more")
 
 
-def _kind(settings: DeviceSettings) -> type[Client]:
-    """Which kind of device a run needs. PEFT is read only where adapters are trained: a device should start fast."""
-    if not settings.asks_questions:
+def _kind(settings: DeviceSettings | None) -> type[Client]:
+    """Which kind of device a run needs; None is for a message of no task. PEFT is read only where adapters are trained: a
+    device should start fast."""
+    if settings is None or not settings.asks_questions:
         return RecommendationClient
     from tessera.client.qa_client import QAClient
 

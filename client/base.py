@@ -13,6 +13,10 @@ class Client(DeviceFolder, ABC):
     """A device's folder, and the work that is done in it."""
 
     @abstractmethod
+    def people(self) -> int:
+        """How many people are on this device. Raises `DataError`."""
+
+    @abstractmethod
     def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tessera.client.run_note import Moment, RunNote
 from tessera.common.errors import DataError
+from tessera.common.protocol.adapters import MODULE
 from tessera.common.protocol.messages import Task
 from tessera.common.protocol.tensors import Tensors, content_hash
 from tessera.common.utils import counter_rng
@@ -122,6 +123,14 @@ class DeviceFolder:
         write_tensors(path, tensors)
         self._written = task.tensors, tensors
         return tensors
+
+    def shared(self, task: Task) -> str:
+        """Content hash of those of a task's tensors, which are held here, that all devices are sent alike."""
+        if not task.settings.strategy_spec.has_towers or not task.tensors:
+            return task.tensors
+        tensors = read_tensors(self.tensors(task.tensors))[0]
+        alike = {name: value for name, value in tensors.items() if not name.startswith(MODULE)}
+        return content_hash(alike) if len(alike) < len(tensors) else task.tensors
 
     def _take(self, path: Path) -> None:
         """Link a shared file to `path`, if it is there and not here: so it stays for as long as this node needs it."""

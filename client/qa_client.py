@@ -67,6 +67,10 @@ class QAContext:
 class QAClient(Client):
     """One device that learns from its own questions."""
 
+    def people(self) -> int:
+        """One: the questions are one person's."""
+        return 1
+
     def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
         settings = task.settings

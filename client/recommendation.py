@@ -110,6 +110,10 @@ class RecommendationClient(Client):
         _, interactions = _load(self.folder, _changed(self.folder))
         return make_split(interactions, settings.data, settings.seed)
 
+    def people(self) -> int:
+        """How many people are on this device."""
+        return len(_load(self.folder, _changed(self.folder))[1].users)
+
     def catalogue(self) -> Catalogue:
         """Read what the device can show of the items."""
         return _load(self.folder, _changed(self.folder))[0]

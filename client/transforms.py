@@ -153,8 +153,10 @@ class Transforms:
         return [step for step in self.steps if step.stage == stage]
 
 
-def transforms(settings: DeviceSettings, projection: Projection | None = None) -> Transforms:
-    """The steps that a run's settings, and a round's projection, ask for."""
+def transforms(
+    settings: DeviceSettings, projection: Projection | None = None, last: Transform | None = None
+) -> Transforms:
+    """The steps that a run's settings, and a round's projection, ask for; `last` stands in the place of the wire's format."""
     clip, multiplier = settings.privacy.clip, settings.privacy.noise_multiplier
     steps: list[Transform] = []
     if clip:
@@ -163,4 +165,4 @@ def transforms(settings: DeviceSettings, projection: Projection | None = None) -
         steps.append(Project(projection))
     if multiplier:
         steps.append(Noise(multiplier * clip))
-    return Transforms([*steps, Encode(settings.wire.gradients)])
+    return Transforms([*steps, last or Encode(settings.wire.gradients)])

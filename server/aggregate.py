@@ -1,6 +1,7 @@
 """The sum of what nodes answered to one thing that was asked, and what of it was dropped."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,12 @@ class Aggregate:
         """Count something that is not added, and say why; what is not printable in a node's own words is left out."""
         self.dropped[kind] += 1
         self.troubles.append(f"node {node} {''.join(filter(str.isprintable, why))[:SAID]}")
+
+    def drop_group(self, kind: str, nodes: Sequence[int], why: str) -> None:
+        """Count the answers of a group that cannot be added, which were taken one by one before."""
+        self.nodes -= len(nodes)
+        self.dropped[kind] += len(nodes)
+        self.troubles.append(f"the group of nodes {', '.join(map(str, sorted(nodes)))}: {why}")
 
     def require(self) -> "Aggregate":
         """This, where it is of use. Raises `RoundAbandoned` where too few answered, and `RunError` for the run's own fault."""

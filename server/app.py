@@ -7,13 +7,14 @@ from flwr.serverapp import Grid, ServerApp
 
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
-from tessera.common.flower_internals.grid import look_sooner
+from tessera.common.flower_internals.grid import look_sooner, over_network
 from tessera.common.utils.folder_lock import SERVING, hold_folder
 from tessera.common.utils.logs import run_log
 from tessera.common.utils.parent_death import tether
 from tessera.server.dispatch import Dispatcher
 from tessera.server.rounds import run_rounds
 from tessera.server.run_folder import Report, RunFolder
+from tessera.server.secure.sums import SecureSums
 from tessera.server.strategies import make_strategy
 
 
@@ -36,9 +37,8 @@ def _carry_out(
     folder.listener = report
     try:
         items = load_catalogue(catalogue)
-        run_rounds(
-            Dispatcher(grid, settings.federation), make_strategy(settings, items, catalogue), settings, items, folder
-        )
+        dispatcher = Dispatcher(grid, settings.federation, secure_sums(grid, settings, folder.run))
+        run_rounds(dispatcher, make_strategy(settings, items, catalogue), settings, items, folder)
     except Exception as error:
         folder.fail(str(error) or type(error).__name__)
         raise
@@ -46,6 +46,14 @@ def _carry_out(
         folder.fail("stopped from outside; go on with --resume")
         raise
     folder.status("completed")
+
+
+def secure_sums(grid: Grid, settings: Settings, run: str) -> SecureSums | None:
+    """The secure sums of a run, where it has any: they were asked for, or devices are asked over a network and can."""
+    wanted = settings.privacy.secure
+    if not wanted or (wanted == "auto" and (not over_network(grid) or settings.open_reason)):
+        return None
+    return SecureSums.of(grid, settings, run)
 
 
 app = ServerApp()

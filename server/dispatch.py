@@ -14,14 +14,17 @@ from flwr.serverapp import Grid
 from tessera.common.config.settings import FederationSettings
 from tessera.common.errors import RoundAbandoned, RunError, TesseraError
 from tessera.common.flower_internals.grid import push, replies
+from tessera.common.protocol.masking import MASKED
 from tessera.common.protocol.messages import Broadcast, Kind, Task, pack_task, split_answers
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
-from tessera.common.utils.pauses import growing
+from tessera.common.utils.pauses import Pauses
 from tessera.server.aggregate import Aggregate
 from tessera.server.robust import combiner
 from tessera.server.robust.claims import Claims
+from tessera.server.secure.exchange import LOOKS
+from tessera.server.secure.sums import MaskedAnswers, SecureSums
 from tessera.server.validation import (
     FAILED,
     LATE,
@@ -36,8 +39,6 @@ from tessera.server.validation import (
 )
 
 log = logging.getLogger("tessera.server")
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
-"""Seconds from one look for replies, or for nodes, to the next: at first, and at most."""
 SELECT_SECONDS = 30.0
 """How long the end of a run waits for clients to note which round was selected; who does not goes by an earlier one."""
 TRIES = 3
@@ -74,12 +75,17 @@ class Request:
     counts: Mapping[str, torch.Size]
     check: Check
     totals: Mapping[Kind, Aggregate]
+    masked: MaskedAnswers | None = None
     tries: Counter[int] = field(default_factory=Counter)
 
     @property
     def total(self) -> Aggregate:
         """What the nodes returned to the task itself."""
         return self.totals[self.task.kind]
+
+    def answered(self) -> int:
+        """How many nodes have answered the task itself; of masked answers, those whose whole group has."""
+        return self.masked.whole(self.task.kind, self.broadcasts) if self.masked else self.total.nodes
 
     def again(self, node: int) -> bool:
         """Whether a node may be asked once more, which counts."""
@@ -101,31 +107,14 @@ class Request:
 
 def asked_again(task: Task) -> Task | None:
     """What a node that failed is asked again: not to train, since a round goes on without it."""
-    if task.kind != "train":
-        return task
-    if not task.also:
-        return None
-    *before, last = task.also
-    return replace(task, kind=last.kind, round=last.round, also=tuple(before))
-
-
-class Pauses:
-    """The pauses between looks for what is not there yet: longer and longer, and no shorter than the look itself."""
-
-    def __init__(self) -> None:
-        self._pauses, self._since = growing(SHORTEST_PAUSE, LONGEST_PAUSE), time.monotonic()
-
-    def wait(self) -> None:
-        """Wait until the next look."""
-        time.sleep(max(next(self._pauses), time.monotonic() - self._since))
-        self._since = time.monotonic()
+    return task if task.kind != "train" else task.without_last()
 
 
 class Dispatcher:
     """All nodes of a federation, over Flower's Grid."""
 
-    def __init__(self, grid: Grid, settings: FederationSettings) -> None:
-        self.grid, self.settings = grid, settings
+    def __init__(self, grid: Grid, settings: FederationSettings, secure: SecureSums | None = None) -> None:
+        self.grid, self.settings, self.secure = grid, settings, secure
         self._held: dict[int, str] = {}
         self._clients: dict[int, str | None] = {}
         self._late: dict[str, tuple[int, float]] = {}
@@ -133,7 +122,7 @@ class Dispatcher:
 
     def wait(self) -> None:
         """Wait until as many nodes as the settings say are online. Raises `RunError` when they are not in time."""
-        deadline, pauses = time.monotonic() + self.settings.timeout, Pauses()
+        deadline, pauses = time.monotonic() + self.settings.timeout, Pauses(*LOOKS)
         while (online := len(list(self.grid.get_node_ids()))) < self.settings.nodes:
             if time.monotonic() > deadline:
                 raise RunError(
@@ -160,13 +149,23 @@ class Dispatcher:
         where at least half of the replies were of no use in the same way.
         """
         totals = {one.kind: Aggregate(combiner(self.settings.defence, one, self._claims)) for one in task.asks()}
-        asked = self._draw(self._ready(task, totals), task)
+        try:
+            asked = self._draw(self._ready(task, totals), task)
+        except RoundAbandoned as reason:
+            return {kind: replace(total, failure=reason) for kind, total in totals.items()}
         broadcasts = {node: broadcast(self._clients.get(node)) for node in asked}
-        request = Request(task, broadcasts, inputs or {}, counts or {}, check, totals)
+        inputs, counts, masked = inputs or {}, counts or {}, None
+        if self.secure and task.kind != "select":
+            sent = broadcast(None)
+            task = self.secure.stamp(task, sent.tensors, counts)
+            masked = self.secure.answers(task, asked, sent.shared, inputs)
+        request = Request(task, broadcasts, inputs, counts, check, totals, masked)
         waiting: dict[str, Asked] = {}
         for nodes in request.alike(lambda node: self._held.get(node) == broadcasts[node].name):
             waiting |= self._send(nodes, task, request)
         self._gather(waiting, request)
+        if self.secure and masked:
+            self._unmask(self.secure, masked, request)
         for one in task.asks():
             totals[one.kind].failure = self._failure(totals[one.kind], one)
         return totals
@@ -177,7 +176,7 @@ class Dispatcher:
         A node works off its tasks one after the other: one that owes an answer would answer this one ever later.
         """
         hasty = all(one.kind in HASTY for one in task.asks())
-        deadline, pauses = time.monotonic() + self._limit(task), Pauses()
+        deadline, pauses = time.monotonic() + self._limit(task), Pauses(*LOOKS)
         while True:
             self._drop_late()
             online, owing = list(self.grid.get_node_ids()), {node for node, _ in self._late.values()}
@@ -193,6 +192,8 @@ class Dispatcher:
 
     def _draw(self, ready: list[int], task: Task) -> list[int]:
         """The nodes that get `task`: all, or those whose draw for a round of training is lowest."""
+        if self.secure and task.kind != "select":
+            return self.secure.draw(task, ready)
         if task.kind != "train" or not self.settings.clients_per_round:
             return ready
         draws = {node: counter_rng.key("participants", task.settings.seed, task.round, node) for node in ready}
@@ -201,9 +202,13 @@ class Dispatcher:
     def _gather(self, waiting: dict[str, Asked], request: Request) -> None:
         """Take replies until all are in, enough are, or the time is over; `waiting` by message is what has been asked."""
         enough = self.settings.clients_per_round if request.task.kind == "train" else 0
-        limit, pauses, total = self._limit(request.task), Pauses(), request.total
+        limit, pauses, total = self._limit(request.task), Pauses(*LOOKS), request.total
         deadline = time.monotonic() + limit
-        while waiting and not 0 < enough <= total.nodes:
+
+        def is_enough() -> bool:
+            return 0 < enough <= request.answered()
+
+        while waiting and not is_enough():
             heard = False
             for message, reply in replies(self.grid, list(waiting)):
                 heard, asked = True, waiting.get(message)
@@ -215,25 +220,48 @@ class Dispatcher:
                 del waiting[message]
                 if reply is None:
                     request.drop(asked.task.asks(), MALFORMED, asked.node, "sent what is no message")
-                elif 0 < enough <= total.nodes:
+                elif is_enough():
                     total.dropped[LATE] += 1
                 elif again := self._take(reply, asked, request):
                     waiting |= self._send([asked.node], again, request)
             if heard:
-                pauses = Pauses()
+                pauses = Pauses(*LOOKS)
             elif time.monotonic() > deadline:  # only now: the inline nodes answer one after the other, when asked
                 for node, task in waiting.values():
                     request.drop(task.asks(), LATE, node, f"did not answer in {limit:g} s")
                 break
             else:
                 pauses.wait()
-        if waiting and 0 < enough <= total.nodes:  # whoever was not waited for is late, and no trouble
+        if waiting and is_enough():  # whoever was not waited for is late, and no trouble
             total.dropped[LATE] += len(waiting)
         forget = time.monotonic() + self.settings.timeout
         self._late |= {message: (asked.node, forget) for message, asked in waiting.items()}
 
+    def _unmask(self, secure: SecureSums, masked: MaskedAnswers, request: Request) -> None:
+        """Add the groups' sums to the totals, in place of the answers that only were counted till then."""
+        sums, sent = masked.unmask(secure.exchange), next(iter(request.broadcasts.values())).tensors
+        down, up = secure.exchange.traffic()
+        request.total.bytes_down += down
+        request.total.bytes_up += up
+        for trouble in secure.exchange.said():
+            log.warning("round %d, secure sums: %s", request.task.round, trouble)
+        for one in request.task.asks():
+            total = request.totals[one.kind]
+            expected = Expected(one, sent, request.counts, self.settings.largest_gradient)
+            good = []
+            for group in sums[one.kind]:
+                try:
+                    good.append(group.checked(expected))
+                    total.update += good[-1]
+                except RejectedUpdate as rejected:
+                    total.drop_group(rejected.kind, group.nodes, str(rejected))
+                    total.lost += rejected.sums
+            secure.learn_bounds(good)
+
     def _drop_late(self) -> None:
         """Drop replies to requests that were closed without them, and were counted then: their round is over."""
+        if self.secure:
+            self.secure.exchange.forget_late()
         for message, _ in replies(self.grid, list(self._late)) if self._late else ():
             self._late.pop(message, None)
         self._late = {message: late for message, late in self._late.items() if late[1] > time.monotonic()}
@@ -305,6 +333,9 @@ class Dispatcher:
         try:
             self._know(asked.node, update)
             request.check(update)
+            if request.masked:
+                request.masked.add(asked.node, asked.task.kind, update)
+                update = update.without(MASKED)
         except Exception as error:
             raise RejectedUpdate(MALFORMED, str(error) or type(error).__name__) from None
         if asked.task.kind == "item_statistics":

@@ -5,7 +5,8 @@ they send is taken, or raises `RejectedUpdate` with a reason that is counted and
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,7 +16,9 @@ from tessera.common.errors import DataError, NotFiniteError, ProtocolError
 from tessera.common.metrics.names import MetricName
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import decode, rotation, rows
-from tessera.common.protocol.messages import Kind, Task, check_protocol, in_answer_to
+from tessera.common.protocol.figures import CONSTANT, FIGURES, LOSS, NONFINITE, SCORED
+from tessera.common.protocol.masking import MASKED
+from tessera.common.protocol.messages import Kind, Masking, Task, check_protocol, in_answer_to
 from tessera.common.protocol.parts import GRADIENTS_PART
 from tessera.common.protocol.projection import SKETCH, Projection
 from tessera.common.protocol.tensors import Tensors
@@ -24,23 +27,10 @@ from tessera.common.registry.registry import resolve
 from tessera.server.robust.claims import Claim, ExaggeratedError, check_claim
 
 FAILED, REFUSED, LATE, STRAY = "failed", "refused", "late", "stray"
-MALFORMED, NONFINITE, CONSTANT, LARGE = "malformed", "nonfinite", "constant", "large"
+MALFORMED, LARGE, UNREADABLE = "malformed", "large", "unreadable"
 EXAGGERATED = "exaggerated"
 REMEDIES = {NONFINITE: "lower the learning rates", CONSTANT: "nothing was learnt: check losses and rates"}
 """What ails most nodes is the run's own fault, and this is what to do."""
-SIGNED = "loss"
-"""The only sum that may be negative."""
-FIGURES: Mapping[Kind, frozenset[str]] = {
-    "item_statistics": frozenset({"users", "events", "withheld", "validation", "test"}),
-    "power": frozenset(),
-    "train": frozenset({"users", SIGNED, NONFINITE}),
-    "evaluate": frozenset({"evaluated", CONSTANT, NONFINITE}),
-    "baselines": frozenset({"evaluated", CONSTANT, NONFINITE}),
-    "select": frozenset(),
-}
-"""The plain sums of each task."""
-SCORED: frozenset[Kind] = frozenset({"evaluate", "baselines"})
-"""Tasks that are answered by sums of metrics too."""
 
 
 class RejectedUpdate(Exception):
@@ -63,31 +53,54 @@ class Expected:
     inputs: Tensors = field(default_factory=dict)
     claim: Claim | None = None
 
+    @property
+    def learnt(self) -> Tensors:
+        """What gradients come back for: what was sent, or its outline where they are projected."""
+        projection = Projection.of(self.task)
+        return projection.outline(self.sent) if projection else self.sent
+
 
 def validate_update(content: RecordDict, wanted: Expected) -> Update:
-    """Read a node's update. Raises `RejectedUpdate` when it answers another task, is malformed, not finite or too large."""
-    task = wanted.task
-    try:
-        said = dict(content.config_records.get(ANSWERS, {}))
+    """Read a node's update. Raises `RejectedUpdate` when it answers another task, is malformed, not finite or too large.
+
+    Of one that is masked only the envelope can be looked at, and what travels beside it: see `check_update` for the rest.
+    """
+    with _rejecting():
+        said, task = dict(content.config_records.get(ANSWERS, {})), wanted.task
         check_protocol(said, "it", "this server")
         if any(said.get(name) != value for name, value in in_answer_to(task).items()):
             raise RejectedUpdate(STRAY, "it answers another task than this round's")
-        projection = Projection.of(task)
-        sent = projection.outline(wanted.sent) if projection else wanted.sent
-        update = _read(content, task, wanted.sent, projection)
-        _check_sums(update.sums, task.kind)
+        update = _read(content, task, wanted.sent)
+        if task.masking is None:
+            check_update(update, wanted)
+        else:
+            _check_masked(update, task.masking)
+    return update
+
+
+def check_update(update: Update, wanted: Expected) -> None:
+    """Look at an update, of a node or of a group of them. Raises `RejectedUpdate` as `validate_update` does."""
+    with _rejecting():
+        _check_sums(update.sums, wanted.task.kind)
         _check_counts(update.counts, wanted.counts)
         for part in update.held():
             if part is not GRADIENTS_PART:  # whose shapes come first
                 part.check(update[part])
-        if any(value < 0 for name, value in update.sums.values.items() if name != SIGNED):
+        if any(value < 0 for name, value in update.sums.values.items() if name != LOSS):
             raise RejectedUpdate(MALFORMED, "a sum of its metrics is negative")
-        if task.kind == "train":
-            check_gradients(update, sent)
+        if wanted.task.kind == "train":
+            check_gradients(update, wanted.learnt)
             _check_size(update, wanted.largest)
         elif update.gradients:
-            raise RejectedUpdate(MALFORMED, f"gradients, which nobody wants of {task.kind}")
-        check_claim(update, task, wanted.inputs, wanted.claim)
+            raise RejectedUpdate(MALFORMED, f"gradients, which nobody wants of {wanted.task.kind}")
+        check_claim(update, wanted.task, wanted.inputs, wanted.claim)
+
+
+@contextmanager
+def _rejecting() -> Iterator[None]:
+    """Within it, whatever a node has made up is a reason to reject it."""
+    try:
+        yield
     except RejectedUpdate:
         raise
     except ProtocolError as error:
@@ -96,9 +109,18 @@ def validate_update(content: RecordDict, wanted: Expected) -> Update:
         raise RejectedUpdate(EXAGGERATED, str(error)) from None
     except NotFiniteError as error:
         raise RejectedUpdate(NONFINITE, str(error)) from None
-    except Exception as error:  # whatever a node has made up
+    except Exception as error:
         raise RejectedUpdate(MALFORMED, str(error) or type(error).__name__) from None
-    return update
+
+
+def _check_masked(update: Update, masking: Masking) -> None:
+    """It must be masked, with nothing of it beside, for this very ask; the strategy's own parts must be proper."""
+    if len(update[MASKED]) != 1 or update[MASKED][0].ask != masking.asks[0]:
+        raise RejectedUpdate(MALFORMED, "it is not masked, or for another ask")
+    if update.gradients or update.counts or update.weight or update.sums.values:
+        raise RejectedUpdate(MALFORMED, "something of it is masked, and something is not")
+    for part in update.parts:
+        part.check(update[part])
 
 
 def degenerate(kind: Kind, sums: MetricSums) -> tuple[str, str] | None:
@@ -112,9 +134,11 @@ def degenerate(kind: Kind, sums: MetricSums) -> tuple[str, str] | None:
     return None
 
 
-def _read(content: RecordDict, task: Task, sent: Tensors, projection: Projection | None) -> Update:
+def _read(content: RecordDict, task: Task, sent: Tensors) -> Update:
     """Read a reply. Gradients for `sent` come projected, or from a device of an older version as they are."""
-    update, wire = unpack_update(content, map(resolve, task.settings.strategy_spec.parts)), task.settings.wire
+    projection = Projection.of(task)
+    parts = [*map(resolve, task.settings.strategy_spec.parts), *([MASKED] if task.masking else [])]
+    update, wire = unpack_update(content, parts), task.settings.wire
     older = SKETCH not in update.gradients and rows(update.gradients) == len(task.views)
     late = projection if older else None  # projected late: here
     expected = projection.outline(sent) if projection and not late else sent

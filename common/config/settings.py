@@ -29,6 +29,7 @@ from tessera.common.registry.encoders import ENCODERS
 from tessera.common.registry.losses import LOSSES
 from tessera.common.registry.methods import METHODS, FedMosaicSettings, MethodSpec, PQSettings
 from tessera.common.registry.strategies import STRATEGIES, StrategySpec
+from tessera.common.secure.groups import FEWEST, LARGEST, SMALLEST, USUAL
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names of runs, and of folders made for them."""
@@ -200,7 +201,14 @@ class WireSettings(FrozenSettings):
 
 
 class PrivacySettings(FrozenSettings):
-    """What each person's upload goes through before it is added to others'. Applies to the gradients of training."""
+    """What hides a person: secure sums, and what each upload goes through before it is added to others'. Clipping and noise
+    apply to the gradients of training."""
+
+    secure: Literal["auto"] | bool = "auto"
+    """Whether devices mask what they answer, so that the server learns the sums of groups of them and nothing of any one
+    (docs/secure-sums.md). `auto` does where they are asked over a network, at least three of them, and answer in sums."""
+    group: Annotated[int, Field(ge=SMALLEST, le=LARGEST)] = USUAL
+    """Devices whose answers are added up under masks together, about; fewer than 16 are one group."""
 
     clip: Amount = 0.0
     """Largest Euclidean norm of a person's gradients of a round, all tensors together; 0 does not clip."""
@@ -341,6 +349,20 @@ class Settings(FrozenSettings):
         """What both sides know of the strategy."""
         return STRATEGIES[self.strategy.name]
 
+    @property
+    def open_reason(self) -> str:
+        """Why secure sums cannot be, and what works instead; "" where they can."""
+        if not self.strategy_spec.has_sums:
+            able = ", ".join(name for name, spec in STRATEGIES.known().items() if spec.has_sums)
+            return (
+                f"strategy {self.strategy.name} weighs each device's adapters by itself, which no sum can: {able} can"
+            )
+        if self.federation.nodes < FEWEST:
+            return f"a sum of fewer than {FEWEST} devices hides none of them: set federation.nodes to {FEWEST} or more"
+        if self.wire.gradients != "float32":
+            return f"masks add up whole tensors alone, and wire.gradients {self.wire.gradients} is none: leave it at float32"
+        return ""
+
     @model_serializer(mode="wrap")
     def _with_effect(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what has no effect, which could not be read again as if somebody had set it."""
@@ -368,6 +390,12 @@ class Settings(FrozenSettings):
         if not self.mosaic.method_spec.one_branch:
             able = ", ".join(name for name, spec in METHODS.known().items() if spec.one_branch)
             raise ValueError(f"{self.strategy.name} adapts towers by {able}: set mosaic.method to one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _sums_that_can_be(self) -> "Settings":
+        if self.privacy.secure is True and self.open_reason:
+            raise ValueError(f"privacy.secure: {self.open_reason}")
         return self
 
     @model_validator(mode="after")

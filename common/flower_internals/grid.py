@@ -50,7 +50,7 @@ def is_simulated(grid: Grid) -> bool:
     return isinstance(grid, InMemoryGrid)
 
 
-def _over_network(grid: Grid) -> bool:
+def over_network(grid: Grid) -> bool:
     """Whether a grid asks a server. Where none does, its class is not imported to find out: that takes a second."""
     module = sys.modules.get("flwr.superlink.grid.http_grid")
     return module is not None and isinstance(grid, module.HttpGrid)
@@ -63,7 +63,7 @@ def push(grid: Grid, content: RecordDict, nodes: Sequence[int], kind: str, group
     """
     from flwr.app import Message
 
-    form = compacted(content) if _over_network(grid) else content
+    form = compacted(content) if over_network(grid) else content
     return list(grid.push_messages([Message(form, node, kind, group_id=group) for node in nodes]))
 
 
@@ -76,7 +76,7 @@ def replies(grid: Grid, messages: Sequence[str]) -> Iterator[tuple[str, Message 
 
     Raises what Flower raises where the server cannot be reached.
     """
-    looks = _announced(grid, messages) if _over_network(grid) else ((message, grid) for message in messages)
+    looks = _announced(grid, messages) if over_network(grid) else ((message, grid) for message in messages)
     for message, look in looks:
         try:
             found = list(look.pull_messages([message]))

@@ -7,6 +7,7 @@ and looks for private tensors.
 
 from __future__ import annotations  # Flower is imported late: recommending, and reading settings, can do without it
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -19,6 +20,7 @@ from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import NAME
 from tessera.common.errors import DataError, ProtocolError
 from tessera.common.protocol.tensors import Tensors, content_hash, from_record, to_record
+from tessera.common.secure.fixed_point import Spec
 
 if TYPE_CHECKING:
     from flwr.app import ConfigRecord, RecordDict
@@ -61,12 +63,47 @@ class Broadcast:
         """Content hash of what travels; "" when there is nothing."""
         return content_hash(self.content) if self.content else ""
 
+    @cached_property
+    def shared(self) -> str:
+        """Content hash of what all devices are sent alike."""
+        return content_hash(self.tensors if self.written is None else self.written) if self.fixed else self.name
+
 
 class Ask(NamedTuple):
     """What a device does before its task, in the same message: the kind of it, and the round it is of."""
 
     kind: Kind
     round: int
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How the answers to a task are masked, so that they can be read as the sum of a group alone (`tessera.common.secure`).
+
+    `epoch` is that of the keys, `asks` the number in it of each thing that is asked, and `tables` are what is added up of the
+    task's own answer beside its weight and figures.
+    """
+
+    epoch: int
+    asks: tuple[int, ...]
+    tables: tuple[Spec, ...]
+
+    def write(self) -> str:
+        """As it travels."""
+        tables = [[spec.name, spec.shape, spec.kind, spec.bound] for spec in self.tables]
+        return json.dumps({"epoch": self.epoch, "asks": self.asks, "tables": tables})
+
+    @staticmethod
+    def read(text: str) -> Masking | None:
+        """Read what `write` wrote; None for "". Raises `DataError` for anything else."""
+        if not text:
+            return None
+        try:
+            said = json.loads(text)
+            tables = tuple(Spec(name, tuple(shape), kind, bound) for name, shape, kind, bound in said["tables"])
+            return Masking(int(said["epoch"]), tuple(map(int, said["asks"])), tables)
+        except (KeyError, TypeError, ValueError):
+            raise DataError("the server's task does not say properly how its answer is to be masked") from None
 
 
 @dataclass(frozen=True)
@@ -94,10 +131,24 @@ class Task:
     components: tuple[tuple[float, ...], ...] = ()
     """Directions of the views along which gradients come back, see `tessera.common.protocol.projection`; none: of all views.
     What devices of older versions send, who do not know of them, is projected by the server."""
+    masking: Masking | None = None
+    """How the answers are masked; None where each device's is read as it is."""
 
     def asks(self) -> tuple[Task, ...]:
         """All that is asked, each a task, in the order in which it is done; the last one is this one."""
-        return (*(replace(self, kind=kind, round=round, also=()) for kind, round in self.also), self)
+        along = [replace(self, kind=kind, round=round, also=()) for kind, round in self.also]
+        if self.masking is None:
+            return (*along, self)
+        own = [replace(self.masking, asks=(number,)) for number in self.masking.asks]
+        return tuple(replace(task, masking=one) for task, one in zip((*along, self), own, strict=True))
+
+    def without_last(self) -> Task | None:
+        """What was asked along, without the task itself; None where nothing was."""
+        if not self.also:
+            return None
+        masking = self.masking and replace(self.masking, asks=self.masking.asks[:-1])
+        *before, last = self.also
+        return replace(self, kind=last.kind, round=last.round, also=tuple(before), masking=masking)
 
 
 def pack_task(task: Task, tensors: Tensors | None = None, inputs: Tensors | None = None) -> RecordDict:
@@ -119,6 +170,7 @@ def pack_task(task: Task, tensors: Tensors | None = None, inputs: Tensors | None
             "also": [str(ask.kind) for ask in task.also],
             "also_rounds": [ask.round for ask in task.also],
             "components": [share for row in task.components for share in row],
+            "masking": task.masking.write() if task.masking else "",
         }
     )
     content = RecordDict({"task": header, "inputs": to_record(inputs or {})})
@@ -139,10 +191,13 @@ def unpack_task(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, di
     header["durable"], header["views"] = tuple(header["durable"]), tuple(header["views"])
     header["also"] = tuple(map(Ask, header.get("also", ()), header.get("also_rounds", ())))
     header["components"] = _rows(header.get("components", ()), len(header["views"]))
+    header["masking"] = Masking.read(header.get("masking", ""))
     task = Task(**{one.name: header[one.name] for one in fields(Task) if one.name in header})
     if not re.fullmatch(NAME, task.run) or not re.fullmatch("[0-9a-f]{64}|", task.tensors):
         raise DataError("the server's task names a run or tensors that no server of ours would name")
-    asked = [ask.kind for ask in task.asks()]
+    asked = [*(ask.kind for ask in task.also), task.kind]
+    if task.masking and len(task.masking.asks) != len(asked):
+        raise DataError("the server's task has not one number for each thing it asks to be masked")
     if len(set(asked)) < len(asked) or not RIDERS.issuperset(asked[:-1]):
         raise DataError("the server's task asks for things together that no server of ours would")
     carried = content.array_records.get("tensors")

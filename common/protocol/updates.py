@@ -49,6 +49,10 @@ class Update:
         changes: dict[str, Any] = {part.name: value} if part in EVERYBODYS else {"parts": {**self.parts, part: value}}
         return replace(self, **changes)
 
+    def without(self, part: Part[Any]) -> Update:
+        """The same update without a part that not everybody has."""
+        return replace(self, parts={other: value for other, value in self.parts.items() if other is not part})
+
     def held(self) -> tuple[Part[Any], ...]:
         """The parts it says something of, everybody's first."""
         return (*EVERYBODYS, *self.parts)

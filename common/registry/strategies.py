@@ -34,6 +34,11 @@ class StrategySpec:
     defended: bool = False
 
     @property
+    def has_sums(self) -> bool:
+        """Whether devices return anything that is added up, and so can be masked."""
+        return self.is_sum or self.has_views
+
+    @property
     def has_views(self) -> bool:
         """Whether the server sends views of the items."""
         return "views" in self.groups

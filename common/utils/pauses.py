@@ -1,5 +1,6 @@
 """Spaces out looks for what is not there yet: soon at first, then ever later."""
 
+import time
 from collections.abc import Iterator
 
 GROWTH = 1.25
@@ -12,3 +13,15 @@ def growing(first: float, longest: float) -> Iterator[float]:
     while True:
         yield pause
         pause = min(pause * GROWTH, longest)
+
+
+class Pauses:
+    """The pauses between looks for what is not there yet: longer and longer, and no shorter than the look itself."""
+
+    def __init__(self, first: float, longest: float) -> None:
+        self._pauses, self._since = growing(first, longest), time.monotonic()
+
+    def wait(self) -> None:
+        """Wait until the next look."""
+        time.sleep(max(next(self._pauses), time.monotonic() - self._since))
+        self._since = time.monotonic()

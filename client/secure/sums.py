@@ -1,0 +1,160 @@
+"""Takes part in the secure sums of a run: keeps the secrets of an epoch in the device's folder, and answers for them.
+
+private/RUN/secure-sums.bin   the secrets of the run's last epoch, which the next one overwrites
+
+The file is written before anything is sent that follows from it: a device that is killed and forgot that it answered could
+answer the same ask twice.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+from tessera.client.device_folder import DeviceFolder
+from tessera.client.transforms import Origin, Stage
+from tessera.common.errors import DataError, SecureSumError, SecureSumRefused
+from tessera.common.protocol.masking import MASKED, terms, to_values
+from tessera.common.protocol.messages import Task
+from tessera.common.protocol.secure_stages import StageMessage
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update
+from tessera.common.secure.device import SecureDevice
+from tessera.common.secure.device_state import load, save
+from tessera.common.secure.messages import Delivery, KeysRequest, Roster, UnmaskRequest
+from tessera.common.secure.roster import Policy
+from tessera.common.utils import counter_rng
+from tessera.common.utils.atomic_files import PRIVATE, write_bytes
+
+log = logging.getLogger("tessera.device")
+FILE = "secure-sums.bin"
+KEY = "node.key"
+"""The device's key, by which it also proves itself to the server; `tessera federate join` makes it."""
+
+
+class DeviceSums:
+    """The secure sums of one run on one device, which has `people` and insists on `policy`."""
+
+    def __init__(self, folder: DeviceFolder, run: str, people: int, policy: Policy) -> None:
+        self.folder, self.run, self.people, self.policy = folder, run, people, policy
+        self._path = folder.private(run) / FILE
+        self._device: SecureDevice | None = None
+
+    def answer(self, message: StageMessage) -> StageMessage:
+        """Do what a stage asks. Raises `SecureSumError`; then nothing has changed."""
+        stages: dict[str, Callable[[Sequence[bytes]], list[bytes]]] = {
+            "keys": self._announce,
+            "roster": self._share,
+            "delivery": self._receive,
+            "unmask": self._unmask,
+        }
+        found = stages[message.stage](message.messages)
+        self.save()
+        return replace(message, messages=tuple(found))
+
+    def mask(self, task: Task, update: Update, shared: str, inputs: Tensors) -> Update:
+        """The update as it may leave the device: all that every update has is masked, other parts are as they were.
+
+        It must not be sent before `save` has returned.
+        """
+        assert task.masking
+        device, agreed, ask = self._current(), terms(task, shared, inputs), task.masking.asks[0]
+        if device.announcement.request.epoch != task.masking.epoch:
+            raise SecureSumRefused("the keys of this epoch are not here")
+        values, salt = to_values(update, agreed), self._salt(task)
+        upload = device.mask(ask, agreed.task, agreed.tensors, values, agreed.layout, salt)
+        return Update(parts=update.parts).put(MASKED, (upload,))
+
+    def _salt(self, task: Task) -> int:
+        """What rounding is drawn by: a secret, or in a simulation what can be repeated."""
+        if self.folder.simulated:
+            return counter_rng.key("secure-rounding", task.settings.seed, task.round, self.folder.folder.name)
+        return secrets.randbits(63)
+
+    def save(self) -> None:
+        """Write down what this device has done."""
+        if self._device is not None:
+            write_bytes(self._path, save(self._device), PRIVATE)
+
+    def _announce(self, messages: Sequence[bytes]) -> list[bytes]:
+        request, before = KeysRequest.read(_only(messages)), self._load()
+        if request.run != self.run:
+            raise SecureSumRefused("the request for keys is for another run than its message")
+        if before and before.announcement.request == request and before.roster is None:
+            self._device = before
+        elif before and before.announcement.request.epoch >= request.epoch:
+            raise SecureSumRefused("this epoch, or a later one, has begun before")
+        else:
+            key = node_key(self.folder)
+            self._device = SecureDevice.announce(request, self.people, key, self.policy)
+        return [self._device.announcement.write()]
+
+    def _share(self, messages: Sequence[bytes]) -> list[bytes]:
+        return [self._current().share(Roster.read(_only(messages))).write()]
+
+    def _receive(self, messages: Sequence[bytes]) -> list[bytes]:
+        self._current().receive(Delivery.read(_only(messages)))
+        return []
+
+    def _unmask(self, messages: Sequence[bytes]) -> list[bytes]:
+        """A reply to each request; an empty one where it is refused, which is no reason to refuse the others."""
+        device, replies = self._current(), []
+        for message in messages:
+            try:
+                replies.append(device.unmask(UnmaskRequest.read(message)).write())
+            except SecureSumError as error:
+                log.error("a sum is not unmasked: %s", error)
+                replies.append(b"")
+        return replies
+
+    def _current(self) -> SecureDevice:
+        if (device := self._load()) is None:
+            raise SecureSumRefused("the keys of this epoch are not here")
+        return device
+
+    def _load(self) -> SecureDevice | None:
+        if self._device is None and self._path.exists():
+            self._device = load(self._path.read_bytes(), self.policy)
+        return self._device
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Hides an update under masks, in the place of a number format: the last step before it leaves the device."""
+
+    sums: DeviceSums
+    task: Task
+    shared: str
+    inputs: Tensors
+    name = "mask"
+    stage: Stage = "device"
+
+    def __call__(self, update: Update, origin: Origin) -> Update:
+        """Mask it."""
+        return self.sums.mask(self.task, update, self.shared, self.inputs)
+
+
+def node_key(folder: DeviceFolder) -> ec.EllipticCurvePrivateKey:
+    """The device's private key; that of a simulated device can be repeated. Raises `DataError` where there is none."""
+    if folder.simulated:
+        number = counter_rng.key("node-key", folder.folder.name)
+        return ec.derive_private_key(1 + number % 2**63, ec.SECP384R1())
+    path = folder.folder / KEY
+    try:
+        key = load_ssh_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError) as error:
+        raise DataError(f"secure sums need the device's key, and {path} cannot be read: {error}") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise DataError(
+            f"{path} is no elliptic-curve key; remove it and its .pub, join, and have the new one registered"
+        )
+    return key
+
+
+def _only(messages: Sequence[bytes]) -> bytes:
+    if len(messages) != 1:
+        raise SecureSumError("several messages came in place of one")
+    return messages[0]

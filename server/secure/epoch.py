@@ -1,0 +1,120 @@
+"""Begins an epoch of secure sums: asks devices for keys, draws their groups, and hands their shares on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tessera.common.errors import SecureSumError
+from tessera.common.secure.group import SecureGroup
+from tessera.common.secure.messages import Announcement, KeysRequest, Shares
+from tessera.common.secure.roster import check_announcement, make_rosters
+from tessera.common.secure.shares import threshold
+from tessera.server.secure.exchange import Exchange
+
+
+@dataclass
+class Epoch:
+    """Groups of devices with keys for so many asks.
+
+    `members` says where a node is: its group, and its place in it. `tried` are all nodes that were asked for keys. `used`
+    counts the asks.
+    """
+
+    request: KeysRequest
+    groups: Sequence[SecureGroup]
+    members: Mapping[int, tuple[int, int]]
+    tried: frozenset[int]
+    used: int = 0
+
+    @property
+    def left(self) -> int:
+        """How many asks it has left."""
+        return self.request.asks - self.used
+
+    @property
+    def most_people(self) -> int:
+        """The largest number of people that a device registered with."""
+        return max(member.people for group in self.groups for member in group.roster.members)
+
+    def nodes(self, group: int) -> list[int]:
+        """The nodes of a group that shared their keys."""
+        return [node for node, (own, _) in self.members.items() if own == group]
+
+    def serves(self, n: int, ready: Sequence[int]) -> bool:
+        """Whether n more asks can go to nodes that are ready: none of them is new, and enough of each group are there."""
+        there = [len(set(self.nodes(at)) & set(ready)) for at in range(len(self.groups))]
+        enough = all(n >= threshold(len(group.present)) for n, group in zip(there, self.groups, strict=True))
+        return n <= self.left and self.tried >= set(ready) and enough
+
+
+def begin(exchange: Exchange, nodes: Sequence[int], request: KeysRequest, size: int, known: dict[int, bytes]) -> Epoch:
+    """Make an epoch with those of `nodes` that answer; a device that does not is left out of it.
+
+    `known` are the nodes' public keys: one that comes with another than before is not taken. Raises `SecureSumError` where no
+    group comes together.
+    """
+    announced: dict[int, Announcement] = {}
+
+    def announce(node: int, messages: tuple[bytes, ...]) -> None:
+        announcement = Announcement.read(_only(messages))
+        check_announcement(announcement, request)
+        if known.setdefault(node, announcement.node) != announcement.node:
+            raise SecureSumError("its key is another than before")
+        if any(one.node == announcement.node for one in announced.values()):
+            raise SecureSumError("another node has the same key")
+        announced[node] = announcement
+
+    exchange.ask("keys", [(nodes, [request.write()])], announce)
+    groups = [SecureGroup(roster) for roster in make_rosters(announced.values(), size)]
+    members = _members(groups, announced)
+    _share(exchange, groups, members)
+    kept = [group for group in groups if group.present]
+    if not kept:
+        raise SecureSumError(f"no group of devices shared its keys: {'; '.join(exchange.troubles)}")
+    again = {group: at for at, group in enumerate(kept)}
+    there = {
+        node: (again[groups[at]], place)
+        for node, (at, place) in members.items()
+        if groups[at] in again and groups[at].present[place]
+    }
+    return Epoch(request, kept, there, frozenset(nodes))
+
+
+def _members(groups: Sequence[SecureGroup], announced: Mapping[int, Announcement]) -> dict[int, tuple[int, int]]:
+    places = {
+        member.digest: (at, place)
+        for at, group in enumerate(groups)
+        for place, member in enumerate(group.roster.members)
+    }
+    return {node: places[announcement.digest] for node, announcement in announced.items()}
+
+
+def _share(exchange: Exchange, groups: Sequence[SecureGroup], members: Mapping[int, tuple[int, int]]) -> None:
+    """Show each device its group, and hand the shares on that it sends for the others."""
+
+    def share(node: int, messages: tuple[bytes, ...]) -> None:
+        shares, (at, place) = Shares.read(_only(messages)), members[node]
+        if shares.sender != place:
+            raise SecureSumError("it sent shares in another's name")
+        groups[at].take_shares(shares)
+
+    def nodes(group: int) -> list[int]:
+        return [node for node, (own, _) in members.items() if own == group]
+
+    rosters = [(nodes(at), [group.roster.write()]) for at, group in enumerate(groups)]
+    exchange.ask("roster", rosters, share)
+    sent = []
+    for at, group in enumerate(groups):
+        by_place = {members[node][1]: node for node in nodes(at)}
+        try:
+            deliveries = group.deliveries()
+        except SecureSumError as error:
+            exchange.troubles.append(str(error))
+            continue
+        sent += [([by_place[place]], [delivery.write()]) for place, delivery in deliveries.items()]
+    exchange.ask("delivery", sent, lambda node, messages: None)
+
+
+def _only(messages: tuple[bytes, ...]) -> bytes:
+    if len(messages) != 1:
+        raise SecureSumError("it sent several messages in place of one")
+    return messages[0]

@@ -1,0 +1,211 @@
+"""Adds up devices' masked answers group by group: keys for an epoch, numbers for what is asked, and sums without masks."""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from flwr.serverapp import Grid
+
+from tessera.common.config.settings import FederationSettings, Settings
+from tessera.common.errors import RoundAbandoned, SecureSumError
+from tessera.common.metrics.ranking import MetricSums
+from tessera.common.protocol.figures import NONFINITE
+from tessera.common.protocol.masking import COUNTED, GRADIENTS, MASKED, Terms, of_values, tables, terms
+from tessera.common.protocol.messages import BASIS, Kind, Masking, Task
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update
+from tessera.common.secure.group import SecureAsk
+from tessera.common.secure.messages import EPOCH, KeysRequest, UnmaskReply
+from tessera.common.utils import counter_rng
+from tessera.server.secure.epoch import Epoch, begin
+from tessera.server.secure.exchange import Exchange
+from tessera.server.validation import MALFORMED, UNREADABLE, Expected, RejectedUpdate, check_update
+
+log = logging.getLogger("tessera.server")
+FIRST_BOUND = 16.0
+"""The largest entry of a person's gradient that is looked for before there was any round."""
+ROOM = 4.0
+"""How much larger than the last round's sums a device's gradients may be."""
+
+
+@dataclass(frozen=True)
+class GroupSum:
+    """What a group adds up to, and who is in it; or, in `failure`, why nothing can be said of it."""
+
+    nodes: tuple[int, ...]
+    people: int = 0
+    update: Update | None = None
+    failure: str = ""
+
+    def checked(self, expected: Expected) -> Update:
+        """The sum, once it is looked at like any device's update. Raises `RejectedUpdate`.
+
+        What was not finite its devices have left out. Where that is less than half of the people, the rest goes on without.
+        """
+        if self.update is None:
+            raise RejectedUpdate(UNREADABLE, self.failure)
+        update, lost = self.update, self.update.sums[NONFINITE]
+        if lost and 2 * lost < update.sums["users"]:
+            log.warning("the part of %.0f people in a group is not finite, and was left out on their devices", lost)
+            update = replace(update, sums=MetricSums({**update.sums.values, NONFINITE: 0.0}))
+        check_update(update, expected)
+        if expected.task.settings.local.weighting == "users" and update.weight > self.people:
+            raise RejectedUpdate(MALFORMED, f"it weighs {update.weight:.0f}, and has {self.people} people")
+        return update
+
+
+class MaskedAnswers:
+    """The masked answers to one message, as they come in: a sum for each thing that was asked and each group."""
+
+    def __init__(self, epoch: Epoch, groups: Iterable[int], task: Task, shared: str, inputs: Tensors) -> None:
+        self.epoch = epoch
+        self.terms: dict[Kind, Terms] = {one.kind: terms(one, shared, inputs) for one in task.asks()}
+        numbers = {one.kind: one.masking.asks[0] for one in task.asks() if one.masking}
+        self.asks: dict[tuple[Kind, int], SecureAsk] = {
+            (kind, at): epoch.groups[at].ask(numbers[kind], own.task, own.tensors, own.layout)
+            for kind, own in self.terms.items()
+            for at in groups
+        }
+        self.answered: dict[tuple[Kind, int], list[int]] = {key: [] for key in self.asks}
+
+    def add(self, node: int, kind: Kind, update: Update) -> None:
+        """Add a node's masked answer to its group's. Raises `SecureSumError`."""
+        (upload,), (at, place) = update[MASKED], self.epoch.members[node]
+        if upload.sender != place:
+            raise SecureSumError("it answered in another's name")
+        self.asks[kind, at].add(upload)
+        self.answered[kind, at].append(node)
+
+    def whole(self, kind: Kind, asked: Iterable[int]) -> int:
+        """How many nodes are in groups all of whose nodes that were asked have answered."""
+        wanted: dict[int, set[int]] = {}
+        for node in asked:
+            wanted.setdefault(self.epoch.members[node][0], set()).add(node)
+        return sum(len(nodes) for at, nodes in wanted.items() if nodes <= set(self.answered[kind, at]))
+
+    def unmask(self, exchange: Exchange) -> dict[Kind, list[GroupSum]]:
+        """Ask those who answered for the shares that unmask their groups' sums, and read these."""
+        failures: dict[tuple[Kind, int], str] = {}
+        requests: dict[int, list[tuple[SecureAsk, bytes]]] = {}
+        for (kind, at), ask in self.asks.items():
+            try:
+                requests.setdefault(at, []).append((ask, ask.request().write()))
+            except SecureSumError as error:
+                failures[kind, at] = str(error)
+
+        def take(node: int, messages: tuple[bytes, ...]) -> None:
+            at, place = self.epoch.members[node]
+            if len(messages) != len(requests[at]):
+                raise SecureSumError("it did not answer to each sum")
+            for (ask, _), message in zip(requests[at], messages, strict=True):
+                if message:  # empty where it refuses
+                    reply = UnmaskReply.read(message)
+                    if reply.sender != place:
+                        raise SecureSumError("it answered in another's name")
+                    ask.take(reply)
+
+        sent = [(self._to_ask(at, open), [request for _, request in open]) for at, open in requests.items()]
+        exchange.ask(
+            "unmask", sent, take, lambda: all(not ask.missing for open in requests.values() for ask, _ in open)
+        )
+        found: dict[Kind, list[GroupSum]] = {kind: [] for kind in self.terms}
+        for key, ask in self.asks.items():
+            found[key[0]].append(self._read(key, ask, failures.get(key, "")))
+        return found
+
+    def _to_ask(self, at: int, open: Sequence[tuple[SecureAsk, bytes]]) -> list[int]:
+        """The nodes of a group that are in any of its sums."""
+        places = {place for ask, _ in open for place in ask.signatures}
+        return [node for node in self.epoch.nodes(at) if self.epoch.members[node][1] in places]
+
+    def _read(self, key: tuple[Kind, int], ask: SecureAsk, failure: str) -> GroupSum:
+        nodes = tuple(self.answered[key])
+        if failure:
+            return GroupSum(nodes, failure=failure)
+        try:
+            total = ask.result()
+        except SecureSumError as error:
+            return GroupSum(nodes, failure=str(error))
+        if total.wrong:
+            log.warning("a group's shares were wrong, of or held by %s", "; ".join(total.wrong))
+        return GroupSum(nodes, total.people, of_values(total.values, self.terms[key[0]]))
+
+
+class SecureSums:
+    """The secure sums of a run: an epoch after the other, and bounds that follow the gradients' size.
+
+    A new epoch begins when the asks of the last one are used up, a device has come, or too few of a group are left.
+    """
+
+    def __init__(self, exchange: Exchange, settings: FederationSettings, size: int, asks: int) -> None:
+        self.exchange, self.settings, self.size = exchange, settings, size
+        self.asks = min(asks, EPOCH)
+        self.epoch: Epoch | None = None
+        self._known: dict[int, bytes] = {}
+        self._number = 0
+        self._largest: dict[str, float] = {}
+
+    @classmethod
+    def of(cls, grid: Grid, settings: Settings, run: str) -> "SecureSums":
+        """Those of a run; keys are asked for as many asks as it needs, with some to spare for what is asked again."""
+        asks = settings.rounds + settings.rounds // settings.evaluation.every + settings.views.spectral_rounds + 6
+        exchange = Exchange(grid, run, settings.federation.timeout)
+        return cls(exchange, settings.federation, settings.privacy.group, asks)
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return len(self.epoch.groups) if self.epoch else 0
+
+    def draw(self, task: Task, ready: Sequence[int]) -> list[int]:
+        """The nodes that get `task`: whole groups, all or, to train, as many as are asked in a round.
+
+        Begins a new epoch where that is due. Raises `RoundAbandoned` where devices do not come together.
+        """
+        epoch = self._current(ready, len(task.also) + 1)
+        there = {at: [node for node in epoch.nodes(at) if node in set(ready)] for at in range(len(epoch.groups))}
+        if task.kind != "train" or not self.settings.clients_per_round:
+            return [node for nodes in there.values() for node in nodes]
+        key = counter_rng.key("participants", task.settings.seed, task.round)
+        drawn: list[int] = []
+        for at in sorted(there, key=lambda at: counter_rng.key("groups", key, epoch.groups[at].roster.digest.hex())):
+            if len(drawn) < self.settings.asked:
+                drawn += there[at]
+        return drawn
+
+    def stamp(self, task: Task, sent: Tensors, counts: Mapping[str, torch.Size]) -> Task:
+        """The task with the numbers of its asks, and what is added up of its answers."""
+        assert self.epoch
+        first, n = self.epoch.used, len(task.also) + 1
+        self.epoch.used += n
+        learnt = {name: value.shape for name, value in sent.items()} if task.kind == "train" else {}
+        people = float(self.epoch.most_people)
+        bounds = {name: self._largest.get(name, FIRST_BOUND * people) for name in learnt}
+        added = tables(GRADIENTS, learnt, bounds) + tables(COUNTED, counts, {BASIS: people})
+        return replace(task, masking=Masking(self.epoch.request.epoch, tuple(range(first, first + n)), added))
+
+    def answers(self, task: Task, asked: Iterable[int], shared: str, inputs: Tensors) -> MaskedAnswers:
+        """What takes in the answers of the nodes that were asked."""
+        assert self.epoch
+        return MaskedAnswers(self.epoch, sorted({self.epoch.members[node][0] for node in asked}), task, shared, inputs)
+
+    def learn_bounds(self, sums: Iterable[Update]) -> None:
+        """Take the size of what the next round's gradients may be from this round's sums."""
+        for update in sums:
+            for name, gradient in update.gradients.items():
+                if largest := float(gradient.abs().max()) if gradient.numel() else 0.0:
+                    self._largest[name] = ROOM * max(largest, self._largest.get(name, 0.0) / ROOM / 2)
+
+    def _current(self, ready: Sequence[int], n: int) -> Epoch:
+        epoch = self.epoch
+        if epoch and epoch.serves(n, ready):
+            return epoch
+        self._number = max(self._number + 1, int(time.time()))  # above that of any earlier process of this run
+        request = KeysRequest(self.exchange.run, self._number, max(self.asks, n))
+        try:
+            self.epoch = begin(self.exchange, ready, request, self.size, self._known)
+        except SecureSumError as error:
+            raise RoundAbandoned(f"no secure sums: {error}") from None
+        return self.epoch
