@@ -252,7 +252,7 @@ class Dispatcher:
             for group in sums[one.kind]:
                 try:
                     good.append(group.checked(expected))
-                    total.update += good[-1]
+                    total.combiner.add(good[-1], group.people)
                 except RejectedUpdate as rejected:
                     total.drop_group(rejected.kind, group.nodes, str(rejected))
                     total.lost += rejected.sums
@@ -311,11 +311,16 @@ class Dispatcher:
         """Add a node's answer to one thing that it was asked."""
         node, total = asked.node, request.totals[asked.task.kind]
         if "refusal" in content.config_records:
-            total.drop(REFUSED, node, f"refused: {content.config_records['refusal'].get('reason', '')!s}")
+            reason = str(content.config_records["refusal"].get("reason", ""))
+            total.drop(REFUSED, node, f"refused: {reason}")
+            if self.secure:
+                self.secure.refused(node, reason)
             return
         total.bytes_up += array_bytes(content)
         try:
-            total.combiner.add(self._fitting(content, asked, request))
+            update = self._fitting(content, asked, request)
+            if not request.masked or update.parts:  # what is masked is its group's to add
+                total.combiner.add(update)
         except RejectedUpdate as rejected:
             said = "is refused" if rejected.kind == REFUSED else f"returned something {rejected.kind}"
             total.drop(rejected.kind, node, f"{said}: {rejected}")

@@ -15,14 +15,12 @@ from tessera.server.secure.exchange import Exchange
 class Epoch:
     """Groups of devices with keys for so many asks.
 
-    `members` says where a node is: its group, and its place in it. `tried` are all nodes that were asked for keys. `used`
-    counts the asks.
+    `members` says where a node is: its group, and its place in it. `used` counts the asks.
     """
 
     request: KeysRequest
     groups: Sequence[SecureGroup]
-    members: Mapping[int, tuple[int, int]]
-    tried: frozenset[int]
+    members: dict[int, tuple[int, int]]
     used: int = 0
 
     @property
@@ -40,10 +38,10 @@ class Epoch:
         return [node for node, (own, _) in self.members.items() if own == group]
 
     def serves(self, n: int, ready: Sequence[int]) -> bool:
-        """Whether n more asks can go to nodes that are ready: none of them is new, and enough of each group are there."""
+        """Whether n more asks can go to nodes that are ready: enough of each group are there."""
         there = [len(set(self.nodes(at)) & set(ready)) for at in range(len(self.groups))]
         enough = all(n >= threshold(len(group.present)) for n, group in zip(there, self.groups, strict=True))
-        return n <= self.left and self.tried >= set(ready) and enough
+        return n <= self.left and enough
 
 
 def begin(exchange: Exchange, nodes: Sequence[int], request: KeysRequest, size: int, known: dict[int, bytes]) -> Epoch:
@@ -66,7 +64,7 @@ def begin(exchange: Exchange, nodes: Sequence[int], request: KeysRequest, size: 
     exchange.ask("keys", [(nodes, [request.write()])], announce)
     groups = [SecureGroup(roster) for roster in make_rosters(announced.values(), size)]
     members = _members(groups, announced)
-    _share(exchange, groups, members)
+    received = _share(exchange, groups, members)
     kept = [group for group in groups if group.present]
     if not kept:
         raise SecureSumError(f"no group of devices shared its keys: {'; '.join(exchange.troubles)}")
@@ -74,9 +72,9 @@ def begin(exchange: Exchange, nodes: Sequence[int], request: KeysRequest, size: 
     there = {
         node: (again[groups[at]], place)
         for node, (at, place) in members.items()
-        if groups[at] in again and groups[at].present[place]
+        if node in received and groups[at] in again
     }
-    return Epoch(request, kept, there, frozenset(nodes))
+    return Epoch(request, kept, there)
 
 
 def _members(groups: Sequence[SecureGroup], announced: Mapping[int, Announcement]) -> dict[int, tuple[int, int]]:
@@ -88,8 +86,11 @@ def _members(groups: Sequence[SecureGroup], announced: Mapping[int, Announcement
     return {node: places[announcement.digest] for node, announcement in announced.items()}
 
 
-def _share(exchange: Exchange, groups: Sequence[SecureGroup], members: Mapping[int, tuple[int, int]]) -> None:
-    """Show each device its group, and hand the shares on that it sends for the others."""
+def _share(exchange: Exchange, groups: Sequence[SecureGroup], members: Mapping[int, tuple[int, int]]) -> set[int]:
+    """Show each device its group, and hand the shares on that it sends for the others; return the nodes that have theirs.
+
+    One that shared its own and does not get the others' is in the group's sums like a device that is lost before each.
+    """
 
     def share(node: int, messages: tuple[bytes, ...]) -> None:
         shares, (at, place) = Shares.read(_only(messages)), members[node]
@@ -111,7 +112,9 @@ def _share(exchange: Exchange, groups: Sequence[SecureGroup], members: Mapping[i
             exchange.troubles.append(str(error))
             continue
         sent += [([by_place[place]], [delivery.write()]) for place, delivery in deliveries.items()]
-    exchange.ask("delivery", sent, lambda node, messages: None)
+    received: set[int] = set()
+    exchange.ask("delivery", sent, lambda node, messages: received.add(node))
+    return received
 
 
 def _only(messages: tuple[bytes, ...]) -> bytes:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,9 +10,9 @@ import torch
 from flwr.serverapp import Grid
 
 from tessera.common.config.settings import FederationSettings, Settings
-from tessera.common.errors import RoundAbandoned, SecureSumError
+from tessera.common.errors import RoundAbandoned, SecureSumError, SecureSumRefused
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.figures import NONFINITE
+from tessera.common.protocol.figures import CONSTANT, NONFINITE
 from tessera.common.protocol.masking import COUNTED, GRADIENTS, MASKED, Terms, of_values, tables, terms
 from tessera.common.protocol.messages import BASIS, Kind, Masking, Task
 from tessera.common.protocol.tensors import Tensors
@@ -26,6 +27,8 @@ from tessera.server.validation import MALFORMED, UNREADABLE, Expected, RejectedU
 log = logging.getLogger("tessera.server")
 FIRST_BOUND = 16.0
 """The largest entry of a person's gradient that is looked for before there was any round."""
+CHANCES = 3
+"""Epochs that are begun for the sake of a node that was online and in none of their groups."""
 ROOM = 4.0
 """How much larger than the last round's sums a device's gradients may be."""
 
@@ -42,14 +45,16 @@ class GroupSum:
     def checked(self, expected: Expected) -> Update:
         """The sum, once it is looked at like any device's update. Raises `RejectedUpdate`.
 
-        What was not finite its devices have left out. Where that is less than half of the people, the rest goes on without.
+        In a group a few people whose losses or scores are useless do not cost all others' answers; what was not finite their
+        devices have left out. Where it is at least half of the people, the run is at fault.
         """
         if self.update is None:
             raise RejectedUpdate(UNREADABLE, self.failure)
-        update, lost = self.update, self.update.sums[NONFINITE]
-        if lost and 2 * lost < update.sums["users"]:
-            log.warning("the part of %.0f people in a group is not finite, and was left out on their devices", lost)
-            update = replace(update, sums=MetricSums({**update.sums.values, NONFINITE: 0.0}))
+        update, sums = self.update, self.update.sums
+        few = [what for what in (NONFINITE, CONSTANT) if 0 < 2 * sums[what] < sums["users"] + sums["evaluated"]]
+        for what in few:
+            log.warning("%s: %.0f people of a group count as %s", expected.task.kind, sums[what], what)
+        update = replace(update, sums=MetricSums({**sums.values, **dict.fromkeys(few, 0.0)}))
         check_update(update, expected)
         if expected.task.settings.local.weighting == "users" and update.weight > self.people:
             raise RejectedUpdate(MALFORMED, f"it weighs {update.weight:.0f}, and has {self.people} people")
@@ -60,7 +65,7 @@ class MaskedAnswers:
     """The masked answers to one message, as they come in: a sum for each thing that was asked and each group."""
 
     def __init__(self, epoch: Epoch, groups: Iterable[int], task: Task, shared: str, inputs: Tensors) -> None:
-        self.epoch = epoch
+        self.epoch, self.members = epoch, dict(epoch.members)
         self.terms: dict[Kind, Terms] = {one.kind: terms(one, shared, inputs) for one in task.asks()}
         numbers = {one.kind: one.masking.asks[0] for one in task.asks() if one.masking}
         self.asks: dict[tuple[Kind, int], SecureAsk] = {
@@ -72,7 +77,7 @@ class MaskedAnswers:
 
     def add(self, node: int, kind: Kind, update: Update) -> None:
         """Add a node's masked answer to its group's. Raises `SecureSumError`."""
-        (upload,), (at, place) = update[MASKED], self.epoch.members[node]
+        (upload,), (at, place) = update[MASKED], self.members[node]
         if upload.sender != place:
             raise SecureSumError("it answered in another's name")
         self.asks[kind, at].add(upload)
@@ -82,7 +87,7 @@ class MaskedAnswers:
         """How many nodes are in groups all of whose nodes that were asked have answered."""
         wanted: dict[int, set[int]] = {}
         for node in asked:
-            wanted.setdefault(self.epoch.members[node][0], set()).add(node)
+            wanted.setdefault(self.members[node][0], set()).add(node)
         return sum(len(nodes) for at, nodes in wanted.items() if nodes <= set(self.answered[kind, at]))
 
     def unmask(self, exchange: Exchange) -> dict[Kind, list[GroupSum]]:
@@ -96,7 +101,7 @@ class MaskedAnswers:
                 failures[kind, at] = str(error)
 
         def take(node: int, messages: tuple[bytes, ...]) -> None:
-            at, place = self.epoch.members[node]
+            at, place = self.members[node]
             if len(messages) != len(requests[at]):
                 raise SecureSumError("it did not answer to each sum")
             for (ask, _), message in zip(requests[at], messages, strict=True):
@@ -118,7 +123,7 @@ class MaskedAnswers:
     def _to_ask(self, at: int, open: Sequence[tuple[SecureAsk, bytes]]) -> list[int]:
         """The nodes of a group that are in any of its sums."""
         places = {place for ask, _ in open for place in ask.signatures}
-        return [node for node in self.epoch.nodes(at) if self.epoch.members[node][1] in places]
+        return [node for node, (own, place) in self.members.items() if own == at and place in places]
 
     def _read(self, key: tuple[Kind, int], ask: SecureAsk, failure: str) -> GroupSum:
         nodes = tuple(self.answered[key])
@@ -144,6 +149,7 @@ class SecureSums:
         self.asks = min(asks, EPOCH)
         self.epoch: Epoch | None = None
         self._known: dict[int, bytes] = {}
+        self._missed: Counter[int] = Counter()
         self._number = 0
         self._largest: dict[str, float] = {}
 
@@ -191,6 +197,11 @@ class SecureSums:
         assert self.epoch
         return MaskedAnswers(self.epoch, sorted({self.epoch.members[node][0] for node in asked}), task, shared, inputs)
 
+    def refused(self, node: int, reason: str) -> None:
+        """Take note that a node refused an ask: one that has not its keys any more needs others."""
+        if self.epoch and reason.startswith(SecureSumRefused.__name__):
+            self.epoch.members.pop(node, None)
+
     def learn_bounds(self, sums: Iterable[Update]) -> None:
         """Take the size of what the next round's gradients may be from this round's sums."""
         for update in sums:
@@ -200,12 +211,20 @@ class SecureSums:
 
     def _current(self, ready: Sequence[int], n: int) -> Epoch:
         epoch = self.epoch
-        if epoch and epoch.serves(n, ready):
+        if epoch and epoch.serves(n, ready) and not any(self._is_new(node, epoch) for node in ready):
             return epoch
         self._number = max(self._number + 1, int(time.time()))  # above that of any earlier process of this run
         request = KeysRequest(self.exchange.run, self._number, max(self.asks, n))
         try:
-            self.epoch = begin(self.exchange, ready, request, self.size, self._known)
+            self.epoch = epoch = begin(self.exchange, ready, request, self.size, self._known)
         except SecureSumError as error:
             raise RoundAbandoned(f"no secure sums: {error}") from None
-        return self.epoch
+        finally:
+            for trouble in self.exchange.said():
+                log.warning("epoch %d of secure sums: %s", self._number, trouble)
+        self._missed.update(node for node in ready if node not in epoch.members)
+        return epoch
+
+    def _is_new(self, node: int, epoch: Epoch) -> bool:
+        """Whether a node is in no group and may yet come to be in one: it has not missed the beginning of many epochs."""
+        return node not in epoch.members and self._missed[node] < CHANCES

@@ -1,0 +1,185 @@
+"""Runs with secure sums: the same figures as without masks, whoever is lost, and nothing of any one device for the server."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from tessera.client.app import device_app
+from tessera.common.errors import ConfigError
+from tessera.common.protocol.masking import MASKED
+from tessera.common.protocol.messages import split_answers, unpack_task
+from tessera.common.protocol.updates import unpack_update
+from tessera.deploy.executors import inline
+from tessera.deploy.executors import ray as simulate
+from tessera.deploy.executors.inline import InlineGrid
+from tessera.deploy.executors.run import run_job
+from tessera.deploy.job import Job
+from tessera.server.app import serve
+from tests.deploy.test_executors import SGD, assert_same_run, silent
+from tests.support.catalogues import small_job
+from tests.support.metrics import read_metrics
+
+SECURE = {"secure": True}
+TOLERANCE = 2e-4
+"""What rounding to the fixed point may move in a few rounds: entries of gradients are right to about 1e-6."""
+Answer = Callable[[Message, Context], Message]
+
+
+def carry_out(job: Job, changed: Callable[[Answer], Answer]) -> None:
+    """Run a job in this process with devices whose app does something else at times."""
+    devices = job.devices[0].parent
+    real, app = device_app(devices), ClientApp()
+    handle = changed(lambda message, context: real(message, context))
+    for kind in (app.train, app.evaluate, app.query):
+        kind()(handle)
+    serve(InlineGrid(app, len(job.devices)), job.settings, job.catalogue, job.run_dir, job.resume)
+
+
+def losing(lost: Callable[[str, int, str], bool]) -> Callable[[Answer], Answer]:
+    """Devices that fail at stages: `lost` is asked with the stage, or the kind of task, the node and the round or stage."""
+
+    def changed(answer: Answer) -> Answer:
+        def handle(message: Message, context: Context) -> Message:
+            secure = message.content.config_records.get("secure")
+            stage = str(secure["stage"]) if secure else str(message.content.config_records["task"]["kind"])
+            if lost(stage, context.node_id, message.metadata.group_id):
+                raise RuntimeError("the device is gone")
+            return answer(message, context)
+
+        return handle
+
+    return changed
+
+
+def rounds(run: Path) -> list[dict]:
+    return [line for line in read_metrics(run) if line["kind"] == "round"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"views": {"dim": 8, "id_dim": 8, "spectral_rounds": 3}, "fraction": 0.6},
+        {"local": {"backbone": "fedavg", "loss": "bce", "local_epochs": 2}},
+        {"local": {"backbone": "history", "loss": "next", "weighting": "examples"}},
+        {"data": {"folder": "small", "cold_users": 0.3, "cold_items": 0.1}},
+    ],
+)
+def test_a_run_under_masks_is_the_run_without(tmp_path: Path, changes: dict) -> None:
+    """Statistics, spectral start, baselines, training and evaluation: every figure, and all that is learnt."""
+    inline.execute(small_job(tmp_path, "plain", 4, server=SGD, **changes), silent)
+    inline.execute(small_job(tmp_path, "secure", 4, server=SGD, privacy=SECURE, **changes), silent)
+    assert_same_run(tmp_path / "plain", tmp_path / "secure", TOLERANCE)
+
+
+def test_the_server_gets_masks_and_sums_only(tmp_path: Path) -> None:
+    """Of twenty devices it reads two groups' sums; every answer to a task holds one masked upload and no number."""
+    seen = 0
+
+    def watching(answer: Answer) -> Answer:
+        def handle(message: Message, context: Context) -> Message:
+            nonlocal seen
+            reply = answer(message, context)
+            if "task" in message.content.config_records:
+                task, _, _ = unpack_task(message.content)
+                for one, content in split_answers(task, reply.content).items():
+                    update = unpack_update(content, [MASKED])
+                    assert len(update[MASKED]) == 1, one
+                    assert not any((update.gradients, update.counts, update.sums.values, update.weight))
+                    seen += 1
+            return reply
+
+        return handle
+
+    carry_out(small_job(tmp_path, "secure", 14, privacy=SECURE | {"group": 8}, rounds=2), watching)
+    assert seen == 14 * (1 + 1 + 2 + 1)  # statistics, baselines, two rounds, one evaluation
+
+
+@pytest.mark.parametrize("stage", ["train", "unmask"])
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_sums_of_those_who_answered_are_those_without_masks(tmp_path: Path, stage: str, share: float) -> None:
+    """Devices lost before their upload are not in the sum; those lost after it are, though they do not help to unmask it."""
+    n = 10
+    gone = losing(lambda at, node, group: at == stage and (node + sum(map(ord, group))) % n < n * share)
+    absent = losing(lambda at, node, group: at == "train" and (node + sum(map(ord, group))) % n < n * share)
+    carry_out(small_job(tmp_path, "secure", n, server=SGD, privacy=SECURE), gone)
+    carry_out(small_job(tmp_path, "plain", n, server=SGD), absent if stage == "train" else losing(lambda *at: False))
+    assert [line["nodes"] for line in rounds(tmp_path / "secure")] == [
+        line["nodes"] for line in rounds(tmp_path / "plain")
+    ]
+    assert [line["loss"] for line in rounds(tmp_path / "secure")] == pytest.approx(
+        [line["loss"] for line in rounds(tmp_path / "plain")], abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("stage", ["keys", "roster", "delivery"])
+def test_a_device_lost_with_its_keys_is_back_in_the_next_epoch(tmp_path: Path, stage: str) -> None:
+    """A device that does not share its keys is in no group; the next epoch begins at once, and no figure is without it."""
+    n, gone = 5, [2]
+
+    def lost(at: str, node: int, group: str) -> bool:
+        if at == stage and node in gone:
+            gone.clear()
+            return True
+        return False
+
+    carry_out(small_job(tmp_path, "secure", n, privacy=SECURE, rounds=2), losing(lost))
+    assert not gone
+    assert [line["nodes"] for line in rounds(tmp_path / "secure")] == [n] * 2
+
+
+@pytest.mark.slow
+def test_a_hundred_rounds_with_a_third_failing(tmp_path: Path) -> None:
+    """At each stage, at random: the run completes, and its loss falls."""
+    failing = losing(lambda at, node, group: at in ("train", "unmask") and hash((at, node, group)) % 100 < 15)
+    job = small_job(tmp_path, "secure", 10, rounds=100, privacy=SECURE, evaluation={"every": 20}, planted=True)
+    carry_out(job, failing)
+    losses = [line["loss"] for line in rounds(tmp_path / "secure")]
+    assert len(losses) > 90
+    assert losses[-1] < losses[0]
+
+
+def test_other_views_for_one_device_give_the_server_nothing(tmp_path: Path) -> None:
+    """One that works on other tensors than the rest has masks that do not cancel: its answer is refused by the server."""
+
+    def otherwise(answer: Answer) -> Answer:
+        def handle(message: Message, context: Context) -> Message:
+            header = message.content.config_records.get("task", {})
+            if context.node_id == 1 and header.get("kind") == "train":
+                message.content = RecordDict({**message.content, "task": ConfigRecord({**header, "selected": 7})})
+            return answer(message, context)
+
+        return handle
+
+    carry_out(small_job(tmp_path, "secure", 4, privacy=SECURE), otherwise)
+    for line in rounds(tmp_path / "secure"):
+        assert line["nodes"] == 3
+        assert "other tensors" in " ".join(line["troubles"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"federation": {"nodes": 2}}, "set federation.nodes to 3"),
+        ({"wire": {"gradients": "1%"}, "federation": {"nodes": 3}}, "wire.gradients"),
+        ({"federation": {"nodes": 3}, "privacy": {"secure": True, "group": 7}}, "privacy.group"),
+    ],
+)
+def test_what_cannot_be_masked_is_refused_in_the_config(tmp_path: Path, changes: dict, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        small_job(tmp_path, "secure", **({"privacy": SECURE} | {"nodes": changes.pop("federation")["nodes"]} | changes))
+
+
+@pytest.mark.integration
+def test_ray_and_grpc_mask_alike(tmp_path: Path) -> None:
+    """Over gRPC three devices mask by default; on Ray they do where it is asked for."""
+    inline.execute(small_job(tmp_path, "inline", 3, rounds=2, server=SGD), silent)
+    simulate.execute(small_job(tmp_path, "ray", 3, rounds=2, server=SGD, privacy=SECURE), silent)
+    run_job(small_job(tmp_path, "grpc", 3, rounds=2, server=SGD), "grpc", silent)
+    assert_same_run(tmp_path / "inline", tmp_path / "ray", TOLERANCE)
+    assert_same_run(tmp_path / "inline", tmp_path / "grpc", TOLERANCE)
+    states = list((tmp_path / "grpc" / "devices").glob("node-*/private/*/secure-sums.bin"))
+    assert len(states) == 3
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in states)
