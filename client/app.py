@@ -21,7 +21,6 @@ from tessera.common.protocol.secure_stages import RECORD as SECURE
 from tessera.common.protocol.secure_stages import pack_stage, unpack_stage
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import ANSWERS, pack_update
-from tessera.common.secure.roster import Policy
 
 log = logging.getLogger("tessera.device")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from tessera.common.config.effects import no_secure_sums
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.flower_internals.grid import look_sooner, over_network
@@ -51,7 +52,7 @@ def _carry_out(
 def secure_sums(grid: Grid, settings: Settings, run: str) -> SecureSums | None:
     """The secure sums of a run, where it has any: they were asked for, or devices are asked over a network and can."""
     wanted = settings.privacy.secure
-    if not wanted or (wanted == "auto" and (not over_network(grid) or settings.open_reason)):
+    if not wanted or (wanted == "auto" and (not over_network(grid) or no_secure_sums(settings))):
         return None
     return SecureSums.of(grid, settings, run)
 

@@ -247,12 +247,12 @@ class Dispatcher:
             log.warning("round %d, secure sums: %s", request.task.round, trouble)
         for one in request.task.asks():
             total = request.totals[one.kind]
-            expected = Expected(one, sent, request.counts, self.settings.largest_gradient)
+            expected = Expected(one, sent, request.counts, self.settings.largest_gradient, request.inputs)
             good = []
             for group in sums[one.kind]:
                 try:
                     good.append(group.checked(expected))
-                    total.combiner.add(good[-1], group.people)
+                    total.combiner.add(good[-1])
                 except RejectedUpdate as rejected:
                     total.drop_group(rejected.kind, group.nodes, str(rejected))
                     total.lost += rejected.sums
@@ -343,7 +343,7 @@ class Dispatcher:
                 update = update.without(MASKED)
         except Exception as error:
             raise RejectedUpdate(MALFORMED, str(error) or type(error).__name__) from None
-        if asked.task.kind == "item_statistics":
+        if asked.task.kind == "item_statistics" and not request.masked:
             self._claims.hear(asked.node, update)
         return update
 

@@ -25,6 +25,7 @@ from tessera.common.errors import ConfigError, PolicyRefused
 from tessera.common.protocol.messages import BASIS, COUNTS, Task
 from tessera.common.protocol.tensors import Tensors, content_hash
 from tessera.common.protocol.updates import Update
+from tessera.common.secure import roster
 from tessera.common.utils.atomic_files import digest
 
 log = logging.getLogger("tessera.device")
@@ -57,6 +58,12 @@ class Owner:
             return cls(device.folder, read_policy(device.folder) if device.has_owner else None)
         except ConfigError as error:
             raise PolicyRefused("policy-file", str(error)) from None
+
+    def sums(self) -> roster.Policy:
+        """What the device insists on in secure sums: a sum is of enough devices and people, or it stays masked."""
+        if self.policy is None:
+            return roster.Policy(lambda key: True, people=1)
+        return roster.Policy(lambda key: True, people=self.policy.people, devices=self.policy.devices)
 
     def check(self, own: Callable[[Task], Own], task: Task, inputs: Tensors, sum: Sum | None = None) -> Granted:
         """Let an ask pass, or raise `PolicyRefused`, which is written down.

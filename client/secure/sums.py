@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from tessera.client.device_folder import DeviceFolder
+from tessera.client.owner.rules import Sum
 from tessera.client.transforms import Origin, Stage
 from tessera.common.errors import DataError, SecureSumError, SecureSumRefused
 from tessera.common.protocol.masking import MASKED, terms, to_values
@@ -54,6 +55,13 @@ class DeviceSums:
         found = stages[message.stage](message.messages)
         self.save()
         return replace(message, messages=tuple(found))
+
+    def sum(self) -> Sum:
+        """In which sum the server sees an answer at most. Raises `SecureSumRefused` where there is no group yet."""
+        device = self._current()
+        if device.roster is None or not device.present:
+            raise SecureSumRefused("the keys of this epoch are not here")
+        return Sum(device.roster.people(device.present), sum(device.present), masked=True)
 
     def mask(self, task: Task, update: Update, shared: str, inputs: Tensors) -> Update:
         """The update as it may leave the device: all that every update has is masked, other parts are as they were.

@@ -13,6 +13,7 @@ from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.component import ComponentSettings
 from tessera.common.registry.converters import CONVERTED, CONVERTERS
 from tessera.common.registry.strategies import STRATEGIES, TOWER_GROUPS, VIEWS_GROUPS
+from tessera.common.secure.groups import FEWEST
 
 if TYPE_CHECKING:
     from tessera.common.config.settings import Settings
@@ -53,6 +54,21 @@ def prune(content: dict[str, Any], keys: Iterable[str]) -> None:
             place = place.get(group) if isinstance(place, dict) else None
         if isinstance(place, dict):
             place.pop(last, None)
+
+
+def no_secure_sums(settings: "Settings") -> str:
+    """Why devices' answers cannot be masked under these settings, and what works instead; "" where they can."""
+    name, federation = settings.strategy.name, settings.federation
+    if not settings.strategy_spec.has_sums:
+        able = _and(one for one, spec in STRATEGIES.known().items() if spec.has_sums)
+        return f"strategy {name} weighs each device's adapters by itself, which no sum can: {able} can be masked"
+    if federation.nodes < FEWEST:
+        return f"a sum of fewer than {FEWEST} devices hides none of them: set federation.nodes to {FEWEST} or more"
+    if settings.wire.gradients != "float32":
+        return f"masks add up whole tensors, and wire.gradients {settings.wire.gradients} is none: set it to float32"
+    if federation.defence.name != "none":
+        return f"federation.defence {federation.defence.name} compares single nodes, which masks hide: leave one of them out"
+    return ""
 
 
 def _conversion(settings: "Settings") -> Reasons:

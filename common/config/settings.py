@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tessera.common.config.components import Backbone, Defence, Loss, Method, Strategy
-from tessera.common.config.effects import prune, without_effect
+from tessera.common.config.effects import no_secure_sums, prune, without_effect
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.component import (
     Amount,
@@ -29,7 +29,7 @@ from tessera.common.registry.encoders import ENCODERS
 from tessera.common.registry.losses import LOSSES
 from tessera.common.registry.methods import METHODS, FedMosaicSettings, MethodSpec, PQSettings
 from tessera.common.registry.strategies import STRATEGIES, StrategySpec
-from tessera.common.secure.groups import FEWEST, LARGEST, SMALLEST, USUAL
+from tessera.common.secure.groups import LARGEST, SMALLEST, USUAL
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names of runs, and of folders made for them."""
@@ -349,20 +349,6 @@ class Settings(FrozenSettings):
         """What both sides know of the strategy."""
         return STRATEGIES[self.strategy.name]
 
-    @property
-    def open_reason(self) -> str:
-        """Why secure sums cannot be, and what works instead; "" where they can."""
-        if not self.strategy_spec.has_sums:
-            able = ", ".join(name for name, spec in STRATEGIES.known().items() if spec.has_sums)
-            return (
-                f"strategy {self.strategy.name} weighs each device's adapters by itself, which no sum can: {able} can"
-            )
-        if self.federation.nodes < FEWEST:
-            return f"a sum of fewer than {FEWEST} devices hides none of them: set federation.nodes to {FEWEST} or more"
-        if self.wire.gradients != "float32":
-            return f"masks add up whole tensors alone, and wire.gradients {self.wire.gradients} is none: leave it at float32"
-        return ""
-
     @model_serializer(mode="wrap")
     def _with_effect(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what has no effect, which could not be read again as if somebody had set it."""
@@ -394,8 +380,8 @@ class Settings(FrozenSettings):
 
     @model_validator(mode="after")
     def _sums_that_can_be(self) -> "Settings":
-        if self.privacy.secure is True and self.open_reason:
-            raise ValueError(f"privacy.secure: {self.open_reason}")
+        if self.privacy.secure is True and (why := no_secure_sums(self)):
+            raise ValueError(f"privacy.secure: {why}")
         return self
 
     @model_validator(mode="after")

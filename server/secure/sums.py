@@ -1,6 +1,7 @@
 """Adds up devices' masked answers group by group: keys for an epoch, numbers for what is asked, and sums without masks."""
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,14 +16,16 @@ from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.figures import CONSTANT, NONFINITE
 from tessera.common.protocol.masking import COUNTED, GRADIENTS, MASKED, Terms, of_values, tables, terms
 from tessera.common.protocol.messages import BASIS, Kind, Masking, Task
+from tessera.common.protocol.projection import Projection
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.secure.group import SecureAsk
 from tessera.common.secure.messages import EPOCH, KeysRequest, UnmaskReply
 from tessera.common.utils import counter_rng
+from tessera.server.robust.claims import Claim
 from tessera.server.secure.epoch import Epoch, begin
 from tessera.server.secure.exchange import Exchange
-from tessera.server.validation import MALFORMED, UNREADABLE, Expected, RejectedUpdate, check_update
+from tessera.server.validation import UNREADABLE, Expected, RejectedUpdate, check_update
 
 log = logging.getLogger("tessera.server")
 FIRST_BOUND = 16.0
@@ -55,9 +58,7 @@ class GroupSum:
         for what in few:
             log.warning("%s: %.0f people of a group count as %s", expected.task.kind, sums[what], what)
         update = replace(update, sums=MetricSums({**sums.values, **dict.fromkeys(few, 0.0)}))
-        check_update(update, expected)
-        if expected.task.settings.local.weighting == "users" and update.weight > self.people:
-            raise RejectedUpdate(MALFORMED, f"it weighs {update.weight:.0f}, and has {self.people} people")
+        check_update(update, replace(expected, claim=Claim(float(self.people), math.inf)))
         return update
 
 
@@ -186,7 +187,9 @@ class SecureSums:
         assert self.epoch
         first, n = self.epoch.used, len(task.also) + 1
         self.epoch.used += n
-        learnt = {name: value.shape for name, value in sent.items()} if task.kind == "train" else {}
+        projection = Projection.of(task)
+        along = projection.outline(sent) if projection else sent
+        learnt = {name: value.shape for name, value in along.items()} if task.kind == "train" else {}
         people = float(self.epoch.most_people)
         bounds = {name: self._largest.get(name, FIRST_BOUND * people) for name in learnt}
         added = tables(GRADIENTS, learnt, bounds) + tables(COUNTED, counts, {BASIS: people})
