@@ -16,9 +16,9 @@ from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
 from tessera.common.errors import DataError, PolicyRefused, ProtocolError, StorageError, TesseraError
 from tessera.common.flower_internals.compact import opened
+from tessera.common.protocol.masked.stages import RECORD as SECURE
+from tessera.common.protocol.masked.stages import pack_stage, unpack_stage
 from tessera.common.protocol.messages import Task, in_answer_to, join_answers, missing_tensors, refusal, unpack_task
-from tessera.common.protocol.secure_stages import RECORD as SECURE
-from tessera.common.protocol.secure_stages import pack_stage, unpack_stage
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import ANSWERS, pack_update
 

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from tessera.common.config.settings import FederationSettings
 from tessera.common.errors import RoundAbandoned, RunError, TesseraError
 from tessera.common.flower_internals.grid import push, replies
-from tessera.common.protocol.masking import MASKED
+from tessera.common.protocol.masked.masking import MASKED
 from tessera.common.protocol.messages import Broadcast, Kind, Task, pack_task, split_answers
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import Update

@@ -17,7 +17,7 @@ from tessera.common.metrics.names import MetricName
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import decode, rotation, rows
 from tessera.common.protocol.figures import CONSTANT, FIGURES, LOSS, NONFINITE, SCORED
-from tessera.common.protocol.masking import MASKED
+from tessera.common.protocol.masked.masking import MASKED
 from tessera.common.protocol.messages import Kind, Masking, Task, check_protocol, in_answer_to
 from tessera.common.protocol.parts import GRADIENTS_PART
 from tessera.common.protocol.projection import SKETCH, Projection

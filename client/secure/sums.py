@@ -18,9 +18,9 @@ from tessera.client.device_folder import DeviceFolder
 from tessera.client.owner.rules import Sum
 from tessera.client.transforms import Origin, Stage
 from tessera.common.errors import DataError, SecureSumError, SecureSumRefused
-from tessera.common.protocol.masking import MASKED, terms, to_values
+from tessera.common.protocol.masked.masking import MASKED, terms, to_values
+from tessera.common.protocol.masked.stages import StageMessage
 from tessera.common.protocol.messages import Task
-from tessera.common.protocol.secure_stages import StageMessage
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.secure.device import SecureDevice

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from tessera.common.errors import SecureSumError, TesseraError
 from tessera.common.flower_internals.grid import push, replies
-from tessera.common.protocol.secure_stages import Stage, StageMessage, pack_stage, unpack_stage
+from tessera.common.protocol.masked.stages import Stage, StageMessage, pack_stage, unpack_stage
 from tessera.common.utils.pauses import Pauses
 
 LOOKS = (0.02, 0.5)

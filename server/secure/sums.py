@@ -14,7 +14,7 @@ from tessera.common.config.settings import FederationSettings, Settings
 from tessera.common.errors import RoundAbandoned, SecureSumError, SecureSumRefused
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.figures import CONSTANT, NONFINITE
-from tessera.common.protocol.masking import COUNTED, GRADIENTS, MASKED, Terms, of_values, tables, terms
+from tessera.common.protocol.masked.masking import COUNTED, GRADIENTS, MASKED, Terms, of_values, tables, terms
 from tessera.common.protocol.messages import BASIS, Kind, Masking, Task
 from tessera.common.protocol.projection import Projection
 from tessera.common.protocol.tensors import Tensors

@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 
 from tessera.client.app import device_app
 from tessera.common.errors import ConfigError
-from tessera.common.protocol.masking import MASKED
+from tessera.common.protocol.masked.masking import MASKED
 from tessera.common.protocol.messages import split_answers, unpack_task
 from tessera.common.protocol.updates import unpack_update
 from tessera.deploy.executors import inline
