@@ -120,6 +120,11 @@ class Dispatcher:
         self._late: dict[str, tuple[int, float]] = {}
         self._claims = Claims()
 
+    @property
+    def groups(self) -> int | None:
+        """How many groups of nodes there are whose sums alone can be read; None where each node's answers can."""
+        return self.secure.groups if self.secure else None
+
     def wait(self) -> None:
         """Wait until as many nodes as the settings say are online. Raises `RunError` when they are not in time."""
         deadline, pauses = time.monotonic() + self.settings.timeout, Pauses(*LOOKS)

@@ -39,9 +39,9 @@ class Reporter:
         """Start the clock: what went before is no part of a round."""
         self._since = time.monotonic()
 
-    def statistics(self, answer: Aggregate, seconds: float) -> None:
-        """Report what the federation is."""
-        facts = {"nodes": answer.nodes, "seconds": seconds}
+    def statistics(self, answer: Aggregate, seconds: float, groups: int | None) -> None:
+        """Report what the federation is; `groups` are those whose sums the server sees, where it sees no more."""
+        facts = {"nodes": answer.nodes, "seconds": seconds, "groups": groups}
         self.folder.report(StatisticsRecord.model_validate(dict(answer.update.sums.values) | facts | answer.faults()))
 
     def trivial(self, answer: Aggregate, scores: Scores) -> None:

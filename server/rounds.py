@@ -35,7 +35,7 @@ def run_rounds(
     statistics = item_statistics(tasks, len(catalogue))
     selection.people = statistics.people
     if not tasks.round:
-        reporter.statistics(statistics.answer, statistics.seconds)
+        reporter.statistics(statistics.answer, statistics.seconds, dispatcher.groups)
         spectral_start(tasks, strategy, len(catalogue), settings)
     evaluations = Evaluations(tasks, selection, reporter, statistics, catalogue, save, due)
     reporter.begin_rounds()

@@ -206,7 +206,7 @@ class PrivacySettings(FrozenSettings):
 
     secure: Literal["auto"] | bool = "auto"
     """Whether devices mask what they answer, so that the server learns the sums of groups of them and nothing of any one
-    (docs/secure-sums.md). `auto` does where they are asked over a network, at least three of them, and answer in sums."""
+    (docs/privacy.md). `auto` does where they are asked over a network, at least three of them, and answer in sums."""
     group: Annotated[int, Field(ge=SMALLEST, le=LARGEST)] = USUAL
     """Devices whose answers are added up under masks together, about; fewer than 16 are one group."""
 

@@ -70,6 +70,8 @@ class StatisticsRecord(_Faults):
     """People with a test item."""
     nodes: int
     """Nodes that answered."""
+    groups: int | None = None
+    """Groups of nodes whose sums are all that the server can read; left out where it reads each node's answers."""
     seconds: Figure
     """Time it took."""
 

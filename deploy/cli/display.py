@@ -105,6 +105,9 @@ class RunDisplay:
         told = (
             f"{people} users on {line.nodes} nodes, {events} training events; only sums over a node's people are sent"
         )
+        if line.groups:
+            told = f"{people} users on {line.nodes} nodes, {events} training events; the server can read sums of "
+            told += "all nodes alone" if line.groups == 1 else f"{line.groups} groups of nodes alone"
         if self.settings.asks_questions:
             told = f"{line.nodes} devices with {events} questions of their own; only adapters and signatures are sent"
         self.console.print(told, highlight=False)

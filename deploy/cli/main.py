@@ -38,6 +38,7 @@ COMMANDS = {
         "tessera.deploy.cli.recommend:app",
         "Recommend items to a person from their device's own files; nothing is asked of a server.",
     ),
+    "device": Listed("tessera.deploy.cli.device:app", "Say what a device answers, and read what it has answered."),
     "data": Listed("tessera.deploy.cli.data:app", "Convert raw data into datasets, describe them, share them out."),
     "federate": Listed(
         "tessera.deploy.cli.federate:app",

@@ -1,0 +1,113 @@
+"""The commands `tessera device ...`: what a device answers, and what it has answered, for the person whose device it is."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tessera.client.device_folder import POLICY
+from tessera.client.owner.ledger import Entry, Ledger
+from tessera.client.owner.policy import Policy, changed, read_policy, write_policy
+from tessera.common.errors import DataError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Say what a device answers, and read what it has.")
+policy = typer.Typer(no_args_is_help=True, help="Show, change and check what a device answers: its policy.yaml.")
+app.add_typer(policy, name="policy")
+console = Console(highlight=False)
+DataDir = Annotated[Path, typer.Option(help="The device's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@policy.command(epilog="Example: tessera device policy show --data-dir DEVICE")
+def show(data_dir: DataDir, as_json: Json = False) -> None:
+    """Print the policy, each line with what it means."""
+    own = read_policy(_device(data_dir))
+    if as_json:
+        typer.echo(json.dumps(own.model_dump(mode="json")))
+        return
+    table = Table("", "", "", box=None, show_header=False)
+    for name, field in Policy.model_fields.items():
+        value = own.model_dump(mode="json")[name]
+        table.add_row(
+            name, escape(", ".join(value) if isinstance(value, list) else str(value)), field.description or ""
+        )
+    console.print(table)
+
+
+@policy.command("set", epilog="Example: tessera device policy set secure=required people=50 --data-dir DEVICE")
+def set_(changes: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...")], data_dir: DataDir) -> None:
+    """Change lines of the policy; the next message is answered by it."""
+    own = read_policy(_device(data_dir))
+    for change in changes:
+        own = changed(own, change)
+    write_policy(data_dir, own)
+    typer.echo(f"{data_dir / POLICY} is written")
+
+
+@policy.command(epilog="Example: tessera device policy check --data-dir DEVICE")
+def check(data_dir: DataDir) -> None:
+    """Look for mistakes in the policy, which would refuse everything; each wrong key is named with the nearest known one."""
+    read_policy(_device(data_dir))
+    typer.echo(f"{data_dir / POLICY} is in order")
+
+
+@app.command(epilog="Example: tessera device ledger --data-dir DEVICE --run demo-1a2b3c4d")
+def ledger(
+    data_dir: DataDir,
+    run: Annotated[str, typer.Option(help="Only what was answered in this run.", show_default=False)] = "",
+    as_json: Json = False,
+) -> None:
+    """Print what the device answered and refused: when, to which run, in what sum, and with what noise."""
+    entries, damaged = Ledger(_device(data_dir)).entries()
+    entries = [entry for entry in entries if run in ("", entry.run)]
+    if as_json:
+        for entry in entries:
+            typer.echo(entry.model_dump_json())
+    else:
+        _print(entries)
+    if damaged:
+        numbers = ", ".join(map(str, damaged))
+        typer.echo(f"lines that cannot be read, cut off when the device was killed: {numbers}", err=True)
+
+
+def _print(entries: list[Entry]) -> None:
+    table = Table("when", "run", "round", "what", "a sum of", "noise", "bytes", box=SIMPLE_HEAD)
+    for entry in entries:
+        when = f"{datetime.fromtimestamp(entry.time, UTC):%Y-%m-%d %H:%M:%SZ}"
+        what = f"{entry.kind}: refused, {entry.reason}" if entry.refused else entry.kind
+        table.add_row(
+            when, escape(entry.run), str(entry.round), escape(what), _sum(entry), _noise(entry), str(entry.bytes)
+        )
+    console.print(table)
+    answered = [entry for entry in entries if not entry.refused]
+    masked, exact = sum(entry.masked for entry in answered), sum(entry.exact for entry in answered)
+    total, refused = sum(entry.bytes for entry in answered), len(entries) - len(answered)
+    console.print(
+        f"{len(answered)} answers, {masked} of them in secure sums and {exact} exact outside them; {refused} refused; "
+        f"{total} bytes sent",
+        soft_wrap=True,
+    )
+
+
+def _sum(entry: Entry) -> str:
+    devices = f" on {entry.devices} devices" if entry.masked else " here"
+    return "" if entry.refused else f"{entry.people} people{devices}"
+
+
+def _noise(entry: Entry) -> str:
+    if entry.refused:
+        return ""
+    return "exact" if entry.noise is None else f"{entry.noise:g} x clip {entry.clip:g}"
+
+
+def _device(folder: Path) -> Path:
+    """A device's folder. Raises `DataError` where it is none: nothing is written into another."""
+    if not (folder / "interactions.parquet").exists():
+        raise DataError(f"{folder} is no device's folder: there is no interactions.parquet in it")
+    return folder
