@@ -16,7 +16,9 @@ from tessera.client.owner.ledger import Entry, Ledger
 from tessera.client.owner.policy import Policy, changed, read_policy, write_policy
 from tessera.common.errors import DataError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Say what a device answers, and read what it has.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Say what a device answers, and read what it has answered."
+)
 policy = typer.Typer(no_args_is_help=True, help="Show, change and check what a device answers: its policy.yaml.")
 app.add_typer(policy, name="policy")
 console = Console(highlight=False)
