@@ -105,7 +105,7 @@ def test_where_everything_is_fine_it_says_so(server: Server, device: Path) -> No
     assert told["problem"] == 0
     checked = {finding["topic"] for finding in told["findings"]}
     assert checked >= {"python", "packages", "certificates", "ports", "node key", "privacy", "data", "server", "disk"}
-    assert any(re.match("8 people, [0-9]+ interactions, 80 items", finding["found"]) for finding in told["findings"])
+    assert any(re.match("24 people, [0-9]+ interactions, 80 items", finding["found"]) for finding in told["findings"])
 
 
 def test_a_missing_package_is_a_problem_whose_remedy_is_shown() -> None:

@@ -10,6 +10,7 @@ from flwr.cli.build import build_fab_from_disk
 
 from tessera.client.app import device_app
 from tessera.client.device_folder import simulated_devices
+from tessera.client.owner.policy import Policy, write_policy
 from tessera.common.errors import ConfigError, RunError
 from tessera.common.metrics.records import read_result
 from tessera.deploy.executors.inline import InlineGrid
@@ -85,6 +86,7 @@ def test_a_device_takes_no_folder_but_its_owners(tmp_path: Path, caplog: pytest.
     grid = InlineGrid(device_app(), 2)
     for folder, config in zip(own.devices, grid.nodes.values(), strict=True):
         config["data-dir"] = str(folder)
+        write_policy(folder, Policy(people=1))  # as a device's owner has to decide who has few people on it
     with simulated_nodes(grid, grid.run.run_id, job.devices):
         serve(grid, job.settings, job.catalogue, job.run_dir, resume=False)
     assert all((folder / "private").is_dir() for folder in own.devices)
