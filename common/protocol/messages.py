@@ -155,28 +155,30 @@ def pack_task(task: Task, tensors: Tensors | None = None, inputs: Tensors | None
     """Build a message's content; `tensors` go along only when the device lacks them, `inputs`, tensors about items, always."""
     from flwr.app import ConfigRecord, RecordDict
 
-    header = ConfigRecord(
-        {
-            "protocol": PROTOCOL,
-            "kind": task.kind,
-            "run": task.run,
-            "round": task.round,
-            "durable": list(task.durable),
-            "views": list(task.views),
-            "catalogue": task.catalogue,
-            "settings": task.settings.model_dump_json(),
-            "tensors": task.tensors,
-            "selected": task.selected,
-            "also": [str(ask.kind) for ask in task.also],
-            "also_rounds": [ask.round for ask in task.also],
-            "components": [share for row in task.components for share in row],
-            "masking": task.masking.write() if task.masking else "",
-        }
-    )
-    content = RecordDict({"task": header, "inputs": to_record(inputs or {})})
+    content = RecordDict({"task": ConfigRecord(header_of(task)), "inputs": to_record(inputs or {})})
     if tensors is not None:
         content["tensors"] = to_record(tensors)
     return content
+
+
+def header_of(task: Task) -> dict[str, Any]:
+    """All that a task says, as it travels."""
+    return {
+        "protocol": PROTOCOL,
+        "kind": str(task.kind),
+        "run": task.run,
+        "round": task.round,
+        "durable": list(task.durable),
+        "views": list(task.views),
+        "catalogue": task.catalogue,
+        "settings": task.settings.model_dump_json(),
+        "tensors": task.tensors,
+        "selected": task.selected,
+        "also": [str(ask.kind) for ask in task.also],
+        "also_rounds": [ask.round for ask in task.also],
+        "components": [share for row in task.components for share in row],
+        "masking": task.masking.write() if task.masking else "",
+    }
 
 
 def unpack_task(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, dict[str, Tensor]]:

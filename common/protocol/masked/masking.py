@@ -18,7 +18,7 @@ from torch import Tensor
 from tessera.common.errors import RunError, SecureSumError
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.figures import LOSS, NONFINITE, SCALED, figure_names
-from tessera.common.protocol.messages import RIDERS, Task
+from tessera.common.protocol.messages import RIDERS, Task, header_of
 from tessera.common.protocol.parts import Part, arrays
 from tessera.common.protocol.tensors import Tensors, content_hash, from_record, to_record
 from tessera.common.protocol.updates import Update
@@ -88,17 +88,7 @@ def terms(task: Task, shared: str, inputs: Tensors) -> Terms:
         inputs: The tensors that came with the task's message.
     """
     assert task.masking
-    said = {
-        "kind": task.kind,
-        "run": task.run,
-        "round": task.round,
-        "durable": task.durable,
-        "views": task.views,
-        "catalogue": task.catalogue,
-        "settings": task.settings.model_dump(mode="json"),
-        "selected": task.selected,
-        "epoch": task.masking.epoch,
-    }
+    said = header_of(replace(task, tensors=""))  # which may differ from device to device: `shared` stands in its place
     figures = figure_names(task.kind, task.settings, inputs.keys())
     scalars = [Spec("weight", (), "scalar", MOST), Spec("sums", (len(figures),), "scalar", MOST)]
     tables = () if task.kind in RIDERS else task.masking.tables
