@@ -15,7 +15,7 @@ from tessera.common.config.settings import FederationSettings
 from tessera.common.errors import RoundAbandoned, RunError, TesseraError
 from tessera.common.flower_internals.grid import push, replies
 from tessera.common.protocol.masked.masking import MASKED
-from tessera.common.protocol.messages import Broadcast, Kind, Task, pack_task, split_answers
+from tessera.common.protocol.messages import Broadcast, Kind, Task, pack_task, refused, split_answers
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
@@ -23,7 +23,6 @@ from tessera.common.utils.pauses import Pauses
 from tessera.server.aggregate import Aggregate
 from tessera.server.robust import combiner
 from tessera.server.robust.claims import Claims
-from tessera.server.secure.exchange import LOOKS
 from tessera.server.secure.sums import MaskedAnswers, SecureSums
 from tessera.server.validation import (
     FAILED,
@@ -127,7 +126,7 @@ class Dispatcher:
 
     def wait(self) -> None:
         """Wait until as many nodes as the settings say are online. Raises `RunError` when they are not in time."""
-        deadline, pauses = time.monotonic() + self.settings.timeout, Pauses(*LOOKS)
+        deadline, pauses = time.monotonic() + self.settings.timeout, Pauses()
         while (online := len(list(self.grid.get_node_ids()))) < self.settings.nodes:
             if time.monotonic() > deadline:
                 raise RunError(
@@ -181,7 +180,7 @@ class Dispatcher:
         A node works off its tasks one after the other: one that owes an answer would answer this one ever later.
         """
         hasty = all(one.kind in HASTY for one in task.asks())
-        deadline, pauses = time.monotonic() + self._limit(task), Pauses(*LOOKS)
+        deadline, pauses = time.monotonic() + self._limit(task), Pauses()
         while True:
             self._drop_late()
             online, owing = list(self.grid.get_node_ids()), {node for node, _ in self._late.values()}
@@ -207,7 +206,7 @@ class Dispatcher:
     def _gather(self, waiting: dict[str, Asked], request: Request) -> None:
         """Take replies until all are in, enough are, or the time is over; `waiting` by message is what has been asked."""
         enough = self.settings.clients_per_round if request.task.kind == "train" else 0
-        limit, pauses, total = self._limit(request.task), Pauses(*LOOKS), request.total
+        limit, pauses, total = self._limit(request.task), Pauses(), request.total
         deadline = time.monotonic() + limit
 
         def is_enough() -> bool:
@@ -230,7 +229,7 @@ class Dispatcher:
                 elif again := self._take(reply, asked, request):
                     waiting |= self._send([asked.node], again, request)
             if heard:
-                pauses = Pauses(*LOOKS)
+                pauses = Pauses()
             elif time.monotonic() > deadline:  # only now: the inline nodes answer one after the other, when asked
                 for node, task in waiting.values():
                     request.drop(task.asks(), LATE, node, f"did not answer in {limit:g} s")
@@ -315,8 +314,7 @@ class Dispatcher:
     def _add(self, content: RecordDict, asked: Asked, request: Request) -> None:
         """Add a node's answer to one thing that it was asked."""
         node, total = asked.node, request.totals[asked.task.kind]
-        if "refusal" in content.config_records:
-            reason = str(content.config_records["refusal"].get("reason", ""))
+        if (reason := refused(content)) is not None:
             total.drop(REFUSED, node, f"refused: {reason}")
             if self.secure:
                 self.secure.refused(node, reason)

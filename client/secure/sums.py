@@ -19,7 +19,7 @@ from tessera.client.owner.rules import Sum
 from tessera.client.transforms import Origin, Stage
 from tessera.common.errors import DataError, SecureSumError, SecureSumRefused
 from tessera.common.protocol.masked.masking import MASKED, terms, to_values
-from tessera.common.protocol.masked.stages import StageMessage
+from tessera.common.protocol.masked.stages import StageMessage, only
 from tessera.common.protocol.messages import Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
@@ -88,7 +88,7 @@ class DeviceSums:
             write_bytes(self._path, save(self._device), PRIVATE)
 
     def _announce(self, messages: Sequence[bytes]) -> list[bytes]:
-        request, before = KeysRequest.read(_only(messages)), self._load()
+        request, before = KeysRequest.read(only(messages)), self._load()
         if request.run != self.run:
             raise SecureSumRefused("the request for keys is for another run than its message")
         if before and before.announcement.request == request and before.roster is None:
@@ -101,10 +101,10 @@ class DeviceSums:
         return [self._device.announcement.write()]
 
     def _share(self, messages: Sequence[bytes]) -> list[bytes]:
-        return [self._current().share(Roster.read(_only(messages))).write()]
+        return [self._current().share(Roster.read(only(messages))).write()]
 
     def _receive(self, messages: Sequence[bytes]) -> list[bytes]:
-        self._current().receive(Delivery.read(_only(messages)))
+        self._current().receive(Delivery.read(only(messages)))
         return []
 
     def _unmask(self, messages: Sequence[bytes]) -> list[bytes]:
@@ -160,9 +160,3 @@ def node_key(folder: DeviceFolder) -> ec.EllipticCurvePrivateKey:
             f"{path} is no elliptic-curve key; remove it and its .pub, join, and have the new one registered"
         )
     return key
-
-
-def _only(messages: Sequence[bytes]) -> bytes:
-    if len(messages) != 1:
-        raise SecureSumError("several messages came in place of one")
-    return messages[0]

@@ -267,3 +267,9 @@ def refusal(reason: str) -> RecordDict:
     from flwr.app import ConfigRecord, RecordDict
 
     return RecordDict({"refusal": ConfigRecord({"reason": reason})})
+
+
+def refused(content: RecordDict) -> str | None:
+    """The reason in a reply that `refusal` built, by anybody; None for any other reply."""
+    record = content.config_records.get("refusal")
+    return None if record is None else str(record.get("reason", ""))

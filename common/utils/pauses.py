@@ -16,9 +16,12 @@ def growing(first: float, longest: float) -> Iterator[float]:
 
 
 class Pauses:
-    """The pauses between looks for what is not there yet: longer and longer, and no shorter than the look itself."""
+    """The pauses between looks for what is not there yet: longer and longer, and no shorter than the look itself.
 
-    def __init__(self, first: float, longest: float) -> None:
+    `first` and `longest` are seconds.
+    """
+
+    def __init__(self, first: float = 0.02, longest: float = 0.5) -> None:
         self._pauses, self._since = growing(first, longest), time.monotonic()
 
     def wait(self) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tessera.common.errors import SecureSumError
+from tessera.common.protocol.masked.stages import only
 from tessera.common.secure.group import SecureGroup
 from tessera.common.secure.messages import Announcement, KeysRequest, Shares
 from tessera.common.secure.roster import check_announcement, make_rosters
@@ -35,13 +36,18 @@ class Epoch:
 
     def nodes(self, group: int) -> list[int]:
         """The nodes of a group that shared their keys."""
-        return [node for node, (own, _) in self.members.items() if own == group]
+        return nodes_of(group, self.members)
 
     def serves(self, n: int, ready: Sequence[int]) -> bool:
         """Whether n more asks can go to nodes that are ready: enough of each group are there."""
         there = [len(set(self.nodes(at)) & set(ready)) for at in range(len(self.groups))]
-        enough = all(n >= threshold(len(group.present)) for n, group in zip(there, self.groups, strict=True))
+        enough = all(own >= threshold(len(group.present)) for own, group in zip(there, self.groups, strict=True))
         return n <= self.left and enough
+
+
+def nodes_of(group: int, members: Mapping[int, tuple[int, int]]) -> list[int]:
+    """The nodes of a group, by what `Epoch.members` says."""
+    return [node for node, (own, _) in members.items() if own == group]
 
 
 def begin(exchange: Exchange, nodes: Sequence[int], request: KeysRequest, size: int, known: dict[int, bytes]) -> Epoch:
@@ -53,7 +59,7 @@ def begin(exchange: Exchange, nodes: Sequence[int], request: KeysRequest, size: 
     announced: dict[int, Announcement] = {}
 
     def announce(node: int, messages: tuple[bytes, ...]) -> None:
-        announcement = Announcement.read(_only(messages))
+        announcement = Announcement.read(only(messages))
         check_announcement(announcement, request)
         if known.setdefault(node, announcement.node) != announcement.node:
             raise SecureSumError("its key is another than before")
@@ -93,19 +99,16 @@ def _share(exchange: Exchange, groups: Sequence[SecureGroup], members: Mapping[i
     """
 
     def share(node: int, messages: tuple[bytes, ...]) -> None:
-        shares, (at, place) = Shares.read(_only(messages)), members[node]
+        shares, (at, place) = Shares.read(only(messages)), members[node]
         if shares.sender != place:
             raise SecureSumError("it sent shares in another's name")
         groups[at].take_shares(shares)
 
-    def nodes(group: int) -> list[int]:
-        return [node for node, (own, _) in members.items() if own == group]
-
-    rosters = [(nodes(at), [group.roster.write()]) for at, group in enumerate(groups)]
+    rosters = [(nodes_of(at, members), [group.roster.write()]) for at, group in enumerate(groups)]
     exchange.ask("roster", rosters, share)
     sent = []
     for at, group in enumerate(groups):
-        by_place = {members[node][1]: node for node in nodes(at)}
+        by_place = {members[node][1]: node for node in nodes_of(at, members)}
         try:
             deliveries = group.deliveries()
         except SecureSumError as error:
@@ -115,9 +118,3 @@ def _share(exchange: Exchange, groups: Sequence[SecureGroup], members: Mapping[i
     received: set[int] = set()
     exchange.ask("delivery", sent, lambda node, messages: received.add(node))
     return received
-
-
-def _only(messages: tuple[bytes, ...]) -> bytes:
-    if len(messages) != 1:
-        raise SecureSumError("it sent several messages in place of one")
-    return messages[0]

@@ -10,10 +10,9 @@ from flwr.serverapp import Grid
 from tessera.common.errors import SecureSumError, TesseraError
 from tessera.common.flower_internals.grid import push, replies
 from tessera.common.protocol.masked.stages import Stage, StageMessage, pack_stage, unpack_stage
+from tessera.common.protocol.messages import refused
 from tessera.common.utils.pauses import Pauses
 
-LOOKS = (0.02, 0.5)
-"""Seconds from one look for replies to the next: at first, and at most."""
 Take = Callable[[int, tuple[bytes, ...]], None]
 """Is given what a node replied; raises a `TesseraError` for what cannot be taken."""
 
@@ -51,7 +50,7 @@ class Exchange:
             pushed = push(self.grid, pack_stage(message), nodes, "query", stage)
             waiting |= {name: node for name, node in zip(pushed, nodes, strict=False) if name}
             self.bytes_down += message.size * len(nodes)
-        pauses, deadline = Pauses(*LOOKS), time.monotonic() + self.limit
+        pauses, deadline = Pauses(), time.monotonic() + self.limit
         while waiting:
             heard = False
             for name, reply in replies(self.grid, list(waiting)):
@@ -59,7 +58,7 @@ class Exchange:
                     heard = True
                     self._hear(stage, node, reply, take)
             if heard:
-                pauses = Pauses(*LOOKS)
+                pauses = Pauses()
             elif enough() or time.monotonic() > deadline:
                 break
             else:
@@ -100,6 +99,6 @@ def _read(reply: Message | None, node: int, stage: Stage) -> StageMessage:
         raise SecureSumError(f"it failed: {reply.error.reason}")
     if reply.metadata.src_node_id != node:
         raise SecureSumError("another node answered in its place")
-    if "refusal" in reply.content.config_records:
-        raise SecureSumError(f"it refused: {reply.content.config_records['refusal'].get('reason', '')!s}")
+    if (reason := refused(reply.content)) is not None:
+        raise SecureSumError(f"it refused: {reason}")
     return unpack_stage(reply.content, stage)

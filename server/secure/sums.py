@@ -23,7 +23,7 @@ from tessera.common.secure.group import SecureAsk
 from tessera.common.secure.messages import EPOCH, KeysRequest, UnmaskReply
 from tessera.common.utils import counter_rng
 from tessera.server.robust.claims import Claim
-from tessera.server.secure.epoch import Epoch, begin
+from tessera.server.secure.epoch import Epoch, begin, nodes_of
 from tessera.server.secure.exchange import Exchange
 from tessera.server.validation import UNREADABLE, Expected, RejectedUpdate, check_update
 
@@ -124,7 +124,7 @@ class MaskedAnswers:
     def _to_ask(self, at: int, open: Sequence[tuple[SecureAsk, bytes]]) -> list[int]:
         """The nodes of a group that are in any of its sums."""
         places = {place for ask, _ in open for place in ask.signatures}
-        return [node for node, (own, place) in self.members.items() if own == at and place in places]
+        return [node for node in nodes_of(at, self.members) if self.members[node][1] in places]
 
     def _read(self, key: tuple[Kind, int], ask: SecureAsk, failure: str) -> GroupSum:
         nodes = tuple(self.answered[key])
@@ -172,7 +172,8 @@ class SecureSums:
         Begins a new epoch where that is due. Raises `RoundAbandoned` where devices do not come together.
         """
         epoch = self._current(ready, len(task.also) + 1)
-        there = {at: [node for node in epoch.nodes(at) if node in set(ready)] for at in range(len(epoch.groups))}
+        online = set(ready)
+        there = {at: [node for node in epoch.nodes(at) if node in online] for at in range(len(epoch.groups))}
         if task.kind != "train" or not self.settings.clients_per_round:
             return [node for nodes in there.values() for node in nodes]
         key = counter_rng.key("participants", task.settings.seed, task.round)
@@ -210,7 +211,7 @@ class SecureSums:
         for update in sums:
             for name, gradient in update.gradients.items():
                 if largest := float(gradient.abs().max()) if gradient.numel() else 0.0:
-                    self._largest[name] = ROOM * max(largest, self._largest.get(name, 0.0) / ROOM / 2)
+                    self._largest[name] = max(ROOM * largest, self._largest.get(name, 0.0) / 2)
 
     def _current(self, ready: Sequence[int], n: int) -> Epoch:
         epoch = self.epoch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from tessera.common.protocol.tensors import Tensors, content_hash, from_record, 
 from tessera.common.protocol.updates import Update
 from tessera.common.secure.fixed_point import Layout, Spec
 from tessera.common.secure.messages import MaskedUpload
+from tessera.common.utils.torch_device import finite
 
 if TYPE_CHECKING:
     from tessera.common.protocol.parts import Record
@@ -133,15 +135,11 @@ def of_values(values: Mapping[str, Tensor], terms: Terms) -> Update:
 def _finite(update: Update) -> Update:
     """The update, or one that only says how many people's is not finite."""
     tensors = [*update.gradients.values(), *update.counts.values()]
-    if all(map(_is_finite, update.sums.values.values())) and all(bool(one.isfinite().all()) for one in tensors):
+    if all(map(math.isfinite, update.sums.values.values())) and all(map(finite, tensors)):
         return update
-    lost = max(update.sums[NONFINITE], 1.0) if _is_finite(update.sums[NONFINITE]) else 1.0
-    kept = {name: value for name, value in update.sums.values.items() if name != LOSS and _is_finite(value)}
+    lost = max(update.sums[NONFINITE], 1.0) if math.isfinite(update.sums[NONFINITE]) else 1.0
+    kept = {name: value for name, value in update.sums.values.items() if name != LOSS and math.isfinite(value)}
     return replace(update, gradients={}, counts={}, weight=0.0, sums=MetricSums(kept | {NONFINITE: lost}))
-
-
-def _is_finite(value: float) -> bool:
-    return value - value == 0
 
 
 def tables(prefix: str, shapes: Mapping[str, Sequence[int]], bounds: Mapping[str, float]) -> tuple[Spec, ...]:

@@ -54,3 +54,10 @@ def unpack_stage(content: RecordDict, stage: Stage | None = None) -> StageMessag
     if not isinstance(messages, Sequence) or not all(isinstance(one, bytes) for one in messages):
         raise SecureSumError("a message of secure sums holds something else than bytes")
     return StageMessage(said["stage"], run, tuple(messages))  # type: ignore[arg-type]
+
+
+def only(messages: Sequence[bytes]) -> bytes:
+    """The message of a stage that has one. Raises `SecureSumError` where several came, or none."""
+    if len(messages) != 1:
+        raise SecureSumError(f"{len(messages)} messages came in place of one")
+    return messages[0]
