@@ -11,7 +11,7 @@ import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from tessera.common.config.settings import FederationSettings
+from tessera.common.config.federation import FederationSettings
 from tessera.common.errors import RoundAbandoned, RunError, TesseraError
 from tessera.common.flower_internals.grid import push, replies
 from tessera.common.protocol.masked.masking import MASKED

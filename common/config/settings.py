@@ -4,13 +4,13 @@ What depends on several settings is checked here too, where it cannot work; what
 `tessera.common.config.effects`, and only where somebody set it.
 """
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from tessera.common.config.components import Backbone, Defence, Loss, Method, Strategy
+from tessera.common.config.components import Backbone, Loss, Method, Strategy
 from tessera.common.config.effects import no_secure_sums, prune, without_effect
+from tessera.common.config.federation import FederationSettings, SimulationSettings
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.component import (
     Amount,
@@ -20,11 +20,9 @@ from tessera.common.registry.component import (
     Natural,
     Positive,
     Rate,
-    Share,
     Step,
 )
 from tessera.common.registry.converters import CONVERTED, CONVERTERS
-from tessera.common.registry.defences import AttackersSettings
 from tessera.common.registry.encoders import ENCODERS
 from tessera.common.registry.losses import LOSSES
 from tessera.common.registry.methods import METHODS, FedMosaicSettings, MethodSpec, PQSettings
@@ -251,66 +249,6 @@ class MosaicSettings(FrozenSettings):
     def pq(self) -> PQSettings | None:
         """Settings of PQ-LoRA; None where all adapters are plain LoRA."""
         return self.method if isinstance(self.method, PQSettings) else None
-
-
-class FederationSettings(FrozenSettings):
-    """How the work is spread over nodes, and how long the server waits for them."""
-
-    nodes: Positive = 1
-    """Nodes the people are spread over, or that must have joined before a run begins."""
-    timeout: Step = 600.0
-    """Seconds a round may take; whoever has not answered by then is left out."""
-    clients_per_round: Natural = 0
-    """Nodes whose training a round needs, drawn anew each round; 0 asks all."""
-    over_selection: Amount = 0.0
-    """How many more are asked, as a share of `clients_per_round`; the round closes with the first to answer."""
-    min_nodes: Positive = 1
-    """A round that fewer nodes answered is abandoned; the run fails after three such rounds in a row."""
-    min_fraction: Share = 0.0
-    """The same as a share of `clients_per_round`, or of `nodes` where all are asked."""
-    largest_gradient: Amount = 0.0
-    """A node's update is dropped whose gradients, divided by its weight, have a larger Euclidean norm; 0 takes any. It is
-    for accidents: a node that lies may also lie about its weight."""
-    defence: Defence = ComponentSettings(name="none")
-    """How nodes' gradients are combined: added up, or so that a few hostile nodes have little say."""
-    checkpoint_every: Positive = 1
-    """Rounds from one checkpoint to the next; the last round always has one."""
-
-    @model_validator(mode="after")
-    def _of_those_drawn(self) -> "FederationSettings":
-        if self.over_selection and not self.clients_per_round:
-            raise ValueError("over_selection is a share of clients_per_round: set it too")
-        if isinstance(self.defence, AttackersSettings):
-            needed, there = 2 * self.defence.attackers + 1, self.clients_per_round or self.nodes
-            if there < needed:
-                raise ValueError(
-                    f"a defence against {self.defence.attackers} takes {needed} nodes in a round, most of them honest: "
-                    f"there are {there}"
-                )
-        if self.least > self.nodes:
-            raise ValueError(
-                f"min_nodes or min_fraction asks for {self.least} answers: the run begins with {self.nodes} nodes, set as many"
-            )
-        return self
-
-    @property
-    def asked(self) -> int:
-        """Nodes that are asked to train in a round."""
-        return math.ceil(self.clients_per_round * (1 + self.over_selection)) if self.clients_per_round else self.nodes
-
-    @property
-    def least(self) -> int:
-        """Nodes that must answer a round."""
-        return max(self.min_nodes, math.ceil(self.min_fraction * (self.clients_per_round or self.nodes)))
-
-
-class SimulationSettings(FrozenSettings):
-    """Where simulated nodes run: with the Ray executor, workers of one CPU each."""
-
-    address: str = ""
-    """Address of a Ray cluster that is there; without it RAY_ADDRESS, and without that a Ray of the run's own on loopback."""
-    gpus: Fraction | None = None
-    """Share of a GPU that a worker takes; by default the one of this machine is shared by as many as it has CPUs."""
 
 
 class Settings(FrozenSettings):

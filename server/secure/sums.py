@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from flwr.serverapp import Grid
 
-from tessera.common.config.settings import FederationSettings, Settings
+from tessera.common.config.federation import FederationSettings
+from tessera.common.config.settings import Settings
 from tessera.common.errors import RoundAbandoned, SecureSumError, SecureSumRefused
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.figures import CONSTANT, NONFINITE
