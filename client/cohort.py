@@ -4,7 +4,9 @@ Private tensors are stacked over users, [n_users, ...]. Users never mix: user u'
 alone, so one backward pass gives every user's own gradients, and their weighted sum for what was sent.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from tessera.client import optimizers
 from tessera.client.backbones import BackboneInput, LazyScores, make_backbone
 from tessera.client.histories import Histories
 from tessera.client.losses import find_loss
+from tessera.client.per_person.gradients import PersonGradients, PersonUpdates
+from tessera.client.per_person.meeting import noting
 from tessera.client.private_state import PrivateState
 from tessera.client.router import Routed, pool, route, router_shapes
 from tessera.common.config.settings import LocalSettings
@@ -69,23 +73,48 @@ def train(
     An epoch is one step on all of a user's events. Returns the moved state and the cohort's additive update.
     """
     step = Step(sent, histories, settings, round)
+    moved, gradients, sums = _epochs(step, step.gradients, state, seed)
+    return moved, Update(gradients, float(step.weight.double().sum()), sums)
+
+
+def train_apart(
+    state: PrivateState, sent: Tensors, histories: Histories, settings: LocalSettings, seed: int, round: int
+) -> tuple[PrivateState, PersonUpdates]:
+    """The same, with each user's gradients apart. Raises `NotApart` for a backbone whose gradients cannot be told apart."""
+    step = Step(sent, histories, settings, round)
+    moved, gradients, sums = _epochs(step, step.gradients_apart, state, seed)
+    rest = Update(weight=float(step.weight.double().sum()), sums=sums)
+    return moved, PersonUpdates(gradients, rest, torch.ones_like(step.weight))
+
+
+class NotApart(Exception):
+    """What was sent is used otherwise than by the operations that tell people's gradients apart."""
+
+
+G = TypeVar("G", Tensor, PersonGradients)
+Gradients = Callable[[dict[str, Tensor], int], tuple[Tensor, dict[str, Tensor], dict[str, G]]]
+"""From private parameters and a salt: each user's loss, their own gradients, and those of what was sent."""
+
+
+def _epochs(
+    step: "Step", gradients: Gradients[G], state: PrivateState, seed: int
+) -> tuple[PrivateState, dict[str, G], MetricSums]:
+    """The local epochs: the moved state, the gradients of what was sent added up, and the sums of the last losses."""
     parameters, moments = step.restarted(state)
-    gradients = {name: torch.zeros_like(value) for name, value in sent.items()}
+    total: dict[str, G] = {}
     losses = torch.zeros(0)
-    for epoch in range(settings.local_epochs):
-        salt = counter_rng.key("epoch", seed, round, epoch)
+    for epoch in range(step.settings.local_epochs):
+        salt = counter_rng.key("epoch", seed, step.round, epoch)
         for names in step.backbone.phases(list(parameters)):
-            losses, own, sent_gradients = step.gradients(parameters, salt)
-            parameters, moments = optimizers.step(settings, parameters, own, moments, names)
-        for name, gradient in sent_gradients.items():
-            gradients[name] += gradient
+            losses, own, found = gradients(parameters, salt)
+            parameters, moments = optimizers.step(step.settings, parameters, own, moments, names)
+        total = {name: total[name] + gradient if total else gradient for name, gradient in found.items()}
     sums = {
-        "users": float(len(histories)),
+        "users": float(len(step.histories)),
         "loss": float(losses.double().sum()),
         "nonfinite": float((~torch.isfinite(losses)).sum()),
     }
-    update = Update(gradients, float(step.weight.double().sum()), MetricSums(sums))
-    return PrivateState(state.users, parameters, moments), update
+    return PrivateState(state.users, parameters, moments), total, MetricSums(sums)
 
 
 class Step:
@@ -113,16 +142,43 @@ class Step:
         self, parameters: dict[str, Tensor], salt: int
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Each user's loss, their own gradients, and the weighted sum for what was sent."""
-        private = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-        received = {name: value.detach().requires_grad_() for name, value in self.sent.items()}
+        private, received = _leaves(parameters), _leaves(self.sent)
         losses = self._losses(private, received, salt)
+        found = self._backward(losses, [*private.values(), *received.values()])
+        dense = [
+            torch.zeros_like(leaf) if g is None else g
+            for leaf, g in zip(received.values(), found[len(private) :], strict=True)
+        ]
+        return losses.detach(), self._own(private, found), dict(zip(received, dense, strict=True))
+
+    def gradients_apart(
+        self, parameters: dict[str, Tensor], salt: int
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, PersonGradients]]:
+        """The same, with each user's weighted gradients of what was sent by themselves."""
+        private, received = _leaves(parameters), _leaves(self.sent)
+        with noting(received) as notes:
+            losses = self._losses(private, received, salt)
         leaves = [*private.values(), *received.values()]
-        found = torch.autograd.grad((self.weight * losses).sum(), leaves, allow_unused=True)
-        dense = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
-        # The weight is the user's say in the sum, not in their own step: divide it out again, row by row.
-        own = {name: g / self.weight.view(-1, *[1] * (g.ndim - 1)) for name, g in zip(private, dense, strict=False)}
-        sent_gradients = dict(zip(received, dense[len(private) :], strict=True))
-        return losses.detach(), own, sent_gradients
+        found = self._backward(losses, [*leaves, *notes.outputs])
+        for name, gradient in zip(received, found[len(private) :], strict=False):
+            if gradient is not None:
+                raise NotApart(f"backbone {self.settings.backbone.name} reads {name} in a way of its own")
+        people = len(self.histories)
+        apart = {name: PersonGradients(people, value.shape) for name, value in received.items()}
+        for name, term in notes.terms(found[len(leaves) :]):
+            apart[name] += PersonGradients(people, received[name].shape, (term,))
+        return losses.detach(), self._own(private, found), apart
+
+    def _backward(self, losses: Tensor, leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
+        """Gradients of the weighted sum of the losses; None for what they do not depend on."""
+        return torch.autograd.grad((self.weight * losses).sum(), leaves, allow_unused=True)
+
+    def _own(self, private: Tensors, found: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """The users' own gradients. The weight is a user's say in the sum, not in their own step: it is divided out again."""
+        return {
+            name: torch.zeros_like(leaf) if g is None else g / self.weight.view(-1, *[1] * (g.ndim - 1))
+            for (name, leaf), g in zip(private.items(), found, strict=False)
+        }
 
     def _losses(self, private: dict[str, Tensor], received: Tensors, salt: int) -> Tensor:
         """Each user's loss, [n_users]. Asked for the next event, a user counts as one person at each cut of the history."""
@@ -141,3 +197,8 @@ def _user_weights(histories: Histories, settings: LocalSettings, dtype: torch.dt
     """alpha_u before normalisation, [n_users], all positive."""
     lengths = histories.lengths().clamp(min=1).to(dtype)
     return lengths if settings.weighting == "examples" else torch.ones_like(lengths)
+
+
+def _leaves(tensors: Tensors) -> dict[str, Tensor]:
+    """The same numbers, as that with respect to which gradients are asked."""
+    return {name: value.detach().requires_grad_() for name, value in tensors.items()}

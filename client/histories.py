@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from tessera.client.per_person.gradients import Outer
+from tessera.client.per_person.meeting import meet
 from tessera.common.data.interactions import Split
 from tessera.common.utils import counter_rng
 
@@ -91,6 +93,23 @@ class Histories:
 
     def total(self, table: Tensor) -> Tensor:
         """Sum the rows of `table` [n_items, width] over each user's events as they count, [n_users, width]."""
+        return meet(self._summed, (table,), lambda gradient: [Outer(self.counts(), gradient, axis=0)])
+
+    def pooled(self, views: Tensor) -> Tensor:
+        """The same of each of the views [n_views, n_items, dim], [n_users, n_views, dim]."""
+        n_views, n_items, dim = views.shape
+
+        def summed(views: Tensor) -> Tensor:
+            return self._summed(views.transpose(0, 1).reshape(n_items, n_views * dim)).view(-1, n_views, dim)
+
+        return meet(summed, (views,), lambda gradient: [Outer(self.counts(), gradient, axis=1)])
+
+    def counts(self) -> Tensor:
+        """How much a user's events of each item count, [n_users, n_items]."""
+        counts = self.shown.new_zeros(len(self), self.n_items)
+        return counts.index_put_((self.owners, self.items), self.shown, accumulate=True)
+
+    def _summed(self, table: Tensor) -> Tensor:
         return embedding_bag(
             self.items, table, self.offsets, mode="sum", include_last_offset=True, per_sample_weights=self.shown
         )

@@ -14,14 +14,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tessera.client.per_person.gradients import PersonUpdates
 from tessera.common.protocol.updates import Update
 
 
-def clipped(update: Update, clip: float) -> Update:
-    """Scale one person's gradients down to a common Euclidean norm of at most `clip`."""
-    norm = math.hypot(*(float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in update.gradients.values()))
-    scale = clip / max(norm, clip)
-    return replace(update, gradients={name: gradient * scale for name, gradient in update.gradients.items()})
+def clipped(updates: PersonUpdates, clip: float) -> PersonUpdates:
+    """Scale each person's gradients down to a common Euclidean norm of at most `clip`."""
+    return updates.scaled(clip / updates.norms().clamp(min=clip))
 
 
 def noised(update: Update, deviation: float, draw: Callable[[torch.Size], Tensor]) -> Update:

@@ -38,14 +38,6 @@ class PrivateState:
         users = tuple(self.users[row] for row in rows.tolist())
         return PrivateState(users, _rows(self.parameters, rows), _rows(self.optimizer, rows))
 
-    def alone(self, row: int) -> "PrivateState":
-        """The state of one user."""
-        return PrivateState(
-            (self.users[row],),
-            {name: value[[row]] for name, value in self.parameters.items()},
-            {name: value[[row]] for name, value in self.optimizer.items()},
-        )
-
     def put(self, rows: Tensor, moved: "PrivateState") -> "PrivateState":
         """Replace the rows of users who took part."""
         return PrivateState(
@@ -64,7 +56,7 @@ class PrivateState:
 
 
 def together(people: Sequence[PrivateState]) -> PrivateState:
-    """Stack the states of people who trained alone."""
+    """Stack the states of people who trained apart."""
     return PrivateState(
         tuple(user for one in people for user in one.users),
         {name: torch.cat([one.parameters[name] for one in people]) for name in people[0].parameters},

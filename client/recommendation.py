@@ -18,6 +18,7 @@ from tessera.client import cohort, evaluation
 from tessera.client.base import Client
 from tessera.client.histories import Histories, histories
 from tessera.client.owner.rules import Own
+from tessera.client.per_person.training import CohortTraining
 from tessera.client.private_state import PrivateState, Store
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
@@ -139,11 +140,7 @@ class RecommendationClient(Client):
         if not len(rows):
             return Update()
         active, rows = block.take(rows.numpy()), rows.to(sent[VIEWS].device)
-
-        def algorithm(state: PrivateState, people: Split) -> tuple[PrivateState, Update]:
-            known = histories(people).to(sent[VIEWS].device, sent[VIEWS].dtype)
-            return cohort.train(state, sent, known, settings.local, settings.seed, task.round)
-
+        algorithm = CohortTraining(sent, settings.local, settings.seed, task.round)
         origin = Origin(settings.seed, task.round, simulated=self.simulated)
         moved, update = transforms(settings, Projection.of(task)).train(algorithm, state.take(rows), active, origin)
         Store(self.private(task.run)).save(number, task.round, task.durable, state.put(rows, moved))

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from tessera.client.histories import Histories
+from tessera.client.per_person.gradients import Outer, Whole
+from tessera.client.per_person.meeting import meet
 
 SCALE, BIAS = "router.scale", "router.bias"
 
@@ -18,9 +20,7 @@ def router_shapes(n_views: int, dim: int) -> dict[str, tuple[int, ...]]:
 
 def pool(histories: Histories, views: Tensor) -> Tensor:
     """Mean of each user's shown items in each view, [n_users, n_views, dim], from `views` [n_views, n_items, dim]."""
-    n_views, n_items, dim = views.shape
-    totals = histories.total(views.transpose(0, 1).reshape(n_items, n_views * dim))
-    return (totals / histories.sizes()[:, None]).view(-1, n_views, dim)
+    return histories.pooled(views) / histories.sizes()[:, None, None]
 
 
 def route(private: dict[str, Tensor], pooled: Tensor) -> Tensor:
@@ -51,5 +51,33 @@ class Routed:
         sum_j w_uj (F_j q_u) = [w_u1 q_u, ..., w_uG q_u] . [F_1, ..., F_G].
         """
         per_view = query if query.ndim == 3 else query[:, None, :]
-        left = (self.weights[:, :, None] * per_view).flatten(1)
-        return left @ self.views.transpose(0, 1).flatten(1).T
+        left = self.weights[:, :, None] * per_view
+
+        def products(views: Tensor) -> Tensor:
+            return left.flatten(1) @ views.transpose(0, 1).flatten(1).T
+
+        return meet(products, (self.views,), lambda gradient: [Outer(gradient, left.detach(), axis=1)])
+
+    def items(self) -> Tensor:
+        """The personalised items written out, [n_users, n_items, dim]."""
+
+        def mixed(views: Tensor) -> Tensor:
+            return torch.einsum("ug,gnd->und", self.weights, views)
+
+        return meet(mixed, (self.views,), lambda gradient: [Outer(self.weights.detach(), gradient, axis=0)])
+
+    def mapped(self, weight: Tensor) -> Tensor:
+        """The personalised items after a linear map [n_out, dim] that all share, [n_users, n_items, n_out].
+
+        The map goes over the views once for all users.
+        """
+
+        def mixed(views: Tensor, weight: Tensor) -> Tensor:
+            return torch.einsum("ug,gnh->unh", self.weights, views @ weight.T)
+
+        def terms(gradient: Tensor) -> list[Outer | Whole]:
+            own = torch.einsum("ug,gnd->und", self.weights.detach(), self.views.detach())
+            by_views = Outer(self.weights.detach(), gradient @ weight.detach(), axis=0)
+            return [by_views, Whole(gradient.mT @ own)]
+
+        return meet(mixed, (self.views, weight), terms)

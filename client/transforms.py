@@ -1,23 +1,23 @@
 """Clips, noises and encodes an update before it leaves a device: one ordered list of small steps around the algorithm.
 
 Each step has its stage, and the list is in the order of the stages:
-- person: each person's update by itself, before it is added to anybody's (clipping);
+- person: each person's gradients by themselves, before they are added to anybody's (clipping);
 - people: the sum over the people who are trained at once (projection on few directions of the views, and then noise, so that
   only what travels is noised: n_components tables and not n_views);
 - device: all that the device sends, at the end (number formats).
-The algorithm, such as `tessera.client.cohort.train`, knows nothing of them. A step keeps the parts of an update that it does
-not know.
+The algorithm, such as `tessera.client.per_person.training.CohortTraining`, knows nothing of them. A step keeps the parts of an
+update that it does not know.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, cast, get_args
 
-import numpy as np
 import torch
 
+from tessera.client.per_person.gradients import PersonUpdates
 from tessera.client.privacy import clipped, noised, secret_normal
 from tessera.client.private_state import PrivateState, together
 from tessera.common.config.device import DeviceSettings
@@ -29,8 +29,18 @@ from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
 
 Stage = Literal["person", "people", "device"]
-Algorithm = Callable[[PrivateState, Split], tuple[PrivateState, Update]]
-"""Trains people on from their private state, and returns that state and their additive update."""
+
+
+class Algorithm(Protocol):
+    """Trains people on from their private state."""
+
+    def together(self, state: PrivateState, people: Split) -> tuple[PrivateState, Update]:
+        """All at once: their moved state, and the sum of their updates."""
+        ...
+
+    def apart(self, state: PrivateState, people: Split) -> Iterator[tuple[PrivateState, PersonUpdates]]:
+        """Some at a time, in order: their moved states, and their updates before they are added up."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Origin:
 
 
 class Transform(Protocol):
-    """One step."""
+    """One step on sums, of the stages people and device."""
 
     @property
     def name(self) -> str:
@@ -61,17 +71,35 @@ class Transform(Protocol):
         ...
 
 
+class PersonTransform(Protocol):
+    """One step of the stage person."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        ...
+
+    @property
+    def stage(self) -> Literal["person"]:
+        """What it is applied to: each person's gradients."""
+        ...
+
+    def __call__(self, updates: PersonUpdates, origin: Origin) -> PersonUpdates:
+        """The updates as they go on; nothing of those that came is changed."""
+        ...
+
+
 @dataclass(frozen=True)
 class Clip:
-    """Bounds the length of a person's gradients, all tensors together, by `bound`."""
+    """Bounds the length of each person's gradients, all tensors together, by `bound`."""
 
     bound: float
     name = "clip"
-    stage: Stage = "person"
+    stage: Literal["person"] = "person"
 
-    def __call__(self, update: Update, origin: Origin) -> Update:
+    def __call__(self, updates: PersonUpdates, origin: Origin) -> PersonUpdates:
         """Scale the gradients down."""
-        return clipped(update, self.bound)
+        return clipped(updates, self.bound)
 
 
 @dataclass(frozen=True)
@@ -120,37 +148,37 @@ class Encode:
 class Transforms:
     """Steps in order. Raises `ValueError` where one comes after a step of a later stage: it would act on something else."""
 
-    def __init__(self, steps: Sequence[Transform]) -> None:
+    def __init__(self, steps: Sequence[Transform | PersonTransform]) -> None:
         stages = [get_args(Stage).index(step.stage) for step in steps]
         if stages != sorted(stages):
             raise ValueError(
                 f"{', '.join(step.name for step in steps)} are not in the order {', '.join(get_args(Stage))}"
             )
         self.steps = tuple(steps)
+        self._person = [cast(PersonTransform, step) for step in steps if step.stage == "person"]
+        self._sums = [step for step in steps if step.stage != "person"]
 
     def apply(self, stage: Stage, update: Update, origin: Origin) -> Update:
-        """The update after all steps of a stage."""
-        for step in self._of(stage):
-            update = step(update, origin)
+        """A sum after all steps of a stage."""
+        for step in self._sums:
+            update = step(update, origin) if step.stage == stage else update
         return update
 
     def train(
         self, algorithm: Algorithm, state: PrivateState, people: Split, origin: Origin
     ) -> tuple[PrivateState, Update]:
-        """Train people, all at once where no step looks at each person's update, and return what `algorithm` does."""
-        if not self._of("person"):
-            moved, total = algorithm(state, people)
+        """Train people, their gradients apart only where a step looks at each person's: their state, and their sum."""
+        if not self._person:
+            moved, total = algorithm.together(state, people)
         else:
-            alone, total = [], Update()
-            for row, user in enumerate(people.users):
-                own, update = algorithm(state.alone(row), people.take(np.array([row])))
-                alone.append(own)
-                total += self.apply("person", update, replace(origin, users=(user,)))
-            moved = together(alone)
+            parts, total = [], Update()
+            for own, updates in algorithm.apart(state, people):
+                parts.append(own)
+                for step in self._person:
+                    updates = step(updates, replace(origin, users=own.users))
+                total += updates.total()
+            moved = together(parts)
         return moved, self.apply("people", total, replace(origin, users=people.users))
-
-    def _of(self, stage: Stage) -> list[Transform]:
-        return [step for step in self.steps if step.stage == stage]
 
 
 def transforms(
@@ -158,7 +186,7 @@ def transforms(
 ) -> Transforms:
     """The steps that a run's settings, and a round's projection, ask for; `last` stands in the place of the wire's format."""
     clip, multiplier = settings.privacy.clip, settings.privacy.noise_multiplier
-    steps: list[Transform] = []
+    steps: list[Transform | PersonTransform] = []
     if clip:
         steps.append(Clip(clip))
     if projection:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tessera.client.backbones.base import Backbone, BackboneInput, Parameter
+from tessera.client.per_person.layers import shared_bias, shared_linear
 
 
 class FedNCF(Backbone):
@@ -25,17 +26,16 @@ class FedNCF(Backbone):
         """Apply the layers after the first to the pairs alone: a fifth of the catalogue where each event has 4 negatives."""
         first, user = self._first(given)
         rows = first.flatten(0, 1).index_select(0, users * first.shape[1] + items)
-        return self._rest(given, rows + user.index_select(0, users))
+        return self._rest(given, rows + user.index_select(0, users), users)
 
     def _first(self, given: BackboneInput) -> tuple[Tensor, Tensor]:
         """The first layer's two halves: of the items [n_users, n_items, dim], and of the users [n_users, dim]."""
-        sent, routed = given.sent, given.routed
-        items = torch.einsum("ug,gnh->unh", routed.weights, routed.views @ sent["ncf_item"].T)
-        return items, given.private["user"] @ sent["ncf_user"].T + sent["ncf_bias"]
+        sent, user = given.sent, shared_linear(given.private["user"], given.sent["ncf_user"])
+        return given.routed.mapped(sent["ncf_item"]), shared_bias(user, sent["ncf_bias"])
 
-    def _rest(self, given: BackboneInput, first: Tensor) -> Tensor:
-        """Everything after the first layer's sum, [..., dim] to [...]."""
-        sent = given.sent
-        hidden = torch.relu(torch.relu(first) @ sent["ncf_hidden"].T + sent["ncf_hidden_bias"])
-        scores: Tensor = hidden @ sent["ncf_out"]
-        return scores
+    def _rest(self, given: BackboneInput, first: Tensor, owners: Tensor | None = None) -> Tensor:
+        """Everything after the first layer's sum, [..., dim] to [...]; rows are of the users `owners`, or one a user."""
+        sent, n_users = given.sent, len(given.histories)
+        hidden = shared_linear(torch.relu(first), sent["ncf_hidden"], owners, n_users)
+        hidden = torch.relu(shared_bias(hidden, sent["ncf_hidden_bias"], owners, n_users))
+        return shared_linear(hidden, sent["ncf_out"], owners, n_users)

@@ -31,7 +31,7 @@ class FedRAP(Backbone):
 
     def penalty(self, given: BackboneInput, round: int) -> Tensor:
         """l1_weight * mean |Fbar_u| - difference_weight * mean (x^2 / (1 + x^2)) with x = D_u - Fbar_u, [n_users]."""
-        common = torch.einsum("ug,gnd->und", given.routed.weights, given.routed.views)
+        common = given.routed.items()
         own = given.private["items"]
         if given.histories.cold_items is not None:  # no training may touch these
             common, own = common[:, ~given.histories.cold_items], own[:, ~given.histories.cold_items]

@@ -3,12 +3,12 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from tessera.client import cohort, privacy
 from tessera.client.histories import histories
+from tessera.client.per_person.training import CohortTraining
 from tessera.client.recommendation import RecommendationClient
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
@@ -39,20 +39,13 @@ def sent() -> dict[str, torch.Tensor]:
 def trained(settings: Settings, people=None, round: int = 1, simulated: bool = True):
     split = small_split(N_USERS, N_ITEMS) if people is None else people
     state = cohort.start_state(split.users, settings.local, sent()["views"], settings.seed)
-
-    def algorithm(own, people):
-        return cohort.train(own, sent(), histories(people), settings.local, settings.seed, round)
-
+    algorithm = CohortTraining(sent(), settings.local, settings.seed, round)
     return transforms(settings).train(algorithm, state, split, Origin(settings.seed, round, simulated=simulated))
 
 
 def ordinary(settings: Settings, split) -> tuple[object, Update]:
     state = cohort.start_state(split.users, settings.local, sent()["views"], settings.seed)
     return cohort.train(state, sent(), histories(split), settings.local, settings.seed, 1)
-
-
-def norm(gradients) -> float:
-    return math.sqrt(sum(float((gradient.double() ** 2).sum()) for gradient in gradients.values()))
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -67,22 +60,6 @@ def test_a_clip_nobody_reaches_changes_nothing(name: str) -> None:
         torch.testing.assert_close(update.gradients[key], gradient, rtol=1e-5, atol=1e-6)
     for key, value in plain_state.parameters.items():
         torch.testing.assert_close(state.parameters[key], value, rtol=1e-5, atol=1e-6)
-
-
-def test_clipping_equals_that_of_each_person_alone() -> None:
-    """The naive twin: one person's ordinary update, its whole length cut, and their sum."""
-    split, clip = small_split(N_USERS, N_ITEMS), 0.9
-    expected: dict[str, torch.Tensor] = {name: torch.zeros_like(value) for name, value in sent().items()}
-    lengths = []
-    for row in range(N_USERS):
-        _, alone = ordinary(small_settings(local=BACKBONES["history"]), split.take(np.array([row])))
-        lengths.append(norm(alone.gradients))
-        for name, gradient in alone.gradients.items():
-            expected[name] += gradient * min(1.0, clip / lengths[-1])
-    assert min(lengths) < clip < max(lengths)
-    _, update = trained(small_settings(local=BACKBONES["history"], privacy={"clip": clip}))
-    for name, gradient in expected.items():
-        torch.testing.assert_close(update.gradients[name], gradient, rtol=1e-5, atol=1e-6)
 
 
 def test_noise_has_the_stated_size_and_is_not_repeated() -> None:

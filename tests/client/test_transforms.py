@@ -5,19 +5,23 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from tessera.client import cohort
+from tessera.client.per_person.gradients import PersonUpdates
+from tessera.client.per_person.training import CohortTraining
 from tessera.client.transforms import Clip, Encode, Noise, Origin, Stage, Transforms, transforms
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.parts import TensorSums
 from tessera.common.protocol.projection import Projection, start
 from tessera.common.protocol.updates import Update
-from tests.support.catalogues import small_settings
+from tests.support.catalogues import small_settings, small_split
 
 ORIGIN = Origin(seed=0, round=1, users=("anna", "bert"), simulated=True)
 STRANGE = TensorSums("strange", "the strange {!r}")
 """A part of some strategy that no step knows."""
 
 
-@pytest.mark.parametrize("step", [Clip(0.5), Noise(0.1), Encode("int8"), Encode("4%")])
+@pytest.mark.parametrize("step", [lambda update, origin: Clip(0.5)(PersonUpdates.of(update), origin).total(),
+                                  Noise(0.1), Encode("int8"), Encode("4%")])  # fmt: skip
 def test_every_step_changes_the_gradients_and_keeps_all_else(step) -> None:  # type: ignore[no-untyped-def]
     own = {"x": torch.arange(3.0)}
     given = Update({"views": torch.randn(2, 9, 8)}, 3.0, MetricSums({"loss": 1.5}), {"counts": torch.ones(4)}).put(
@@ -66,23 +70,20 @@ class Note:
     seen: list
     name = "note"
 
-    def __call__(self, update: Update, origin: Origin) -> Update:
-        self.seen.append((self.stage, origin.users, update.weight))
+    def __call__(self, update, origin: Origin):  # type: ignore[no-untyped-def]
+        weight = update.rest.weight if isinstance(update, PersonUpdates) else update.weight
+        self.seen.append((self.stage, origin.users, weight))
         return update
 
 
 def test_each_stage_sees_its_own_people() -> None:
-    from tessera.client import cohort
-    from tessera.client.histories import histories
-    from tests.support.catalogues import small_split
-
     settings, split, seen = small_settings(), small_split(3, 30), []
     sent = {"views": torch.randn(2, 30, 8), "history": torch.randn(30, 8)}
     state = cohort.start_state(split.users, settings.local, sent["views"], 0)
-    algorithm = lambda own, people: cohort.train(own, sent, histories(people), settings.local, 0, 1)  # noqa: E731
+    algorithm = CohortTraining(sent, settings.local, seed=0, round=1)
     steps = Transforms([Note("person", seen), Note("people", seen), Note("device", seen)])
     moved, update = steps.train(algorithm, state, split, Origin(0, 1))
-    assert seen == [*(("person", (user,), 1.0) for user in split.users), ("people", split.users, 3.0)]
+    assert seen == [("person", split.users, 3.0), ("people", split.users, 3.0)]
     plain_state, plain = Transforms([]).train(algorithm, state, split, Origin(0, 1))
     assert moved.users == plain_state.users
     assert update.weight == plain.weight
