@@ -38,12 +38,13 @@ from rich.table import Table
 from tessera.benchmarks.pacing.pace import EMPTY, TRAIN, PaceError, Pacer
 from tessera.common.config.loading import load_settings
 from tessera.common.errors import RunError, TesseraError
+from tessera.common.secure.keys import NODE_KEY_FILE
 from tessera.deploy.environment import NodeKind
 from tessera.deploy.executors.run import make_job
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.processes import Process, free_port, start, stop, tail, terminable
 from tessera.deploy.federation.superlink import Control, Server, start_superlink, wait_until_ready
-from tessera.deploy.federation.supernode import KEY, public_key, start_supernode
+from tessera.deploy.federation.supernode import public_key, start_supernode
 from tessera.deploy.job import Job
 from tessera.deploy.provisioning.datasets import prepared_dataset
 
@@ -114,7 +115,7 @@ class Federation:
             self._processes.append(
                 start_supernode(name, device, address, ca, home, log, kind)
                 if kind
-                else start_default_supernode(name, device / KEY, address, ca, home, log)
+                else start_default_supernode(name, device / NODE_KEY_FILE, address, ca, home, log)
             )
         self._run = self._control.submit(paced_job(job, self._pacer.port) if kind else paced_echo(self._pacer.port))
 

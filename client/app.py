@@ -14,7 +14,7 @@ from tessera.client.recommendation import RecommendationClient
 from tessera.client.secure.sums import DeviceSums, Mask
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
-from tessera.common.errors import DataError, PolicyRefused, ProtocolError, StorageError, TesseraError
+from tessera.common.errors import DataError, PolicyRefused, ProtocolError, SecureSumRefused, StorageError, TesseraError
 from tessera.common.flower_internals.compact import opened
 from tessera.common.protocol.masked.stages import RECORD as SECURE
 from tessera.common.protocol.masked.stages import pack_stage, unpack_stage
@@ -105,10 +105,11 @@ def _refused(error: Exception, simulated: bool) -> RecordDict:
     else:
         log.error("the server's task failed", exc_info=error)
     if isinstance(error, PolicyRefused):
-        return refusal(f"refused by the device's policy: {error.kind}")
+        return refusal(f"refused by the device's policy: {error.kind}", error.kind)
     if isinstance(error, ProtocolError):  # says nothing but versions
         return refusal(str(error))
-    return refusal(f"{type(error).__name__} on the device; its own log says more")
+    kind = error.kind if isinstance(error, SecureSumRefused) else ""
+    return refusal(f"{type(error).__name__} on the device; its own log says more", kind)
 
 
 def _kind(settings: DeviceSettings | None) -> type[Client]:

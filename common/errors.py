@@ -52,7 +52,10 @@ class SecureSumError(TesseraError):
 
 
 class SecureSumRefused(SecureSumError):
-    """A device does not do what a secure sum asks of it, because that could tell somebody what its people did."""
+    """A device does not do what a secure sum asks of it, because that could tell somebody what its people did, or because it
+    has not the keys. A server hears its `kind` alone."""
+
+    kind = "secure-sum"
 
 
 class NotFiniteError(RunError):

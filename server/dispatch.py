@@ -314,10 +314,10 @@ class Dispatcher:
     def _add(self, content: RecordDict, asked: Asked, request: Request) -> None:
         """Add a node's answer to one thing that it was asked."""
         node, total = asked.node, request.totals[asked.task.kind]
-        if (reason := refused(content)) is not None:
-            total.drop(REFUSED, node, f"refused: {reason}")
+        if (refusal := refused(content)) is not None:
+            total.drop(REFUSED, node, f"refused: {refusal.reason}")
             if self.secure:
-                self.secure.refused(node, reason)
+                self.secure.refused(node, refusal.kind)
             return
         total.bytes_up += array_bytes(content)
         try:

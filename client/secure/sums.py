@@ -25,6 +25,7 @@ from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.secure.device import SecureDevice
 from tessera.common.secure.device_state import load, save
+from tessera.common.secure.keys import NODE_KEY_FILE
 from tessera.common.secure.messages import Delivery, KeysRequest, Roster, UnmaskRequest
 from tessera.common.secure.roster import Policy
 from tessera.common.utils import counter_rng
@@ -32,8 +33,6 @@ from tessera.common.utils.atomic_files import PRIVATE, write_bytes
 
 log = logging.getLogger("tessera.device")
 FILE = "secure-sums.bin"
-KEY = "node.key"
-"""The device's key, by which it also proves itself to the server; `tessera federate join` makes it."""
 
 
 class DeviceSums:
@@ -146,11 +145,12 @@ class Mask:
 
 
 def node_key(folder: DeviceFolder) -> ec.EllipticCurvePrivateKey:
-    """The device's private key; that of a simulated device can be repeated. Raises `DataError` where there is none."""
+    """The device's private key, by which it also proves itself to the server; `tessera federate join` makes it. That of a
+    simulated device can be repeated. Raises `DataError` where there is none."""
     if folder.simulated:
         number = counter_rng.key("node-key", folder.folder.name)
         return ec.derive_private_key(1 + number % 2**63, ec.SECP384R1())
-    path = folder.folder / KEY
+    path = folder.folder / NODE_KEY_FILE
     try:
         key = load_ssh_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError) as error:

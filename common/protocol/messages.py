@@ -262,14 +262,22 @@ def missing_tensors(tensors: str) -> RecordDict:
     return RecordDict({"missing": ConfigRecord({"tensors": tensors})})
 
 
-def refusal(reason: str) -> RecordDict:
-    """Build the reply of a device that cannot do its task, with the reason in words for the server's operator."""
+class Refusal(NamedTuple):
+    """Why a device does not do what it was asked: in words for the server's operator, and the kind of it where there is one."""
+
+    reason: str
+    kind: str = ""
+
+
+def refusal(reason: str, kind: str = "") -> RecordDict:
+    """Build the reply of a device that does not do its task."""
     from flwr.app import ConfigRecord, RecordDict
 
-    return RecordDict({"refusal": ConfigRecord({"reason": reason})})
+    said = {"reason": reason} | ({"kind": kind} if kind else {})
+    return RecordDict({"refusal": ConfigRecord(dict(said))})
 
 
-def refused(content: RecordDict) -> str | None:
-    """The reason in a reply that `refusal` built, by anybody; None for any other reply."""
+def refused(content: RecordDict) -> Refusal | None:
+    """What a reply says that `refusal` built, by anybody; None for any other reply."""
     record = content.config_records.get("refusal")
-    return None if record is None else str(record.get("reason", ""))
+    return None if record is None else Refusal(str(record.get("reason", "")), str(record.get("kind", "")))

@@ -1,5 +1,7 @@
 """Derives a device's keys for an epoch from one seed, and signs and checks what it announces of them."""
 
+import base64
+import hashlib
 import os
 from dataclasses import dataclass
 
@@ -14,6 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tessera.common.errors import SecureSumError
 
+NODE_KEY_FILE = "node.key"
+"""In a device's folder: its node's private key, in OpenSSH's format."""
 SEED = 16
 """Bytes of every seed that is shared out: what a field element of Shamir's scheme holds."""
 KEY = 32
@@ -93,6 +97,20 @@ def node_key_bytes(key: ec.EllipticCurvePublicKey) -> bytes:
             f"a node's key is of curve {key.curve.name}; secure sums need P-384, as Tessera makes them"
         )
     return key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+
+
+def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    """A node's public key as `ssh-keygen -l` names it."""
+    blob = base64.b64decode(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1])
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def node_fingerprint(node: bytes) -> str:
+    """The `fingerprint` of a public key as announcements hold it; of bytes that are none, a hash that no key has."""
+    try:
+        return fingerprint(ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), node))
+    except ValueError:
+        return f"none:{hashlib.sha256(node).hexdigest()[:12]}"
 
 
 def sign(key: ec.EllipticCurvePrivateKey, content: bytes) -> bytes:

@@ -12,7 +12,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tessera.common.secure.encoding import LONGEST_TEXT, Reader, flags, header, number, text
 from tessera.common.secure.groups import FEWEST, LARGEST, SMALLEST
-from tessera.common.secure.keys import EPOCH_SIGNATURE, KEY, NODE_KEY, SEED, SIGNATURE, is_signed, sign
+from tessera.common.secure.keys import (
+    EPOCH_SIGNATURE,
+    KEY,
+    NODE_KEY,
+    SEED,
+    SIGNATURE,
+    is_signed,
+    node_fingerprint,
+    sign,
+)
 from tessera.common.secure.shares import NONCE, SHARE, TAG
 
 EPOCH = 80
@@ -98,10 +107,10 @@ class Announcement:
         """Its hash, by which groups are drawn."""
         return hashlib.sha256(self.write()).digest()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """By what its node is called in messages to people."""
-        return hashlib.sha256(self.node).hexdigest()[:12]
+        return node_fingerprint(self.node)
 
     def write(self) -> bytes:
         """As it travels."""

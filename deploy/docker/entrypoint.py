@@ -25,6 +25,7 @@ from tessera.common.config.settings import Settings
 from tessera.common.data.interactions import INTERACTIONS
 from tessera.common.errors import RunError, TesseraError
 from tessera.common.metrics.records import read_result
+from tessera.common.secure.keys import NODE_KEY_FILE
 from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
 from tessera.deploy.cli import federate as cli_federate
 from tessera.deploy.cli.display import show_result
@@ -40,7 +41,7 @@ from tessera.deploy.docker.healthcheck import (
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.processes import program, terminable
 from tessera.deploy.federation.superlink import PORT, Control, Server
-from tessera.deploy.federation.supernode import HOME, KEY, public_key
+from tessera.deploy.federation.supernode import HOME, public_key
 from tessera.deploy.provisioning.datasets import prepared_dataset
 from tessera.deploy.provisioning.partition import partition_one
 
@@ -162,7 +163,7 @@ def take_assignment(device: Path, dataset: str, partition: int, n_partitions: in
         return
     write_json(note, {})  # from here until the end neither this partition's nor the owner's
     for path in device.iterdir():
-        if path.name in (HOME, KEY, f"{KEY}.pub", POLICY, LEDGER, note.name):
+        if path.name in (HOME, NODE_KEY_FILE, f"{NODE_KEY_FILE}.pub", POLICY, LEDGER, note.name):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     partition_one(Path(dataset), device, partition, n_partitions)

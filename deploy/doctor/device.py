@@ -12,8 +12,8 @@ from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import INTERACTIONS, load_interactions
 from tessera.common.data.questions import Questions
 from tessera.common.errors import DataError
+from tessera.common.secure.keys import NODE_KEY_FILE
 from tessera.deploy.doctor.finding import Finding, ok, problem, warning
-from tessera.deploy.federation.supernode import KEY
 
 OTHERS = 0o077
 """What the owner's group and everybody may do with a file."""
@@ -60,7 +60,7 @@ def check_mode(topic: str, path: Path) -> Finding:
 
 def _key(folder: Path) -> Iterator[Finding]:
     """The device's key: private, readable, and the public half beside it is its own."""
-    path, public = folder / KEY, folder / f"{KEY}.pub"
+    path, public = folder / NODE_KEY_FILE, folder / f"{NODE_KEY_FILE}.pub"
     if not path.exists():
         remedy = f"make it (tessera federate key {folder}) and have the server register {public.name}"
         yield warning("node key", f"{path} does not exist yet", remedy)

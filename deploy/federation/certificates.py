@@ -135,16 +135,21 @@ def node_public_key(path: Path) -> Path:
     return _write_public(path, key)
 
 
-def public_pem(path: Path) -> bytes:
-    """The public half of a device's key in `path` as PEM. Raises `CertificateError` where there is none."""
+def public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """The public half of a device's key in `path`. Raises `CertificateError` where there is none."""
     try:
         if isinstance(key := load_ssh_public_key(path.read_bytes()), ec.EllipticCurvePublicKey):
-            return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+            return key
     except (OSError, ValueError, UnsupportedAlgorithm):
         pass
     raise CertificateError(
         f"node key: {path} is no device's public key; `tessera federate key` says where a device's is"
     )
+
+
+def public_pem(path: Path) -> bytes:
+    """The public half of a device's key in `path` as PEM. Raises `CertificateError` where there is none."""
+    return public_key(path).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def check_server(host: str, port: int, ca: Path) -> None:

@@ -3,8 +3,6 @@
 Flower does not say which, so a server's folder notes each key in a file of its own, `devices/NUMBER.json`.
 """
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tessera.common.errors import RunError
+from tessera.common.secure import keys
 from tessera.common.utils.atomic_files import read_json, write_json
-from tessera.deploy.federation.certificates import public_pem
+from tessera.deploy.federation.certificates import public_key
 
 if TYPE_CHECKING:
     from tessera.common.flower_internals.control import KnownNode
@@ -34,11 +33,9 @@ class RegisteredNode:
     file: str
 
 
-def fingerprint(public_key: Path) -> str:
-    """A public key as `ssh-keygen -l` names it. Raises `CertificateError` for what is none."""
-    public_pem(public_key)
-    blob = base64.b64decode(public_key.read_bytes().split()[1])
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+def fingerprint(path: Path) -> str:
+    """The public key in a file as `ssh-keygen -l` names it. Raises `CertificateError` for what is none."""
+    return keys.fingerprint(public_key(path))
 
 
 def note(server: Path, number: str, public_key: Path) -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from tessera.common.errors import RunError, TesseraError
 from tessera.common.flower_internals.fleet import HEARTBEAT
+from tessera.common.secure.keys import NODE_KEY_FILE
 from tessera.common.utils.atomic_files import digest, write_bytes
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.environment import NodeKind
 from tessera.deploy.federation.certificates import CertificateError, check_server, node_public_key
 from tessera.deploy.federation.processes import Process, end_leftovers, free_port, module, relay, start
 
-KEY = "node.key"
 HOME = ".flower"
 POLL = "0.2"
 """Seconds between two looks of a SuperNode's SuperExec for a message to work on; Flower's default is 1."""
@@ -45,7 +45,7 @@ SHUT_OUT = (
 
 def public_key(data_dir: Path) -> Path:
     """Where a device's public key is; its key is made on first use."""
-    return node_public_key(data_dir / KEY)
+    return node_public_key(data_dir / NODE_KEY_FILE)
 
 
 def start_supernode(
@@ -69,7 +69,7 @@ def start_supernode(
     write_bytes(config, f"data-dir = {json.dumps(str(data_dir.absolute()), ensure_ascii=False)}\n".encode())
     command = module("node") if kind is NodeKind.tessera else ["flower-supernode"]
     command += ["--superlink", server, "--root-certificates", str(ca.absolute())]
-    command += ["--auth-supernode-private-key", str(data_dir.absolute() / KEY), "--node-config", str(config)]
+    command += ["--auth-supernode-private-key", str(data_dir.absolute() / NODE_KEY_FILE), "--node-config", str(config)]
     command += ["--port", str(free_port())] if kind is NodeKind.flower else ["--workers", workers]
     return start(name, command, home.absolute(), log, FLWR_SUPEREXEC_TASK_POLL_INTERVAL=POLL)
 
@@ -93,7 +93,7 @@ def join(data_dir: Path, server: str, ca: Path, show: Callable[[str], None], kin
             elif REFUSED in last and (joined or _accepted_before(data_dir, ca)):
                 refused = refused or time.monotonic()
                 if time.monotonic() > refused + PATIENCE[kind]:
-                    raise RunError(SHUT_OUT.format(key=data_dir / KEY))
+                    raise RunError(SHUT_OUT.format(key=data_dir / NODE_KEY_FILE))
             elif not joined:
                 raise RunError(explain(last, data_dir))
             why = ": the server may take this device to be online still" if refused else ""
@@ -154,7 +154,7 @@ def explain(last: str, data_dir: Path) -> str:
     """Why a node ended by itself before the server had ever taken it in, from its last lines."""
     if REFUSED not in last:
         return f"join: this device's node ended:\n{last}"
-    public = data_dir / f"{KEY}.pub"
+    public = data_dir / f"{NODE_KEY_FILE}.pub"
     return (
         "join: the server refused this device: its key is not registered. On the server, register it with\n"
         f"    tessera federate register --dir SERVER_DIR {public.name}\n"

@@ -99,6 +99,6 @@ def _read(reply: Message | None, node: int, stage: Stage) -> StageMessage:
         raise SecureSumError(f"it failed: {reply.error.reason}")
     if reply.metadata.src_node_id != node:
         raise SecureSumError("another node answered in its place")
-    if (reason := refused(reply.content)) is not None:
-        raise SecureSumError(f"it refused: {reason}")
+    if (refusal := refused(reply.content)) is not None:
+        raise SecureSumError(f"it refused: {refusal.reason}")
     return unpack_stage(reply.content, stage)

@@ -202,9 +202,9 @@ class SecureSums:
         assert self.epoch
         return MaskedAnswers(self.epoch, sorted({self.epoch.members[node][0] for node in asked}), task, shared, inputs)
 
-    def refused(self, node: int, reason: str) -> None:
+    def refused(self, node: int, kind: str) -> None:
         """Take note that a node refused an ask: one that has not its keys any more needs others."""
-        if self.epoch and reason.startswith(SecureSumRefused.__name__):
+        if self.epoch and kind == SecureSumRefused.kind:
             self.epoch.members.pop(node, None)
 
     def learn_bounds(self, sums: Iterable[Update]) -> None:

@@ -272,7 +272,7 @@ def test_a_refusal_tells_the_owner_all_and_the_server_its_kind(
     with caplog.at_level(logging.ERROR, "tessera"):
         reply = server.ask("train")
     assert list(reply) == ["refusal"]
-    assert dict(reply.config_records["refusal"]) == {"reason": says("people")}
+    assert dict(reply.config_records["refusal"]) == {"reason": says("people"), "kind": "people"}
     (line,) = Ledger(device).entries()[0]
     assert (line.refused, line.bytes) == ("people", 0)
     assert "8 people here, in no secure sum, people is 10" in line.reason

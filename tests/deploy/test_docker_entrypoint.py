@@ -9,11 +9,11 @@ import pytest
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import INTERACTIONS, load_interactions
 from tessera.common.errors import RunError
+from tessera.common.secure.keys import NODE_KEY_FILE
 from tessera.deploy.docker.entrypoint import registrations, take_assignment
 from tessera.deploy.docker.healthcheck import FRESH
 from tessera.deploy.environment import QUIET
 from tessera.deploy.federation.certificates import make_node_key
-from tessera.deploy.federation.supernode import KEY
 from tessera.deploy.provisioning.partition import partition
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -34,15 +34,15 @@ def test_the_assignments_of_all_devices_are_what_partition_gives(shop: Path, tmp
 def test_another_assignment_replaces_people_and_what_was_learnt_of_them_but_not_the_key(
     shop: Path, tmp_path: Path
 ) -> None:
-    make_node_key(tmp_path / KEY)
-    key = (tmp_path / KEY).read_bytes()
+    make_node_key(tmp_path / NODE_KEY_FILE)
+    key = (tmp_path / NODE_KEY_FILE).read_bytes()
     take_assignment(tmp_path, str(shop), 0, 2)
     (tmp_path / "private").mkdir()
     take_assignment(tmp_path, str(shop), 0, 2)
     assert (tmp_path / "private").exists(), "the same assignment is left alone"
     take_assignment(tmp_path, str(shop), 1, 2)
     assert not (tmp_path / "private").exists()
-    assert (tmp_path / KEY).read_bytes() == key
+    assert (tmp_path / NODE_KEY_FILE).read_bytes() == key
     assert people(tmp_path) == people(shop)[1::2]
 
 
