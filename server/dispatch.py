@@ -260,7 +260,7 @@ class Dispatcher:
                 except RejectedUpdate as rejected:
                     total.drop_group(rejected.kind, group.nodes, str(rejected))
                     total.lost += rejected.sums
-            secure.learn_bounds(good)
+            secure.bounds.learn(good)
 
     def _drop_late(self) -> None:
         """Drop replies to requests that were closed without them, and were counted then: their round is over."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CONVERSION = ("min_user_events", "min_item_events", "min_rating", "shop_seed", "encode")
 """Settings of the data that say how raw ones are converted."""
+MASKABLE = ("float32", "int16")
+"""Formats of gradients that can be added up under masks."""
 Reasons = dict[str, str]
 """Why a key has no effect, by dotted key."""
 
@@ -64,8 +66,8 @@ def no_secure_sums(settings: "Settings") -> str:
         return f"strategy {name} weighs each device's adapters by itself, which no sum can: {able} can be masked"
     if federation.nodes < FEWEST:
         return f"a sum of fewer than {FEWEST} devices hides none of them: set federation.nodes to {FEWEST} or more"
-    if settings.wire.gradients != "float32":
-        return f"masks add up whole tensors, and wire.gradients {settings.wire.gradients} is none: set it to float32"
+    if settings.wire.gradients not in MASKABLE:
+        return f"masks add up whole tensors, and wire.gradients {settings.wire.gradients} is none: set it to int16 or float32"
     if federation.defence.name != "none":
         return f"federation.defence {federation.defence.name} compares single nodes, which masks hide: leave one of them out"
     return ""

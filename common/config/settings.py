@@ -36,7 +36,7 @@ TOWER_DIM = 64
 """Size of the vectors that all towers give, and of the shared space in which they lie."""
 DeviceClass = Literal["tiny", "small", "base"]
 Operator = Literal["sum", "mlp", "gate", "attention", "concat"]
-Codec = Literal["float32", "float16", "bfloat16", "int8", "1%", "4%", "15%"]
+Codec = Literal["float32", "float16", "bfloat16", "int16", "int8", "1%", "4%", "15%"]
 
 
 def _known_kind(name: str) -> str:
@@ -192,7 +192,7 @@ class WireSettings(FrozenSettings):
     views: Codec = "float16"
     """Format of what goes down to devices."""
     gradients: Codec = "float32"
-    """Format of what comes up from them."""
+    """Format of what comes up from them; under masks float32, as words of 32 bits, or int16."""
     explained: Fraction = 1.0
     """Share of the squares of the views' gradients that comes up: along as few public directions of the views as held it in
     the round before, see `tessera.common.protocol.projection`; 1: the gradient of each view."""

@@ -2,7 +2,8 @@
 
 A table is [n_views, n_items, dim], or [n_items, dim]; a row of it is one item in one view. Formats:
 - float32, float16, bfloat16: each number rounded to nearest;
-- int8: whole multiples of a step that each row has of its own;
+- int16, int8: whole multiples of a step that each row has of its own (of int16 under masks, where no row can be looked at,
+  see `tessera.common.protocol.linear`);
 - 1%, 4%, 15%: what is lost is this share of the table's sum of squares. Views of one item resemble each other, and the
   gradients of all views by what a person was shown all but coincide. So the views are turned into their principal components,
   and only the leading ones travel, in 1 to 4 bits a number, more for larger ones. A component's row is rotated, so that its
@@ -139,18 +140,20 @@ class Float:
 
 
 @dataclass(frozen=True)
-class Int8:
-    """Each number a whole multiple of its row's step, which is the row's largest number over 127."""
+class Whole:
+    """Each number a whole multiple of its row's step, which is the row's largest number over the type's."""
+
+    dtype: torch.dtype
 
     def layout(self, parts: Tensors, shape: tuple[int, int, int]) -> Layout:
-        """A byte for each number, and the steps."""
-        return {"": (torch.int8, shape), SCALES: (torch.float32, shape[:2])}
+        """A whole number for each, and the steps."""
+        return {"": (self.dtype, shape), SCALES: (torch.float32, shape[:2])}
 
     def write(self, table: Tensor, keys: Tensor) -> dict[str, Tensor]:
         """Round to nearest: off by half a step at most."""
-        steps = table.abs().amax(-1) / 127
+        steps = table.abs().amax(-1) / torch.iinfo(self.dtype).max
         whole = (table / steps.clamp(min=TINY)[..., None]).round().nan_to_num()
-        return {"": whole.to(torch.int8), SCALES: steps}
+        return {"": whole.to(self.dtype), SCALES: steps}
 
     def read(self, parts: Tensors, keys: Tensor, dim: int) -> Tensor:
         """Multiply."""
@@ -213,7 +216,8 @@ FORMATS: Mapping[Codec, Format] = {
     "float32": Float(torch.float32),
     "float16": Float(torch.float16),
     "bfloat16": Float(torch.bfloat16),
-    "int8": Int8(),
+    "int16": Whole(torch.int16),
+    "int8": Whole(torch.int8),
     "1%": Components(0.01),
     "4%": Components(0.04),
     "15%": Components(0.15),

@@ -4,7 +4,7 @@ A number x becomes round(x * scale), at random up or down, so that it is right o
 devices of a group: as large as public bounds allow if no sum of n devices may overflow. Tables are words of 32 bits, scalars
 (weights, sums, counts) of 64, of which 53 are used, and their scales are powers of two, so that whole counts stay exact.
 Short tables are words of 16 bits, for n devices of about 16 - log2(n) each: the scale is the largest that fits. Their numbers
-should be of one size, as `tessera.common.protocol.linear` makes them. Law: |decode(sum of words) - sum of x| < n / scale.
+should be of one size, as `tessera.common.protocol.linear` turns them. Law: |decode(sum of words) - sum of x| < n / scale.
 """
 
 import math
@@ -57,6 +57,11 @@ class Spec:
         return math.prod(self.shape)
 
     @property
+    def is_short(self) -> bool:
+        """Whether it is a short table."""
+        return self.kind == "short"
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Type of its words."""
         return _TYPES[self.kind][0]
@@ -67,7 +72,7 @@ class Spec:
 
     def scale(self, n: int) -> float:
         """What numbers are multiplied by for sums of n devices: 2^e, and in 16 bits no less than there is room for."""
-        return (_LARGEST_SUM["short"] / n - 1) / self.bound if self.kind == "short" else 2.0 ** self.exponent(n)
+        return (_LARGEST_SUM["short"] / n - 1) / self.bound if self.is_short else 2.0 ** self.exponent(n)
 
     def describe(self) -> bytes:
         """Its name, kind and shape as bytes."""

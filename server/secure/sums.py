@@ -14,8 +14,8 @@ from tessera.common.config.federation import FederationSettings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RoundAbandoned, SecureSumError, SecureSumRefused
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.figures import CONSTANT, NONFINITE
-from tessera.common.protocol.masked.masking import COUNTED, GRADIENTS, MASKED, Terms, of_values, tables, terms
+from tessera.common.protocol.figures import CONSTANT, NONFINITE, SCALED
+from tessera.common.protocol.masked.masking import COUNTED, MASKED, Terms, of_values, tables, terms
 from tessera.common.protocol.messages import BASIS, Kind, Masking, Task
 from tessera.common.protocol.projection import Projection
 from tessera.common.protocol.tensors import Tensors
@@ -24,17 +24,14 @@ from tessera.common.secure.group import SecureAsk
 from tessera.common.secure.messages import EPOCH, KeysRequest, UnmaskReply
 from tessera.common.utils import counter_rng
 from tessera.server.robust.claims import Claim
+from tessera.server.secure.bounds import Bounds
 from tessera.server.secure.epoch import Epoch, begin, nodes_of
 from tessera.server.secure.exchange import Exchange
 from tessera.server.validation import UNREADABLE, Expected, RejectedUpdate, check_update
 
 log = logging.getLogger("tessera.server")
-FIRST_BOUND = 16.0
-"""The largest entry of a person's gradient that is looked for before there was any round."""
 CHANCES = 3
 """Epochs that are begun for the sake of a node that was online and in none of their groups."""
-ROOM = 4.0
-"""How much larger than the last round's sums a device's gradients may be."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,12 @@ class GroupSum:
         few = [what for what in (NONFINITE, CONSTANT) if 0 < 2 * sums[what] < sums["users"] + sums["evaluated"]]
         for what in few:
             log.warning("%s: %.0f people of a group count as %s", expected.task.kind, sums[what], what)
+        if sums[SCALED]:
+            log.warning(
+                "%s: %.0f devices had gradients above their bound, and scaled them down",
+                expected.task.kind,
+                sums[SCALED],
+            )
         update = replace(update, sums=MetricSums({**sums.values, **dict.fromkeys(few, 0.0)}))
         check_update(update, replace(expected, claim=Claim(float(self.people), math.inf)))
         return update
@@ -153,7 +156,7 @@ class SecureSums:
         self._known: dict[int, bytes] = {}
         self._missed: Counter[int] = Counter()
         self._number = 0
-        self._largest: dict[str, float] = {}
+        self.bounds = Bounds()
 
     @classmethod
     def of(cls, grid: Grid, settings: Settings, run: str) -> "SecureSums":
@@ -192,9 +195,8 @@ class SecureSums:
         projection = Projection.of(task)
         along = projection.outline(sent) if projection else sent
         learnt = {name: value.shape for name, value in along.items()} if task.kind == "train" else {}
-        people = float(self.epoch.most_people)
-        bounds = {name: self._largest.get(name, FIRST_BOUND * people) for name in learnt}
-        added = tables(GRADIENTS, learnt, bounds) + tables(COUNTED, counts, {BASIS: people})
+        people, short = float(self.epoch.most_people), task.settings.wire.gradients == "int16"
+        added = self.bounds.tables(learnt, people, short) + tables(COUNTED, counts, {BASIS: people})
         return replace(task, masking=Masking(self.epoch.request.epoch, tuple(range(first, first + n)), added))
 
     def answers(self, task: Task, asked: Iterable[int], shared: str, inputs: Tensors) -> MaskedAnswers:
@@ -206,13 +208,6 @@ class SecureSums:
         """Take note that a node refused an ask: one that has not its keys any more needs others."""
         if self.epoch and kind == SecureSumRefused.kind:
             self.epoch.members.pop(node, None)
-
-    def learn_bounds(self, sums: Iterable[Update]) -> None:
-        """Take the size of what the next round's gradients may be from this round's sums."""
-        for update in sums:
-            for name, gradient in update.gradients.items():
-                if largest := float(gradient.abs().max()) if gradient.numel() else 0.0:
-                    self._largest[name] = max(ROOM * largest, self._largest.get(name, 0.0) / 2)
 
     def _current(self, ready: Sequence[int], n: int) -> Epoch:
         epoch = self.epoch

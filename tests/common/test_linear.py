@@ -1,4 +1,4 @@
-"""Gradients written by public linear maps: they add up, come back as their projection, and fit into 16 bits under masks."""
+"""Tables turned by a public rotation: they add up, come back, and fit into 16 bits under masks; nothing overflows unseen."""
 
 from dataclasses import replace
 
@@ -8,12 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tessera.common.errors import SecureSumError
+from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import rotation
-from tessera.common.protocol.linear import LinearPlan, lengths, linear_decode, linear_encode
-from tessera.common.protocol.messages import HISTORY, VIEWS
-from tessera.common.protocol.projection import SKETCH, Projection, expand, leading, start
-from tessera.common.secure.fixed_point import add, from_words, to_words, upload_bytes, zeros
+from tessera.common.protocol.figures import NONFINITE, SCALED
+from tessera.common.protocol.linear import rotated, turned_back
+from tessera.common.protocol.masked.masking import of_values, terms, to_values
+from tessera.common.protocol.messages import HISTORY, VIEWS, Masking
+from tessera.common.protocol.projection import SKETCH, Projection, expand, leading
+from tessera.common.protocol.updates import Update
+from tessera.common.secure.fixed_point import Spec, add, from_words, to_words, upload_bytes, zeros
+from tessera.server.secure.bounds import Bounds
+from tests.common.test_masking import TASK
 from tests.support.splits import tries
 
 SALT = rotation(0, 3)
@@ -29,72 +34,113 @@ def gradients(seed: int, n_views: int = 3, n_items: int = 50, dim: int = 8) -> d
     return {VIEWS: common * shares, HISTORY: history, "head": torch.randn(5, generator=generator)}
 
 
-def plan(projection: Projection | None, longest: float = 1e3) -> LinearPlan:
-    return LinearPlan(projection, SALT, dict.fromkeys((VIEWS, HISTORY, "head", SKETCH), longest))
+def added(updates: list[Update]) -> Update:
+    return sum(updates, Update())
 
 
-PLANS = st.sampled_from([plan(None), plan(Projection(start(3), 5)), plan(Projection(torch.eye(3)[:2], None))])
+def short(sums: list[Update], example: Update) -> tuple[Spec, ...]:
+    """The tables of a round after these sums."""
+    bounds = Bounds()
+    bounds.learn(sums)
+    return bounds.tables({name: value.shape for name, value in example.gradients.items()}, 5.0, True)
+
+
+def summed(updates: list[Update], tables: tuple[Spec, ...]) -> Update:
+    """What a group adds up to: as under masks, which cancel out."""
+    agreed = terms(replace(TASK, masking=Masking(0, (0,), tables)), "shared", {})
+    words, n = zeros(agreed.layout), len(updates)
+    for number, update in enumerate(updates):
+        add(words, to_words(to_values(update, agreed), agreed.layout, n, number))
+    return of_values(from_words(words, agreed.layout, n), agreed)
 
 
 @tries(40)
-@given(plan=PLANS, seed=st.integers(0, 99), shape=st.tuples(st.integers(1, 70), st.integers(1, 9)))
-def test_it_is_linear_keeps_lengths_and_comes_back_as_the_projection(
-    plan: LinearPlan, seed: int, shape: tuple[int, int]
-) -> None:
-    one, other = gradients(seed, 3, *shape), gradients(seed + 1, 3, *shape)
-    wanted = plan.projection.project(one) if plan.projection else one
-    written, more = linear_encode(one, plan), linear_encode(other, plan)
-    both = linear_encode({name: one[name] - 2 * other[name] for name in one}, plan)
-    for name, value in both.items():
-        torch.testing.assert_close(value, written[name] - 2 * more[name], rtol=1e-5, atol=1e-5)
-        assert value.shape == (wanted[name].numel(),)
-    assert lengths(written) == pytest.approx(lengths(wanted), rel=1e-5)
-    back = linear_decode(written, plan, one)
-    assert back.keys() == wanted.keys()
-    for name, value in back.items():
-        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6)
-    again = linear_encode(wanted, plan)
-    assert all(torch.equal(again[name], value) for name, value in written.items()), "what is projected stays so"
+@given(seed=st.integers(0, 99), shape=st.lists(st.integers(0, 70), min_size=1, max_size=3))
+def test_turning_is_linear_keeps_lengths_and_comes_undone(seed: int, shape: list[int]) -> None:
+    one, other = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
+    both = rotated(one - 2 * other, SALT, VIEWS)
+    torch.testing.assert_close(both, rotated(one, SALT, VIEWS) - 2 * rotated(other, SALT, VIEWS), rtol=1e-5, atol=1e-5)
+    assert float(both.norm()) == pytest.approx(float((one - 2 * other).norm()), rel=1e-5)
+    torch.testing.assert_close(turned_back(both, SALT, VIEWS), one - 2 * other, rtol=1e-5, atol=1e-5)
 
 
-def test_rotated_numbers_look_normal_whatever_was_large() -> None:
-    """So one scale suits all of them."""
+def test_turned_numbers_look_normal_whatever_was_large() -> None:
+    """So one bound suits all of them."""
     table = torch.zeros(3650, 64)
     table[7, 3], table[90] = 100.0, 20.0
-    written = linear_encode({HISTORY: table}, plan(None))[HISTORY]
+    turned = rotated(table, SALT, HISTORY)
     deviation = table.norm() / table.numel() ** 0.5
-    assert float(written.abs().max() / deviation) < 6
-    assert float((written / deviation).pow(4).mean()) < 3.1, "no heavier tails than a normal distribution"
-    assert not torch.equal(written, linear_encode({HISTORY: table}, replace(plan(None), salt=rotation(0, 4)))[HISTORY])
+    assert float(turned.abs().max() / deviation) < 6
+    assert float((turned / deviation).pow(4).mean()) < 3.1, "no heavier tails than a normal distribution"
+    assert not torch.equal(turned, rotated(table, rotation(0, 4), HISTORY))
+    assert not torch.equal(turned, rotated(table, SALT, VIEWS))
 
 
-def test_what_is_too_long_is_scaled_down_and_what_is_not_finite_is_not_hidden() -> None:
-    tight = plan(None, 1.0)
-    long = {HISTORY: 50 * torch.ones(40, 8)}
-    back = linear_decode(linear_encode(long, tight), tight, long)[HISTORY]
-    torch.testing.assert_close(back / back.norm(), long[HISTORY] / long[HISTORY].norm())
-    assert 1.0 < float(back.norm()) < 6.0
-    to_words(linear_encode(long, tight), tight.layout(long), 3, 0)
-    long[HISTORY][3, 4] = torch.nan
-    with pytest.raises(SecureSumError, match="not finite"):
-        to_words(linear_encode(long, tight), tight.layout(long), 3, 0)
+@tries(40)
+@given(
+    n=st.integers(3, 64),
+    seed=st.integers(0, 10**6),
+    far=st.lists(st.sampled_from([0.0, 0.5, 1.0, 1e4, 1e30, float("inf"), float("nan")]), min_size=3, max_size=8),
+)
+def test_whatever_devices_send_a_short_sum_is_theirs_or_says_whose_it_is_not(
+    n: int, seed: int, far: list[float]
+) -> None:
+    """Devices as much longer than the last sum as `far` says: no sum overflows; what is too long is scaled and counted."""
+    before = [Update(gradients(seed + i), 1.0) for i in range(n)]
+    tables = short([added(before)], before[0])
+    assert {spec.name: spec.kind for spec in tables} == {
+        "gradients/views": "short",
+        "gradients/history": "short",
+        "gradients/head": "table",
+    }
+    length = float(added(before).gradients[VIEWS].norm())
+    now = [replace(update, sums=MetricSums({"users": 1.0})) for update in before]
+    for at, times in enumerate(far[:n]):
+        own = before[at].gradients
+        longer = {
+            VIEWS: own[VIEWS] / own[VIEWS].norm() * length * times,
+            HISTORY: own[HISTORY],
+            "head": own["head"] * 0,
+        }
+        now[at] = replace(now[at], gradients=longer)
+    found = summed(now, tables)
+    finite = [update for update in now if bool(torch.isfinite(update.gradients[VIEWS]).all())]
+    fits = [update for update in finite if float(update.gradients[VIEWS].norm()) < 2.1 * length]
+    assert found.sums["users"] == n
+    assert found.sums[NONFINITE] == n - len(finite)
+    assert found.sums[SCALED] == len(finite) - len(fits)
+    assert found.weight == len(finite)
+    if len(fits) == len(finite):
+        lost = found.gradients[VIEWS] - added(finite).gradients[VIEWS]
+        assert float(lost.norm()) <= 1e-3 * n**1.5 * length
+    else:
+        assert float(found.gradients[VIEWS].norm()) < 2.1 * 6 * n * length, (
+            "what is too long counts no more than it may"
+        )
 
 
-@pytest.mark.parametrize(("n", "lost"), [(3, 3e-7), (10, 1e-5), (64, 0.003)])
-def test_sums_in_16_bits_lose_what_they_should(n: int, lost: float) -> None:
-    """Devices of very different size; the bound is the length of the round before, which was the same."""
+@pytest.mark.parametrize(("n", "lost"), [(3, 2e-6), (16, 2e-4), (64, 0.01)])
+def test_short_sums_lose_what_they_should(n: int, lost: float) -> None:
+    """Devices of very different size, as large together as the round before; along one direction or two of three."""
     devices = [{name: value * (1 + i % 5) for name, value in gradients(i, 3, 400, 16).items()} for i in range(n)]
-    total = {name: sum(device[name] for device in devices) for name in devices[0]}
+    total = added([Update(device, 1.0) for device in devices]).gradients
     projection = Projection(leading(total[VIEWS].flatten(1), 0.99), 5)
-    public = LinearPlan(projection, SALT, lengths(projection.project(total)))
-    layout, words = public.layout(total), zeros(public.layout(total))
-    for number, device in enumerate(devices):
-        add(words, to_words(linear_encode(device, public), layout, n, number))
-    back = linear_decode(from_words(words, layout, n), public, total)
-    exact = projection.project(total)
+    updates = [Update(projection.project(device), 1.0) for device in devices]
+    exact, tables = added(updates), short([added(updates)], updates[0])
+    back = summed(updates, tables)
     for name in (VIEWS, HISTORY):
-        assert float((back[name] - exact[name]).square().sum() / exact[name].square().sum()) < lost, name
-    expanded = expand(back, projection.directions)[VIEWS]
+        left, wanted = back.gradients[name] - exact.gradients[name], exact.gradients[name]
+        assert float(left.square().sum() / wanted.square().sum()) < lost, name
+    expanded = expand(back.gradients, projection.directions)[VIEWS]
     assert float((expanded - total[VIEWS]).square().sum() / total[VIEWS].square().sum()) < 0.01 + lost
-    numbers = {spec.name: spec.size for spec in layout}
-    assert upload_bytes(layout) == 2 * (numbers[VIEWS] + numbers[HISTORY]) + 4 * (numbers["head"] + numbers[SKETCH])
+    sizes = {name: value.numel() for name, value in updates[0].gradients.items()}
+    assert upload_bytes(tables) == 2 * (sizes[VIEWS] + sizes[HISTORY]) + 4 * (sizes["head"] + sizes[SKETCH])
+
+
+def test_words_are_of_32_bits_until_a_sum_says_how_long_tables_are() -> None:
+    example = Update(gradients(0), 1.0)
+    assert {spec.kind for spec in short([], example)} == {"table"}
+    empty = replace(example, gradients={**example.gradients, HISTORY: torch.zeros(50, 8)})
+    kinds = {spec.name: spec.kind for spec in short([empty], example)}
+    assert kinds["gradients/views"] == "short"
+    assert kinds["gradients/history"] == "table"

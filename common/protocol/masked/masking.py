@@ -1,7 +1,7 @@
 """Defines what of an update is masked in a secure sum (`tessera.common.secure`), and how a task asks for it.
 
 Of every answer the gradients, counts, weight and figures are masked: all that every update has. Parts that a strategy has of
-its own travel beside them as they are.
+its own travel beside them as they are. Tables in words of 16 bits are masked, and added up, turned by a public rotation.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from tessera.common.errors import RunError, SecureSumError
 from tessera.common.metrics.ranking import MetricSums
+from tessera.common.protocol import linear
+from tessera.common.protocol.codecs import rotation
 from tessera.common.protocol.figures import LOSS, NONFINITE, SCALED, figure_names
 from tessera.common.protocol.messages import RIDERS, Task, header_of
 from tessera.common.protocol.parts import Part, arrays
@@ -73,12 +75,14 @@ def _upload(tensor: Tensor) -> MaskedUpload:
 
 @dataclass(frozen=True)
 class Terms:
-    """What the masks of an ask are bound to beside roster and ask: the task's bytes, and the hash of what it works on."""
+    """What the masks of an ask are bound to beside roster and ask: the task's bytes, and the hash of what it works on; and
+    what short tables are turned by."""
 
     task: bytes
     tensors: bytes
     layout: Layout
     figures: tuple[str, ...]
+    salt: int
 
 
 def terms(task: Task, shared: str, inputs: Tensors) -> Terms:
@@ -95,7 +99,8 @@ def terms(task: Task, shared: str, inputs: Tensors) -> Terms:
     scalars = [Spec("weight", (), "scalar", MOST), Spec("sums", (len(figures),), "scalar", MOST)]
     tables = () if task.kind in RIDERS else task.masking.tables
     worked_on = hashlib.sha256(f"{shared} {content_hash(inputs)}".encode()).digest()
-    return Terms(json.dumps(said, sort_keys=True).encode(), worked_on, [*tables, *scalars], figures)
+    salt = rotation(task.settings.seed, task.round)
+    return Terms(json.dumps(said, sort_keys=True).encode(), worked_on, [*tables, *scalars], figures, salt)
 
 
 def to_values(update: Update, terms: Terms) -> dict[str, Tensor]:
@@ -107,11 +112,13 @@ def to_values(update: Update, terms: Terms) -> dict[str, Tensor]:
     update = _finite(update)
     there = {f"{GRADIENTS}{name}": value for name, value in update.gradients.items()}
     there |= {f"{COUNTED}{name}": value for name, value in update.counts.items()}
-    tables = [spec for spec in terms.layout if spec.kind == "table" or spec.name.startswith(COUNTED)]
+    tables = [spec for spec in terms.layout if spec.kind != "scalar" or spec.name.startswith(COUNTED)]
     strange = [*there.keys() - {spec.name for spec in tables}, *update.sums.values.keys() - set(terms.figures)]
     if strange:
         raise SecureSumError(f"{min(strange)}: a secure sum has no place for it; the other side is of another version")
-    values = {spec.name: there.get(spec.name, torch.zeros(spec.shape)).detach().cpu().double() for spec in tables}
+    there = {spec.name: there.get(spec.name, torch.zeros(spec.shape)).detach().cpu() for spec in tables}
+    turned = {spec.name: linear.rotated(there[spec.name], terms.salt, spec.name) for spec in tables if spec.is_short}
+    values = {name: value.double() for name, value in {**there, **turned}.items()}
     sums, learnt = dict(update.sums.values), [spec for spec in tables if spec.name.startswith(GRADIENTS) and spec.size]
     if (largest := max((float(values[spec.name].abs().max()) / spec.bound for spec in learnt), default=0.0)) > 1:
         values = {name: value / (largest * (1 + 1e-9)) for name, value in values.items()}
@@ -123,6 +130,8 @@ def to_values(update: Update, terms: Terms) -> dict[str, Tensor]:
 
 def of_values(values: Mapping[str, Tensor], terms: Terms) -> Update:
     """The sum of many updates, from that of their `to_values`."""
+    short = [spec.name for spec in terms.layout if spec.is_short]
+    values = {**values, **{name: linear.turned_back(values[name], terms.salt, name) for name in short}}
     gradients = {
         name.removeprefix(GRADIENTS): value.float() for name, value in values.items() if name.startswith(GRADIENTS)
     }
