@@ -67,7 +67,7 @@ class RecommendationClient(Client):
             return Update()
         split = self.split(settings)
         if task.kind == "item_statistics":
-            return _item_statistics(split.training_users())
+            return _item_statistics(split.training_users(), masked=task.masking is not None)
         target = resolve_device(settings.device)
         inputs = {name: value.to(target, torch.float32) for name, value in inputs.items()}
         people = list(blocks(split, settings.local.batch_users))
@@ -174,11 +174,11 @@ def _reported(block: Split, sums: MetricSums) -> MetricSums:
     return evaluation.as_group(sums, NEW_USERS) if block.is_new else sums
 
 
-def _item_statistics(split: Split) -> Update:
+def _item_statistics(split: Split, masked: bool) -> Update:
     """How many people and events there are, and how often each item occurs; one person's counts would be their history,
-    so a device with one person withholds them."""
+    so outside a secure sum a device with one person withholds them."""
     held_out = {"validation": float((split.validation >= 0).sum()), "test": float((split.test >= 0).sum())}
-    withheld = len(split.users) == 1
+    withheld = len(split.users) == 1 and not masked
     sums = {"users": float(len(split.users)), "events": float(len(split.train_items)), "withheld": float(withheld)}
     counts = {} if withheld else {COUNTS: torch.from_numpy(split.counts()).float()}
     return Update(sums=MetricSums(sums | held_out), counts=counts)

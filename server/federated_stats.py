@@ -1,5 +1,6 @@
 """What the server asks of all clients beside training, as sums over their people: statistics, evaluations, a spectral start."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,17 +51,32 @@ def item_statistics(tasks: Tasks, n_items: int) -> Statistics:
     return Statistics(answer, counts, time.monotonic() - began)
 
 
-def spectral_start(tasks: Tasks, strategy: Strategy, n_items: int, settings: Settings) -> None:
-    """Start the item embeddings from singular vectors of the interactions, found in a few additive rounds, where asked for."""
+def spectral_start(tasks: Tasks, strategy: Strategy, statistics: Statistics, n_items: int, settings: Settings) -> None:
+    """Start the item embeddings from singular vectors of the interactions, found in a few additive rounds, where asked for.
+
+    Items of fewer than `views.spectral_min_people` people are left out, as far as the counts are known: a row that one person
+    alone is in is that person's history. Raises `RunError` where none is left.
+    """
     views = settings.views
     if not views.spectral_rounds:
         return
+    counts = statistics.counts.get(COUNTS, torch.full((n_items,), math.inf))
+    known = torch.nonzero(counts >= views.spectral_min_people)[:, 0]
+    if not len(known):
+        raise RunError(f"no item has {views.spectral_min_people} people: lower views.spectral_min_people")
 
     def product(basis: Tensor) -> Tensor:
-        return tasks.send("power", {BASIS: basis}, {BASIS: basis.shape}).update.counts[BASIS]
+        asked = _among(known, basis, n_items)
+        return tasks.send("power", {BASIS: asked}, {BASIS: asked.shape}).update.counts[BASIS][known]
 
-    rank = min(views.dim, views.id_dim, n_items)
-    strategy.initialise(*leading_vectors(product, n_items, rank, views.spectral_rounds, settings.seed))
+    rank = min(views.dim, views.id_dim, len(known))
+    vectors, values = leading_vectors(product, len(known), rank, views.spectral_rounds, settings.seed)
+    strategy.initialise(_among(known, vectors, n_items), values)
+
+
+def _among(known: Tensor, rows: Tensor, n_items: int) -> Tensor:
+    """Rows of the `known` items, among zeros for all others, [n_items, width]."""
+    return rows.new_zeros(n_items, rows.shape[1]).index_copy_(0, known, rows)
 
 
 class Evaluations:

@@ -36,7 +36,7 @@ def run_rounds(
     selection.people = statistics.people
     if not tasks.round:
         reporter.statistics(statistics.answer, statistics.seconds, dispatcher.groups)
-        spectral_start(tasks, strategy, len(catalogue), settings)
+        spectral_start(tasks, strategy, statistics, len(catalogue), settings)
     evaluations = Evaluations(tasks, selection, reporter, statistics, catalogue, save, due)
     reporter.begin_rounds()
 

@@ -4,6 +4,7 @@ Each rule says for some keys when they do nothing, and why. A file that sets suc
 written out leaves such keys out, so that it can be read again.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from pydantic import BaseModel
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.component import ComponentSettings
 from tessera.common.registry.converters import CONVERTED, CONVERTERS
+from tessera.common.registry.defences import AttackersSettings
 from tessera.common.registry.strategies import STRATEGIES, TOWER_GROUPS, VIEWS_GROUPS
-from tessera.common.secure.groups import FEWEST
+from tessera.common.secure.groups import FEWEST, SMALLEST, group_sizes
 
 if TYPE_CHECKING:
     from tessera.common.config.settings import Settings
@@ -68,9 +70,22 @@ def no_secure_sums(settings: "Settings") -> str:
         return f"a sum of fewer than {FEWEST} devices hides none of them: set federation.nodes to {FEWEST} or more"
     if settings.wire.gradients not in MASKABLE:
         return f"masks add up whole tensors, and wire.gradients {settings.wire.gradients} is none: set it to int16 or float32"
-    if federation.defence.name != "none":
-        return f"federation.defence {federation.defence.name} compares single nodes, which masks hide: leave one of them out"
+    if isinstance(federation.defence, AttackersSettings):
+        return _too_few_groups(settings, federation.defence.attackers)
     return ""
+
+
+def _too_few_groups(settings: "Settings", attackers: int) -> str:
+    """Why a defence cannot tell attackers from others where it sees sums of groups alone; "" where it can."""
+    federation, needed = settings.federation, 2 * attackers + 1
+    sizes = group_sizes(federation.nodes, settings.privacy.group)
+    groups = len(sizes) if federation.asked >= federation.nodes else math.ceil(federation.asked / max(sizes))
+    if groups >= needed:
+        return ""
+    return (
+        f"federation.defence {federation.defence.name} against {attackers} compares the sums of {needed} groups at least, and "
+        f"a round has {groups}: set privacy.group to {SMALLEST} and ask {needed * SMALLEST} nodes, or leave one of the two out"
+    )
 
 
 def _conversion(settings: "Settings") -> Reasons:
@@ -97,7 +112,8 @@ def _spectral_start(settings: "Settings") -> Reasons:
     views, found = settings.views, Reasons()
     if not views.spectral_rounds:
         found |= dict.fromkeys(
-            ("views.spectral_scale", "views.unseen_scale"), "it is for views.spectral_rounds above 0"
+            ("views.spectral_scale", "views.spectral_min_people", "views.unseen_scale"),
+            "it is for views.spectral_rounds above 0",
         )
     elif views.modalities == ():
         found["views.unseen_scale"] = "new items are placed by what they show, and views.modalities is empty"

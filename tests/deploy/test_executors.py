@@ -6,23 +6,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message
 
+from tessera.client.app import device_app
 from tessera.client.recommend import Personal
 from tessera.client.recommendation import RecommendationClient
 from tessera.common.errors import RunError, TesseraError
 from tessera.common.metrics.records import Record
+from tessera.common.protocol.messages import BASIS, unpack_task
 from tessera.common.protocol.tensors import content_hash
 from tessera.common.utils.atomic_files import read_tensors
 from tessera.deploy.executors import inline
 from tessera.deploy.executors import ray as simulate
+from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.executors.run import run_job
 from tessera.deploy.job import Job
+from tessera.server.app import serve
 from tessera.server.views.spectral_init import leading_vectors
 from tests.support.catalogues import small_dataset, small_job, small_split
 from tests.support.metrics import read_metrics
@@ -245,6 +251,31 @@ def test_spectral_start_is_the_same_for_any_nodes_and_close_to_the_svd(tmp_path:
     vectors, values = leading_vectors(lambda basis: scaled.T @ (scaled @ basis), 40, rank=8, rounds=60, seed=0)
     torch.testing.assert_close(values, wanted[:8], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(vectors @ vectors.T, right[:8].T @ right[:8], rtol=0, atol=0.02)
+
+
+def test_items_of_few_people_are_in_no_spectral_start(tmp_path: Path) -> None:
+    """No device is asked about them, and the rest is what the singular value decomposition without them gives."""
+    counts = torch.from_numpy(small_split(14, 40).counts())
+    least = int(counts.median()) + 1
+    kept = counts >= least
+    assert 2 <= kept.sum() < 40
+    views = {"dim": 8, "id_dim": 8, "spectral_rounds": 2, "spectral_min_people": least}
+    job = small_job(tmp_path, "run", 3, views=views)
+    asked = []
+
+    class Watching(InlineGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            sent = list(messages)
+            for message in sent:
+                task, _, inputs = unpack_task(message.content)
+                asked.extend([inputs[BASIS]] if task.kind == "power" else [])
+            return super().push_messages(sent)
+
+    serve(Watching(device_app(job.devices[0].parent), 3), job.settings, job.catalogue, job.run_dir, resume=False)
+    assert len(asked) == 6
+    for basis in asked:
+        assert torch.equal(basis.any(1), kept)
+        torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]), rtol=0, atol=1e-5)
 
 
 def test_people_can_be_served_while_and_after_a_round_dies(tmp_path: Path) -> None:

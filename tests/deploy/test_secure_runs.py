@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from tessera.benchmarks.attacks.hostile import Attack, federation_app
 from tessera.client.app import device_app
 from tessera.common.errors import ConfigError
 from tessera.common.protocol.masked.masking import MASKED
@@ -18,7 +20,7 @@ from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.executors.run import run_job
 from tessera.deploy.job import Job
 from tessera.server.app import serve
-from tests.deploy.test_executors import SGD, assert_same_run, silent
+from tests.deploy.test_executors import SGD, assert_same_run, last_checkpoint, silent
 from tests.support.catalogues import small_job
 from tests.support.metrics import read_metrics
 
@@ -181,14 +183,42 @@ def test_other_views_for_one_device_give_the_server_nothing(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"federation": {"nodes": 2}}, "set federation.nodes to 3"),
-        ({"wire": {"gradients": "1%"}, "federation": {"nodes": 3}}, "wire.gradients"),
-        ({"federation": {"nodes": 3}, "privacy": {"secure": True, "group": 7}}, "privacy.group"),
+        ({"nodes": 2}, "set federation.nodes to 3"),
+        ({"wire": {"gradients": "1%"}}, "wire.gradients"),
+        ({"privacy": {"secure": True, "group": 7}}, "privacy.group"),
+        ({"nodes": 12, "federation": {"defence": "trim"}}, "set privacy.group to 8 and ask 24 nodes"),
     ],
 )
 def test_what_cannot_be_masked_is_refused_in_the_config(tmp_path: Path, changes: dict, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        small_job(tmp_path, "secure", **({"privacy": SECURE} | {"nodes": changes.pop("federation")["nodes"]} | changes))
+        small_job(tmp_path, "secure", **({"nodes": 3, "privacy": SECURE} | changes))
+
+
+def test_one_persons_device_counts_in_a_secure_sum(tmp_path: Path) -> None:
+    """Alone its counts would be its history; of a group's sum they are nobody's, and warm items are told from cold ones."""
+    job = small_job(tmp_path, "secure", 14, privacy=SECURE)
+    inline.execute(job, silent)
+    assert read_metrics(job.run_dir)[0]["withheld"] == 0
+    assert "popularity/test/all/hr@50" in read_metrics(job.run_dir)[-1]["baselines"]
+
+
+def test_sums_of_groups_are_defended_against_a_hostile_device(tmp_path: Path) -> None:
+    """One of 24 devices answers with gradients a thousand times too long: what is learnt from three groups' sums is closer to
+    what is learnt without it where the groups are held against one another."""
+
+    def learnt(name: str, defence: str, hostile: bool) -> torch.Tensor:
+        federation, privacy = {"defence": defence}, SECURE | {"group": 8}
+        job = small_job(tmp_path, name, 24, planted=True, federation=federation, privacy=privacy, server=SGD, rounds=2)
+        rare = torch.tensor([0, 1, 2])
+        attack = Attack("unbounded", rare, rare + 3, 66)
+        app = federation_app(job.devices[0].parent, attack, frozenset({5} if hostile else ()))
+        serve(InlineGrid(app, 24), job.settings, job.catalogue, job.run_dir, resume=False)
+        return torch.cat([value.flatten() for _, value in sorted(last_checkpoint(job.run_dir).items())])
+
+    honest = learnt("honest", "none", hostile=False)
+    undefended = float((learnt("undefended", "none", hostile=True) - honest).norm())
+    for defence in ("trim", "row-cap"):
+        assert float((learnt(defence, defence, hostile=True) - honest).norm()) < undefended / 3, defence
 
 
 @pytest.mark.integration

@@ -30,7 +30,7 @@ def answers(lengths: list[int], seed: int = 0, width: int = N_ITEMS) -> tuple[Up
     split = split_of(ragged(seed, lengths, N_ITEMS), N_ITEMS)
     basis = torch.linalg.qr(torch.randn(N_ITEMS, width, generator=torch.Generator().manual_seed(seed))).Q
     product = sum((_power(block, basis) for block in blocks(split, 2)), Update())
-    return _item_statistics(split), product, basis
+    return _item_statistics(split, masked=False), product, basis
 
 
 @tries(50)
