@@ -1,13 +1,16 @@
 """Keeps private state on the device's disk: written atomically, one file a block of users and round.
 
-A round's state is kept as long as the server has a checkpoint that belongs to it, so a resumed run finds the private state
-of the very round it goes back to. A damaged state is set aside as *.corrupt, and nobody starts afresh in its place.
+A block is no more than the people who were computed together when its file was written: everybody is found by id, wherever
+they lie, so that people come and go between any two rounds. A round's state is kept as long as the server has a checkpoint
+that belongs to it, so a resumed run finds the private state of the very round it goes back to. A damaged state is set aside as
+*.corrupt, and nobody starts afresh in its place.
 """
 
 import json
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tessera.common.errors import DamagedError, DataError
-from tessera.common.utils.atomic_files import PRIVATE, read_tensors, sweep, write_tensors
+from tessera.common.utils.atomic_files import PRIVATE, read_metadata, read_tensors, sweep, write_tensors
 
 log = logging.getLogger("tessera.device")
 CORRUPT = ".corrupt"
@@ -33,10 +36,20 @@ class PrivateState:
     parameters: dict[str, Tensor]
     optimizer: dict[str, Tensor]
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of one user's part of each tensor."""
+        return {name: value.shape[1:] for name, value in (self.parameters | self.optimizer).items()}
+
     def take(self, rows: Tensor) -> "PrivateState":
         """The state of a selection of users."""
         users = tuple(self.users[row] for row in rows.tolist())
         return PrivateState(users, _rows(self.parameters, rows), _rows(self.optimizer, rows))
+
+    def of(self, users: Sequence[str]) -> "PrivateState":
+        """The states of those of `users` who have one here, in that order."""
+        place = {user: row for row, user in enumerate(self.users)}
+        rows = [place[user] for user in users if user in place]
+        return self if rows == list(range(len(self.users))) else self.take(torch.tensor(rows))
 
     def put(self, rows: Tensor, moved: "PrivateState") -> "PrivateState":
         """Replace the rows of users who took part."""
@@ -81,34 +94,77 @@ class Store:
         people are to start afresh is for the device's owner to say.
         """
         for round in reversed([round for round in self._rounds(block) if round < before]):
-            path = self._path(block, round)
-            try:
-                return _read(path)
-            except DamagedError as error:
-                path.replace(path.with_name(path.name + CORRUPT))
-                log.warning("%s: it is set aside as *%s, for the state of an earlier round", error, CORRUPT)
+            if kept := _whole(self._path(block, round)):
+                return kept
         if damaged := [round for round in self._rounds(block, CORRUPT) if round < before]:
-            raise DataError(
-                f"{self._path(block, max(damaged))}{CORRUPT} is damaged and no earlier state is left: restore the device's "
-                f"folder from a backup, or remove the *{CORRUPT} files beside it to let these people start afresh"
-            )
+            path = self._path(block, max(damaged))
+            raise DataError(_none_left(path.with_name(path.name + CORRUPT)))
         return None
 
-    def save(self, block: int, round: int, durable: Sequence[int], state: PrivateState) -> None:
-        """Write block `block` as `round` left it; then drop what no resumed run can ask for.
+    def find(self, users: Sequence[str], before: int, block: int) -> PrivateState | None:
+        """Read each user's state as the newest round below `before` left it, those of `users` who have one, in that order.
 
-        A run can go back to any of the rounds in `durable`, and finds there the newest state that is not newer. Rounds above
-        this one are of a run that was killed and has been taken up again at an earlier round.
+        None where nobody has. `block` is where they are looked for first: they mostly still are where they were. Damaged files
+        are set aside as in `load`, and raise `DataError` where somebody's state may have been in one and is nowhere else.
         """
+        missing, found = set(users), []
+        for path in self._newest_first(before, block):
+            if not missing:
+                break
+            if (kept := _whole(path)) is None:
+                continue
+            rows = [row for row, user in enumerate(kept.users) if user in missing]
+            if rows:
+                found.append(kept if len(rows) == len(kept.users) else kept.take(torch.tensor(rows)))
+                missing -= set(found[-1].users)
+        if missing and (damaged := self._files(before, CORRUPT)):
+            raise DataError(_none_left(damaged[0][2]))
+        if not found:
+            return None
+        if any(one.shapes() != found[0].shapes() for one in found):
+            raise DataError(f"{self.folder} holds private states of different models; start a new run")
+        return (together(found) if len(found) > 1 else found[0]).of(users)
+
+    def save(self, block: int, round: int, state: PrivateState) -> None:
+        """Write block `block` as `round` left it."""
         tensors = {f"parameter/{name}": value for name, value in state.parameters.items()}
         tensors |= {f"optimizer/{name}": value for name, value in state.optimizer.items()}
         write_tensors(self._path(block, round), tensors, {"users": json.dumps(state.users)}, PRIVATE)
-        sweep(self._block(block))
-        rounds = self._rounds(block)
-        needed = {max((kept for kept in rounds if kept <= safe), default=round) for safe in durable} | {round}
-        for other in rounds:
-            if other not in needed:
-                self._path(block, other).unlink()
+
+    def tidy(self, round: int, durable: Sequence[int]) -> None:
+        """Drop what no resumed run can ask for, once all blocks are as `round` left them.
+
+        A run can go back to any of the rounds in `durable`, and finds there everybody's newest state that is not newer. Rounds
+        above this one are of a run that was killed and has been taken up again at an earlier round.
+        """
+        files, needed = self._files(), set()
+        held = {path: _held(path) for _, _, path in files}
+        for last in {*durable, round}:
+            seen: set[str] = set()
+            for path in (path for saved, _, path in files if saved <= last):
+                if not held[path] <= seen:
+                    needed.add(path)
+                seen |= held[path]
+        for saved, _, path in files:
+            if saved > round or path not in needed:
+                path.unlink()
+        for folder in {path.parent for _, _, path in files}:
+            sweep(folder)
+            with suppress(OSError):  # there are files in it
+                folder.rmdir()
+
+    def _newest_first(self, before: int, block: int) -> list[Path]:
+        """All files of rounds below `before`; of a round that of `block` first."""
+        return [path for _, _, path in sorted(self._files(before), key=lambda one: (-one[0], one[1] != block))]
+
+    def _files(self, before: int | None = None, suffix: str = "") -> list[tuple[int, int, Path]]:
+        """Round, block and path of all files, the newest first."""
+        found = []
+        for path in self.folder.glob(f"block-*/round-*{suffix}"):
+            match = _NAME.fullmatch(path.name.removesuffix(suffix)) if path.name.endswith(suffix) else None
+            if match and (before is None or int(match.group(1)) < before):
+                found.append((int(match.group(1)), int(path.parent.name.removeprefix("block-")), path))
+        return sorted(found, reverse=True)
 
     def _rounds(self, block: int, suffix: str = "") -> list[int]:
         names = (path.name for path in self._block(block).glob("round-*") if path.name.endswith(suffix))
@@ -122,12 +178,42 @@ class Store:
         return self._block(block) / f"round-{round:06d}.safetensors"
 
 
-def _read(path: Path) -> PrivateState:
-    tensors, metadata = read_tensors(path)
+def _whole(path: Path) -> PrivateState | None:
+    """Read a file; set it aside, and return None, where it is damaged."""
     try:
-        users = tuple(json.loads(metadata["users"]))
+        return _read(path)
+    except DamagedError as error:
+        path.replace(path.with_name(path.name + CORRUPT))
+        log.warning("%s: it is set aside as *%s, for the state of an earlier round", error, CORRUPT)
+        return None
+
+
+def _held(path: Path) -> set[str]:
+    """Whose states a file holds; of a damaged one nobody can tell, which is somebody of its own."""
+    try:
+        return set(_users(path, read_metadata(path)))
+    except DataError:
+        return {str(path)}
+
+
+def _none_left(path: Path) -> str:
+    return (
+        f"{path} is damaged and no earlier state is left: restore the device's folder from a backup, or remove the *{CORRUPT} "
+        "files beside it to let these people start afresh"
+    )
+
+
+def _users(path: Path, metadata: dict[str, str]) -> tuple[str, ...]:
+    """Whose states a file holds. Raises `DataError`."""
+    try:
+        return tuple(json.loads(metadata["users"]))
     except (KeyError, ValueError):
         raise DataError(f"{path} does not say whose state it is; it was not written by Tessera") from None
+
+
+def _read(path: Path) -> PrivateState:
+    tensors, metadata = read_tensors(path)
+    users = _users(path, metadata)
     groups: dict[str, dict[str, Tensor]] = {"parameter": {}, "optimizer": {}}
     for name, value in tensors.items():
         group, _, rest = name.partition("/")

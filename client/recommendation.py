@@ -19,7 +19,7 @@ from tessera.client.base import Client
 from tessera.client.histories import Histories, histories
 from tessera.client.owner.rules import Own
 from tessera.client.per_person.training import CohortTraining
-from tessera.client.private_state import PrivateState, Store
+from tessera.client.private_state import PrivateState, Store, together
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
@@ -87,8 +87,9 @@ class RecommendationClient(Client):
         total = Update()
         for number, block in enumerate(people):
             total += work(task, sent, inputs, block, number)
-        if tower and task.kind == "train":
-            total = tower.learn(total, sent)
+        if task.kind == "train":
+            total = tower.learn(total, sent) if tower else total
+            Store(self.private(task.run)).tidy(task.round, task.durable)
         self.conclude(task)
         return total
 
@@ -120,15 +121,18 @@ class RecommendationClient(Client):
         return _load(self.folder, _changed(self.folder))[0]
 
     def state(self, task: Task, users: tuple[str, ...], block: int, views: Tensor) -> PrivateState:
-        """Private state of a block's users before `task`, on the views' device; users without one start afresh."""
+        """Private state of users before `task`, on the views' device; those without one start afresh.
+
+        `block` is where they are computed, and mostly were before: their states are looked for there first.
+        """
         local, seed = task.settings.local, task.settings.seed
-        kept = Store(self.private(task.run)).load(block, task.round + (task.kind != "train"))
+        kept = Store(self.private(task.run)).find(users, task.round + (task.kind != "train"), block)
         if kept is None:
             return cohort.start_state(users, local, views.cpu(), seed).to(views.device)
-        if kept.users != users or _shapes(kept) != _shapes(cohort.start_state(users[:1], local, views.cpu(), seed)):
-            raise DataError(
-                f"the private state of run {task.run}, block {block}, is of other users or another model; start a new run"
-            )
+        if kept.shapes() != cohort.start_state(users[:1], local, views.cpu(), seed).shapes():
+            raise DataError(f"the private states of run {task.run} are of another model; start a new run")
+        if missing := tuple(user for user in users if user not in set(kept.users)):
+            kept = together([kept, cohort.start_state(missing, local, views.cpu(), seed)]).of(users)
         return kept.to(views.device)
 
     def _train(self, task: Task, sent: Tensors, inputs: Tensors, block: Split, number: int) -> Update:
@@ -143,7 +147,7 @@ class RecommendationClient(Client):
         algorithm = CohortTraining(sent, settings.local, settings.seed, task.round)
         origin = Origin(settings.seed, task.round, simulated=self.simulated)
         moved, update = transforms(settings, Projection.of(task)).train(algorithm, state.take(rows), active, origin)
-        Store(self.private(task.run)).save(number, task.round, task.durable, state.put(rows, moved))
+        Store(self.private(task.run)).save(number, task.round, state.put(rows, moved))
         return Update() if block.is_new else update  # what new users learn is for themselves alone
 
     def _evaluate(self, task: Task, sent: Tensors, inputs: Tensors, block: Split, number: int) -> Update:
@@ -194,11 +198,6 @@ def _power(block: Split, basis: Tensor) -> Update:
     totals = people.total(basis) / people.sizes().sqrt()[:, None]
     product = torch.zeros_like(basis).index_add_(0, people.items, totals[people.owners])
     return Update(counts={BASIS: product * basis.any(1, keepdim=True)})
-
-
-def _shapes(state: PrivateState) -> dict[str, torch.Size]:
-    """Shape of one user's part of each tensor."""
-    return {name: value.shape[1:] for name, value in (state.parameters | state.optimizer).items()}
 
 
 def _changed(folder: Path) -> float:

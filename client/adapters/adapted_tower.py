@@ -84,7 +84,9 @@ class AdaptedTower:
         """Write the private state that the task's round leaves, with `more` that belongs to it."""
         tensors = {**private_tensors(self.model), **more}
         state = PrivateState((owner,), {name: value.detach()[None].clone() for name, value in tensors.items()}, {})
-        Store(private).save(BLOCK, task.round, task.durable, state)
+        store = Store(private)
+        store.save(BLOCK, task.round, state)
+        store.tidy(task.round, task.durable)
 
     def adapter_update(self, branch: str, signature: Tensor) -> AdapterUpdate:
         """What is sent of a branch. The gate is no part of it."""

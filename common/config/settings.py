@@ -108,7 +108,7 @@ class ViewSettings(FrozenSettings):
     """Size of the modalities' projections at the start, as a multiple of torch's."""
     spectral_rounds: Natural = 0
     """Power iterations before round 1 that start both embeddings from singular vectors of the interactions; 0: none."""
-    spectral_min_people: Positive = 1
+    spectral_min_people: Positive = 3
     """Items of fewer people are left out of a spectral start, and start from what their contents predict, as new ones do."""
     spectral_scale: Step = 10.0
     """Size of the spectral start: how sharply the first scores tell items apart."""

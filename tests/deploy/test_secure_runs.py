@@ -66,7 +66,7 @@ def rounds(run: Path) -> list[dict]:
         {"views": {"dim": 8, "id_dim": 8, "spectral_rounds": 3}, "fraction": 0.6},
         {"local": {"backbone": "fedavg", "loss": "bce", "local_epochs": 2}},
         {"local": {"backbone": "history", "loss": "next", "weighting": "examples"}},
-        {"data": {"folder": "small", "cold_users": 0.3, "cold_items": 0.1}},
+        {"data": {"folder": "small", "cold_users": 0.15, "cold_items": 0.1}},
     ],
 )
 def test_a_run_under_masks_is_the_run_without(tmp_path: Path, changes: dict) -> None:
