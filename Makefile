@@ -7,10 +7,10 @@ INSTALLED := $(VENV)/.installed
 # Another build (CPU only, another CUDA) is one variable away.
 TORCH ?= torch==2.13.0 torchvision==0.28.0
 # Tests that need a Docker engine, root, or many minutes have targets of their own.
-APART := not docker and not faults and not network and not slow
+APART := not docker and not faults and not network and not slow and not security
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-docker test-faults test-network test-all lint docs clean
+.PHONY: help setup demo test test-fast test-security test-docker test-faults test-network test-all lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: setup ## all tests but those below: minutes
 
 test-fast: setup ## those of them that start no federation of processes
 	$(PYTEST) -n 2 --dist loadfile -m '$(APART) and not integration'
+
+test-security: setup ## attack runs on the generated shop, and send hostile bytes: is all refused that should be?
+	TESSERA_FUZZ=20 $(PYTEST) -n 2 -m 'security or fuzzing'
 
 test-docker: setup ## build the image and run docker-compose.yml; says so where no engine answers
 	$(PYTEST) -m docker -rs

@@ -1,9 +1,10 @@
-"""`tessera demo`, `tessera bench` and `tessera towers transfer`: the commands that measure, as entry points `tessera.commands`.
+"""The commands that measure, `demo`, `bench`, `audit` and `towers transfer`, as entry points `tessera.commands`.
 
 All that a command needs is imported inside it: this module is, whenever commands are listed.
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from tessera.common.utils.folder_lock import hold_folder
 
 demo = typer.Typer(add_completion=False)
 bench = typer.Typer(add_completion=False)
+audit = typer.Typer(add_completion=False)
 transfer = typer.Typer(add_completion=False)
 console = Console(highlight=False)
 DEMO = Path(__file__).with_name("demo.yaml")
@@ -69,6 +71,57 @@ def run_grid(
         outcome = run_bench(loaded, data, runs, lambda text: console.print(text, markup=False, soft_wrap=True))
     console.print(outcome.markdown(), markup=False, soft_wrap=True)
     print(json.dumps({"name": loaded.name, "folder": str(runs / loaded.name), "means": outcome.means()}))
+
+
+@audit.command(epilog="Example: tessera audit benchmarks/demo.yaml --quick --set privacy.secure=false")
+def run_audit(
+    config: Annotated[Path, typer.Argument(help="Settings of the run that is attacked, YAML.")],
+    data: Annotated[Path | None, typer.Option(help="As for train.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; gates are about their means.")] = "0",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few people and rounds: minutes, and figures that say little.")
+    ] = False,
+    people: Annotated[int | None, typer.Option(min=3, help="People whose histories are looked for.")] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=3, help="Devices of these people; by default each has one.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of each run.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="An attack to carry out; may be repeated. All by default.")
+    ] = None,
+) -> None:
+    """Attack a configuration in simulation, and say of each attack what it got, what anybody gets, and whether that passes.
+
+    The exit code is 1 where a gate fails. Devices mask as they would in a federation, and have the policy that a real one
+    begins with. Ends with one line of JSON.
+    """
+    from dataclasses import replace
+
+    from tessera.benchmarks.audit.findings import QUICK, Size
+    from tessera.benchmarks.audit.run import audit as carry_out
+    from tessera.benchmarks.audit.run import figures
+    from tessera.common.config.loading import load_settings
+    from tessera.deploy.provisioning.datasets import prepared_dataset
+
+    size = QUICK if quick else Size()
+    size = replace(size, people=people or size.people, devices=devices or 0, rounds=rounds or size.rounds)
+    settings = load_settings(config, "inline", [f"federation.nodes={size.nodes}", *(change or ())])
+    drawn = [int(seed) for seed in _split(seeds)]
+    dataset = prepared_dataset(settings.data, data)
+    logging.getLogger("tessera").setLevel(logging.CRITICAL)  # devices log each refusal
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        shown = bar.add_task("", total=None)
+        found = carry_out(settings, dataset, drawn, size, only or (), lambda text: bar.update(shown, description=text))
+    table = Table("attack", "measure", "got", "prior", "gate", "")
+    for one in found:
+        table.add_row(*one.row())
+    console.print(table)
+    print(json.dumps(figures(settings, size, drawn, found)))
+    if not all(one.holds for one in found):
+        raise typer.Exit(1)
 
 
 @transfer.command(epilog="Example: tessera towers transfer data/questions --classes tiny,base --task contrast")

@@ -18,6 +18,7 @@ from tessera.client.app import answer, device_app
 from tessera.client.histories import histories
 from tessera.client.recommendation import RecommendationClient, blocks
 from tessera.common.metrics.ranking import MetricSums
+from tessera.common.protocol.masked.masking import COUNTED
 from tessera.common.protocol.messages import BASIS, COUNTS, VIEWS, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
@@ -95,11 +96,12 @@ class HostileClient(RecommendationClient):
             update = honest + Update(counts={BASIS: times * invented})
             try:
                 check_claim(update, task, inputs, self.claims.of(self.folder))
-                return update
+                break
             except ExaggeratedError:
                 if times == 1.0:
-                    return update
+                    break
                 times = max(1.0, 0.9 * times)
+        return _within_bound(task, update)
 
     def _lifting(self, task: Task, honest: Update) -> Tensors:
         """Gradients that make all people here prefer the targets, of the size that the attack is of."""
@@ -118,6 +120,14 @@ class HostileClient(RecommendationClient):
         length = norm(honest.gradients) if self.attack.name == "stealthy" else LENGTH * honest.weight
         factor = length / norm(gradients)
         return {name: (gradient * factor).detach() for name, gradient in gradients.items()}
+
+
+def _within_bound(task: Task, update: Update) -> Update:
+    """The update with a product that masks have room for."""
+    bounds = [spec.bound for spec in task.masking.tables if spec.name == COUNTED + BASIS] if task.masking else []
+    largest = float(update.counts[BASIS].abs().max())
+    factor = min([1.0, *(bound / largest for bound in bounds)])
+    return replace(update, counts={**update.counts, BASIS: factor * update.counts[BASIS]})
 
 
 def norm(tensors: Tensors) -> float:
