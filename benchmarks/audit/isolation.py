@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from tessera.benchmarks.audit.findings import Finding, Size
 from tessera.benchmarks.audit.listening import changed, some_people
 from tessera.client.app import answer
 from tessera.client.owner.policy import Policy, write_policy
+from tessera.client.owner.rules import Refusal
 from tessera.client.recommendation import RecommendationClient
 from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import Settings
@@ -26,8 +27,6 @@ from tessera.deploy.provisioning.partition import partition
 
 PEOPLE = 40
 """People on the device that is asked, so that it answers an honest server without masks."""
-POLICY = "refused by the device's policy"
-"""How a refusal begins that is the owner's."""
 SAME = 50
 """How often the same is asked."""
 WIDTH = 5
@@ -57,10 +56,10 @@ class HostileServer:
         name = content_hash(tensors) if tensors else ""
         task = Task(kind, "audit", round, (), ("one", "two"), self.catalogue, asked, name)
         reply = answer(pack_task(task, tensors, inputs), lambda settings: RecommendationClient(self.folder))
-        said = "" if (reason := refused(reply)) is None else reason
-        if said and not said.startswith(POLICY):
-            raise RunError(f"{kind}: the device could not do what is asked, so that refusals show nothing: {said}")
-        return not said
+        said = refused(reply)
+        if said and said.kind not in get_args(Refusal):
+            raise RunError(f"{kind}: the device could not do what is asked, so that refusals show nothing: {said.reason}")
+        return said is None
 
     def multiply(self, basis: Tensor) -> bool:
         """Whether it answers with X^T X times a basis."""
