@@ -58,7 +58,9 @@ class HostileServer:
         reply = answer(pack_task(task, tensors, inputs), lambda settings: RecommendationClient(self.folder))
         said = refused(reply)
         if said and said.kind not in get_args(Refusal):
-            raise RunError(f"{kind}: the device could not do what is asked, so that refusals show nothing: {said.reason}")
+            raise RunError(
+                f"{kind}: the device could not do what is asked, so that refusals show nothing: {said.reason}"
+            )
         return said is None
 
     def multiply(self, basis: Tensor) -> bool:
