@@ -103,7 +103,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # such as a month 13, or brackets without end
         raise ConfigError(f"{path} is not readable YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: settings are a mapping, not a {type(content).__name__}")
