@@ -74,7 +74,7 @@ def _take_part(content: RecordDict, device: Callable[[DeviceSettings | None], Cl
 
 def device_sums(client: Client, owner: Owner, run: str) -> DeviceSums:
     """The device's part in the secure sums of a run."""
-    return DeviceSums(client, run, client.people(), owner.sums())
+    return DeviceSums(client, run, client.people(), owner.sums(run))
 
 
 def _answer(

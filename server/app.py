@@ -20,25 +20,38 @@ from tessera.server.strategies import make_strategy
 
 
 def serve(
-    grid: Grid, settings: Settings, catalogue: Path, run_dir: Path, resume: bool, report: Report | None = None
+    grid: Grid,
+    settings: Settings,
+    catalogue: Path,
+    run_dir: Path,
+    resume: bool,
+    report: Report | None = None,
+    admitted: Path | None = None,
 ) -> None:
     """Carry out a run over `grid`. The outcome, and the reason of a failure, are in the run's status.json; what happened when
     is in its run.log.
 
-    `report`, where given, hears each line of the metrics as it is written.
+    `report`, where given, hears each line of the metrics as it is written. `admitted` is where the operator's list of devices
+    lies, where there is one.
     """
     with run_log(run_dir):
-        _carry_out(grid, settings, catalogue, run_dir, resume, report)
+        _carry_out(grid, settings, catalogue, run_dir, resume, report, admitted)
 
 
 def _carry_out(
-    grid: Grid, settings: Settings, catalogue: Path, run_dir: Path, resume: bool, report: Report | None
+    grid: Grid,
+    settings: Settings,
+    catalogue: Path,
+    run_dir: Path,
+    resume: bool,
+    report: Report | None,
+    admitted: Path | None,
 ) -> None:
     folder = (RunFolder.reopen if resume else RunFolder.create)(run_dir, settings)
     folder.listener = report
     try:
         items = load_catalogue(catalogue)
-        dispatcher = Dispatcher(grid, settings.federation, secure_sums(grid, settings, folder.run))
+        dispatcher = Dispatcher(grid, settings.federation, secure_sums(grid, settings, folder.run, admitted))
         run_rounds(dispatcher, make_strategy(settings, items, catalogue), settings, items, folder)
     except Exception as error:
         folder.fail(str(error) or type(error).__name__)
@@ -49,12 +62,12 @@ def _carry_out(
     folder.status("completed")
 
 
-def secure_sums(grid: Grid, settings: Settings, run: str) -> SecureSums | None:
+def secure_sums(grid: Grid, settings: Settings, run: str, admitted: Path | None = None) -> SecureSums | None:
     """The secure sums of a run, where it has any: they were asked for, or devices are asked over a network and can."""
     wanted = settings.privacy.secure
     if not wanted or (wanted == "auto" and (not over_network(grid) or no_secure_sums(settings))):
         return None
-    return SecureSums.of(grid, settings, run)
+    return SecureSums.of(grid, settings, run, admitted)
 
 
 app = ServerApp()
@@ -69,4 +82,5 @@ def main(grid: Grid, context: Context) -> None:
     settings = Settings.model_validate_json(str(config["settings"]))
     run_dir = Path(str(config["run-dir"]))
     with hold_folder(run_dir, SERVING):
-        serve(grid, settings, Path(str(config["catalogue"])), run_dir, bool(config["resume"]))
+        admitted = Path(str(config["admitted"]))
+        serve(grid, settings, Path(str(config["catalogue"])), run_dir, bool(config["resume"]), admitted=admitted)

@@ -12,20 +12,24 @@ Simulated devices have no owner, unless a `policy.yaml` lies in their folder.
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tessera.client.device_folder import DeviceFolder
+from tessera.client.owner import known_keys
 from tessera.client.owner.ledger import Entry, Ledger, Memory
 from tessera.client.owner.policy import Policy, read_policy
 from tessera.client.owner.rules import DAY, Asked, Own, Refusal, Sum, check
 from tessera.client.privacy import epsilon
 from tessera.common.errors import ConfigError, PolicyRefused
+from tessera.common.protocol.masked.key_list import KeyList
 from tessera.common.protocol.messages import BASIS, COUNTS, Task
 from tessera.common.protocol.tensors import Tensors, content_hash
 from tessera.common.protocol.updates import Update
 from tessera.common.secure import roster
+from tessera.common.secure.keys import node_fingerprint
 from tessera.common.utils.atomic_files import digest
 
 log = logging.getLogger("tessera.device")
@@ -59,11 +63,24 @@ class Owner:
         except ConfigError as error:
             raise PolicyRefused("policy-file", str(error)) from None
 
-    def sums(self) -> roster.Policy:
-        """What the device insists on in secure sums: a sum is of enough devices and people, or it stays masked."""
+    def sums(self, run: str) -> roster.Policy:
+        """What the device insists on in secure sums of a run: a sum is of enough people and devices, whose keys the owner takes
+        to be real, or it stays masked."""
         if self.policy is None:
-            return roster.Policy(lambda key: True, people=1)
-        return roster.Policy(lambda key: True, people=self.policy.people, devices=self.policy.devices)
+            return roster.Policy(lambda keys, beside: None, people=1)
+        return roster.Policy(partial(self._admit, run), people=self.policy.people, devices=self.policy.devices)
+
+    def _admit(self, run: str, nodes: Sequence[bytes], beside: bytes) -> None:
+        """Hold the keys of a group's other devices against those that are known, or raise `PolicyRefused`, which is written
+        down."""
+        assert self.policy
+        others = [node_fingerprint(node) for node in nodes]
+        try:
+            known_keys.admit(self.folder, self.policy, others, KeyList.read(beside) if beside else None)
+        except PolicyRefused as refused:
+            entry = Entry(time=time.time(), run=run, catalogue="", round=0, kind="group", devices=len(nodes) + 1)
+            self._refuse(entry, refused, self.ledger.memory())
+            raise
 
     def check(self, own: Callable[[Task], Own], task: Task, inputs: Tensors, sum: Sum | None = None) -> Granted:
         """Let an ask pass, or raise `PolicyRefused`, which is written down.

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from tessera.client.device_folder import POLICY
 from tessera.common.config.loading import read_yaml
 from tessera.common.errors import ConfigError
+from tessera.common.protocol.masked.key_list import public_key
 from tessera.common.protocol.messages import Kind
 from tessera.common.registry.component import Amount, FrozenSettings, Natural, Positive, Rate, Step
 from tessera.common.registry.registry import nearest
@@ -39,6 +40,13 @@ class Policy(FrozenSettings):
     therefore answers in secure sums alone."""
     devices: Positive = 2
     """Smallest number of devices in a secure sum."""
+    newcomers: Literal["few", "none", "any"] = "few"
+    """Devices in a secure sum whose keys were not there when this device first saw any, and that its owner did not admit by
+    `tessera device keys admit`. few: fewer than a third of a group, who together learn nothing. any: a server could invent
+    devices, and read this one's answers."""
+    operator: str = ""
+    """The public key of an operator, as in operator.key.pub ("ssh-ed25519 ..."): in secure sums are then none but devices on
+    the list that this operator signed, see `tessera federate sign`."""
     adapters: bool = True
     """Whether adapters of this device's own tower may be sent, with FedMosaic and `combined`: they are no sum."""
     cold_users: bool = False
@@ -72,6 +80,14 @@ class Policy(FrozenSettings):
     columns as people histories come out."""
     item_people: Positive = 5
     """Outside secure sums, items that fewer people here have are left out of a spectral start."""
+
+    @field_validator("operator")
+    @classmethod
+    def _is_key(cls, line: str) -> str:
+        """The key without a comment, as it is compared."""
+        if line:
+            public_key(line)
+        return " ".join(line.split()[:2])
 
 
 def read_policy(folder: Path) -> Policy:

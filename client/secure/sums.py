@@ -100,7 +100,9 @@ class DeviceSums:
         return [self._device.announcement.write()]
 
     def _share(self, messages: Sequence[bytes]) -> list[bytes]:
-        return [self._current().share(Roster.read(only(messages))).write()]
+        """The device's shares for a group, whose roster may come with a list of all devices' keys."""
+        beside = messages[1] if len(messages) == 2 else b""
+        return [self._current().share(Roster.read(messages[0] if beside else only(messages)), beside).write()]
 
     def _receive(self, messages: Sequence[bytes]) -> list[bytes]:
         self._current().receive(Delivery.read(only(messages)))

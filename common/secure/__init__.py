@@ -48,7 +48,9 @@ that do not cancel: what the server adds up is noise. It signs what it answered,
   no more than n - n (n - t) / t members, half of the group, where each one's list had two thirds; over fewer where some members
   work with it. So count on half of the people asked for. Bonawitz et al. close this with one more trip, in which devices sign
   the list.
-- Node keys are pinned, or on a list that devices trust (`Policy.admitted`): a server that may invent devices can surround one.
+- A server that may invent devices can surround one. So a device takes groups of nodes whose keys it knows (`Policy.admit`):
+  those on a list that an operator signed, or those it was first told of and fewer than a third of others
+  (`tessera.client.owner.known_keys`). The list of all keys comes beside the roster.
   The numbers of people are as devices state them. And a server can leave devices out until it likes the draw of groups.
 - A hostile device can send any x within the layout's range, and can make its group's sums fail. Wrong shares are found and
   named, by the keys announced and the check values sent with the shares; who lied, their maker or their holder, is not known.

@@ -81,16 +81,17 @@ class SecureDevice:
         """Who sent this device an envelope that it could not open: it holds no shares of them."""
         return [self._roster().name(at) for at, there in enumerate(self.present) if there and at not in self.held]
 
-    def share(self, roster: Roster) -> Shares:
+    def share(self, roster: Roster, beside: bytes = b"") -> Shares:
         """Check the roster, and share this epoch's secrets out among it. The same roster again gives the same shares.
 
-        Raises `SecureSumRefused` for a roster that is not to be believed, and for a second one.
+        `beside` is what came along with it. Raises `SecureSumRefused` for a roster that is not to be believed, and for a
+        second one.
         """
         if self.roster is not None:
             if self.roster.digest != roster.digest or self.shares is None:
                 raise SecureSumRefused("this epoch has its roster already, and its keys serve no other")
             return self.shares
-        self.place = check_roster(roster, self.announcement, self.policy)
+        self.place = check_roster(roster, self.announcement, self.policy, beside)
         secrets = [self.keys.self_mask_seed(ask) for ask in range(self.asks)]
         checks = b"".join(map(check_value, secrets))
         pieces = split(secrets + [self.keys.ask_seed(ask) for ask in range(self.asks)], len(roster.members))

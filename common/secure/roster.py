@@ -16,13 +16,14 @@ class Policy:
     """What a device insists on.
 
     Args:
-        admitted: Whether a node's public key (`tessera.common.secure.keys.node_key_bytes`) is pinned, or on the admitted list.
+        admit: Is given the public keys of the other nodes in a group (`tessera.common.secure.keys.node_key_bytes`) and what
+            came beside the roster, and raises for a group that is not of admitted devices.
         people: The smallest number of people in a sum.
         devices: The smallest number of devices in a sum.
         group: The smallest number of devices in a roster.
     """
 
-    admitted: Callable[[bytes], bool]
+    admit: Callable[[Sequence[bytes], bytes], None]
     people: int
     devices: int = 2
     group: int = FEWEST
@@ -57,10 +58,10 @@ def make_rosters(announcements: Iterable[Announcement], size: int = USUAL) -> li
     return [Roster(everyone, size, tuple(by_hash[digest] for digest in group)) for group in groups]
 
 
-def check_roster(roster: Roster, own: Announcement, policy: Policy) -> int:
-    """Check all that a device can of a roster; return the device's place in it.
+def check_roster(roster: Roster, own: Announcement, policy: Policy, beside: bytes = b"") -> int:
+    """Check all that a device can of a roster, and of what came `beside` it; return the device's place in it.
 
-    Raises `SecureSumRefused` with what is wrong.
+    Raises `SecureSumRefused` with what is wrong, and what `Policy.admit` raises.
     """
     members = roster.members
     if len(members) < max(policy.group, FEWEST) or len(members) > LARGEST:
@@ -71,14 +72,13 @@ def check_roster(roster: Roster, own: Announcement, policy: Policy) -> int:
     for place, member in enumerate(members):
         if member.request != own.request:
             raise SecureSumRefused(f"{roster.name(place)} announced keys for another run or epoch")
-        if member.node != own.node and not policy.admitted(member.node):
-            raise SecureSumRefused(f"{roster.name(place)} is neither pinned nor on the list of admitted devices")
         if not member.is_signed():
             raise SecureSumRefused(f"the announcement of {roster.name(place)} is not signed by it")
     _check_keys(members)
     _check_draw(roster)
     if (people := roster.people((True,) * len(members))) < policy.people:
         raise SecureSumRefused(f"behind the group are {people} people; this device wants at least {policy.people}")
+    policy.admit([member.node for member in members if member != own], beside)
     return places[0]
 
 

@@ -12,15 +12,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from tessera.client.device_folder import POLICY
+from tessera.client.owner.known_keys import KnownKeys, read_keys, write_keys
 from tessera.client.owner.ledger import Entry, Ledger
 from tessera.client.owner.policy import Policy, changed, read_policy, write_policy
-from tessera.common.errors import DataError
+from tessera.common.errors import ConfigError, DataError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Say what a device answers, and read what it has answered."
 )
 policy = typer.Typer(no_args_is_help=True, help="Show, change and check what a device answers: its policy.yaml.")
 app.add_typer(policy, name="policy")
+keys = typer.Typer(
+    no_args_is_help=True, help="See which other devices' keys this device has seen, and which it takes to be real."
+)
+app.add_typer(keys, name="keys")
 console = Console(highlight=False)
 DataDir = Annotated[Path, typer.Option(help="The device's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -76,6 +81,53 @@ def ledger(
     if damaged:
         numbers = ", ".join(map(str, damaged))
         typer.echo(f"lines that cannot be read, cut off when the device was killed: {numbers}", err=True)
+
+
+@keys.command("list", epilog="Example: tessera device keys list --data-dir DEVICE")
+def list_keys(data_dir: DataDir, as_json: Json = False) -> None:
+    """Print the keys that groups of secure sums had, as `tessera federate list` names them, and who says that they are real."""
+    known = read_keys(_device(data_dir))
+    if as_json:
+        typer.echo(known.model_dump_json())
+        return
+    table = Table("key", "first seen", "admitted by", box=None, pad_edge=False)
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    for name, key in sorted(known.keys.items(), key=lambda one: (one[1].first_seen, one[0])):
+        table.add_row(name, key.first_seen, key.admitted or "nobody")
+    console.print(table)
+    if known.serial:
+        console.print(f"The latest list that {known.operator} signed is number {known.serial}.", soft_wrap=True)
+
+
+@keys.command(epilog="Example: tessera device keys admit SHA256:... --data-dir DEVICE")
+def admit(
+    data_dir: DataDir,
+    names: Annotated[list[str] | None, typer.Argument(metavar="FINGERPRINT...")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All keys that were seen so far.")] = False,
+) -> None:
+    """Take keys to be those of real devices, once you know whose they are: a group of theirs is answered from now on."""
+    known = read_keys(_device(data_dir))
+    chosen = _chosen(known, list(known.keys) if everything else names or [])
+    write_keys(data_dir, known.with_keys(chosen, "owner"))
+    typer.echo(f"{len(chosen)} admitted; {len(known.keys)} are known")
+
+
+@keys.command(epilog="Example: tessera device keys drop SHA256:... --data-dir DEVICE")
+def drop(data_dir: DataDir, names: Annotated[list[str], typer.Argument(metavar="FINGERPRINT...")]) -> None:
+    """Take keys to be real no longer, as of a device that was lost."""
+    known = read_keys(_device(data_dir))
+    chosen = _chosen(known, names)
+    write_keys(data_dir, known.without(chosen))
+    typer.echo(f"{len(chosen)} no longer admitted")
+
+
+def _chosen(known: KnownKeys, names: list[str]) -> list[str]:
+    """The keys that are named. Raises `ConfigError` where there is none, or a name is of none that was seen."""
+    if not names:
+        raise ConfigError("keys: name fingerprints that `tessera device keys list` shows")
+    if strange := [name for name in names if name not in known.keys]:
+        raise ConfigError(f"keys: {strange[0]} was never seen here; `tessera device keys list` shows those that were")
+    return names
 
 
 def _print(entries: list[Entry]) -> None:

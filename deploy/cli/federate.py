@@ -25,6 +25,7 @@ from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.cli.train import Node
 from tessera.deploy.environment import NodeKind
 from tessera.deploy.federation.certificates import make_certificates
+from tessera.deploy.federation.operator_list import make_operator_key, read_operator, sign_list
 from tessera.deploy.federation.processes import end_leftovers, relay, terminable
 from tessera.deploy.federation.registry import REVOKED, RegisteredNode, find
 from tessera.deploy.federation.superlink import CONTROL_PORT, HOMES, PORT, Control, Server, start_superlink
@@ -104,6 +105,34 @@ def register(folder: ServerDir, keys: Annotated[list[Path], typer.Argument(metav
         typer.echo(f"{path}: " + ("registered" if control.register(path) else "was registered already"))
 
 
+@app.command(epilog="Example: tessera federate operator operator.key")
+def operator(key: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+    """Make an operator's key in FILE, best on another machine than the server: with it you say which devices there are."""
+    public = make_operator_key(key)
+    typer.echo(f"Give each device {public}, for `join --operator`. {key} stays here, away from the server.")
+    typer.echo(f"    tessera federate sign admitted.json node.key.pub... --key {key}")
+
+
+@app.command(epilog="Example: tessera federate sign admitted.json node.key.pub --key operator.key")
+def sign(
+    listed: Annotated[Path, typer.Argument(metavar="LIST")],
+    key: Annotated[Path, typer.Option(help="The operator's private key, made by `operator`.")],
+    add: Annotated[list[str] | None, typer.Argument(metavar="KEY.pub|SHA256:...")] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option(metavar="KEY.pub|SHA256:...", help="A device to take off; may be repeated.")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, help="Days after which devices want a newer list.")] = 365,
+) -> None:
+    """Sign the list of the devices that there are, with more of them or fewer, and bring it to the server's folder.
+
+    Devices that joined with the operator's public key answer in secure sums of these devices alone. A run takes a new list up
+    by itself.
+    """
+    signed = sign_list(listed, key, add or (), remove or (), days)
+    typer.echo(f"{listed} is number {signed.serial}, with {len(signed.keys)} devices, good until {signed.until}")
+    typer.echo("Copy it to the server: SERVER_DIR/admitted.json")
+
+
 @app.command("list", epilog="Example: tessera federate list --dir server")
 def list_devices(
     folder: ServerDir,
@@ -155,6 +184,12 @@ def join(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server; waited for if it is not up yet.")],
     data_dir: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The device's folder.")],
     ca: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The ca.crt of the server.")],
+    operator: Annotated[
+        Path | None,
+        typer.Option(
+            help="The operator's public key: in secure sums are then none but the devices that it signed for."
+        ),
+    ] = None,
     node: Node = NodeKind.tessera,
 ) -> None:
     """Take part in a federation with a device's folder, until interrupted.
@@ -162,6 +197,10 @@ def join(
     Makes the device's key on first use; the server must register its public half once: see `key` and `register`.
     """
     typer.echo(f"The public key of this device is {public_key(data_dir)}")
+    if operator:
+        from tessera.client.owner.policy import read_policy, write_policy
+
+        write_policy(data_dir, read_policy(data_dir).model_copy(update={"operator": read_operator(operator)}))
     with terminable():
         join_federation(data_dir, server, ca, typer.echo, node)
 

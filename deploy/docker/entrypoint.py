@@ -19,7 +19,9 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from tessera.client.device_folder import POLICY
+from tessera.client.owner.known_keys import KEYS
 from tessera.client.owner.ledger import LEDGER
+from tessera.client.owner.policy import Policy, write_policy
 from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
 from tessera.common.data.interactions import INTERACTIONS
@@ -99,6 +101,8 @@ def train() -> None:
 def client() -> NoReturn:
     """Show this device's key until users are assigned to it; take their data, and join; anew when the assignments change."""
     key = public_key(DEVICE).read_text()
+    if not (DEVICE / POLICY).exists():
+        write_policy(DEVICE, Policy(newcomers="any"))  # whoever starts all clients knows them, and may start more
     write_bytes(PUBLIC_KEY_FILE, key.encode())
     try:
         while True:
@@ -163,7 +167,7 @@ def take_assignment(device: Path, dataset: str, partition: int, n_partitions: in
         return
     write_json(note, {})  # from here until the end neither this partition's nor the owner's
     for path in device.iterdir():
-        if path.name in (HOME, NODE_KEY_FILE, f"{NODE_KEY_FILE}.pub", POLICY, LEDGER, note.name):
+        if path.name in (HOME, NODE_KEY_FILE, f"{NODE_KEY_FILE}.pub", POLICY, LEDGER, KEYS, note.name):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     partition_one(Path(dataset), device, partition, n_partitions)

@@ -92,6 +92,11 @@ class Server:
         """Its certificates."""
         return Certificates(self.folder)
 
+    @property
+    def admitted(self) -> Path:
+        """The list of devices' keys that its operator signed, where there is one."""
+        return self.folder / "admitted.json"
+
 
 @dataclass(frozen=True)
 class RunStatus:
@@ -139,8 +144,10 @@ def wait_until_ready(server: Server, superlink: Process) -> None:
         time.sleep(0.1)
 
 
-def describe_app(job: "Job") -> bytes:
+def describe_app(job: "Job", admitted: Path) -> bytes:
     """Describe the Flower app of a job: a pyproject.toml that names the installed apps, and the run's settings. No code.
+
+    `admitted` is where the operator's list of devices lies, or would.
 
     So the server ships no code to devices: what runs there is what the device's owner installed. Tessera's own node would run
     none either; Flower's SuperNode runs what a server sends, and trusts the one whose ca.crt it was given.
@@ -150,6 +157,7 @@ def describe_app(job: "Job") -> bytes:
         "catalogue": str(job.catalogue.absolute()),
         "run-dir": str(job.run_dir.absolute()),
         "resume": job.resume,
+        "admitted": str(admitted.absolute()),
     }
     # A JSON string without \\u escapes is a TOML basic string.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in config.items()]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tessera.common.errors import SecureSumError
+from tessera.common.protocol.masked.key_list import KeyList
 from tessera.common.protocol.masked.stages import only
 from tessera.common.secure.group import SecureGroup
 from tessera.common.secure.messages import Announcement, KeysRequest, Shares
@@ -50,11 +51,18 @@ def nodes_of(group: int, members: Mapping[int, tuple[int, int]]) -> list[int]:
     return [node for node, (own, _) in members.items() if own == group]
 
 
-def begin(exchange: Exchange, nodes: Sequence[int], request: KeysRequest, size: int, known: dict[int, bytes]) -> Epoch:
+def begin(
+    exchange: Exchange,
+    nodes: Sequence[int],
+    request: KeysRequest,
+    size: int,
+    known: dict[int, bytes],
+    listed: KeyList | None = None,
+) -> Epoch:
     """Make an epoch with those of `nodes` that answer; a device that does not is left out of it.
 
-    `known` are the nodes' public keys: one that comes with another than before is not taken. Raises `SecureSumError` where no
-    group comes together.
+    `known` are the nodes' public keys: one that comes with another than before is not taken, nor one that is not on the
+    operator's list, where there is one. Raises `SecureSumError` where no group comes together.
     """
     announced: dict[int, Announcement] = {}
 
@@ -65,12 +73,15 @@ def begin(exchange: Exchange, nodes: Sequence[int], request: KeysRequest, size: 
             raise SecureSumError("its key is another than before")
         if any(one.node == announcement.node for one in announced.values()):
             raise SecureSumError("another node has the same key")
+        if listed and announcement.fingerprint not in listed.admitted:
+            raise SecureSumError(f"its key {announcement.fingerprint} is not on the operator's list of devices")
         announced[node] = announcement
 
     exchange.ask("keys", [(nodes, [request.write()])], announce)
     groups = [SecureGroup(roster) for roster in make_rosters(announced.values(), size)]
     members = _members(groups, announced)
-    received = _share(exchange, groups, members)
+    everybody = listed or KeyList.of(one.fingerprint for one in announced.values())
+    received = _share(exchange, groups, members, everybody)
     kept = [group for group in groups if group.present]
     if not kept:
         raise SecureSumError(f"no group of devices shared its keys: {'; '.join(exchange.troubles)}")
@@ -92,8 +103,11 @@ def _members(groups: Sequence[SecureGroup], announced: Mapping[int, Announcement
     return {node: places[announcement.digest] for node, announcement in announced.items()}
 
 
-def _share(exchange: Exchange, groups: Sequence[SecureGroup], members: Mapping[int, tuple[int, int]]) -> set[int]:
-    """Show each device its group, and hand the shares on that it sends for the others; return the nodes that have theirs.
+def _share(
+    exchange: Exchange, groups: Sequence[SecureGroup], members: Mapping[int, tuple[int, int]], listed: KeyList
+) -> set[int]:
+    """Show each device its group, beside the list of all keys, and hand the shares on that it sends for the others; return the
+    nodes that have theirs.
 
     One that shared its own and does not get the others' is in the group's sums like a device that is lost before each.
     """
@@ -104,7 +118,7 @@ def _share(exchange: Exchange, groups: Sequence[SecureGroup], members: Mapping[i
             raise SecureSumError("it sent shares in another's name")
         groups[at].take_shares(shares)
 
-    rosters = [(nodes_of(at, members), [group.roster.write()]) for at, group in enumerate(groups)]
+    rosters = [(nodes_of(at, members), [group.roster.write(), listed.write()]) for at, group in enumerate(groups)]
     exchange.ask("roster", rosters, share)
     sent = []
     for at, group in enumerate(groups):

@@ -6,15 +6,17 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from flwr.serverapp import Grid
 
 from tessera.common.config.federation import FederationSettings
 from tessera.common.config.settings import Settings
-from tessera.common.errors import RoundAbandoned, SecureSumError, SecureSumRefused
+from tessera.common.errors import RoundAbandoned, RunError, SecureSumError, SecureSumRefused
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.figures import CONSTANT, NONFINITE, SCALED
+from tessera.common.protocol.masked.key_list import KeyList
 from tessera.common.protocol.masked.masking import COUNTED, MASKED, Terms, of_values, tables, terms
 from tessera.common.protocol.messages import BASIS, Kind, Masking, Task
 from tessera.common.protocol.projection import Projection
@@ -149,8 +151,11 @@ class SecureSums:
     A new epoch begins when the asks of the last one are used up, a device has come, or too few of a group are left.
     """
 
-    def __init__(self, exchange: Exchange, settings: FederationSettings, size: int, asks: int) -> None:
-        self.exchange, self.settings, self.size = exchange, settings, size
+    def __init__(
+        self, exchange: Exchange, settings: FederationSettings, size: int, asks: int, admitted: Path | None = None
+    ) -> None:
+        self.exchange, self.settings, self.size, self.admitted = exchange, settings, size, admitted
+        self._listed: KeyList | None = None
         self.asks = min(asks, EPOCH)
         self.epoch: Epoch | None = None
         self._known: dict[int, bytes] = {}
@@ -159,11 +164,12 @@ class SecureSums:
         self.bounds = Bounds()
 
     @classmethod
-    def of(cls, grid: Grid, settings: Settings, run: str) -> "SecureSums":
-        """Those of a run; keys are asked for as many asks as it needs, with some to spare for what is asked again."""
+    def of(cls, grid: Grid, settings: Settings, run: str, admitted: Path | None = None) -> "SecureSums":
+        """Those of a run; `admitted` is where the operator's list of devices lies, if there is one. Keys are asked for as many
+        asks as it needs, with some to spare for what is asked again."""
         asks = settings.rounds + settings.rounds // settings.evaluation.every + settings.views.spectral_rounds + 6
         exchange = Exchange(grid, run, settings.federation.timeout)
-        return cls(exchange, settings.federation, settings.privacy.group, asks)
+        return cls(exchange, settings.federation, settings.privacy.group, asks, admitted)
 
     @property
     def groups(self) -> int:
@@ -210,20 +216,45 @@ class SecureSums:
             self.epoch.members.pop(node, None)
 
     def _current(self, ready: Sequence[int], n: int) -> Epoch:
-        epoch = self.epoch
-        if epoch and epoch.serves(n, ready) and not any(self._is_new(node, epoch) for node in ready):
+        epoch, before, self._listed = self.epoch, self._listed, self._read_list()
+        if (
+            epoch
+            and self._listed == before
+            and epoch.serves(n, ready)
+            and not any(self._is_new(node, epoch) for node in ready)
+        ):
             return epoch
+        known = [node for node in ready if epoch and node in epoch.members]
+        try:
+            epoch = self._begin(ready, n)
+        except RoundAbandoned:
+            if not known or len(known) == len(ready):
+                raise
+            epoch = self._begin(known, n)  # these may not take the keys of those that are new
+        self.epoch = epoch
+        self._missed.update(node for node in ready if node not in epoch.members)
+        return epoch
+
+    def _begin(self, nodes: Sequence[int], n: int) -> Epoch:
+        """Begin an epoch among nodes, for n asks at least. Raises `RoundAbandoned`."""
         self._number = max(self._number + 1, int(time.time()))  # above that of any earlier process of this run
         request = KeysRequest(self.exchange.run, self._number, max(self.asks, n))
         try:
-            self.epoch = epoch = begin(self.exchange, ready, request, self.size, self._known)
+            return begin(self.exchange, nodes, request, self.size, self._known, self._listed)
         except SecureSumError as error:
             raise RoundAbandoned(f"no secure sums: {error}") from None
         finally:
             for trouble in self.exchange.said():
                 log.warning("epoch %d of secure sums: %s", self._number, trouble)
-        self._missed.update(node for node in ready if node not in epoch.members)
-        return epoch
+
+    def _read_list(self) -> KeyList | None:
+        """The operator's list, as it lies there now: when it changes a new epoch begins. Raises `RunError`."""
+        if self.admitted is None or not self.admitted.exists():
+            return None
+        try:
+            return KeyList.read(self.admitted.read_bytes())
+        except (OSError, SecureSumError) as error:
+            raise RunError(f"{self.admitted} cannot be read: {error}") from None
 
     def _is_new(self, node: int, epoch: Epoch) -> bool:
         """Whether a node is in no group and may yet come to be in one: it has not missed the beginning of many epochs."""

@@ -1,13 +1,14 @@
 """What a device refuses to do in a secure sum, and what its server does."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tessera.common.errors import SecureSumError, SecureSumRefused
+from tessera.common.errors import PolicyRefused, SecureSumError, SecureSumRefused
 from tessera.common.secure.device import SecureDevice
 from tessera.common.secure.group import SecureGroup
 from tessera.common.secure.keys import KEY
@@ -65,14 +66,18 @@ def test_announcements_that_are_not_signed_by_their_node_are_refused_on_both_sid
         own.share(Roster(tuple(sorted(one.digest for one in everyone)), 16, tuple(everyone)))
 
 
-def test_devices_that_are_not_admitted_are_refused_by_name() -> None:
-    devices = announce(4)
-    roster, (own, stranger, *_) = one_roster(devices)
-    own.policy = Policy(lambda key: key != stranger.announcement.node, people=1)
-    with pytest.raises(
-        SecureSumRefused, match=rf"key {re.escape(stranger.announcement.fingerprint)}\) is neither pinned nor"
-    ):
-        own.share(roster)
+def test_a_group_is_shared_with_only_once_its_other_devices_are_admitted() -> None:
+    (own, *others), asked = announce(4), []
+
+    def admit(nodes: Sequence[bytes], beside: bytes) -> None:
+        asked.append((set(nodes), beside))
+        raise PolicyRefused("newcomers", "never seen")
+
+    own.policy = Policy(admit, people=1)
+    with pytest.raises(PolicyRefused):
+        own.share(one_roster([own, *others])[0], b"a list")
+    assert asked == [({device.announcement.node for device in others}, b"a list")]
+    assert own.roster is None
 
 
 @pytest.mark.parametrize("part", ["keys", "envelope", "signing"])

@@ -1,0 +1,121 @@
+"""Keys of devices in a federation of real processes: what an operator signs, what devices take, and what their owners see."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tessera.client.owner.ledger import Ledger
+from tessera.common.config.settings import Settings
+from tessera.common.errors import RunError
+from tessera.deploy.cli.main import app
+from tessera.deploy.executors.grpc import carry_out
+from tessera.deploy.federation.certificates import make_certificates
+from tessera.deploy.federation.processes import Process, stop
+from tessera.deploy.federation.superlink import Control, Server, start_superlink, wait_until_ready
+from tessera.deploy.federation.supernode import public_key, start_supernode
+from tessera.deploy.job import Job
+from tessera.deploy.provisioning.partition import partition
+from tests.deploy.test_executors import silent
+from tests.deploy.test_grpc import SETTINGS
+from tests.support.metrics import read_metrics
+
+
+def tessera(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.fixture
+def federation(shop: Path, tmp_path: Path) -> Iterator[tuple[Server, list[Path]]]:
+    """A server and four devices, all registered, whose policies name an operator."""
+    devices = partition(shop, tmp_path / "devices", 4)
+    server = Server.local(tmp_path / "server")
+    make_certificates(server.folder, [], 1)
+    processes: list[Process] = [start_superlink(server, server.folder / "server.log")]
+    tessera("federate", "operator", tmp_path / "operator.key")
+    operator = (tmp_path / "operator.key.pub").read_text().strip()
+    try:
+        wait_until_ready(server, processes[0])
+        for number, device in enumerate(devices):
+            tessera("device", "policy", "set", f"operator={operator}", "--data-dir", device)
+            Control(server).register(public_key(device))
+            address, ca, home = f"{server.host}:{server.port}", server.certificates.ca, tmp_path / f"home-{number}"
+            processes.append(start_supernode(f"node-{number}", device, address, ca, home, home / "node.log"))
+        yield server, list(devices)
+    finally:
+        stop(processes[1:])
+        stop(processes[:1])
+
+
+def nodes(run: Path) -> list[int]:
+    return [line["nodes"] for line in read_metrics(run) if line["kind"] == "round"]
+
+
+@pytest.mark.integration
+def test_groups_are_of_the_devices_that_an_operator_signed_for(
+    federation: tuple[Server, list[Path]], shop: Path, tmp_path: Path
+) -> None:
+    """The fourth device is one that the server alone knows: nobody shares keys with it, until the operator signs for it."""
+    server, devices = federation
+    settings = Settings.model_validate(SETTINGS | {"federation": {"nodes": 3}, "privacy": {"secure": True}})
+    job = Job(settings, shop, (), tmp_path / "unsigned")
+    with pytest.raises(RunError, match="operator-list"):
+        carry_out(job, Control(server), silent)
+    lines = [line for device in devices for line in Ledger(device).entries()[0]]
+    assert {(line.kind, line.refused) for line in lines} == {("group", "operator-list")}
+
+    keys, admitted = [public_key(device) for device in devices], server.folder / "admitted.json"
+    sign = ("federate", "sign", admitted, "--key", tmp_path / "operator.key")
+    assert "number 1, with 3 devices" in tessera(*sign, *keys[:3])
+    carry_out(replace(job, run_dir=tmp_path / "three"), Control(server), silent)
+    assert nodes(tmp_path / "three") == [3]
+    assert "not on the operator's list" in (tmp_path / "three" / "run.log").read_text()
+
+    assert "number 2, with 4 devices" in tessera(*sign, keys[3])
+    carry_out(replace(job, run_dir=tmp_path / "four"), Control(server), silent)
+    assert nodes(tmp_path / "four") == [4]
+
+    assert "number 3, with 3 devices" in tessera(*sign, "--remove", keys[0])
+    carry_out(replace(job, run_dir=tmp_path / "revoked"), Control(server), silent)
+    assert nodes(tmp_path / "revoked") == [3]
+    shown = tessera("device", "keys", "list", "--data-dir", devices[1])
+    assert shown.count(" operator") == 3
+    assert shown.count(" nobody") == 1
+    assert "is number 3" in shown
+
+
+def test_an_owner_sees_the_keys_and_admits_them(shop: Path, tmp_path: Path) -> None:
+    from tessera.client.owner.known_keys import admit
+    from tessera.client.owner.policy import Policy
+    from tessera.common.errors import PolicyRefused
+
+    device = partition(shop, tmp_path / "devices", 1)[0]
+    admit(device, Policy(), ["SHA256:a", "SHA256:b"], None)
+    with pytest.raises(PolicyRefused):
+        admit(device, Policy(), ["SHA256:a", "SHA256:c", "SHA256:d"], None)
+    known = json.loads(tessera("device", "keys", "list", "--json", "--data-dir", device))["keys"]
+    assert {name: key["admitted"] for name, key in known.items()} == {
+        "SHA256:a": "first use",
+        "SHA256:b": "first use",
+        "SHA256:c": "",
+        "SHA256:d": "",
+    }
+    tessera("device", "keys", "admit", "SHA256:c", "--data-dir", device)
+    tessera("device", "keys", "drop", "SHA256:b", "--data-dir", device)
+    shown = [line.split() for line in tessera("device", "keys", "list", "--data-dir", device).splitlines()]
+    assert {line[0]: " ".join(line[3:]) for line in shown[1:]} == {
+        "SHA256:a": "first use",
+        "SHA256:b": "nobody",
+        "SHA256:c": "owner",
+        "SHA256:d": "nobody",
+    }
+    admit(device, Policy(), ["SHA256:a", "SHA256:c", "SHA256:d"], None)
+    wrong = CliRunner().invoke(app, ["device", "keys", "admit", "SHA256:x", "--data-dir", str(device)])
+    assert "SHA256:x was never seen here" in str(wrong.exception)
+    tessera("device", "keys", "admit", "--all", "--data-dir", device)
+    assert tessera("device", "keys", "list", "--data-dir", device).count("nobody") == 0
