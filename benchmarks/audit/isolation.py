@@ -82,7 +82,7 @@ def _other_draws(server: HostileServer) -> Iterator[bool]:
     for number in range(1, 6):
         yield server.ask("item_statistics", 2, seed=server.settings.seed + number)
         yield server.ask("train", 2, fraction=0.1 * number)
-        yield server.ask("evaluate", 2, data={"cold_items": 0.04 * number})
+        yield server.ask("evaluate", 2, data={"split": "leave-one-out", "cold_items": 0.04 * number})
 
 
 def _repeats(server: HostileServer) -> Iterator[bool]:

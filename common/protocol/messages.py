@@ -41,6 +41,10 @@ COUNTS, CONTENT, BASIS = "counts", "content/", "basis"
 [n_items, width], and the basis of a power iteration [n_items, width]."""
 
 
+MOST_MASKED = 2**27
+"""Numbers in a masked answer, at most: a device makes room for what a server says that there will be."""
+
+
 @dataclass(frozen=True)
 class Broadcast:
     """Tensors for one or more devices, called by their content as it travels.
@@ -100,9 +104,11 @@ class Masking:
             return None
         try:
             said = json.loads(text)
-            tables = tuple(Spec(name, tuple(shape), kind, bound) for name, shape, kind, bound in said["tables"])
+            tables = tuple(Spec(str(name), tuple(shape), kind, bound) for name, shape, kind, bound in said["tables"])
+            if sum(table.size for table in tables) > MOST_MASKED:
+                raise ValueError("more than any device has")
             return Masking(int(said["epoch"]), tuple(map(int, said["asks"])), tables)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             raise DataError("the server's task does not say properly how its answer is to be masked") from None
 
 
@@ -185,8 +191,16 @@ def unpack_task(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, di
     """Read what `pack_task` built, task, tensors and inputs; None for tensors that did not come along.
 
     Raises `ProtocolError` for another version's, and `DataError` when the run or the hash could not be the name of a file, as
-    both are used, or when something is asked along that must not be. What the header says beside what a task has is left out.
+    both are used, when something is asked along that must not be, or for what is no task at all. What the header says beside
+    what a task has is left out.
     """
+    try:
+        return _unpacked(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # what a header is made of, and pydantic's own
+        raise DataError(f"what came is no task of a server of ours: {type(error).__name__}") from None
+
+
+def _unpacked(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, dict[str, Tensor]]:
     header: dict[str, Any] = dict(content.config_records["task"])
     check_protocol(header, "the server", "this device")
     header["settings"] = DeviceSettings.read(header["settings"])

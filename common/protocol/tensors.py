@@ -75,5 +75,5 @@ def _tensor(name: str, array: Array) -> Tensor:
         if math.prod(shape) * kind.itemsize != len(array.data) - stream.tell():
             raise ValueError("it is not as long as it says")
         return torch.from_numpy(array.numpy())
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # NumPy has Python read the header, which raises what it likes
         raise RunError(f"{name!r} came as no array of numbers: {error}") from None

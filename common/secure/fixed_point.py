@@ -39,7 +39,7 @@ _CHUNK = 2**15
 class Spec:
     """One tensor of an upload: its name, shape, kind of number, and the largest |value| a single device may have in it.
 
-    All of it is public, and the same for every device of a group. Raises `SecureSumError` for a bound nobody could use.
+    All of it is public, and the same for every device of a group. Raises `SecureSumError` for what nobody could use.
     """
 
     name: str
@@ -48,6 +48,8 @@ class Spec:
     bound: float
 
     def __post_init__(self) -> None:
+        if self.kind not in _TYPES or not all(type(one) is int and one >= 0 for one in self.shape):
+            raise SecureSumError(f"{self.name}: a {self.kind} of shape {self.shape} is nothing that can be masked")
         if not _BOUNDS[0] <= self.bound <= _BOUNDS[1]:
             raise SecureSumError(f"{self.name}: its bound is {self.bound}, not between {_BOUNDS[0]} and {_BOUNDS[1]}")
 

@@ -30,7 +30,7 @@ def fuzz(examples: int) -> hypothesis.settings:
 def damaged_arrays(draw: st.DrawFn, array: Array) -> Array:
     """An array of another type or shape, with other bytes, cut off, or with a header that lies."""
     kind = draw(st.sampled_from(["other", "bytes", "cut", "header"]))
-    if kind == "other":
+    if kind == "other" or not array.data:
         shape = draw(st.lists(st.integers(0, 3), max_size=4))
         return Array(np.zeros(shape, dtype=draw(st.sampled_from(TYPES))))
     data = bytearray(array.data)
@@ -55,7 +55,8 @@ def tampered(draw: st.DrawFn, content: RecordDict) -> RecordDict:
         if what == "drop":
             records.pop(name, None)
         elif what == "rename" and record is not None:
-            records[draw(st.sampled_from(sorted(records)) | st.text(min_size=1, max_size=8))] = records.pop(name)
+            records[draw(st.sampled_from(sorted(records)) | st.text(min_size=1, max_size=8))] = record
+            records.pop(name, None)
         elif what == "strange" or record is None:
             records[name] = draw(st.sampled_from([ConfigRecord({}), MetricRecord({}), ArrayRecord()]))
         else:
@@ -68,7 +69,7 @@ def _changed(
     draw: st.DrawFn, record: ConfigRecord | MetricRecord | ArrayRecord
 ) -> ConfigRecord | MetricRecord | ArrayRecord:
     entries = dict(record)
-    key = draw(st.sampled_from(sorted(entries)) if entries else st.just("key"))
+    key = draw(st.sampled_from(sorted(entries) or ["key"]))
     if draw(st.integers(0, 4)) == 0:
         entries.pop(key, None)
     elif isinstance(record, ArrayRecord):
