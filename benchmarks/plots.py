@@ -21,11 +21,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tessera.client.privacy import epsilon
 from tessera.client.recommend import Personal
 from tessera.common.errors import DataError
 from tessera.common.metrics.names import NDCG, TEST, WARM, MetricName
 from tessera.common.metrics.records import StatisticsRecord, read_records, read_rounds
+from tessera.common.privacy.accounting import gaussian_epsilon
 from tessera.common.utils.atomic_files import read_json
 from tessera.common.utils.tables import read_table
 
@@ -140,9 +140,8 @@ def _protection(run: Path) -> str:
     if not multiplier:
         return "clip only" if settings["privacy"]["clip"] else "none"
     people = next(line.users for line in read_records(run) if isinstance(line, StatisticsRecord))
-    return (
-        f"{multiplier:g}\n\N{GREEK SMALL LETTER EPSILON} {epsilon(multiplier * people**0.5, settings['rounds']):,.0f}"
-    )
+    epsilon = gaussian_epsilon((settings["rounds"] / people) ** 0.5 / multiplier, 1e-5)
+    return f"{multiplier:g}\n\N{GREEK SMALL LETTER EPSILON} {epsilon:,.0f}"
 
 
 def bars(folder: Path) -> Figure:

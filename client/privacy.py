@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from tessera.client.per_person.gradients import PersonUpdates
+from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.updates import Update
 
 
 def clipped(updates: PersonUpdates, clip: float) -> PersonUpdates:
-    """Scale each person's gradients down to a common Euclidean norm of at most `clip`."""
-    return updates.scaled(clip / updates.norms().clamp(min=clip))
+    """Scale each person's gradients down to a common Euclidean norm of at most `clip`; those that are not finite count 0."""
+    norms = updates.norms()
+    return updates.scaled(torch.where(norms.isfinite(), clip / norms.clamp(min=clip), 0.0))
 
 
 def noised(update: Update, deviation: float, draw: Callable[[torch.Size], Tensor]) -> Update:
@@ -46,22 +48,8 @@ def secret_normal(shape: torch.Size) -> Tensor:
     return torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)
 
 
-def epsilon(noise_multiplier: float, rounds: int, delta: float = 1e-5) -> float:
-    """What `rounds` noised uploads together tell of whether a person took part: the epsilon of differential privacy.
-
-    For who sees one person's uploads `noise_multiplier` is the setting; for who sees only sums over n people, each with their
-    own noise, it is sqrt(n) times that. The uploads are one Gaussian mechanism of mu = sqrt(rounds) / noise_multiplier (Dong,
-    Roth & Su 2022, Cor. 3.3), with delta = Phi(mu/2 - eps/mu) - e^eps Phi(-mu/2 - eps/mu) (Balle & Wang 2018, Theorem 8). A
-    `fraction` below 1 makes it no smaller: the server knows the seed by which people take part.
-    """
-    mu = math.sqrt(rounds) / noise_multiplier
-
-    def log_cdf(value: float) -> float:
-        return float(torch.special.log_ndtr(torch.tensor(value, dtype=torch.float64)))
-
-    low, high = 0.0, mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta))
-    for _ in range(100):
-        middle = (low + high) / 2
-        leaked = math.exp(log_cdf(mu / 2 - middle / mu)) - math.exp(middle + log_cdf(-mu / 2 - middle / mu))
-        low, high = (middle, high) if leaked > delta else (low, middle)
-    return high
+def without_figures(update: Update, people: float) -> Update:
+    """The update of training with its gradients alone: it weighs as many people as are expected, and tells no losses, which
+    noise is not on. So nobody sees who took part either (McMahan et al. 2018, arXiv:1710.06963, the estimator of fixed
+    denominator)."""
+    return Update(update.gradients, people, MetricSums({"users": people}), parts=update.parts)

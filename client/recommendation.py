@@ -19,6 +19,7 @@ from tessera.client.base import Client
 from tessera.client.histories import Histories, histories
 from tessera.client.owner.rules import Own
 from tessera.client.per_person.training import CohortTraining
+from tessera.client.privacy import without_figures
 from tessera.client.private_state import PrivateState, Store, together
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
@@ -90,6 +91,9 @@ class RecommendationClient(Client):
         if task.kind == "train":
             total = tower.learn(total, sent) if tower else total
             Store(self.private(task.run)).tidy(task.round, task.durable)
+        if settings.privacy.distributed and task.kind == "train":
+            people_there = np.count_nonzero(np.diff(split.training_users().offsets))
+            total = without_figures(total, settings.fraction * people_there)
         self.conclude(task)
         return total
 

@@ -191,6 +191,6 @@ def transforms(
         steps.append(Clip(clip))
     if projection:
         steps.append(Project(projection))
-    if multiplier:
+    if multiplier and not settings.privacy.distributed:  # that is added under the masks, by `tessera.client.secure`
         steps.append(Noise(multiplier * clip))
     return Transforms([*steps, last or Encode(settings.wire.gradients)])

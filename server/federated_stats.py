@@ -125,6 +125,7 @@ class Evaluations:
         if not self.goes_along:
             self.finish()
         also = tuple(Ask(*due) for due in self.due.items())
+        self.reporter.account.rounds += 1
         answers = self.tasks.train(also, self._inputs())
         for ask in also:
             if not isinstance(answers[ask.kind].failure, RoundAbandoned):

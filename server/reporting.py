@@ -1,5 +1,6 @@
 """Writes the lines of a run's metrics: its beginning, every round with its time and traffic, and its result."""
 
+import logging
 import time
 from pathlib import Path
 from statistics import mean
@@ -18,26 +19,56 @@ from tessera.common.metrics.records import (
     evaluations,
     read_records,
 )
+from tessera.common.privacy.account import Account
 from tessera.server.aggregate import Aggregate
 from tessera.server.model_selection import ModelSelection
-from tessera.server.run_folder import RunFolder
+from tessera.server.run_folder import Progress, RunFolder
 from tessera.server.strategies.base import Strategy
 
+log = logging.getLogger("tessera.server")
 WAYS = ("bytes_down", "bytes_up")
 
 
 class Reporter:
-    """Reports one run, and counts the `seconds` that its rounds took; `baselines` are the trivial rankings' scores."""
+    """Reports one run, and counts the `seconds` that its rounds took and, in `account`, what they tell of a person; `baselines`
+    are the trivial rankings' scores."""
 
     def __init__(self, settings: Settings, folder: RunFolder) -> None:
         self.settings, self.folder = settings, folder
         self.seconds = 0.0
         self.baselines: Scores = {}
+        self.account = Account(settings.privacy, settings.fraction)
         self._since = time.monotonic()
 
     def begin_rounds(self) -> None:
         """Start the clock: what went before is no part of a round."""
         self._since = time.monotonic()
+
+    def go_on(self, progress: Progress) -> None:
+        """Go on from a checkpoint."""
+        self.baselines, self.seconds = progress.baselines, progress.seconds
+        self.account.rounds = progress.trained
+
+    def progress(self, selection: ModelSelection, due: int) -> Progress:
+        """What a checkpoint is to hold of a run, whose evaluation of the round `due` is still to come."""
+        return Progress(
+            best=selection.best,
+            told=selection.told,
+            due=due,
+            baselines=self.baselines,
+            seconds=self.seconds,
+            trained=self.account.rounds,
+        )
+
+    def last_round(self, done: int) -> int:
+        """The last round that the run may train once `done` are: the settings', or as many as the budget of epsilon allows.
+        Raises `RunError` where it allows none. What a resumed run does again counts twice."""
+        self.account.rounds += self.folder.repeated
+        last = done + self.account.affords(self.settings.rounds - done)
+        if last < self.settings.rounds:
+            most = self.settings.privacy.max_epsilon
+            log.warning("the run ends after round %d: another would pass privacy.max_epsilon %g", last, most)
+        return last
 
     def statistics(self, answer: Aggregate, seconds: float, groups: int | None) -> None:
         """Report what the federation is; `groups` are those whose sums the server sees, where it sees no more."""
@@ -57,7 +88,8 @@ class Reporter:
         """Report a round of training; bytes are for each of so many `people`."""
         sums = training.update.sums
         facts = _facts(round, training, people) | {"users": int(sums["users"]), "seconds": self._took()}
-        self.folder.report(RoundRecord.model_validate(facts | {"loss": sums.mean("loss", "users")}))
+        loss = None if self.settings.privacy.distributed else sums.mean("loss", "users")
+        self.folder.report(RoundRecord.model_validate(facts | {"loss": loss, "epsilon": self.account.epsilon}))
 
     def evaluation(self, round: int, answer: Aggregate, scores: Scores, people: float, along: bool) -> None:
         """Report what a round reached; `along` with a training, whose time is that of both."""
@@ -84,6 +116,8 @@ class Reporter:
             "baselines": self.baselines,
             "seconds": self.seconds,
             "strategy": strategy.report(),
+            "epsilon": self.account.epsilon,
+            "delta": self.settings.privacy.delta if self.account.epsilon is not None else None,
         }
         line = ResultRecord.model_validate(facts | traffic(self.folder.path))
         self.folder.report(line)

@@ -8,7 +8,7 @@ from tessera.server.dispatch import Dispatcher
 from tessera.server.federated_stats import Evaluations, item_statistics, spectral_start
 from tessera.server.model_selection import ModelSelection
 from tessera.server.reporting import Reporter
-from tessera.server.run_folder import Progress, RunFolder
+from tessera.server.run_folder import RunFolder
 from tessera.server.strategies.base import Strategy
 from tessera.server.tasks import TRIES, Tasks
 
@@ -25,11 +25,11 @@ def run_rounds(
         tasks.round, progress, tensors = found
         strategy.restore(tensors)
         selection.best, selection.told, due = progress.best, progress.told, progress.due
-        reporter.baselines, reporter.seconds = progress.baselines, progress.seconds
+        reporter.go_on(progress)
+    last = reporter.last_round(tasks.round)
 
     def save(round: int) -> None:
-        done = Progress.of(selection, evaluations.round, reporter.baselines, reporter.seconds)
-        folder.save(round, strategy.state(), done)
+        folder.save(round, strategy.state(), reporter.progress(selection, evaluations.round))
 
     # 2. Ask who is there, and where the embeddings start.
     statistics = item_statistics(tasks, len(catalogue))
@@ -40,7 +40,7 @@ def run_rounds(
     evaluations = Evaluations(tasks, selection, reporter, statistics, catalogue, save, due)
     reporter.begin_rounds()
 
-    for round in range(tasks.round + 1, settings.rounds + 1):
+    for round in range(tasks.round + 1, last + 1):
         if evaluations.stale(round - 1):  # nothing has got better for long, here or before a resumed run was stopped
             break
         tasks.round, training = round, None
@@ -61,7 +61,7 @@ def run_rounds(
                 told = f"round {round}: {TRIES} rounds in a row were abandoned; the last one: {reason}"
                 raise RunError(told) from None
         # 5. Every few rounds the clients are to evaluate what they now have, and to return sums: is it the best round?
-        if (training and round % settings.evaluation.every == 0) or round == settings.rounds:
+        if (training and round % settings.evaluation.every == 0) or round == last:
             evaluations.schedule(round)
         # 6. Checkpoint, now and then and where the run may end, and always what is best so far.
         if round % settings.federation.checkpoint_every == 0 and not folder.holds(round):

@@ -21,6 +21,7 @@ from tessera.common.errors import ConfigError, DamagedError, DataError, RunError
 from tessera.common.metrics.names import Scores
 from tessera.common.metrics.records import (
     FILE,
+    AbandonedRecord,
     BaselinesRecord,
     EvaluationRecord,
     Record,
@@ -39,7 +40,7 @@ from tessera.common.utils.atomic_files import (
     write_json,
     write_tensors,
 )
-from tessera.server.model_selection import Best, ModelSelection
+from tessera.server.model_selection import Best
 
 if TYPE_CHECKING:
     from tessera.common.protocol.tensors import Tensors
@@ -63,20 +64,21 @@ class Progress(BaseModel):
     """The round whose evaluation is still to come; 0 for none."""
     baselines: Scores
     seconds: float
-
-    @classmethod
-    def of(cls, selection: ModelSelection, due: int, baselines: Scores, seconds: float) -> "Progress":
-        """The progress of a run."""
-        return cls(best=selection.best, told=selection.told, due=due, baselines=baselines, seconds=seconds)
+    trained: int = 0
+    """How often training was asked for, whatever came of it: what the account of epsilon counts."""
 
 
 @dataclass
 class RunFolder:
-    """One run's folder, open for writing. `run` tells this run's private states on the devices from another's."""
+    """One run's folder, open for writing. `run` tells this run's private states on the devices from another's.
+
+    `repeated` is how many rounds that were asked for, at most, a resumed run does again: devices have told of these already.
+    """
 
     path: Path
     run: str
     listener: Report | None = None
+    repeated: int = 0
 
     @classmethod
     def create(cls, path: Path, settings: Settings) -> "RunFolder":
@@ -158,6 +160,8 @@ class RunFolder:
         lines = [line for line in before if not isinstance(line, ResultRecord) and line.round <= round]
         if progress:
             lines = [line for line in lines if not self._comes_again(line, progress)]
+        asked = [line for line in before if isinstance(line, RoundRecord | AbandonedRecord) and line.round > round]
+        self.repeated = len(asked) + 1 if before else 0  # with one that may have been under way
         if lost := [line.round for line in before if isinstance(line, RoundRecord) and line.round > round]:
             log.warning("rounds after %d, up to %d, run again: there is no checkpoint of them", max(round, 0), lost[-1])
         write_bytes(self.path / FILE, "".join(map(write_line, lines)).encode())

@@ -254,7 +254,7 @@ def _figures(result: Content) -> Content:
     # Of the numbers of users only the quartiles' are shown: they say where these are cut.
     shown = [name for name in names_in(result["scores"]) if not name.counts or name.group in QUARTILES]
     scores = {str(name): result["scores"][str(name)] for name in shown}
-    kept = ("selected_round", "rounds", "seconds", "private_parameters", *TRAFFIC)
+    kept = ("selected_round", "rounds", "seconds", "private_parameters", "epsilon", "delta", *TRAFFIC)
     rest = {name: result[name] for name in kept if name in result}
     return {**scores, **rest, "seconds_per_round": result["seconds"] / result["rounds"]}
 

@@ -90,7 +90,7 @@ def _cost() -> dict[str, str]:
     columns = {"private numbers a person": "private_parameters"}
     for of in ("user", "node"):
         columns |= {f"kB {way} a {of} and round": f"bytes_{way}_per_{of}" for way in ("down", "up")}
-    return columns | {"seconds a round": "seconds_per_round", "seconds in all": "seconds"}
+    return columns | {"seconds a round": "seconds_per_round", "seconds in all": "seconds", "epsilon": "epsilon"}
 
 
 def _by_activity(rows: pl.DataFrame, k: int) -> str:

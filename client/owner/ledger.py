@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tessera.common.privacy.accounting import Release
 from tessera.common.utils.atomic_files import PRIVATE, storing
 
 LEDGER = "ledger.jsonl"
@@ -40,8 +41,12 @@ class Entry(BaseModel):
     clip: float = 0.0
     noise: float | None = None
     """Standard deviation of the noise on the sum that the server sees, as a multiple of the clip; None: exact."""
+    shared: bool = False
+    """Whether the devices of a secure sum add parts of one noise; else each person in the sum adds their own."""
+    sampled: float = 1.0
+    """Chance with which each person took part, drawn on the device."""
     epsilon: float | None = 0.0
-    """Of all answers so far, at `delta`; None: unbounded."""
+    """Of all noised answers so far, at `delta`; None: unbounded. What is exact in secure sums is not counted: it has none."""
     delta: float = 1e-5
     refused: str = ""
     """For a refusal, what kind of rule it was, which is all that the server hears."""
@@ -60,6 +65,10 @@ class Entry(BaseModel):
     def exact(self) -> bool:
         """Whether something was told without noise and outside a secure sum."""
         return not self.refused and not self.masked and self.noise is None and self.kind != "select"
+
+    def releases(self) -> list[Release]:
+        """What it is for the account of epsilon."""
+        return [] if self.refused or not self.noise else [Release(self.noise, self.sampled, self.shared)]
 
 
 @dataclass
@@ -86,8 +95,8 @@ class Memory:
     answered: list[float] = field(default_factory=list)
     """When each answer was given."""
     refused: list[float] = field(default_factory=list)
-    noise: float = 0.0
-    """Sum of 1 / noise^2 over all noised answers, which are together one of that noise."""
+    releases: Counter[Release] = field(default_factory=Counter)
+    """The noised answers."""
     exact: int = 0
     """Answers without noise, outside secure sums."""
 
@@ -110,7 +119,7 @@ class Memory:
             return
         self.answered.append(entry.time)
         self.exact += entry.exact
-        self.noise += entry.noise**-2 if entry.noise else 0.0
+        self.releases.update(entry.releases())
         run, place = self.runs.setdefault(entry.run, RunMemory()), (entry.round, entry.kind)
         run.members, run.counts = run.members or entry.members, run.counts or entry.counts
         run.asks[place] += 1

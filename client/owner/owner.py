@@ -12,6 +12,7 @@ Simulated devices have no owner, unless a `policy.yaml` lies in their folder.
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +23,8 @@ from tessera.client.owner import known_keys
 from tessera.client.owner.ledger import Entry, Ledger, Memory
 from tessera.client.owner.policy import Policy, read_policy
 from tessera.client.owner.rules import DAY, Asked, Own, Refusal, Sum, check
-from tessera.client.privacy import epsilon
 from tessera.common.errors import ConfigError, PolicyRefused
+from tessera.common.privacy.accounting import epsilon
 from tessera.common.protocol.masked.key_list import KeyList
 from tessera.common.protocol.messages import BASIS, COUNTS, Task
 from tessera.common.protocol.tensors import Tensors, content_hash
@@ -170,6 +171,8 @@ def _entry(asked: Asked, policy: Policy) -> Entry:
         masked=asked.sum.masked,
         clip=privacy.clip if privacy else 0.0,
         noise=privacy.noise_multiplier or None if privacy else None,
+        shared=privacy.distributed if privacy else False,
+        sampled=task.settings.fraction if privacy and privacy.distributed else 1.0,
         delta=policy.delta,
         ask=asked.ask,
         members=asked.members,
@@ -179,15 +182,14 @@ def _entry(asked: Asked, policy: Policy) -> Entry:
 
 
 def _accounted(entry: Entry, memory: Memory) -> Entry:
-    """The entry with the noise of its sum, to which all people in it add their own, and with the epsilon of all so far.
-
-    Noised answers are together one of noise 1 / sqrt(sum of 1 / noise^2) (Dong, Roth & Su 2022, Cor. 3.3).
-    """
-    entry = entry.model_copy(update={"noise": entry.noise * math.sqrt(max(entry.people, 1)) if entry.noise else None})
-    total = memory.noise + (entry.noise**-2 if entry.noise else 0.0)
+    """The entry with the noise of its sum, to which all people in it add their own where it is not shared out, and with the
+    epsilon of all so far."""
+    if entry.noise and not entry.shared:
+        entry = entry.model_copy(update={"noise": entry.noise * math.sqrt(max(entry.people, 1))})
     if memory.exact or entry.exact:
         return entry.model_copy(update={"epsilon": None})
-    return entry.model_copy(update={"epsilon": epsilon(total**-0.5, 1, entry.delta) if total else 0.0})
+    releases = memory.releases + Counter(entry.releases())
+    return entry.model_copy(update={"epsilon": epsilon(releases, entry.delta)})
 
 
 def _refusal(entry: Entry, kind: Refusal, reason: str) -> PolicyRefused:

@@ -15,7 +15,7 @@ from tessera.common.config.loading import read_yaml
 from tessera.common.errors import ConfigError
 from tessera.common.protocol.masked.key_list import public_key
 from tessera.common.protocol.messages import Kind
-from tessera.common.registry.component import Amount, FrozenSettings, Natural, Positive, Rate, Step
+from tessera.common.registry.component import Amount, Fraction, FrozenSettings, Natural, Positive, Rate, Step
 from tessera.common.registry.registry import nearest
 from tessera.common.utils.atomic_files import PRIVATE, write_bytes
 
@@ -67,8 +67,12 @@ class Policy(FrozenSettings):
     """Largest bound of a person's gradients, where they are clipped; a run that does not clip promises nothing."""
     min_noise_multiplier: Amount = 0.0
     """Least noise on a person's gradients as a multiple of the clip; above 0, training without clip and noise is refused."""
+    max_noise_share: Fraction = 0.5
+    """Largest share of a secure sum's devices whose noise a server may count on: above a half, a server that lies about who
+    answered can be left with less noise than is counted."""
     max_epsilon: Amount | None = None
-    """Budget of all noised answers together; with one, exact answers outside secure sums are refused. Empty: none."""
+    """Budget of all noised answers together; with one, training without noise is refused, and all that is exact outside secure
+    sums. Counts of items and evaluations in secure sums are exact, and not in it. Empty: none."""
     delta: Annotated[Rate, Field(gt=0)] = 1e-5
     """Delta at which epsilon is counted."""
     max_basis_columns: Positive = 256

@@ -175,6 +175,11 @@ def _training(policy: Policy, asked: Asked) -> Found:
     if privacy.noise_multiplier < policy.min_noise_multiplier:
         told = f"privacy.noise_multiplier is {privacy.noise_multiplier:g}, the least is {policy.min_noise_multiplier:g}"
         yield "noise", told
+    if privacy.distributed and not asked.sum.masked:
+        yield "noise", "privacy.noise is distributed, which is added under masks, and this is no secure sum"
+    if privacy.distributed and privacy.noise_share > policy.max_noise_share:
+        told = f"privacy.noise_share is {privacy.noise_share:g}, the most is {policy.max_noise_share:g}"
+        yield "noise", told
 
 
 def _counts(policy: Policy, asked: Asked) -> Found:
@@ -221,10 +226,14 @@ def _power(policy: Policy, asked: Asked) -> Found:
 
 def _epsilon(policy: Policy, asked: Asked) -> Found:
     """A budget of epsilon leaves no room for what is exact."""
-    noised = asked.task.kind == "train" and asked.task.settings.privacy.noise_multiplier > 0
-    if policy.max_epsilon is None or asked.task.kind == "select" or asked.sum.masked or noised:
+    training = asked.task.kind == "train"
+    noised = training and asked.task.settings.privacy.noise_multiplier > 0
+    if policy.max_epsilon is None or asked.task.kind == "select" or noised:
         return
-    yield "epsilon", "an exact answer outside a secure sum has no epsilon, and max_epsilon is set"
+    if training:
+        yield "epsilon", "training without noise has no epsilon, and max_epsilon is set"
+    if not asked.sum.masked:
+        yield "epsilon", "an exact answer outside a secure sum has no epsilon, and max_epsilon is set"
 
 
 RULES: tuple[Rule, ...] = (_kind, _members, _people, _training, _counts, _power, _epsilon, _limits)

@@ -89,6 +89,10 @@ class PersonGradients:
     def total(self, factors: Tensor) -> Tensor:
         """The sum over people of `factors` [n_people] times their gradients, in the tensor's own shape."""
         outers, whole = self._by_axis()
+        if not bool(factors.all()):  # what counts 0 may hold anything
+            kept = factors.nonzero()[:, 0]
+            outers = {axis: (left[kept], right[kept]) for axis, (left, right) in outers.items()}
+            whole, factors = whole if whole is None else whole[kept], factors[kept]
         found = torch.zeros(self.shape, dtype=factors.dtype, device=factors.device)
         if whole is not None:
             found += torch.tensordot(factors, whole, 1)

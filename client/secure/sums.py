@@ -18,13 +18,15 @@ from tessera.client.device_folder import DeviceFolder
 from tessera.client.owner.rules import Sum
 from tessera.client.transforms import Origin, Stage
 from tessera.common.errors import DataError, SecureSumError, SecureSumRefused
-from tessera.common.protocol.masked.masking import MASKED, terms, to_values
+from tessera.common.privacy.masked_noise import MaskedNoise
+from tessera.common.protocol.masked.masking import GRADIENTS, MASKED, terms, to_values
 from tessera.common.protocol.masked.stages import StageMessage, only
 from tessera.common.protocol.messages import Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.secure.device import SecureDevice
 from tessera.common.secure.device_state import load, save
+from tessera.common.secure.fixed_point import Layout, Words
 from tessera.common.secure.keys import NODE_KEY_FILE
 from tessera.common.secure.messages import Delivery, KeysRequest, Roster, UnmaskRequest
 from tessera.common.secure.roster import Policy
@@ -72,7 +74,8 @@ class DeviceSums:
         if device.announcement.request.epoch != task.masking.epoch:
             raise SecureSumRefused("the keys of this epoch are not here")
         values, salt = to_values(update, agreed), self._salt(task)
-        upload = device.mask(ask, agreed.task, agreed.tensors, values, agreed.layout, salt)
+        noise = self._noise(task, agreed.layout, sum(device.present))
+        upload = device.mask(ask, agreed.task, agreed.tensors, values, agreed.layout, salt, noise)
         return Update(parts=update.parts).put(MASKED, (upload,))
 
     def _salt(self, task: Task) -> int:
@@ -80,6 +83,16 @@ class DeviceSums:
         if self.folder.simulated:
             return counter_rng.key("secure-rounding", task.settings.seed, task.round, self.folder.folder.name)
         return secrets.randbits(63)
+
+    def _noise(self, task: Task, layout: Layout, n: int) -> Words:
+        """This device's part of the noise on a sum of n devices: on the gradients, which a sum of training has alone."""
+        noise, specs = MaskedNoise.of(task.settings.privacy), [one for one in layout if one.name.startswith(GRADIENTS)]
+        if noise is None or not specs:
+            return {}
+        secret = secrets.token_bytes(32)
+        if self.folder.simulated:  # so that it can be repeated, and hides nothing
+            secret = f"noise {task.settings.seed} {task.round} {self.folder.folder.name}".encode()
+        return noise.draw(specs, self.people, n, secret)
 
     def save(self) -> None:
         """Write down what this device has done."""

@@ -156,6 +156,17 @@ def _wire(settings: "Settings") -> Reasons:
     )
 
 
+def _privacy(settings: "Settings") -> Reasons:
+    """How noise is added and counted, where there is none."""
+    found, privacy = Reasons(), settings.privacy
+    if not privacy.noise_multiplier:
+        keys = ("noise", "noise_share", "delta", "max_epsilon")
+        found |= dict.fromkeys((f"privacy.{key}" for key in keys), "it is for privacy.noise_multiplier above 0")
+    elif privacy.noise == "local":
+        found["privacy.noise_share"] = "it is for privacy.noise distributed: each person's own noise is enough for them"
+    return found
+
+
 def _questions(settings: "Settings") -> Reasons:
     """What only concerns people and their events, or only questions."""
     people, questions = "devices that answer questions", "only devices that answer questions (data.kind questions)"
@@ -188,6 +199,7 @@ RULES: tuple[Callable[["Settings"], Reasons], ...] = (
     _start,
     _history,
     _wire,
+    _privacy,
     _questions,
     _adapters,
 )

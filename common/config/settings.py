@@ -212,14 +212,33 @@ class PrivacySettings(FrozenSettings):
 
     clip: Amount = 0.0
     """Largest Euclidean norm of a person's gradients of a round, all tensors together; 0 does not clip."""
+    noise: Literal["local", "distributed"] = "local"
+    """local: each person adds noise of their own. distributed: the devices of a secure sum add parts of one noise, so that
+    their sum has no more than it needs."""
     noise_multiplier: Amount = 0.0
-    """Standard deviation of the noise that each person adds to each coordinate, as a multiple of `clip`."""
+    """Standard deviation of the noise on each coordinate as a multiple of `clip`: of each person, or of a secure sum."""
+    noise_share: Fraction = 0.5
+    """Share of a secure sum's devices whose parts of the noise are enough: the others may be lost, or tell theirs. By the
+    protocol a server that lies about who answered can leave half of them out."""
+    delta: Annotated[Rate, Field(gt=0)] = 1e-5
+    """The delta at which epsilon is told."""
+    max_epsilon: Annotated[Amount, Field(gt=0)] | None = None
+    """The run ends before a round after which epsilon would be larger; empty: none does."""
 
     @model_validator(mode="after")
     def _noise_of_known_size(self) -> "PrivacySettings":
         if self.noise_multiplier and not self.clip:
             raise ValueError("noise_multiplier is a multiple of clip: set clip too")
+        if self.noise_multiplier and self.noise == "distributed" and self.secure is not True:
+            raise ValueError(
+                "distributed noise hides nobody before it is added up: set secure to true, or noise to local"
+            )
         return self
+
+    @property
+    def distributed(self) -> bool:
+        """Whether devices add parts of one noise."""
+        return self.noise == "distributed" and self.noise_multiplier > 0
 
 
 class MosaicSettings(FrozenSettings):
@@ -330,4 +349,10 @@ class Settings(FrozenSettings):
             raise ValueError("privacy.clip bounds everybody alike: set local.weighting to users")
         if self.privacy.noise_multiplier and self.views.spectral_rounds:
             raise ValueError("privacy.noise_multiplier does not noise a spectral start: set views.spectral_rounds to 0")
+        if self.privacy.distributed and self.wire.gradients != "float32":
+            raise ValueError("distributed noise is counted in words of 32 bits: set wire.gradients to float32")
+        if self.privacy.distributed and self.strategy_spec.has_towers:
+            raise ValueError(
+                f"distributed noise is not on the adapters that {self.strategy.name} sends: set it to local"
+            )
         return self

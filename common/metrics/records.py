@@ -110,14 +110,17 @@ class RoundRecord(_OfRound):
     seconds: Figure
     """Time since the round before, or since the evaluation that was asked apart."""
     loss: Figure | None = None
-    """Mean training loss of the users who took part."""
+    """Mean training loss of the users who took part; left out with distributed noise, which is not on it."""
     users: int
-    """Users who took part."""
+    """Users who took part; with distributed noise, which hides who, those who were expected to."""
+    epsilon: Figure | None = None
+    """What all training so far tells of a person (`tessera.common.privacy`); left out where it has no noise."""
 
     def sentence(self) -> str:
-        """Who took part, and the loss."""
+        """Who took part, the loss, and epsilon."""
         loss = "" if self.loss is None else f", mean loss {self.loss:.4f}"
-        return f"round {self.round}: {self.users} users on {self.nodes} nodes trained{loss}; {self.seconds:.2f} s"
+        told = f"round {self.round}: {self.users} users on {self.nodes} nodes trained{loss}; {self.seconds:.2f} s"
+        return f"{told}; epsilon {told_epsilon(self.epsilon)}"
 
 
 class EvaluationRecord(_OfRound):
@@ -168,13 +171,23 @@ class ResultRecord(_Traffic):
     """Figures of the trivial rankings, their names in front."""
     seconds: Figure
     """Time of all rounds together."""
+    epsilon: Figure | None = None
+    """What all training tells of a person; left out where it has no noise. Evaluations and counts of items have none."""
+    delta: Figure | None = None
+    """The delta of that."""
     strategy: dict[str, JsonValue] = {}
     """What the strategy adds, such as who learns from whom (relevance)."""
 
     def sentence(self) -> str:
         """Where the run ended, and which round was selected."""
         selected = f"; round {self.selected_round} was selected" if self.selected_round else ""
-        return f"the run ended after {self.rounds} rounds and {self.seconds:.1f} s{selected}"
+        told = f"the run ended after {self.rounds} rounds and {self.seconds:.1f} s{selected}"
+        return f"{told}; epsilon {told_epsilon(self.epsilon)}"
+
+
+def told_epsilon(epsilon: float | None) -> str:
+    """Epsilon in words: "none" where training is exact, in sums or not."""
+    return "none" if epsilon is None else f"{epsilon:.3g}"
 
 
 Record = StatisticsRecord | BaselinesRecord | RoundRecord | EvaluationRecord | AbandonedRecord | ResultRecord

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from torch import Tensor
 
 from tessera.common.errors import SecureSumRefused
-from tessera.common.secure.fixed_point import Layout, pack, to_words
+from tessera.common.secure.fixed_point import Layout, Words, add, pack, to_words
 from tessera.common.secure.keys import (
     EpochKeys,
     agree,
@@ -122,7 +122,14 @@ class SecureDevice:
         self.present, self.shares = delivery.present, None
 
     def mask(
-        self, ask: int, task: bytes, tensors: bytes, values: Mapping[str, Tensor], layout: Layout, salt: int
+        self,
+        ask: int,
+        task: bytes,
+        tensors: bytes,
+        values: Mapping[str, Tensor],
+        layout: Layout,
+        salt: int,
+        noise: Words | None = None,
     ) -> MaskedUpload:
         """Write the device's tensors in fixed point, and hide them under its masks. An ask is answered once.
 
@@ -133,6 +140,7 @@ class SecureDevice:
             values: What is to be added up.
             layout: Its names, shapes and bounds, as task and settings give them.
             salt: The device's own, for rounding at random.
+            noise: Whole numbers by name that are added to those of the tensors.
 
         Raises `SecureSumRefused` for an ask that is over, and `SecureSumError` for values that do not fit the layout.
         """
@@ -141,6 +149,7 @@ class SecureDevice:
             raise SecureSumRefused(f"ask {ask + 1} was answered or unmasked before: its masks hide nothing more")
         context = ask_context(task, tensors, roster.digest, self.present, ask, layout)
         words = to_words(values, layout, sum(self.present), salt)
+        add(words, noise or {})
         key = ask_key(self.keys.ask_seed(ask))
         secrets = {
             at: agree(key, roster.members[at].key(ask), roster.name(at))

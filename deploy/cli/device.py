@@ -70,7 +70,7 @@ def ledger(
     run: Annotated[str, typer.Option(help="Only what was answered in this run.", show_default=False)] = "",
     as_json: Json = False,
 ) -> None:
-    """Print what the device answered and refused: when, to which run, in what sum, and with what noise."""
+    """Print what the device answered and refused: when, to which run, in what sum, with what noise, and epsilon."""
     entries, damaged = Ledger(_device(data_dir)).entries()
     entries = [entry for entry in entries if run in ("", entry.run)]
     if as_json:
@@ -131,12 +131,19 @@ def _chosen(known: KnownKeys, names: list[str]) -> list[str]:
 
 
 def _print(entries: list[Entry]) -> None:
-    table = Table("when", "run", "round", "what", "a sum of", "noise", "bytes", box=SIMPLE_HEAD)
+    table = Table("when", "run", "round", "what", "a sum of", "noise", "epsilon so far", "bytes", box=SIMPLE_HEAD)
     for entry in entries:
         when = f"{datetime.fromtimestamp(entry.time, UTC):%Y-%m-%d %H:%M:%SZ}"
         what = f"{entry.kind}: refused, {entry.reason}" if entry.refused else entry.kind
         table.add_row(
-            when, escape(entry.run), str(entry.round), escape(what), _sum(entry), _noise(entry), str(entry.bytes)
+            when,
+            escape(entry.run),
+            str(entry.round),
+            escape(what),
+            _sum(entry),
+            _noise(entry),
+            "" if entry.refused else _epsilon(entry),
+            str(entry.bytes),
         )
     console.print(table)
     answered = [entry for entry in entries if not entry.refused]
@@ -158,6 +165,11 @@ def _noise(entry: Entry) -> str:
     if entry.refused:
         return ""
     return "exact" if entry.noise is None else f"{entry.noise:g} x clip {entry.clip:g}"
+
+
+def _epsilon(entry: Entry) -> str:
+    """Of all training so far; what is exact in secure sums is not in it."""
+    return "unbounded" if entry.epsilon is None else f"{entry.epsilon:.3g} at {entry.delta:g}"
 
 
 def _device(folder: Path) -> Path:

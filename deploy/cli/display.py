@@ -31,6 +31,7 @@ from tessera.common.metrics.records import (
     ResultRecord,
     RoundRecord,
     StatisticsRecord,
+    told_epsilon,
 )
 from tessera.common.utils.logs import is_quiet
 from tessera.server.model_selection import criterion
@@ -129,7 +130,9 @@ class RunDisplay:
     def _facts(self, line: RoundRecord) -> str:
         metric = "right on validation" if self.settings.asks_questions else f"ndcg@{self.criterion.k}"
         down, up = _bytes(line.bytes_down_per_user), _bytes(line.bytes_up_per_user)
-        return f"loss {line.loss or 0:.3f}  {metric} {self.score}%  per user {down} down {up} up"
+        loss = "-" if line.loss is None else f"{line.loss:.3f}"
+        told = f"loss {loss}  {metric} {self.score}%  per user {down} down {up} up"
+        return f"{told}  epsilon {told_epsilon(line.epsilon)}"
 
 
 def _bytes(count: float) -> str:
@@ -146,7 +149,21 @@ def show_result(console: Console, result: ResultRecord, settings: Settings, run_
     console.print(table)
     down, up = _bytes(result.bytes_down_per_user), _bytes(result.bytes_up_per_user)
     console.print(f"a round, for each user: {down} down, {up} up", highlight=False)
+    console.print(privacy_line(result, settings), highlight=False)
     console.print(f"run folder: {run_dir}", markup=False, soft_wrap=True)
+
+
+def privacy_line(result: ResultRecord, settings: Settings) -> str:
+    """What epsilon the run has, of what, and why it ended where it was not to."""
+    if result.epsilon is None:
+        return "epsilon: none, sums without noise"
+    told = f"epsilon of training: {told_epsilon(result.epsilon)} at delta {result.delta:g}, "
+    told += "of each person's uploads" if settings.privacy.noise == "local" else "of the sums that the server sees"
+    most = settings.privacy.max_epsilon
+    ended = (
+        f"; another round would pass privacy.max_epsilon {most:g}" if most and result.rounds < settings.rounds else ""
+    )
+    return f"{told}; counts of items and evaluations have no noise{ended}"
 
 
 def result_table(result: ResultRecord, ks: tuple[int, ...]) -> Table:
@@ -206,4 +223,6 @@ def summary(result: ResultRecord) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "seconds_per_round": round(result.seconds / max(1, result.rounds), 3),
     }
-    return {**figures, **nested, "baselines": baselines, **seconds, **traffic}
+    private = {"epsilon": "none" if result.epsilon is None else round(result.epsilon, 3)}
+    private |= {"delta": result.delta} if result.delta else {}
+    return {**figures, **nested, "baselines": baselines, **seconds, **traffic, **private}

@@ -15,9 +15,10 @@ from tessera.common.config.federation import FederationSettings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RoundAbandoned, RunError, SecureSumError, SecureSumRefused
 from tessera.common.metrics.ranking import MetricSums
+from tessera.common.privacy.masked_noise import MaskedNoise
 from tessera.common.protocol.figures import CONSTANT, NONFINITE, SCALED
 from tessera.common.protocol.masked.key_list import KeyList
-from tessera.common.protocol.masked.masking import COUNTED, MASKED, Terms, of_values, tables, terms
+from tessera.common.protocol.masked.masking import COUNTED, GRADIENTS, MASKED, Terms, of_values, tables, terms
 from tessera.common.protocol.messages import BASIS, Kind, Masking, Task
 from tessera.common.protocol.projection import Projection
 from tessera.common.protocol.tensors import Tensors
@@ -201,8 +202,12 @@ class SecureSums:
         projection = Projection.of(task)
         along = projection.outline(sent) if projection else sent
         learnt = {name: value.shape for name, value in along.items()} if task.kind == "train" else {}
-        people, short = float(self.epoch.most_people), task.settings.wire.gradients == "int16"
-        added = self.bounds.tables(learnt, people, short) + tables(COUNTED, counts, {BASIS: people})
+        people, short = self.epoch.most_people, task.settings.wire.gradients == "int16"
+        bounded = self.bounds.tables(learnt, float(people), short)
+        if noise := MaskedNoise.of(task.settings.privacy):  # people are clipped: nothing is to be learnt of the sums
+            fewest = min(sum(group.present) for group in self.epoch.groups)
+            bounded = tables(GRADIENTS, learnt, dict.fromkeys(learnt, noise.bound(people, fewest)))
+        added = bounded + tables(COUNTED, counts, {BASIS: float(people)})
         return replace(task, masking=Masking(self.epoch.request.epoch, tuple(range(first, first + n)), added))
 
     def answers(self, task: Task, asked: Iterable[int], shared: str, inputs: Tensors) -> MaskedAnswers:

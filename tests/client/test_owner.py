@@ -23,12 +23,15 @@ from tessera.client.recommendation import RecommendationClient
 from tessera.common.config.device import DeviceSettings
 from tessera.common.data.interactions import Interactions
 from tessera.common.errors import ConfigError, PolicyRefused
+from tessera.common.privacy.accounting import Release, epsilon, gaussian_epsilon
 from tessera.common.protocol.messages import BASIS, COUNTS, Ask, Kind, Task, pack_task
 from tessera.common.protocol.tensors import Tensors, content_hash
+from tessera.common.protocol.updates import Update
 from tessera.deploy.provisioning.partition import partition
 from tests.support.catalogues import small_catalogue, small_dataset, small_settings
 
 N_ITEMS = 40
+DISTRIBUTED = {"clip": 1, "noise": "distributed", "noise_multiplier": 2, "secure": True}
 
 
 class Server:
@@ -233,6 +236,7 @@ def test_a_day_has_an_end(server: Server, folder: Path) -> None:
         ({}, {"answers": ["evaluate"]}, "kind"),
         ({}, {"max_epsilon": 8}, "epsilon"),
         ({"privacy": {"clip": 1, "noise_multiplier": 0.01}}, {"max_epsilon": 8}, "epsilon"),
+        ({"privacy": DISTRIBUTED, "federation": {"nodes": 3}}, {}, "noise"),
     ],
 )
 def test_settings_of_training_have_floors_and_ceilings(
@@ -249,15 +253,33 @@ def test_views_that_are_all_zero_are_refused(server: Server) -> None:
 
 def test_epsilon_is_that_of_the_sum_and_of_all_answers_so_far(server: Server, folder: Path) -> None:
     """30 people's noise together; 3 answers are one of noise divided by sqrt(3)."""
-    from tessera.client.privacy import epsilon
-
     privacy = {"clip": 1.0, "noise_multiplier": 2.0}
     for round in (1, 2, 3):
         assert server.refused("train", round, privacy=privacy) == ""
     lines = Ledger(folder).entries()[0]
-    assert [line.epsilon for line in lines] == pytest.approx([epsilon(2 * 30**0.5, n) for n in (1, 2, 3)], rel=1e-6)
+    assert [line.epsilon for line in lines] == pytest.approx(
+        [gaussian_epsilon((n / 30) ** 0.5 / 2, 1e-5) for n in (1, 2, 3)], rel=1e-6
+    )
     assert server.refused("evaluate", 3, privacy=privacy) == ""
     assert Ledger(folder).entries()[0][-1].epsilon is None
+
+
+def test_a_budget_ends_what_a_secure_sum_may_have(server: Server, folder: Path) -> None:
+    """Distributed noise is that of the sum, sampling counts, and training that is exact is refused under masks too."""
+    write_policy(folder, Policy(max_epsilon=6))
+    settings, sum = {"privacy": DISTRIBUTED, "federation": {"nodes": 3}, "fraction": 0.5}, Sum(90, 3, masked=True)
+    device, one = RecommendationClient(folder), Release(2.0, 0.5, discrete=True)
+    owner, most = Owner.of(device), next(n for n in range(1, 50) if epsilon({one: n}, 1e-5) > 6) - 1
+    assert most > 2
+    for round in range(1, most + 2):
+        granted = owner.check(device.own, server.task("train", round, **settings), {}, sum)
+        if round <= most:
+            owner.note(granted, Update(), 100)
+            assert Ledger(folder).entries()[0][-1].epsilon == pytest.approx(epsilon({one: round}, 1e-5))
+    with pytest.raises(PolicyRefused, match="epsilon would be"):
+        owner.note(granted, Update(), 100)
+    with pytest.raises(PolicyRefused, match="training without noise"):
+        owner.check(device.own, server.task("train", 60, run="another"), {}, sum)
 
 
 # --- what is told to whom

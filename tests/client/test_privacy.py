@@ -8,6 +8,7 @@ import torch
 
 from tessera.client import cohort, privacy
 from tessera.client.histories import histories
+from tessera.client.per_person.gradients import PersonGradients, PersonUpdates, Whole
 from tessera.client.per_person.training import CohortTraining
 from tessera.client.recommendation import RecommendationClient
 from tessera.client.transforms import Origin, transforms
@@ -112,14 +113,23 @@ def test_settings_that_would_not_protect_are_refused() -> None:
         ({"privacy": {"noise_multiplier": 1.0}}, "multiple of clip"),
         ({"privacy": {"clip": 1.0}, "local": {"weighting": "examples"}}, "weighting to users"),
         ({"privacy": {"clip": 1.0, "noise_multiplier": 1.0}, "views": {"spectral_rounds": 2}}, "spectral_rounds to 0"),
+        ({"privacy": {"clip": 1.0, "noise_multiplier": 1.0, "noise": "distributed"}}, "set secure to true"),
+        ({"privacy": {"clip": 1.0, "max_epsilon": 3}}, "noise_multiplier above 0"),
+        ({"privacy": {"clip": 1.0, "noise_multiplier": 1.0, "noise_share": 0.4}}, "noise distributed"),
     ):
         with pytest.raises(ConfigError, match=message):
             small_settings(**changes)
 
 
-def test_epsilon_is_that_of_the_gaussian_mechanism() -> None:
-    """One release at multiplier 1 has epsilon 4.377 at delta 1e-5 (the analytic Gaussian mechanism); four at 2 are the same."""
-    assert privacy.epsilon(1.0, 1) == pytest.approx(4.377, abs=1e-3)
-    assert privacy.epsilon(2.0, 4) == pytest.approx(privacy.epsilon(1.0, 1))
-    assert privacy.epsilon(1.0, 2) > privacy.epsilon(1.0, 1) > privacy.epsilon(1.5, 1)
-    assert math.isfinite(privacy.epsilon(0.001, 1000))
+def test_who_is_not_finite_counts_nothing_and_changes_nobody_else() -> None:
+    """What one person's data may do to a sum is bounded, whatever they are."""
+    sound = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    broken = torch.cat([sound, torch.tensor([[float("nan"), float("inf")]])])
+    totals = []
+    for gradients in (sound, broken):
+        people = PersonGradients(len(gradients), gradients.shape[1:], (Whole(gradients),))
+        totals.append(
+            privacy.clipped(PersonUpdates({"views": people}, Update(), torch.ones(len(gradients))), 2.0).total()
+        )
+    assert torch.equal(totals[0].gradients["views"], totals[1].gradients["views"])
+    assert totals[0].gradients["views"].tolist() == pytest.approx([1.2, 2.6])

@@ -11,15 +11,17 @@ from flwr.clientapp import ClientApp
 from tessera.benchmarks.attacks.hostile import Attack, federation_app
 from tessera.client.app import device_app
 from tessera.common.errors import ConfigError
+from tessera.common.privacy.accounting import Release, epsilon
 from tessera.common.protocol.masked.masking import MASKED
 from tessera.common.protocol.messages import split_answers, unpack_task
-from tessera.common.protocol.updates import unpack_update
+from tessera.common.protocol.updates import Update, unpack_update
 from tessera.deploy.executors import inline
 from tessera.deploy.executors import ray as simulate
 from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.executors.run import run_job
 from tessera.deploy.job import Job
 from tessera.server.app import serve
+from tessera.server.strategies.fedvlr import FedVLR
 from tests.deploy.test_executors import SGD, assert_same_run, last_checkpoint, silent
 from tests.support.catalogues import small_job
 from tests.support.metrics import read_metrics
@@ -149,6 +151,60 @@ def test_a_device_lost_with_its_keys_is_back_in_the_next_epoch(tmp_path: Path, s
     carry_out(small_job(tmp_path, "secure", n, privacy=SECURE, rounds=2), losing(lost))
     assert not gone
     assert [line["nodes"] for line in rounds(tmp_path / "secure")] == [n] * 2
+
+
+# --- distributed noise
+
+NOISED = SECURE | {"clip": 0.01, "noise": "distributed", "noise_multiplier": 3.0}
+
+
+def summed(job: Job, monkeypatch: pytest.MonkeyPatch) -> list[Update]:
+    """Run a job; the sums of training that its strategy got to step on."""
+    found: list[Update] = []
+    step = FedVLR.aggregate
+    with monkeypatch.context() as patch:
+        patch.setattr(FedVLR, "aggregate", lambda self, update: (found.append(update), step(self, update))[1])
+        inline.execute(job, silent)
+    return found
+
+
+@pytest.mark.parametrize("explained", [1, 0.9])
+def test_a_sum_has_the_noise_that_is_counted_and_says_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, explained: float
+) -> None:
+    """Noise of z C sqrt(n / counted) on each number that travels, around the clipped sum; a weight that is the same whoever
+    took part, and no loss."""
+    changes = {"rounds": 1, "fraction": 0.5, "wire": {"views": "float32", "explained": explained}}
+    plain = {"clip": 0.01, "noise_multiplier": 1e-9}  # without a sketch, as with noise
+    (clean,) = summed(small_job(tmp_path, "plain", 4, privacy=plain, **changes), monkeypatch)
+    (noised,) = summed(small_job(tmp_path, "noised", 4, privacy=NOISED, **changes), monkeypatch)
+    assert noised.weight == pytest.approx(0.5 * 14)
+    assert noised.sums["loss"] == 0
+    assert noised.gradients.keys() == clean.gradients.keys()
+    for name, gradient in noised.gradients.items():
+        noise = (gradient - clean.gradients[name]).flatten()
+        assert float(noise.std()) == pytest.approx(3 * 0.01 * (4 / 2) ** 0.5, rel=0.15), name
+    (line,) = rounds(tmp_path / "noised")
+    assert "loss" not in line
+    assert line["epsilon"] == pytest.approx(epsilon({Release(3.0, 0.5, discrete=True): 1}, 1e-5))
+
+
+def test_a_run_ends_with_its_budget_and_says_what_it_used(tmp_path: Path) -> None:
+    """Also where it is resumed, which tells what it does again a second time."""
+    one = Release(3.0, discrete=True)
+    budget = NOISED | {"max_epsilon": epsilon({one: 6}, 1e-5) + 0.01, "delta": 1e-5}
+    inline.execute(small_job(tmp_path, "run", 3, privacy=budget, rounds=3), silent)
+    assert [line["epsilon"] for line in rounds(tmp_path / "run")] == [
+        pytest.approx(epsilon({one: n}, 1e-5)) for n in (1, 2, 3)
+    ]
+    inline.execute(small_job(tmp_path, "run", 3, resume=True, privacy=budget, rounds=20), silent)
+    *_, result = read_metrics(tmp_path / "run")
+    assert (result["rounds"], result["delta"]) == (
+        5,
+        1e-5,
+    )  # one of six may have been under way when the run was stopped
+    assert result["epsilon"] == pytest.approx(epsilon({one: 6}, 1e-5))
+    assert {"validation", "test"} <= {name.partition("/")[0] for name in result["scores"]}
 
 
 @pytest.mark.slow
