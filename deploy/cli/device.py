@@ -1,9 +1,11 @@
 """The commands `tessera device ...`: what a device answers, and what it has answered, for the person whose device it is."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -16,6 +18,9 @@ from tessera.client.owner.known_keys import KnownKeys, read_keys, write_keys
 from tessera.client.owner.ledger import Entry, Ledger
 from tessera.client.owner.policy import Policy, changed, read_policy, write_policy
 from tessera.common.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from tessera.client.owner.forecast import Expected
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Say what a device answers, and read what it has answered."
@@ -57,11 +62,48 @@ def set_(changes: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...")], 
     typer.echo(f"{data_dir / POLICY} is written")
 
 
-@policy.command(epilog="Example: tessera device policy check --data-dir DEVICE")
-def check(data_dir: DataDir) -> None:
-    """Look for mistakes in the policy, which would refuse everything; each wrong key is named with the nearest known one."""
-    read_policy(_device(data_dir))
-    typer.echo(f"{data_dir / POLICY} is in order")
+@policy.command(epilog="Example: tessera device policy check benchmarks/demo.yaml --data-dir DEVICE")
+def check(
+    data_dir: DataDir,
+    config: Annotated[Path | None, typer.Argument(help="Settings of a run, YAML.", show_default=False)] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for mistakes in the policy, which would refuse everything; each wrong key is named with the nearest known one.
+
+    With the settings CONFIG of a run: say what the policy would refuse of it, and why. The exit code is 1 where it refuses
+    anything. Secure sums are taken to be of enough people and devices: that is seen when a group comes.
+    """
+    own = read_policy(_device(data_dir))
+    expected = [] if config is None else _forecast(data_dir, own, config, change or ())
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in expected]))
+    elif config is None:
+        typer.echo(f"{data_dir / POLICY} is in order")
+    for one in [] if as_json else expected:
+        where = "in secure sums" if one.masked else "in no secure sum"
+        reasons = "; ".join(f"{reason} ({kind})" for kind, reason in one.refused)
+        console.print(
+            f"{one.kind}, {where}: {escape(f'refused, {reasons}') if reasons else 'answered'}", soft_wrap=True
+        )
+    if any(one.refused for one in expected):
+        raise typer.Exit(1)
+
+
+def _forecast(folder: Path, own: Policy, config: Path, changes: Sequence[str]) -> list["Expected"]:
+    """What a policy makes of a run over gRPC, on this device."""
+    from tessera.client.owner.forecast import forecast
+    from tessera.client.owner.rules import Own
+    from tessera.client.recommendation import RecommendationClient
+    from tessera.common.config.loading import load_settings
+
+    settings = load_settings(config, "grpc", changes)
+    device = RecommendationClient(folder)
+    return list(
+        forecast(own, settings, lambda task: Own(1, is_sum=False) if settings.asks_questions else device.own(task))
+    )
 
 
 @app.command(epilog="Example: tessera device ledger --data-dir DEVICE --run demo-1a2b3c4d")
@@ -174,6 +216,6 @@ def _epsilon(entry: Entry) -> str:
 
 def _device(folder: Path) -> Path:
     """A device's folder. Raises `DataError` where it is none: nothing is written into another."""
-    if not (folder / "interactions.parquet").exists():
-        raise DataError(f"{folder} is no device's folder: there is no interactions.parquet in it")
+    if not any((folder / name).exists() for name in ("interactions.parquet", "questions")):
+        raise DataError(f"{folder} is no device's folder: there are neither interactions.parquet nor questions in it")
     return folder

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from tessera.client.owner.ledger import Ledger
@@ -119,3 +120,42 @@ def test_an_owner_sees_the_keys_and_admits_them(shop: Path, tmp_path: Path) -> N
     assert "SHA256:x was never seen here" in str(wrong.exception)
     tessera("device", "keys", "admit", "--all", "--data-dir", device)
     assert tessera("device", "keys", "list", "--data-dir", device).count("nobody") == 0
+
+
+# --- what a policy makes of a run
+
+
+def refusals(*arguments: object) -> dict[str, list[str]]:
+    done = CliRunner().invoke(app, ["device", "policy", "check", *map(str, arguments), "--json"])
+    said = {one["kind"]: [kind for kind, _ in one["refused"]] for one in json.loads(done.output)}
+    assert done.exit_code == int(any(said.values()))
+    return said
+
+
+def test_an_owner_learns_what_a_run_would_be_refused(shop: Path, tmp_path: Path) -> None:
+    """What `check` says is what the device then does: the rules are those at its door."""
+    device = partition(shop, tmp_path / "devices", 20)[0]
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(SETTINGS | {"federation": {"nodes": 3}, "local": {"local_epochs": 60}}))
+    assert refusals(config, "--data-dir", device) == {
+        "item_statistics": [],
+        "train": ["local-epochs"],
+        "evaluate": [],
+        "select": [],
+    }
+    alone = refusals(config, "--set", "privacy.secure=false", "--set", "local.local_epochs=5", "--data-dir", device)
+    assert alone == {"item_statistics": ["people"], "train": ["people"], "evaluate": ["people"], "select": []}
+    shown = CliRunner().invoke(app, ["device", "policy", "check", str(config), "--data-dir", str(device)]).output
+    assert "train, in secure sums: refused, local.local_epochs is 60, the most is 50 (local-epochs)" in shown
+    tessera("device", "policy", "set", "max_local_epochs=60", "--data-dir", device)
+    assert not any(refusals(config, "--data-dir", device).values())
+    assert "is in order" in tessera("device", "policy", "check", "--data-dir", device)
+
+
+def test_devices_that_answer_questions_have_the_commands_too(tmp_path: Path) -> None:
+    (tmp_path / "questions").mkdir()
+    assert "local_epochs" in tessera("device", "policy", "show", "--data-dir", tmp_path)
+    assert json.loads(tessera("device", "policy", "show", "--json", "--data-dir", tmp_path))["people"] == 10
+    assert "0 answers" in tessera("device", "ledger", "--data-dir", tmp_path)
+    nothing = CliRunner().invoke(app, ["device", "ledger", "--data-dir", str(tmp_path / "other")])
+    assert "is no device's folder" in str(nothing.exception)

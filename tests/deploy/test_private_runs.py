@@ -11,6 +11,7 @@ from tessera.client.private_state import Store
 from tessera.client.recommend import Personal
 from tessera.common.registry.backbones import BACKBONES
 from tessera.deploy.executors import inline
+from tessera.deploy.executors.run import run_job
 from tests.support.catalogues import small_job
 
 pytestmark = pytest.mark.integration
@@ -48,6 +49,42 @@ def test_no_message_holds_a_private_tensor(
     assert len(secrets) > 100
     for name, secret in secrets:
         assert secret not in said, name
+
+
+def test_nothing_of_a_person_or_of_one_device_is_in_the_servers_files(tmp_path: Path) -> None:
+    """After a run over gRPC with secure sums: state, logs, checkpoints and metrics, all read as bytes."""
+    job = small_job(tmp_path, "grpc", 3, rounds=2)
+    run_job(job, "grpc", lambda line: None)
+    own = {device / name for device in job.devices for name in ("secure-sums.bin", "node.key")}
+    files = [
+        path for path in job.run_dir.rglob("*") if path.is_file() and not _of_a_device(path.relative_to(job.run_dir))
+    ]
+    assert {"state.db", "server.log", "serverapp.log", "run.log", "metrics.jsonl", "server.key"} <= {
+        p.name for p in files
+    }
+    assert not own & set(files)
+    said = b"".join(path.read_bytes() for path in files)
+    told = [(name, secret) for name, secret in _secrets(job.devices) if len(set(secret)) >= 6 or "row" in name]
+    secrets = [
+        (name, secret) for name, secret in told if sum(map(bool, secret)) >= 6
+    ]  # not what any file of zeros holds
+    assert len(secrets) > 100
+    for device in job.devices:
+        personal = Personal.open(device)
+        counts = torch.from_numpy(personal.device.split(personal.task.settings).counts())
+        for dtype in (torch.float32, torch.float64, torch.int64, torch.int32):
+            secrets.append((f"item counts of {device.name}", counts.to(dtype).numpy().tobytes()))
+        (state,) = (device / "private").glob("*/secure-sums.bin")
+        secrets.append((f"the seed of all masks of {device.name}", state.read_bytes()[4:20]))
+        secrets.append((f"the key of {device.name}", (device / "node.key").read_bytes()[100:200]))
+        assert state.read_bytes()[4:20] in b"".join(path.read_bytes() for path in device.rglob("*") if path.is_file())
+    for name, secret in secrets:
+        assert secret not in said, name
+
+
+def _of_a_device(path: Path) -> bool:
+    """Whether a file of a run on one machine is a device's: its folder, what its node and its workers keep and say."""
+    return path.parts[0] == "devices" or any(part.startswith(("node-", "workers")) for part in path.parts)
 
 
 def _secrets(devices: tuple[Path, ...]):
