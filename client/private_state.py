@@ -127,9 +127,7 @@ class Store:
 
     def save(self, block: int, round: int, state: PrivateState) -> None:
         """Write block `block` as `round` left it."""
-        tensors = {f"parameter/{name}": value for name, value in state.parameters.items()}
-        tensors |= {f"optimizer/{name}": value for name, value in state.optimizer.items()}
-        write_tensors(self._path(block, round), tensors, {"users": json.dumps(state.users)}, PRIVATE)
+        write_state(self._path(block, round), state)
 
     def tidy(self, round: int, durable: Sequence[int]) -> None:
         """Drop what no resumed run can ask for, once all blocks are as `round` left them.
@@ -152,6 +150,30 @@ class Store:
             sweep(folder)
             with suppress(OSError):  # there are files in it
                 folder.rmdir()
+
+    def forget(self, user: str) -> None:
+        """Take a person out of all files; those that cannot be read go, since they may be in them."""
+        for _, _, path in self._files():
+            if (kept := _whole(path)) is None or user not in kept.users:
+                continue
+            others = [row for row, one in enumerate(kept.users) if one != user]
+            if others:
+                write_state(path, kept.take(torch.tensor(others)))
+            else:
+                path.unlink()
+        for _, _, path in self._files(suffix=CORRUPT):
+            path.unlink()
+        for folder in self.folder.glob("block-*"):
+            sweep(folder)
+
+    def next_block(self) -> int:
+        """The number of a block that is not there yet."""
+        return max((block for _, block, _ in self._files()), default=-1) + 1
+
+    def shapes(self) -> dict[str, torch.Size] | None:
+        """Shape of one person's part of each tensor in the newest file; None where there is none."""
+        newest = [kept for _, _, path in self._files()[:1] if (kept := _whole(path))]
+        return newest[0].shapes() if newest else None
 
     def _newest_first(self, before: int, block: int) -> list[Path]:
         """All files of rounds below `before`; of a round that of `block` first."""
@@ -181,7 +203,7 @@ class Store:
 def _whole(path: Path) -> PrivateState | None:
     """Read a file; set it aside, and return None, where it is damaged."""
     try:
-        return _read(path)
+        return read_state(path)
     except DamagedError as error:
         path.replace(path.with_name(path.name + CORRUPT))
         log.warning("%s: it is set aside as *%s, for the state of an earlier round", error, CORRUPT)
@@ -206,16 +228,26 @@ def _none_left(path: Path) -> str:
 def _users(path: Path, metadata: dict[str, str]) -> tuple[str, ...]:
     """Whose states a file holds. Raises `DataError`."""
     try:
-        return tuple(json.loads(metadata["users"]))
-    except (KeyError, ValueError):
+        return tuple(map(str, json.loads(metadata["users"])))
+    except (KeyError, TypeError, ValueError):
         raise DataError(f"{path} does not say whose state it is; it was not written by Tessera") from None
 
 
-def _read(path: Path) -> PrivateState:
+def write_state(path: Path, state: PrivateState) -> None:
+    """Write a state as safetensors, which say whose it is. Raises `StorageError`."""
+    tensors = {f"parameter/{name}": value for name, value in state.parameters.items()}
+    tensors |= {f"optimizer/{name}": value for name, value in state.optimizer.items()}
+    write_tensors(path, tensors, {"users": json.dumps(state.users)}, PRIVATE)
+
+
+def read_state(path: Path) -> PrivateState:
+    """Read what `write_state` wrote. Raises `DamagedError`, or `DataError` for a file that was written by something else."""
     tensors, metadata = read_tensors(path)
     users = _users(path, metadata)
     groups: dict[str, dict[str, Tensor]] = {"parameter": {}, "optimizer": {}}
     for name, value in tensors.items():
         group, _, rest = name.partition("/")
+        if group not in groups or value.shape[:1] != (len(users),):
+            raise DataError(f"{path}: {name} is no tensor of {len(users)} people")
         groups[group][rest] = value
     return PrivateState(users, groups["parameter"], groups["optimizer"])

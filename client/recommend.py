@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,12 +115,14 @@ class Personal:
         return found, dict(zip(self.task.views, _shares(parts)[0].tolist(), strict=True))
 
     def _person(self, user: str) -> tuple[Split, dict[str, Tensor]]:
-        for split, private in self.people():
-            if user in split.users:
-                row = split.users.index(user)
-                rows = torch.tensor([row])
-                return split.take(rows.numpy()), {name: value[rows] for name, value in private.items()}
-        raise DataError(f"user {user!r} is not on this device ({self.device.folder})")
+        """A person's events and private parameters, read and used alone: whoever else is here changes no bit of the rest."""
+        split = self.device.split(self.task.settings)
+        if user not in split.users:
+            raise DataError(f"user {user!r} is not on this device ({self.device.folder})")
+        row = split.users.index(user)
+        block = row // self.task.settings.local.batch_users
+        own = self.device.state(self.task, (user,), block, self.sent[VIEWS])
+        return split.take(np.array([row])), own.parameters
 
     def _parts(self, private: dict[str, Tensor], known: Histories) -> Iterator[Tensor]:
         """Each view's part in the scores, [n_users, n_items]: what it adds alone to no view at all, its mean taken off."""

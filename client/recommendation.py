@@ -6,6 +6,7 @@ features/, tower/                       in runs with towers: what the device's o
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +19,14 @@ from tessera.client import cohort, evaluation
 from tessera.client.base import Client
 from tessera.client.histories import Histories, histories
 from tessera.client.owner.rules import Own
+from tessera.client.people.events import PEOPLE, in_use, load_people
 from tessera.client.per_person.training import CohortTraining
 from tessera.client.privacy import without_figures
 from tessera.client.private_state import PrivateState, Store, together
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
-from tessera.common.data.interactions import Interactions, Split, load_interactions
+from tessera.common.data.interactions import INTERACTIONS, Interactions, Split
 from tessera.common.data.splits import make_split
 from tessera.common.errors import DataError, PolicyRefused
 from tessera.common.metrics.names import NEW_USERS, UNTRAINED
@@ -47,7 +49,8 @@ class RecommendationClient(Client):
     def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
         tower = self.tower(task)
-        update = self._perform(task, tensors, inputs, tower)
+        with nullcontext() if self.simulated else in_use(self.folder):
+            update = self._perform(task, tensors, inputs, tower)
         return tower.signed(update) if tower else update
 
     def own(self, task: Task) -> Own:
@@ -204,14 +207,15 @@ def _power(block: Split, basis: Tensor) -> Update:
     return Update(counts={BASIS: product * basis.any(1, keepdim=True)})
 
 
-def _changed(folder: Path) -> float:
-    path = folder / "interactions.parquet"
-    return path.stat().st_mtime if path.exists() else 0.0
+def _changed(folder: Path) -> tuple[tuple[int, int], ...]:
+    """What tells a version of a device's tables from another: a change is another file."""
+    found = (path.stat() for path in (folder / INTERACTIONS, folder / PEOPLE) if path.exists())
+    return tuple((stat.st_mtime_ns, stat.st_ino) for stat in found)
 
 
 @lru_cache(maxsize=8)
-def _load(folder: Path, changed: float) -> tuple[Catalogue, Interactions]:
+def _load(folder: Path, changed: tuple[tuple[int, int], ...]) -> tuple[Catalogue, Interactions]:
     """Read a device's tables. A process of few devices reads them once per version of the file; a worker that comes by at many
     reads them again, which takes milliseconds, and does not grow with their number."""
     catalogue = load_catalogue(folder, modalities=False)
-    return catalogue, load_interactions(folder, len(catalogue))
+    return catalogue, load_people(folder, len(catalogue))

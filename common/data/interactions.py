@@ -1,7 +1,7 @@
 """Reads users' events, and splits them into training, validation and test."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 
@@ -92,6 +92,11 @@ class Interactions:
         users = tuple(self.users[row] for row in rows)
         parts = None if self.parts is None else self.parts[events]
         return Interactions(users, offsets, self.items[events], self.timestamps[events], self.n_items, parts)
+
+    def beside(self, people: tuple[str, ...]) -> "Interactions":
+        """The same, and after them `people` who have no event yet."""
+        offsets = np.concatenate([self.offsets, np.full(len(people), self.offsets[-1])])
+        return replace(self, users=(*self.users, *people), offsets=offsets)
 
     def split(self, given: bool = False) -> Split:
         """Hold out the last event of each user for test and the one before for validation.
