@@ -96,12 +96,26 @@ class Personal:
             found |= dict(zip(split.users, shares.tolist(), strict=True))
         return found
 
+    def weights_of(self, user: str) -> dict[str, float]:
+        """How one person's router weighs the views, by view. Raises `DataError` for a stranger."""
+        split, private = self._person(user)
+        given = cohort.routed(private, self.sent, histories(split), self.task.settings.local)
+        return dict(zip(self.task.views, given.routed.weights[0].tolist(), strict=True))
+
+    def reliance_of(self, user: str) -> dict[str, float]:
+        """How far one person goes by each view, as `reliance` has it. Raises `DataError` for a stranger."""
+        split, private = self._person(user)
+        return dict(zip(self.task.views, _shares(self._parts(private, histories(split)))[0].tolist(), strict=True))
+
     def recommend(self, user: str, k: int) -> tuple[list[Recommendation], dict[str, float]]:
-        """The k best items a person has not had, and the person's reliance by view. Raises `DataError` for a stranger."""
+        """The k best items a person has not had, and the person's reliance by view. Raises `DataError` for a stranger,
+        or somebody without any event."""
         split, private = self._person(user)
         settings = self.task.settings.local
         known = histories(split, split.validation)
         known = histories(_with(split, known), split.test)
+        if not len(known.items):
+            raise DataError(f"{user!r} has no event yet to recommend by: add one with `tessera device add-event`")
         scores = cohort.scores(private, self.sent, known, settings)[0]
         parts = list(self._parts(private, known))
         best = scores[0].masked_fill(known.mask()[0], -torch.inf).topk(min(k, known.n_items - len(known.items))).indices

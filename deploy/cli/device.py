@@ -18,6 +18,7 @@ from tessera.client.owner.known_keys import KnownKeys, read_keys, write_keys
 from tessera.client.owner.ledger import Entry, Ledger
 from tessera.client.owner.policy import Policy, changed, read_policy, write_policy
 from tessera.common.errors import ConfigError, DataError
+from tessera.deploy.cli.person.people import app as people
 
 if TYPE_CHECKING:
     from tessera.client.owner.forecast import Expected
@@ -31,6 +32,7 @@ keys = typer.Typer(
     no_args_is_help=True, help="See which other devices' keys this device has seen, and which it takes to be real."
 )
 app.add_typer(keys, name="keys")
+app.add_typer(people)
 console = Console(highlight=False)
 DataDir = Annotated[Path, typer.Option(help="The device's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

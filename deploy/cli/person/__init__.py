@@ -1,0 +1,1 @@
+"""The commands `tessera device ...` that are about a person on the device."""

@@ -1,0 +1,180 @@
+"""The commands about a person on a device: who is there, what they had, what was learnt, their archive, and forgetting them."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+app = typer.Typer(add_completion=False)
+console = Console(highlight=False)
+DataDir = Annotated[Path, typer.Option(help="The device's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+User = Annotated[str, typer.Argument(help="The person.")]
+Item = Annotated[str, typer.Argument(help="An item: its id, its title, or a part that only one title has.")]
+
+
+@app.command(epilog="Example: tessera device people --data-dir DEVICE")
+def people(data_dir: DataDir, as_json: Json = False) -> None:
+    """List the people on a device, and how many events each has."""
+    from tessera.client.people.events import load_people
+    from tessera.common.data.catalogue import load_catalogue
+
+    known = load_people(data_dir, len(load_catalogue(data_dir, modalities=False)))
+    found = dict(zip(known.users, (known.offsets[1:] - known.offsets[:-1]).tolist(), strict=True))
+    if as_json:
+        typer.echo(json.dumps([{"user": user, "events": events} for user, events in found.items()]))
+        return
+    table = Table("person", "events", box=SIMPLE_HEAD)
+    for user, events in found.items():
+        table.add_row(escape(user), str(events))
+    console.print(table)
+
+
+@app.command("add-person", epilog="Example: tessera device add-person zoe --data-dir DEVICE")
+def add_person(user: User, data_dir: DataDir, as_json: Json = False) -> None:
+    """Take in a person who has no event yet."""
+    from tessera.client.people.events import People
+
+    People(data_dir).add_person(user)
+    _said({"user": user}, f"{user} is on {data_dir}", as_json)
+
+
+@app.command("add-event", epilog='Example: tessera device add-event zoe "Toy Story" --data-dir DEVICE')
+def add_event(
+    user: User,
+    item: Item,
+    data_dir: DataDir,
+    at: Annotated[
+        int | None, typer.Option(help="When, in the unit of the data; now by default.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Note that a person had an item; the next recommendations know it, and the next round of training."""
+    from tessera.client.people.events import People
+
+    event = People(data_dir).add_event(user, item, at)
+    said = {"user": user, "item": event.item, "title": event.title, "timestamp": event.time}
+    _said(said, f"{user} had {event.title} ({event.item})", as_json)
+
+
+@app.command("import-events", epilog="Example: tessera device import-events watched.csv --user zoe --data-dir DEVICE")
+def import_events(
+    file: Annotated[Path, typer.Argument(help="A CSV with the columns user, item and, if there are times, timestamp.")],
+    data_dir: DataDir,
+    user: Annotated[
+        str | None, typer.Option(help="Whose they all are; then no column user is needed.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Add many events at once, all or none; what somebody has already is passed over."""
+    from tessera.client.people.events import People
+
+    added = People(data_dir).import_events(file, user)
+    _said({"file": str(file), "added": added}, f"{added} events of {file} are new and were added", as_json)
+
+
+@app.command(epilog='Example: tessera device correct zoe "Toy Story" --instead "Toy Story 2" --data-dir DEVICE')
+def correct(
+    user: User,
+    item: Item,
+    data_dir: DataDir,
+    instead: Annotated[
+        str | None, typer.Option(help="What it was; without it the event is taken back.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Take an event back, or say what it was of. What was added into past sums stays there."""
+    from tessera.client.people.events import People
+
+    People(data_dir).correct(user, item, instead)
+    said = f"{user} had {instead}, not {item}" if instead else f"{user} did not have {item}"
+    _said({"user": user, "item": item, "instead": instead}, said, as_json)
+
+
+@app.command(epilog="Example: tessera device show zoe --data-dir DEVICE")
+def show(user: User, data_dir: DataDir, as_json: Json = False) -> None:
+    """Show all that a device knows of a person: events, what they go by and since when, and what left the device."""
+    from tessera.client.people.summary import Summary, summary
+
+    found: Summary = summary(data_dir, user)
+    if as_json:
+        typer.echo(found.model_dump_json())
+        return
+    table = Table("had", "id", "when", title=f"{escape(user)}: {len(found.events)} events", box=SIMPLE_HEAD)
+    for event in found.events:
+        table.add_row(escape(event.title), escape(event.item), str(event.time))
+    console.print(table)
+    for run in found.runs:
+        shares = ", ".join(
+            f"{name} {100 * share:.0f}%" for name, share in sorted(run.reliance.items(), key=lambda one: -one[1])
+        )
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in run.weights.items())
+        console.print(f"run {run.run}, as of round {run.round}", markup=False)
+        console.print(f"  goes by: {shares}", markup=False, soft_wrap=True)
+        console.print(f"  the router weighs: {weights}", markup=False, soft_wrap=True)
+        if not run.trained:
+            console.print("  has not trained yet: this is from the history alone", markup=False)
+    left = found.left
+    console.print(
+        f"what left this device, for all on it: {left.answers} answers, {left.masked} of them in secure sums and {left.exact} "
+        f"exact outside them, {left.bytes} bytes; {left.refused} asks were refused",
+        soft_wrap=True,
+    )
+
+
+@app.command("export", epilog="Example: tessera device export zoe zoe.zip --data-dir DEVICE")
+def export(
+    user: User,
+    file: Annotated[Path, typer.Argument(help="The archive to write.")],
+    data_dir: DataDir,
+    as_json: Json = False,
+) -> None:
+    """Write all that the device knows of a person to an open archive, which another device can import."""
+    from tessera.client.people.archive import export_person
+
+    manifest = export_person(data_dir, user, file)
+    said = f"{file} holds the events of {user}, and what {len(manifest.runs)} runs learnt of them: keep it to yourself"
+    _said(manifest.model_dump(), said, as_json)
+
+
+@app.command("import", epilog="Example: tessera device import zoe.zip --data-dir DEVICE")
+def import_(
+    file: Annotated[Path, typer.Argument(help="An archive of `tessera device export`.")],
+    data_dir: DataDir,
+    as_json: Json = False,
+) -> None:
+    """Take in a person from an archive: their events, and what the runs learnt that this device takes part in."""
+    from tessera.client.people.archive import import_person
+
+    found = import_person(data_dir, file)
+    left_out = "".join(f"; run {run} is left out, {why}" for run, why in found.left_out.items())
+    told = {"user": found.user, "events": found.events, "runs": found.runs, "left_out": found.left_out}
+    _said(
+        told, f"{found.user} is on {data_dir} with {found.events} events and {len(found.runs)} runs{left_out}", as_json
+    )
+
+
+@app.command(epilog="Example: tessera device forget zoe --yes --data-dir DEVICE")
+def forget(
+    user: User,
+    data_dir: DataDir,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove a person from all files of the device. What was added into past sums cannot be taken out of these."""
+    from tessera.client.people.forget import forget as forget_person
+
+    if not yes:
+        typer.confirm(f"Remove everything about {user} from {data_dir}?", abort=True)
+    forget_person(data_dir, user)
+    said = f"nothing of {user} is left on {data_dir}; what was added into past sums cannot be taken out of these"
+    _said({"forgotten": user}, said, as_json)
+
+
+def _said(content: dict[str, object], text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(content) if as_json else text)
