@@ -1,4 +1,4 @@
-"""python -m benchmarks.grpc_round [--rounds 6]      (or, anywhere: python -m tessera.benchmarks.grpc_round)
+"""python -m benchmarks.grpc_round [--rounds 6] [--secure]      (or, anywhere: python -m tessera.benchmarks.grpc_round)
 
 Measures how long a round over gRPC takes, and what a message costs a device, on Tessera's node and on Flower's SuperNode.
 
@@ -9,6 +9,8 @@ flower empty   Flower's SuperNode with its defaults: Flower's `send_and_receive`
 ours empty     our node: item statistics, the smallest question that a device answers; 1,600 numbers come back
 flower train   Flower's SuperNode, as `--node flower` starts it (its SuperExec looks for work more often): demo.yaml's training
 ours train     our node: the same
+
+With --secure two federations of three of our nodes train: one as it is, the other in secure sums.
 
 A turn is a round that does not count, because a node that had nothing to do looks less often, and then two that do. Seconds are
 what the ServerApp waits for a round: the median, the smallest and the largest. No round is evaluated. CPU seconds are those of
@@ -24,7 +26,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,13 +51,13 @@ from tessera.deploy.job import Job
 from tessera.deploy.provisioning.datasets import prepared_dataset
 
 CONFIG = Path(__file__).parent / "demo.yaml"
-N_NODES = 2
-CHANGES = (f"federation.nodes={N_NODES}", "rounds=10000", "evaluation.every=10000", "evaluation.baselines=false")
+CHANGES = ("rounds=10000", "evaluation.every=10000", "evaluation.baselines=false")
 COUNTED = 2
 """Rounds of a turn that count."""
 REST = 1.0
 """Seconds until what a node started for its last message has ended."""
 FLOWER_EMPTY, OUR_EMPTY, FLOWER_TRAIN, OUR_TRAIN = "flower empty", "ours empty", "flower train", "ours train"
+PLAIN, MASKED = "plain", "masked"
 APP = """\
 [project]
 name = "{name}"
@@ -70,6 +72,40 @@ clientapp = "{client}"
 
 [tool.flwr.app.config]
 """
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared: federations of so many nodes, each with its kind of node and changed settings, and kinds of rounds by
+    what they are called, each with its federation."""
+
+    nodes: int
+    federations: Mapping[str, tuple[NodeKind | None, Sequence[str]]]
+    turns: Mapping[str, tuple[str, str]]
+    ratios: Sequence[tuple[str, str]]
+    """Pairs of rounds of which the first is shown as a part of the second: seconds, and of the last pair CPU seconds too."""
+
+
+NODES = Comparison(
+    2,
+    {"flower-defaults": (None, ()), "flower": (NodeKind.flower, ()), "ours": (NodeKind.tessera, ())},
+    {
+        FLOWER_EMPTY: ("flower-defaults", EMPTY),
+        OUR_EMPTY: ("ours", EMPTY),
+        FLOWER_TRAIN: ("flower", TRAIN),
+        OUR_TRAIN: ("ours", TRAIN),
+    },
+    [(OUR_EMPTY, FLOWER_EMPTY), (OUR_TRAIN, FLOWER_EMPTY), (OUR_TRAIN, FLOWER_TRAIN)],
+)
+MASKS = Comparison(
+    3,
+    {
+        PLAIN: (NodeKind.tessera, ("privacy.secure=false",)),
+        MASKED: (NodeKind.tessera, ("privacy.secure=true",)),
+    },
+    {PLAIN: (PLAIN, TRAIN), MASKED: (MASKED, TRAIN)},
+    [(MASKED, PLAIN)],
+)
 
 
 @dataclass
@@ -97,10 +133,11 @@ class Federation:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._processes: list[Process] = []
-        self._pacer = Pacer(self._check)
+        self._pacer, self._nodes = Pacer(self._check), 0
 
     def start(self, job: Job, kind: NodeKind | None) -> None:
         """Start all processes, and a run: a job on our server and nodes of a `kind`, or Flower's own app on its defaults."""
+        self._nodes = len(job.devices)
         make_certificates(self.folder, [], 1)
         server = Server.local(self.folder)
         self._processes.append(start_superlink(server, self.folder / "server.log"))
@@ -117,7 +154,9 @@ class Federation:
                 if kind
                 else start_default_supernode(name, device / NODE_KEY_FILE, address, ca, home, log)
             )
-        self._run = self._control.submit(paced_job(job, self._pacer.port) if kind else paced_echo(self._pacer.port))
+        self._run = self._control.submit(
+            paced_job(job, self._pacer.port) if kind else paced_echo(self._pacer.port, self._nodes)
+        )
 
     def turn(self, kind: str, counted: int, case: Case) -> None:
         """Do a round that does not count and so many that do. Raises `RunError` with the end of the ServerApp's log."""
@@ -131,7 +170,7 @@ class Federation:
             ) from None
         time.sleep(REST)
         case.cpu += self._cpu() - before
-        case.messages += counted * N_NODES
+        case.messages += counted * self._nodes
 
     def stop(self) -> None:
         """End the run and all processes."""
@@ -150,40 +189,34 @@ class Federation:
 
 
 def main() -> None:
-    """Start three federations, have them take turns, print a table and JSON."""
+    """Start the federations, have them take turns, print a table and JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=6, help="rounds of each kind that count")
+    parser.add_argument("--secure", action="store_true", help="compare secure sums with plain answers")
     arguments = parser.parse_args()
-    console = Console(highlight=False)
+    console, compared = Console(highlight=False), MASKS if arguments.secure else NODES
     with tempfile.TemporaryDirectory() as folder, terminable():
-        cases = measure(Path(folder), max(arguments.rounds, 1), console)
-    show(cases, console)
-    print(json.dumps(figures(cases)))
+        cases = measure(compared, Path(folder), max(arguments.rounds, 1), console)
+    show(compared, cases, console)
+    print(json.dumps(figures(compared, cases)))
 
 
-def measure(folder: Path, rounds: int, console: Console) -> dict[str, Case]:
+def measure(compared: Comparison, folder: Path, rounds: int, console: Console) -> dict[str, Case]:
     """Measure so many rounds of each kind, in turns."""
-    settings = load_settings(CONFIG, "grpc", CHANGES)
-    dataset = prepared_dataset(settings.data, None)
-    kinds = {"flower-defaults": None, "flower": NodeKind.flower, "ours": NodeKind.tessera}
-    federations = {name: Federation(folder / name) for name in kinds}
-    turns = {
-        FLOWER_EMPTY: (federations["flower-defaults"], EMPTY),
-        OUR_EMPTY: (federations["ours"], EMPTY),
-        FLOWER_TRAIN: (federations["flower"], TRAIN),
-        OUR_TRAIN: (federations["ours"], TRAIN),
-    }
-    cases = {name: Case() for name in turns}
+    federations = {name: Federation(folder / name) for name in compared.federations}
+    cases = {name: Case() for name in compared.turns}
     try:
-        for name, kind in kinds.items():
+        for name, (kind, changes) in compared.federations.items():
+            settings = load_settings(CONFIG, "grpc", [f"federation.nodes={compared.nodes}", *CHANGES, *changes])
+            dataset = prepared_dataset(settings.data, None)
             job = make_job(settings, dataset, folder / name / "run", resume=False, overwrite=False)
             federations[name].start(job, kind)
         with Progress(console=console, disable=not console.is_terminal) as bar:
-            shown = bar.add_task("measuring", total=rounds * len(turns))
+            shown = bar.add_task("measuring", total=rounds * len(cases))
             for done in range(0, rounds, COUNTED):
-                for name, (federation, kind_of_round) in turns.items():
+                for name, (which, kind_of_round) in compared.turns.items():
                     counted = min(COUNTED, rounds - done)
-                    federation.turn(kind_of_round, counted, cases[name])
+                    federations[which].turn(kind_of_round, counted, cases[name])
                     bar.advance(shown, counted)
     finally:
         for federation in federations.values():
@@ -198,9 +231,9 @@ def start_default_supernode(name: str, key: Path, server: str, ca: Path, home: P
     return start(name, command, home, log)
 
 
-def paced_echo(port: int) -> bytes:
+def paced_echo(port: int, nodes: int) -> bytes:
     """Flower's own app as a pyproject.toml."""
-    return app("flower_app", "tessera.benchmarks.pacing.flower_app:client", {"port": port, "nodes": N_NODES})
+    return app("flower_app", "tessera.benchmarks.pacing.flower_app:client", {"port": port, "nodes": nodes})
 
 
 def paced_job(job: Job, port: int) -> bytes:
@@ -229,37 +262,33 @@ def cpu_seconds(pid: int) -> float:
     return total
 
 
-def show(cases: Mapping[str, Case], console: Console) -> None:
+def show(compared: Comparison, cases: Mapping[str, Case], console: Console) -> None:
     """Print what was measured."""
     table = Table("", "rounds", "s a round", "smallest", "largest", "node's CPU s a message")
     for name, case in cases.items():
         seconds = (case.typical, min(case.seconds), max(case.seconds), case.cpu_per_message)
         table.add_row(name, str(len(case.seconds)), *(f"{value:.2f}" for value in seconds))
     console.print(table)
-    for what, ratio in ratios(cases).items():
+    for what, ratio in ratios(compared, cases).items():
         console.print(f"{what}: {ratio:.3f}")
 
 
-def ratios(cases: Mapping[str, Case]) -> dict[str, float]:
-    """What is asked of our node, as parts of what Flower's takes."""
-    seconds = {name: case.typical for name, case in cases.items()}
-    return {
-        f"{OUR_TRAIN} / {FLOWER_TRAIN}": seconds[OUR_TRAIN] / seconds[FLOWER_TRAIN],
-        f"{OUR_TRAIN} / {FLOWER_EMPTY}": seconds[OUR_TRAIN] / seconds[FLOWER_EMPTY],
-        f"{OUR_EMPTY} / {FLOWER_EMPTY}": seconds[OUR_EMPTY] / seconds[FLOWER_EMPTY],
-        f"CPU, {OUR_TRAIN} / {FLOWER_TRAIN}": cases[OUR_TRAIN].cpu_per_message / cases[FLOWER_TRAIN].cpu_per_message,
-    }
+def ratios(compared: Comparison, cases: Mapping[str, Case]) -> dict[str, float]:
+    """What is asked of our node, or of secure sums, as parts of what it is compared with."""
+    found = {f"{one} / {other}": cases[one].typical / cases[other].typical for one, other in compared.ratios}
+    one, other = compared.ratios[-1]
+    return found | {f"CPU, {one} / {other}": cases[one].cpu_per_message / cases[other].cpu_per_message}
 
 
-def figures(cases: Mapping[str, Case]) -> dict[str, object]:
+def figures(compared: Comparison, cases: Mapping[str, Case]) -> dict[str, object]:
     """The line of JSON."""
     return {
-        "rounds": len(cases[OUR_TRAIN].seconds),
-        "nodes": N_NODES,
+        "rounds": min(len(case.seconds) for case in cases.values()),
+        "nodes": compared.nodes,
         "cpus": os.cpu_count(),
         "seconds": {name: round(case.typical, 3) for name, case in cases.items()},
         "cpu_seconds_per_message": {name: round(case.cpu_per_message, 3) for name, case in cases.items()},
-        "ratios": {name: round(ratio, 3) for name, ratio in ratios(cases).items()},
+        "ratios": {name: round(ratio, 3) for name, ratio in ratios(compared, cases).items()},
     }
 
 
