@@ -1,9 +1,10 @@
-"""python -m tessera.benchmarks.wire [--data FOLDER] [--runs FOLDER] [--only DATASET] [--quick]
+"""python -m tessera.benchmarks.wire [--data FOLDER] [--runs FOLDER] [--only GRID] [--quick]
 
 Measures how many bytes shorter number formats of views and gradients save, and how much NDCG they lose.
 
 On ml-latest-small with one node and on gift cards with few users a node: the grids ml-latest-small/wire.yaml and
-gift-cards-2018/wire.yaml. Losses are shares in % of what float32 reaches with the same seeds, in the rounds that validation
+gift-cards-2018/wire.yaml. And what devices send that answer in secure sums, or alone: ml-latest-small/devices.yaml, twenty
+nodes, bytes of a node. Losses are shares in % of what float32 reaches with the same seeds, in the rounds that validation
 selects, and "all along" in the mean of all evaluations, which depends less on luck. The interval of the difference is over
 users, for formats with as many seeds. Chosen is what is best on validation with the first seed among those that take at most a
 tenth of float32's bytes. A killed run goes on where it was. Ends with one line of JSON. Datasets are found in --data or
@@ -26,46 +27,51 @@ from tessera.benchmarks.harness.tables import Outcome
 from tessera.common.metrics.names import ALL, NDCG, TEST, VALIDATION, MetricName
 from tessera.common.metrics.records import evaluations
 
-DATASETS = ("ml-latest-small", "gift-cards-2018")
-PLAIN = "float32-float32"
+GRIDS = {
+    "ml-latest-small": "ml-latest-small/wire.yaml",
+    "gift-cards-2018": "gift-cards-2018/wire.yaml",
+    "devices": "ml-latest-small/devices.yaml",
+}
+BY_NODE = ("devices",)
+"""Grids whose bytes are those of a node; others' are of a user."""
 BUDGET = 0.1
 METRICS = {part: MetricName(part, ALL, NDCG, 50) for part in (VALIDATION, TEST)}
-BYTES = pl.col("bytes_down_per_user") + pl.col("bytes_up_per_user")
 
 Row = dict[str, Any]
 
 
 def main() -> None:
-    """Run both grids, or one; print a table for each, then all of it as JSON."""
+    """Run all grids, or one; print a table for each, then all of it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("TESSERA_DATA"))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--only", choices=DATASETS)
+    parser.add_argument("--only", choices=GRIDS)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     found = {}
-    for dataset in [arguments.only] if arguments.only else DATASETS:
-        bench = BenchSpec.load(Path(__file__).parent / dataset / "wire.yaml", arguments.quick)
+    for grid in [arguments.only] if arguments.only else GRIDS:
+        bench = BenchSpec.load(Path(__file__).parent / GRIDS[grid], arguments.quick)
         outcome = run_bench(bench, arguments.data, arguments.runs, lambda line: print(line, flush=True))
-        found[dataset] = rows_of(outcome, arguments.runs / bench.name)
-        show(dataset, found[dataset])
+        found[grid] = rows_of(outcome, arguments.runs / bench.name, bench, "node" if grid in BY_NODE else "user")
+        show(grid, found[grid])
     print(json.dumps(found))
 
 
-def rows_of(outcome: Outcome, runs: Path) -> list[Row]:
+def rows_of(outcome: Outcome, runs: Path, bench: BenchSpec, of: str) -> list[Row]:
     """A row for each pair of formats, whose `runs` are there, and one for popularity: means over seeds; NDCG is in %, bytes
-    are kB for a user and round."""
-    table = outcome.table.with_columns((BYTES / 1000).alias("kb"))
+    are kB for a user, or what else they are `of`, and round. What others are compared with is the grid's first method."""
+    traffic = pl.col(f"bytes_down_per_{of}") + pl.col(f"bytes_up_per_{of}")
+    table, reference = outcome.table.with_columns((traffic / 1000).alias("kb")), next(iter(bench.methods))
     intervals = {row["method"]: [row["ndcg_low"], row["ndcg_high"]] for row in outcome.differences.to_dicts()}
-    plain, rows = table.filter(pl.col("method") == PLAIN), []
+    plain, rows = table.filter(pl.col("method") == reference), []
     for (method,), own in table.filter(pl.col("kb").is_not_null()).group_by("method", maintain_order=True):
         same = plain.filter(pl.col("seed").is_in(own["seed"].to_list()))
         row: Row = {"formats": method, "seeds": len(own), "of float32": mean(own, "kb") / mean(same, "kb")}
-        row |= {f"kB {way}": mean(own, f"bytes_{way}_per_user") / 1000 for way in ("down", "up")}
+        row |= {f"kB {way}": mean(own, f"bytes_{way}_per_{of}") / 1000 for way in ("down", "up")}
         for part, metric in METRICS.items():
             row[f"NDCG {part}"] = mean(own, str(metric))
             row[f"lost {part}"] = lost(mean(own, str(metric)), mean(same, str(metric)))
-            along = (mean_along(runs, name, own["seed"].to_list(), metric) for name in (str(method), PLAIN))
+            along = (mean_along(runs, name, own["seed"].to_list(), metric) for name in (str(method), reference))
             row[f"lost {part}, all along"] = lost(*along)
         row["difference on test, 95%"] = intervals.get(str(method)) if len(own) == len(plain) else None
         row["first"] = own[str(METRICS[VALIDATION])][0]
@@ -93,10 +99,10 @@ def lost(own: float, plain: float) -> float:
     return 100 * (1 - own / plain)
 
 
-def show(dataset: str, rows: list[Row]) -> None:
+def show(grid: str, rows: list[Row]) -> None:
     """Print the table."""
     columns = [column for column in rows[0] if column != "first"]
-    print(f"\n{dataset}: views-gradients, K = 50, means over seeds, * chosen\n")
+    print(f"\n{grid}: views-gradients, K = 50, means over seeds, * chosen\n")
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for row in rows:
         print("| " + " | ".join(cell(row, column) for column in columns) + " |")

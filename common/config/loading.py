@@ -13,9 +13,13 @@ from pydantic.fields import FieldInfo
 
 from tessera.common.config.components import component_of
 from tessera.common.config.effects import Reasons, prune, set_without_effect
+from tessera.common.config.network import network_formats
 from tessera.common.config.settings import EXECUTORS, Settings
 from tessera.common.errors import ConfigError
 from tessera.common.registry.registry import nearest
+
+NETWORK = "grpc"
+"""The executor whose devices are elsewhere."""
 
 
 def load_settings(path: Path, executor: str = "", changes: Sequence[str] = ()) -> Settings:
@@ -23,7 +27,8 @@ def load_settings(path: Path, executor: str = "", changes: Sequence[str] = ()) -
 
     Under `executors` a file may hold other values for one of them, such as fewer rounds over gRPC; those of `executor` are
     laid over the rest. `changes` are KEY=VALUE and come last. What they leave without effect of the file's own settings is left
-    behind: who takes the item embeddings away need not take their size away too.
+    behind: who takes the item embeddings away need not take their size away too. Over gRPC `network_formats` stand for what
+    nobody has set.
     """
     content = read_yaml(path)
     overlays = content.pop("executors", {})
@@ -35,7 +40,9 @@ def load_settings(path: Path, executor: str = "", changes: Sequence[str] = ()) -
         content = overlaid(content, layer)
     newly_idle = _idle(content).keys() - _idle(file).keys()
     prune(content, newly_idle - {key for layer in layers for key in _leaves(layer)})
-    return parse_settings(content, str(path))
+    settings = parse_settings(content, str(path))
+    formats = network_formats(settings) if executor == NETWORK else {}
+    return parse_settings(overlaid(content, formats), str(path)) if formats else settings
 
 
 def overlaid(content: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

@@ -160,6 +160,30 @@ def test_changes_lie_over_the_executors_over_the_rest(
 
 
 @pytest.mark.parametrize(
+    ("executor", "changes", "expected"),
+    [
+        ("inline", (), ("float32", 1.0)),
+        ("ray", ("privacy.secure=true", "federation.nodes=3"), ("float32", 1.0)),
+        ("grpc", ("federation.nodes=3",), ("int16", 0.99)),
+        ("grpc", ("federation.nodes=2",), ("int8", 0.99)),
+        ("grpc", ("federation.nodes=3", "privacy.secure=false"), ("int8", 0.99)),
+        ("grpc", ("federation.nodes=3", "views.operators=[sum]", "views.single=false"), ("int16", 1.0)),
+        ("grpc", ("wire.gradients=float32",), ("float32", 1.0)),
+        ("grpc", ("wire.explained=1",), ("float32", 1.0)),
+        ("grpc", ("wire.views=4%",), ("int8", 0.99)),
+        ("grpc", ("federation.nodes=3", "federation.defence=trim"), ("float32", 1.0)),
+        ("grpc", ("privacy.clip=1", "privacy.noise_multiplier=1"), ("float32", 1.0)),
+    ],
+)
+def test_gradients_are_short_over_a_network_where_nobody_says_otherwise(
+    by_executor: Path, executor: str, changes: tuple[str, ...], expected: tuple[str, float]
+) -> None:
+    """A device there may be one person's; what is read from a run's folder says what was meant then."""
+    wire = load_settings(by_executor, executor, changes).wire
+    assert (wire.gradients, wire.explained) == expected
+
+
+@pytest.mark.parametrize(
     ("below", "above", "expected"),
     [
         (None, "bce", {"name": "bce", "negatives": 4}),

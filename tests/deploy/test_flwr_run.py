@@ -123,7 +123,7 @@ def test_flwr_run_trains_on_a_superlink_with_our_node_and_with_flowers(
             stdout=log, stderr=log,
         )  # fmt: skip
     command = documented("flwr run . tessera")
-    shown = flwr_run(command, home, tmp_path / "runs", "federation.nodes=2 rounds=2")
+    shown = flwr_run(command, home, tmp_path / "runs", "federation.nodes=2 rounds=2 wire.gradients=float32")
     assert "500 users on 2 nodes" in shown
     assert reached(tmp_path / "runs" / "demo") == pytest.approx(figures, abs=1e-3)
     assert all((device / "private").is_dir() for device in (ours, flowers))
