@@ -70,6 +70,8 @@ def no_secure_sums(settings: "Settings") -> str:
         return f"a sum of fewer than {FEWEST} devices hides none of them: set federation.nodes to {FEWEST} or more"
     if settings.wire.gradients not in MASKABLE:
         return f"masks add up whole tensors, and wire.gradients {settings.wire.gradients} is none: set it to int16 or float32"
+    if settings.wire.gradients != "float32" and settings.privacy.distributed:
+        return "distributed noise is counted in words of 32 bits: set wire.gradients to float32"
     if isinstance(federation.defence, AttackersSettings):
         return _too_few_groups(settings, federation.defence.attackers)
     return ""
