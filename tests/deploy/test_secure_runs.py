@@ -241,6 +241,7 @@ def test_other_views_for_one_device_give_the_server_nothing(tmp_path: Path) -> N
     [
         ({"nodes": 2}, "set federation.nodes to 3"),
         ({"wire": {"gradients": "1%"}}, "wire.gradients"),
+        ({"wire": {"gradients": "int16"}, "privacy": NOISED}, "set wire.gradients to float32"),
         ({"privacy": {"secure": True, "group": 7}}, "privacy.group"),
         ({"nodes": 12, "federation": {"defence": "trim"}}, "set privacy.group to 8 and ask 24 nodes"),
     ],
