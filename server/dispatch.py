@@ -25,6 +25,7 @@ from tessera.server.robust import combiner
 from tessera.server.robust.claims import Claims
 from tessera.server.secure.sums import MaskedAnswers, SecureSums
 from tessera.server.validation import (
+    EXAGGERATED,
     FAILED,
     LATE,
     MALFORMED,
@@ -118,6 +119,10 @@ class Dispatcher:
         self._clients: dict[int, str | None] = {}
         self._late: dict[str, tuple[int, float]] = {}
         self._claims = Claims()
+        self.begun = False
+        """Whether the run has begun: before, all nodes must say whom they have."""
+        self.outdated = False
+        """Whether a node had more people than it has said: they are to be counted again."""
 
     @property
     def groups(self) -> int | None:
@@ -328,6 +333,7 @@ class Dispatcher:
             said = "is refused" if rejected.kind == REFUSED else f"returned something {rejected.kind}"
             total.drop(rejected.kind, node, f"{said}: {rejected}")
             total.lost += rejected.sums
+            self.outdated |= rejected.kind == EXAGGERATED
             return
         total.nodes += 1
         self._held[node] = request.broadcasts[node].name or self._held.get(node, "")
@@ -367,7 +373,7 @@ class Dispatcher:
         """How many nodes must answer: all that the run began with, where their answer stands for the whole run."""
         if task.kind == "select":
             return 0
-        if task.kind in ("item_statistics", "power"):
+        if task.kind in ("item_statistics", "power") and not self.begun:
             return max(self.settings.nodes, self.settings.min_nodes)
         return self.settings.least if task.kind == "train" else self.settings.min_nodes
 

@@ -51,6 +51,17 @@ def item_statistics(tasks: Tasks, n_items: int) -> Statistics:
     return Statistics(answer, counts, time.monotonic() - began)
 
 
+def recount(tasks: Tasks, n_items: int, people: float) -> float:
+    """Hear again whom the devices have, once one of them had more than it said; return how many people there are.
+
+    They are `people`, as before, where not all devices are there to say it. What a device then says it is held to.
+    """
+    tasks.dispatcher.outdated = False
+    answer = tasks.ask("item_statistics", {COUNTS: torch.Size([n_items])})
+    whole = not answer.failure and answer.nodes >= tasks.settings.federation.nodes
+    return answer.update.sums["users"] if whole else people
+
+
 def spectral_start(tasks: Tasks, strategy: Strategy, statistics: Statistics, n_items: int, settings: Settings) -> None:
     """Start the item embeddings from singular vectors of the interactions, found in a few additive rounds, where asked for.
 

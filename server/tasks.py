@@ -54,6 +54,10 @@ class Tasks:
                 return answer.require()
         raise RunError(str(answer.failure))
 
+    def ask(self, kind: Kind, counts: Mapping[str, torch.Size]) -> Aggregate:
+        """Give nodes a task once and add up what they return, whoever answers."""
+        return self._dispatch(Ask(kind, self.round), (), None, counts)[kind]
+
     def train(self, also: Sequence[Ask], inputs: Tensors) -> Mapping[Kind, Aggregate]:
         """Have nodes train for the current round, and before that do what is asked along; return the sums of each.
 

@@ -62,6 +62,10 @@ class DeviceSums:
         device = self._current()
         if device.roster is None or not device.present:
             raise SecureSumRefused("the keys of this epoch are not here")
+        if self.people > device.announcement.people:
+            raise SecureSumRefused(
+                "people have come since this epoch's keys were made: they take part from the next one on"
+            )
         return Sum(device.roster.people(device.present), sum(device.present), masked=True)
 
     def mask(self, task: Task, update: Update, shared: str, inputs: Tensors) -> Update:
