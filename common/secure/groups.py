@@ -13,8 +13,8 @@ FEWEST = 3
 """Devices of the smallest group there is: a federation of fewer than twice `SMALLEST` is one group."""
 SMALLEST, LARGEST = 8, 64
 USUAL = 64
-"""Devices of a group where nothing else is asked for. What a device and the server compute grows with its square; but a sum over
-16 people with a device each says more of each of them than popularity does, and one over 64 hardly."""
+"""Devices of a group where nothing else is asked for. What a device and the server compute grows with its square; but a sum
+over 16 people with a device each says more of each of them than popularity does, and one over 64 hardly."""
 
 
 def group_sizes(n: int, size: int = USUAL) -> list[int]:
