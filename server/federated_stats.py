@@ -133,6 +133,8 @@ class Evaluations:
 
         Raises `RunError` where what was due cannot be had. What too few answered remains due where training is abandoned too.
         """
+        if self.tasks.dispatcher.outdated:  # people have come to a device
+            self.selection.people = recount(self.tasks, len(self.catalogue), self.selection.people)
         if not self.goes_along:
             self.finish()
         also = tuple(Ask(*due) for due in self.due.items())

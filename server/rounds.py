@@ -5,7 +5,7 @@ from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import RoundAbandoned, RunError
 from tessera.common.metrics.records import ResultRecord
 from tessera.server.dispatch import Dispatcher
-from tessera.server.federated_stats import Evaluations, item_statistics, recount, spectral_start
+from tessera.server.federated_stats import Evaluations, item_statistics, spectral_start
 from tessera.server.model_selection import ModelSelection
 from tessera.server.reporting import Reporter
 from tessera.server.run_folder import RunFolder
@@ -45,8 +45,6 @@ def run_rounds(
         if evaluations.stale(round - 1):  # nothing has got better for long, here or before a resumed run was stopped
             break
         tasks.round, training = round, None
-        if dispatcher.outdated:  # people have come to a device
-            selection.people = recount(tasks, len(catalogue), selection.people)
         try:
             # 3. Broadcast the views; clients evaluate them where that is due, train, and return sums, added up as they come.
             training = evaluations.train()
