@@ -112,6 +112,7 @@ class Evaluations:
         self.statistics, self.catalogue, self.save = statistics, catalogue, save
         self.goes_along = not tasks.settings.federation.clients_per_round
         self.due: dict[Kind, int] = {"evaluate": due} if due else {}
+        tasks.dispatcher.begun = True
         if tasks.settings.evaluation.baselines and not reporter.baselines:
             self.due["baselines"] = tasks.round
 

@@ -39,7 +39,6 @@ def run_rounds(
         spectral_start(tasks, strategy, statistics, len(catalogue), settings)
     evaluations = Evaluations(tasks, selection, reporter, statistics, catalogue, save, due)
     reporter.begin_rounds()
-    dispatcher.begun = True
 
     for round in range(tasks.round + 1, last + 1):
         if evaluations.stale(round - 1):  # nothing has got better for long, here or before a resumed run was stopped
