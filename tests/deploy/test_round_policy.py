@@ -159,7 +159,7 @@ def test_vectors_that_are_none_of_those_asked_for_are_their_nodes_own_fault(
 ) -> None:
     """All nodes must answer these, so the run ends; but it names who is to blame, not those that came after."""
     counts = counts or {COUNTS: torch.ones(40, dtype=torch.uint8)}
-    job = small_job(tmp_path, "run", 3, views={"dim": 8, "id_dim": 8, "spectral_rounds": 2})
+    job = small_job(tmp_path, "run", 3, views={"dim": 8, "id_dim": 8, "spectral_rounds": 2, "spectral_min_people": 1})
     with pytest.raises(RunError, match=f"2 nodes answered to {kind}, 3 must: {said}$"):
         carry_out(job, forging(1, lambda update: replace(update, counts=counts), kind, round=0))
 

@@ -270,7 +270,7 @@ def test_sums_of_groups_are_defended_against_a_hostile_device(tmp_path: Path) ->
 
     def learnt(name: str, defence: str, hostile: bool) -> torch.Tensor:
         federation, privacy = {"defence": defence}, SECURE | {"group": 8}
-        job = small_job(tmp_path, name, 24, planted=True, federation=federation, privacy=privacy, server=SGD, rounds=2)
+        job = small_job(tmp_path, name, 24, planted=True, federation=federation, privacy=privacy, server=SGD, rounds=1)
         rare = torch.tensor([0, 1, 2])
         attack = Attack("unbounded", rare, rare + 3, 66)
         app = federation_app(job.devices[0].parent, attack, frozenset({5} if hostile else ()))
