@@ -6,7 +6,6 @@ people.json             who was added by hand, and may have no event yet
 A change is one atomic write, made while no task of a server is answered. What is refused changes nothing.
 """
 
-import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,9 +18,9 @@ from filelock import FileLock, Timeout
 
 from tessera.client.people.items import find_item
 from tessera.common.data.catalogue import Catalogue, load_catalogue
-from tessera.common.data.interactions import INTERACTIONS, Interactions, Part, from_frame
+from tessera.common.data.interactions import INTERACTIONS, Interactions, Part, from_frame, from_table
 from tessera.common.errors import DataError
-from tessera.common.utils.atomic_files import PRIVATE, read_json, write_bytes
+from tessera.common.utils.atomic_files import PRIVATE, read_json, write_json
 from tessera.common.utils.tables import read_table, write_table
 
 PEOPLE = "people.json"
@@ -59,10 +58,7 @@ def load_people(folder: Path, n_items: int) -> Interactions:
         nothing = np.zeros(0, dtype=np.int64)
         known = Interactions((), np.zeros(1, dtype=np.int64), nothing, nothing, n_items)
     else:
-        try:
-            known = from_frame(frame, n_items)
-        except DataError as error:
-            raise DataError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+        known = from_table(path, frame, n_items)
     return known.beside(tuple(user for user in extra if user not in known.users))
 
 
@@ -82,7 +78,9 @@ class People:
 
     def events(self, user: str) -> list[Event]:
         """A person's events, the oldest first. Raises `DataError` for a stranger."""
-        known = load_people(self.folder, len(self.catalogue))
+        return self._events(load_people(self.folder, len(self.catalogue)), user)
+
+    def _events(self, known: Interactions, user: str) -> list[Event]:
         row = self._row(known, user)
         mine = slice(known.offsets[row], known.offsets[row + 1])
         return [self._event(item, at) for item, at in zip(known.items[mine], known.timestamps[mine], strict=True)]
@@ -121,7 +119,7 @@ class People:
             had = {
                 (person, one.item)
                 for person in {row[0] for row in rows} - set(strangers)
-                for one in self.events(person)
+                for one in self._events(known, person)
             }
             new = [row for row in rows if (row[0], self.catalogue.items[row[1]]) not in had]
             self._add(new)
@@ -164,8 +162,7 @@ class People:
 
     def _list(self, people: Iterable[str]) -> None:
         """Write who is here whether they have an event or not, each once."""
-        content = json.dumps({"people": list(dict.fromkeys(people))}, indent=2, ensure_ascii=False)
-        write_bytes(self.folder / PEOPLE, f"{content}\n".encode(), PRIVATE)
+        write_json(self.folder / PEOPLE, {"people": list(dict.fromkeys(people))}, PRIVATE)
 
     def _frame(self) -> pl.DataFrame:
         path = self.folder / INTERACTIONS

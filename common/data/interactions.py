@@ -162,10 +162,15 @@ def _ranges(offsets: NDArray[np.int64], rows: NDArray[np.integer]) -> tuple[NDAr
 def load_interactions(folder: Path, n_items: int) -> Interactions:
     """Read the events below `folder`. Raises `DataError` that names the file and the first bad row."""
     path = folder / INTERACTIONS
+    return from_table(path, read_table(path, ("user", "item", "timestamp")), n_items)
+
+
+def from_table(path: Path, frame: pl.DataFrame, n_items: int) -> Interactions:
+    """`from_frame` of what was read from `path`, which its errors name."""
     try:
-        return from_frame(read_table(path, ("user", "item", "timestamp")), n_items)
+        return from_frame(frame, n_items)
     except DataError as error:
-        raise DataError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+        raise DataError(f"{path}: {error}") from None
 
 
 def from_frame(frame: pl.DataFrame, n_items: int) -> Interactions:

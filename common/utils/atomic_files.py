@@ -69,9 +69,9 @@ def sweep(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], mode: int = 0o666) -> None:
     """Write `content` as readable JSON, atomically."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(), mode)
 
 
 def read_json(path: Path) -> dict[str, Any]:
