@@ -25,7 +25,7 @@ from tessera.client.privacy import without_figures
 from tessera.client.private_state import PrivateState, Store, together
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings
-from tessera.common.data.catalogue import Catalogue, load_catalogue
+from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
 from tessera.common.data.interactions import INTERACTIONS, Interactions, Split
 from tessera.common.data.splits import make_split
 from tessera.common.errors import DataError, PolicyRefused
@@ -209,7 +209,7 @@ def _power(block: Split, basis: Tensor) -> Update:
 
 def _changed(folder: Path) -> tuple[tuple[int, int], ...]:
     """What tells a version of a device's tables from another: a change is another file."""
-    found = (path.stat() for path in (folder / INTERACTIONS, folder / PEOPLE) if path.exists())
+    found = (path.stat() for path in (folder / INTERACTIONS, folder / PEOPLE, folder / ITEMS) if path.exists())
     return tuple((stat.st_mtime_ns, stat.st_ino) for stat in found)
 
 

@@ -1,5 +1,6 @@
 """The catalogue in memory and on disk."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,4 +114,53 @@ def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        load_catalogue(tmp_path)
+
+
+def test_retired_items_are_saved_and_loaded_and_are_part_of_the_hash(tmp_path: Path) -> None:
+    whole = catalogue(image=features())
+    retired = replace(whole, retired=np.array([False, True, False]))
+    retired.save(tmp_path)
+    loaded = load_catalogue(tmp_path)
+    np.testing.assert_array_equal(loaded.retired, [False, True, False])
+    assert loaded.sha256 == retired.sha256 != whole.sha256
+    assert loaded.version.ids == whole.version.ids
+    other = replace(whole, retired=np.array([True, False, False]))
+    assert other.sha256 not in (whole.sha256, retired.sha256)
+    nothing = replace(whole, retired=np.zeros(3, dtype=bool))
+    assert nothing.retired is None
+    assert nothing.sha256 == whole.sha256
+    with pytest.raises(DataError, match="2 marks of retired items do not fit 3"):
+        replace(whole, retired=np.zeros(2, dtype=bool))
+
+
+def test_a_catalogue_extends_what_it_begins_with() -> None:
+    whole = catalogue()
+    first = whole.take(np.array([0, 1]))
+    assert whole.extends(first)
+    assert whole.extends(whole.version)
+    assert whole.extends(replace(first, retired=np.array([True, False])))
+    assert replace(whole, retired=np.array([True, False, False])).extends(first.version)
+    assert not first.extends(whole)
+    assert not whole.extends(whole.take(np.array([1, 0])))
+
+
+def test_a_catalogue_that_grows_keeps_the_standard_of_its_features(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(3, 2, (50, 4)).astype(np.float32)
+    present = np.arange(50) != 7
+    old = Features(values[:30], present[:30], "x")
+    grown = Features(values, present, "x", old.own_standard())
+    np.testing.assert_array_equal(grown.standardised()[:30], old.standardised())
+    np.testing.assert_array_equal(grown.standardised()[7], 0)
+    ids = tuple(map(str, range(50)))
+    Catalogue(ids, ids, ids, ("",) * 50, {"image": grown}).save(tmp_path)
+    loaded = load_catalogue(tmp_path).features["image"]
+    np.testing.assert_array_equal(loaded.standardised(), grown.standardised())
+
+
+def test_a_column_of_retired_items_that_says_no_truth_is_named(tmp_path: Path) -> None:
+    save_items(catalogue(), tmp_path)
+    frame = pl.read_parquet(tmp_path / "items.parquet")
+    frame.with_columns(retired=pl.lit("no")).write_parquet(tmp_path / "items.parquet")
+    with pytest.raises(DataError, match=r"items.parquet: column 'retired' holds String"):
         load_catalogue(tmp_path)
