@@ -51,7 +51,7 @@ from tessera.server.robust.combine import Sum
 from tessera.server.secure.bounds import Bounds
 
 N_VIEWS, N_ITEMS, DIM = 7, 3650, 64
-EVERYBODY = Policy(lambda keys, beside: None, people=1)
+EVERYBODY = Policy(lambda keys, people, beside: None, people=1)
 SETTINGS = Settings.model_validate({"name": "secure", "data": {"folder": "none", "kind": "movielens"}})
 ROUND = Task("train", "secure", 1, (), tuple("abcdefg"), "", DeviceSettings.of(SETTINGS))
 SHORT = replace(ROUND, components=tuple(map(tuple, start(N_VIEWS).tolist())))

@@ -33,6 +33,7 @@ from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import load_interactions
 from tessera.common.data.splits import make_split
 from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, VIEWS
+from tessera.common.secure.groups import group_sizes
 from tessera.common.utils import counter_rng
 
 ALLOWED = 2.0
@@ -112,11 +113,13 @@ def attack_histories(settings: Settings, dataset: Path, seed: int, size: Size) -
         masked = settings.privacy.secure is True
         for secure in (True, False) if masked else (False,):
             own = _settings(settings, secure, seed, size)
-            evidence, note = heard_of(own, people, folder / f"secure-{secure}", Policy() if secure else None)
+            policy, told = _policy(own, size) if secure else (None, "")
+            evidence, note = heard_of(own, people, folder / f"secure-{secure}", policy)
             best, got = best_guess(evidence, truths, size.on_devices)
             name = "history of a device" + ("" if secure or not masked else ", were there no masks")
             limit = prior + ALLOWED if secure == masked else None
-            found.append(Finding(name, "F1 %", got, prior, limit, "; ".join(filter(None, [best, note]))))
+            said = "; ".join(filter(None, [best, note, told]))
+            found.append(Finding(name, "F1 %", got, prior, limit, said))
             if secure:
                 found += _nameless(evidence, truths, size.on_devices)
         return found
@@ -145,6 +148,14 @@ def best_guess(evidence: Evidence, truths: Sequence[frozenset[int]], devices: in
     got = {name: sum(values) / len(truths) for name, values in scores.items()}
     best = max(got, key=got.__getitem__, default="nothing was heard")
     return best, got.get(best, 0.0)
+
+
+def _policy(settings: Settings, size: Size) -> tuple[Policy, str]:
+    """What devices insist on: the defaults, or no more people than the smallest group of this audit has, which is said."""
+    fewest = min(group_sizes(size.on_devices, settings.privacy.group)) * (size.people // size.on_devices)
+    if fewest >= Policy().people:
+        return Policy(), ""
+    return Policy(people=max(fewest, 1)), f"by default devices refuse sums of {fewest} people"
 
 
 def _nameless(evidence: Evidence, truths: Sequence[frozenset[int]], devices: int) -> list[Finding]:

@@ -25,7 +25,7 @@ from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, VIEWS, Kind
 from tessera.common.protocol.tensors import Tensors, content_hash
 from tessera.deploy.provisioning.partition import partition
 
-PEOPLE = 40
+PEOPLE = Policy().people
 """People on the device that is asked, so that it answers an honest server without masks."""
 SAME = 50
 """How often the same is asked."""

@@ -14,10 +14,8 @@ from tessera.client.owner.rules import RULES, Asked, Own, Refusal, Sum
 from tessera.common.config.device import DeviceSettings
 from tessera.common.config.effects import no_secure_sums
 from tessera.common.config.settings import Settings
-from tessera.common.protocol.messages import BASIS, Kind, Task
+from tessera.common.protocol.messages import BASIS, Kind, Task, basis_columns
 
-EXTRA = 16
-"""Columns that a server's products have beyond the wanted ones."""
 MANY = 10**9
 """People, taken to be in a secure sum."""
 
@@ -41,7 +39,7 @@ def forecast(policy: Policy, settings: Settings, own: Callable[[Task], Own]) -> 
         inputs = {}
         if kind == "power":
             n_items = len(known.counts) if known.counts is not None else 0
-            width = min(min(settings.views.dim, settings.views.id_dim, n_items) + EXTRA, n_items)
+            width = basis_columns(min(settings.views.dim, settings.views.id_dim, n_items), n_items)
             generator = torch.Generator().manual_seed(0)
             inputs = {BASIS: torch.linalg.qr(torch.randn(n_items, width, generator=generator)).Q}
         sum = Sum(MANY, settings.federation.nodes, masked=True) if masked else Sum(known.people)

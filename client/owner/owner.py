@@ -22,7 +22,7 @@ from tessera.client.device_folder import DeviceFolder
 from tessera.client.owner import known_keys
 from tessera.client.owner.ledger import Entry, Ledger, Memory
 from tessera.client.owner.policy import Policy, read_policy
-from tessera.client.owner.rules import DAY, Asked, Own, Refusal, Sum, check
+from tessera.client.owner.rules import DAY, REMEDY, Asked, Own, Refusal, Sum, check
 from tessera.common.errors import ConfigError, PolicyRefused
 from tessera.common.privacy.accounting import epsilon
 from tessera.common.protocol.masked.key_list import KeyList
@@ -68,18 +68,23 @@ class Owner:
         """What the device insists on in secure sums of a run: a sum is of enough people and devices, whose keys the owner takes
         to be real, or it stays masked."""
         if self.policy is None:
-            return roster.Policy(lambda keys, beside: None, people=1)
+            return roster.Policy(lambda keys, people, beside: None, people=1)
         return roster.Policy(partial(self._admit, run), people=self.policy.people, devices=self.policy.devices)
 
-    def _admit(self, run: str, nodes: Sequence[bytes], beside: bytes) -> None:
-        """Hold the keys of a group's other devices against those that are known, or raise `PolicyRefused`, which is written
-        down."""
+    def _admit(self, run: str, nodes: Sequence[bytes], people: int, beside: bytes) -> None:
+        """Hold a group's size, and its other devices' keys against those that are known, or raise `PolicyRefused`, which is
+        written down."""
         assert self.policy
-        others = [node_fingerprint(node) for node in nodes]
+        others, devices = [node_fingerprint(node) for node in nodes], len(nodes) + 1
         try:
+            if people < self.policy.people:
+                told = (
+                    f"a group of {devices} devices: {people} people on them, people is {self.policy.people}; {REMEDY}"
+                )
+                raise PolicyRefused("people", told)
             known_keys.admit(self.folder, self.policy, others, KeyList.read(beside) if beside else None)
         except PolicyRefused as refused:
-            entry = Entry(time=time.time(), run=run, catalogue="", round=0, kind="group", devices=len(nodes) + 1)
+            entry = Entry(time=time.time(), run=run, catalogue="", round=0, kind="group", devices=devices)
             self._refuse(entry, refused, self.ledger.memory())
             raise
 

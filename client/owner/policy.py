@@ -35,9 +35,9 @@ class Policy(FrozenSettings):
     secure: Literal["required", "preferred"] = "preferred"
     """required: nothing leaves but in secure sums. preferred: an answer of this device alone may leave too, where it is a sum
     over enough `people`."""
-    people: Positive = 10
+    people: Positive = 64
     """Smallest number of people in a sum: on this device, or in a secure sum on all of its devices. A device of one person
-    therefore answers in secure sums alone."""
+    therefore answers in secure sums alone. Sums over fewer than 64 say more of each person than what is popular does."""
     devices: Positive = 2
     """Smallest number of devices in a secure sum."""
     newcomers: Literal["few", "none", "any"] = "few"
@@ -107,10 +107,13 @@ def read_policy(folder: Path) -> Policy:
     return _read(path, stat.st_mtime_ns, stat.st_ino, stat.st_size)
 
 
-def write_policy(folder: Path, policy: Policy) -> None:
-    """Write a policy, all of it, so that it does not change with the defaults of a later version. Raises `StorageError`."""
+def write_policy(folder: Path, policy: Policy, note: str = "") -> None:
+    """Write a policy, all of it, so that it does not change with the defaults of a later version. Raises `StorageError`.
+
+    `note` are lines of comment that come first.
+    """
     content = yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_bytes(folder / POLICY, (HEADER + content).encode(), PRIVATE)
+    write_bytes(folder / POLICY, (note + HEADER + content).encode(), PRIVATE)
 
 
 def parse_policy(content: dict[str, Any], source: str) -> Policy:

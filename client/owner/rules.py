@@ -53,6 +53,11 @@ ORTHONORMAL = 1e-3
 """How far B^T B may be from the identity, in each entry: rounding is a thousandth of that."""
 SINGLE = 0.9
 """Largest share of a column of B that one item may have: more asks for the people of that item alone."""
+REMEDY = (
+    "the fewer are in a sum the more it tells of each; if that is all right: "
+    "tessera device policy set people=NUMBER --data-dir DEVICE"
+)
+"""What an owner may do whose device refuses sums for being of too few."""
 ROUNDING = 0.5
 """Counts are whole numbers, which may come from a sum in fixed point."""
 
@@ -153,7 +158,7 @@ def _people(policy: Policy, asked: Asked) -> Found:
         yield "secure", "secure is required, and this is no secure sum"
     if sum.people < wanted:
         where = f"on the {sum.devices} devices of the secure sum" if sum.masked else "here, in no secure sum"
-        yield "people", f"{sum.people} people {where}, people is {wanted}"
+        yield "people", f"{sum.people} people {where}, people is {wanted}; {REMEDY}"
     if sum.masked and sum.devices < policy.devices:
         yield "devices", f"{sum.devices} devices in the secure sum, devices is {policy.devices}"
 

@@ -39,10 +39,15 @@ VIEWS, HISTORY = "views", "history"
 COUNTS, CONTENT, BASIS = "counts", "content/", "basis"
 """Names of a task's inputs, which are about items: training events of each [n_items], CONTENT + modality for unit features
 [n_items, width], and the basis of a power iteration [n_items, width]."""
-
-
+MORE_COLUMNS = 16
+"""Columns of a basis beyond the wanted ones: they make the wanted ones converge faster (Halko, Martinsson & Tropp 2011)."""
 MOST_MASKED = 2**27
 """Numbers in a masked answer, at most: a device makes room for what a server says that there will be."""
+
+
+def basis_columns(rank: int, n_items: int) -> int:
+    """How many columns a server asks about for `rank` singular vectors of interactions with `n_items` items."""
+    return min(rank + MORE_COLUMNS, n_items)
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ class Policy:
     """What a device insists on.
 
     Args:
-        admit: Is given the public keys of the other nodes in a group (`tessera.common.secure.keys.node_key_bytes`) and what
-            came beside the roster, and raises for a group that is not of admitted devices.
+        admit: Is given the public keys of the other nodes in a group (`tessera.common.secure.keys.node_key_bytes`), how many
+            people are behind it, and what came beside the roster, and raises for a group that the device will not be in.
         people: The smallest number of people in a sum.
         devices: The smallest number of devices in a sum.
         group: The smallest number of devices in a roster.
     """
 
-    admit: Callable[[Sequence[bytes], bytes], None]
+    admit: Callable[[Sequence[bytes], int, bytes], None]
     people: int
     devices: int = 2
     group: int = FEWEST
@@ -76,9 +76,10 @@ def check_roster(roster: Roster, own: Announcement, policy: Policy, beside: byte
             raise SecureSumRefused(f"the announcement of {roster.name(place)} is not signed by it")
     _check_keys(members)
     _check_draw(roster)
-    if (people := roster.people((True,) * len(members))) < policy.people:
+    people = roster.people((True,) * len(members))
+    policy.admit([member.node for member in members if member != own], people, beside)
+    if people < policy.people:
         raise SecureSumRefused(f"behind the group are {people} people; this device wants at least {policy.people}")
-    policy.admit([member.node for member in members if member != own], beside)
     return places[0]
 
 

@@ -85,7 +85,7 @@ def check(
     elif config is None:
         typer.echo(f"{data_dir / POLICY} is in order")
     for one in [] if as_json else expected:
-        where = "in secure sums" if one.masked else "in no secure sum"
+        where = f"in secure sums over {own.people} people or more" if one.masked else "in no secure sum"
         reasons = "; ".join(f"{reason} ({kind})" for kind, reason in one.refused)
         console.print(
             f"{one.kind}, {where}: {escape(f'refused, {reasons}') if reasons else 'answered'}", soft_wrap=True

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False)
+TRIAL = "these devices lie on one machine and answer for any number of people; by default a real one wants 64 in a sum"
 EPILOG = "Example: tessera train benchmarks/demo.yaml --executor grpc --nodes 3 --set rounds=5"
 
 
@@ -92,6 +93,8 @@ def train_and_show(
     with hold_folder(runs / settings.name):
         job = replace(make_job(settings, dataset, runs / settings.name, resume, overwrite), node=node)
         with RunDisplay(settings, console) as display:
+            if executor == "grpc" and not resume:
+                console.print(TRIAL, soft_wrap=True)
             try:
                 result = run_job(job, executor, display.report)
             except KeyboardInterrupt:

@@ -21,7 +21,6 @@ from rich.console import Console
 from tessera.client.device_folder import POLICY
 from tessera.client.owner.known_keys import KEYS
 from tessera.client.owner.ledger import LEDGER
-from tessera.client.owner.policy import Policy, write_policy
 from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
 from tessera.common.data.interactions import INTERACTIONS
@@ -46,6 +45,7 @@ from tessera.deploy.federation.superlink import PORT, Control, Server
 from tessera.deploy.federation.supernode import HOME, public_key
 from tessera.deploy.provisioning.datasets import prepared_dataset
 from tessera.deploy.provisioning.partition import partition_one
+from tessera.deploy.provisioning.trial import answer_for_few
 
 SERVER, DEVICE, RUNS, DATA = Path("/server"), Path("/device"), Path("/runs"), Path("/data")
 CHECKOUT = Path(__file__).parents[2] / "benchmarks"
@@ -101,8 +101,7 @@ def train() -> None:
 def client() -> NoReturn:
     """Show this device's key until users are assigned to it; take their data, and join; anew when the assignments change."""
     key = public_key(DEVICE).read_text()
-    if not (DEVICE / POLICY).exists():
-        write_policy(DEVICE, Policy(newcomers="any"))  # whoever starts all clients knows them, and may start more
+    answer_for_few([DEVICE])
     write_bytes(PUBLIC_KEY_FILE, key.encode())
     try:
         while True:

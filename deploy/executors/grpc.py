@@ -26,6 +26,7 @@ from tessera.deploy.federation.superlink import (
 from tessera.deploy.federation.supernode import public_key, start_supernode
 from tessera.deploy.federation.worker import start_warm
 from tessera.deploy.job import Job, Report
+from tessera.deploy.provisioning.trial import answer_for_few
 
 FOLDER = "federation"
 """Below a run's folder: certificates, Flower's state and the logs of all processes."""
@@ -53,6 +54,7 @@ def execute(job: Job, report: Report) -> None:
         )
     end_leftovers(job.run_dir / FOLDER)
     folder = _fresh_folder(job.run_dir)
+    answer_for_few(job.devices)
     started: list[Process] = []
     with terminable():
         try:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-EXTRA = 16
-"""Columns beyond the wanted ones: they make the wanted ones converge faster."""
+from tessera.common.protocol.messages import basis_columns
+
 NOTHING = 1e-3
 """Singular values below this share of the largest are noise; their vectors are returned as zeros."""
 
@@ -23,9 +23,8 @@ def leading_vectors(
 
     `product` is asked `rounds` times. `rank` may not exceed n_items. Items that nobody has get rows of exact zeros.
     """
-    width = min(rank + EXTRA, n_items)
     generator = torch.Generator().manual_seed(seed)
-    basis = torch.linalg.qr(torch.randn(n_items, width, generator=generator)).Q
+    basis = torch.linalg.qr(torch.randn(n_items, basis_columns(rank, n_items), generator=generator)).Q
     for _ in range(rounds - 1):
         basis = torch.linalg.qr(product(basis)).Q
     image = product(basis)

@@ -31,6 +31,7 @@ from tessera.deploy.provisioning.partition import partition
 from tests.support.catalogues import small_catalogue, small_dataset, small_settings
 
 N_ITEMS = 40
+FEW = Policy(people=10)
 DISTRIBUTED = {"clip": 1, "noise": "distributed", "noise_multiplier": 2, "secure": True}
 
 
@@ -76,8 +77,10 @@ def orthonormal(width: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A device of 30 people."""
-    return partition(small_dataset(tmp_path / "small", 30), tmp_path / "devices", 1)[0]
+    """A device of 30 people, whose owner lets sums of ten leave."""
+    device = partition(small_dataset(tmp_path / "small", 30), tmp_path / "devices", 1)[0]
+    write_policy(device, FEW)
+    return device
 
 
 @pytest.fixture
@@ -90,6 +93,18 @@ def says(kind: str) -> str:
 
 
 # --- what an honest server asks
+
+
+def test_a_device_asks_for_64_people_unless_its_owner_says_otherwise(server: Server, folder: Path) -> None:
+    """Alone and in a group; the owner is told the remedy, the server only what it was about."""
+    (folder / POLICY).unlink()
+    assert server.refused("item_statistics") == says("people")
+    with pytest.raises(
+        PolicyRefused, match=r"63 people on them, people is 64; .* device policy set people="
+    ) as refused:
+        Owner.of(RecommendationClient(folder)).sums("run").admit([b"key"] * 62, 63, b"")
+    assert refused.value.kind == "people"
+    assert [(line.kind, line.refused) for line in Ledger(folder).entries()[0]][-1] == ("group", "people")
 
 
 def test_a_run_of_an_honest_server_is_answered_and_written_down(server: Server, folder: Path) -> None:
@@ -108,6 +123,7 @@ def test_a_run_of_an_honest_server_is_answered_and_written_down(server: Server, 
 
 
 def test_a_simulated_device_has_no_owner_unless_a_policy_lies_there(server: Server, folder: Path) -> None:
+    (folder / POLICY).unlink()
     device = RecommendationClient(folder, simulated=True)
     assert Owner.of(device).policy is None
     assert not (folder / POLICY).exists()
@@ -137,6 +153,7 @@ def test_who_takes_part_is_drawn_from_the_devices_secret(tmp_path: Path) -> None
     numbers = []
     for name in ("one", "other"):
         (device,) = partition(tmp_path / "small", tmp_path / name, 1)
+        write_policy(device, FEW)
         server = Server(device, fraction=0.5)
         for round in range(1, 9):
             assert server.refused("train", round) in ("", says("people"))
@@ -154,8 +171,8 @@ def test_a_device_of_one_person_answers_in_secure_sums_alone(tmp_path: Path) -> 
     for kind in ("item_statistics", "power", "train", "evaluate", "baselines"):
         assert server.refused(kind, 1, {BASIS: orthonormal(5)}) == says("people")
     owner, task = Owner.of(client), server.task("train")
-    assert owner.check(client.own, task, {}, Sum(people=30, devices=30, masked=True)).entry
-    for few, kind in ((Sum(9, 9, masked=True), "people"), (Sum(30, 1, masked=True), "devices")):
+    assert owner.check(client.own, task, {}, Sum(people=64, devices=64, masked=True)).entry
+    for few, kind in ((Sum(63, 63, masked=True), "people"), (Sum(64, 1, masked=True), "devices")):
         with pytest.raises(PolicyRefused) as refused:
             owner.check(client.own, task, {}, few)
         assert refused.value.kind == kind
@@ -189,6 +206,7 @@ def test_an_item_that_few_people_have_is_in_no_product(tmp_path: Path) -> None:
     times = np.concatenate([np.arange(4), np.tile(np.arange(9), 29)])
     Interactions(tuple(f"p{n}" for n in range(30)), offsets, items, times, N_ITEMS).save(dataset)
     (device,) = partition(dataset, tmp_path / "devices", 1)
+    write_policy(device, FEW)
     lone = torch.zeros(N_ITEMS, 2)
     lone[[17, 21, 3, 4], 0] = lone[[5, 6, 17, 8], 1] = 0.5
     reply = Server(device).ask("power", 0, {BASIS: torch.linalg.qr(lone).Q})
@@ -218,7 +236,7 @@ def test_the_same_ask_is_answered_a_few_times_and_no_more(server: Server) -> Non
 
 
 def test_a_day_has_an_end(server: Server, folder: Path) -> None:
-    write_policy(folder, Policy(max_asks_per_day=4))
+    write_policy(folder, Policy(people=10, max_asks_per_day=4))
     replies = [server.refused("train", round) for round in range(1, 20)]
     assert replies == [""] * 4 + [says("asks-per-day")] * 15
     assert len(Ledger(folder).entries()[0]) == 8  # nor do refusals fill the disk
@@ -242,7 +260,7 @@ def test_a_day_has_an_end(server: Server, folder: Path) -> None:
 def test_settings_of_training_have_floors_and_ceilings(
     server: Server, folder: Path, settings: dict[str, Any], policy: dict[str, Any], kind: str
 ) -> None:
-    write_policy(folder, Policy(**policy))
+    write_policy(folder, Policy(people=10, **policy))
     assert server.refused("train", **settings) == says(kind)
 
 
@@ -266,7 +284,7 @@ def test_epsilon_is_that_of_the_sum_and_of_all_answers_so_far(server: Server, fo
 
 def test_a_budget_ends_what_a_secure_sum_may_have(server: Server, folder: Path) -> None:
     """Distributed noise is that of the sum, sampling counts, and training that is exact is refused under masks too."""
-    write_policy(folder, Policy(max_epsilon=6))
+    write_policy(folder, Policy(people=10, max_epsilon=6))
     settings, sum = {"privacy": DISTRIBUTED, "federation": {"nodes": 3}, "fraction": 0.5}, Sum(90, 3, masked=True)
     device, one = RecommendationClient(folder), Release(2.0, 0.5, discrete=True)
     owner, most = Owner.of(device), next(n for n in range(1, 50) if epsilon({one: n}, 1e-5) > 6) - 1
@@ -297,7 +315,7 @@ def test_a_refusal_tells_the_owner_all_and_the_server_its_kind(
     assert dict(reply.config_records["refusal"]) == {"reason": says("people"), "kind": "people"}
     (line,) = Ledger(device).entries()[0]
     assert (line.refused, line.bytes) == ("people", 0)
-    assert "8 people here, in no secure sum, people is 10" in line.reason
+    assert "8 people here, in no secure sum, people is 64; the fewer" in line.reason
     assert line.reason in caplog.text
 
 
@@ -343,7 +361,7 @@ def test_any_policy_is_read_as_it_is_written_or_refused_by_name(content: dict[st
 
 
 def test_what_is_asked_along_is_held_against_the_policy_too(server: Server, folder: Path) -> None:
-    write_policy(folder, Policy(answers=("train",)))
+    write_policy(folder, Policy(people=10, answers=("train",)))
     views = some_views()
     task = replace(server.task("train", 2, views), also=(Ask("evaluate", 1),))
     reply = answer(pack_task(task, views, {}), lambda settings: RecommendationClient(folder))

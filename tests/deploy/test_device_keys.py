@@ -20,6 +20,7 @@ from tessera.deploy.federation.superlink import Control, Server, start_superlink
 from tessera.deploy.federation.supernode import public_key, start_supernode
 from tessera.deploy.job import Job
 from tessera.deploy.provisioning.partition import partition
+from tessera.deploy.provisioning.trial import answer_for_few
 from tests.deploy.test_executors import silent
 from tests.deploy.test_grpc import SETTINGS
 from tests.support.metrics import read_metrics
@@ -35,6 +36,7 @@ def tessera(*arguments: object) -> str:
 def federation(shop: Path, tmp_path: Path) -> Iterator[tuple[Server, list[Path]]]:
     """A server and four devices, all registered, whose policies name an operator."""
     devices = partition(shop, tmp_path / "devices", 4)
+    answer_for_few(devices)
     server = Server.local(tmp_path / "server")
     make_certificates(server.folder, [], 1)
     processes: list[Process] = [start_superlink(server, server.folder / "server.log")]
@@ -146,7 +148,10 @@ def test_an_owner_learns_what_a_run_would_be_refused(shop: Path, tmp_path: Path)
     alone = refusals(config, "--set", "privacy.secure=false", "--set", "local.local_epochs=5", "--data-dir", device)
     assert alone == {"item_statistics": ["people"], "train": ["people"], "evaluate": ["people"], "select": []}
     shown = CliRunner().invoke(app, ["device", "policy", "check", str(config), "--data-dir", str(device)]).output
-    assert "train, in secure sums: refused, local.local_epochs is 60, the most is 50 (local-epochs)" in shown
+    assert (
+        "train, in secure sums over 64 people or more: refused, local.local_epochs is 60, the most is 50 (local-epochs)"
+        in shown
+    )
     tessera("device", "policy", "set", "max_local_epochs=60", "--data-dir", device)
     assert not any(refusals(config, "--data-dir", device).values())
     assert "is in order" in tessera("device", "policy", "check", "--data-dir", device)
@@ -155,7 +160,7 @@ def test_an_owner_learns_what_a_run_would_be_refused(shop: Path, tmp_path: Path)
 def test_devices_that_answer_questions_have_the_commands_too(tmp_path: Path) -> None:
     (tmp_path / "questions").mkdir()
     assert "local_epochs" in tessera("device", "policy", "show", "--data-dir", tmp_path)
-    assert json.loads(tessera("device", "policy", "show", "--json", "--data-dir", tmp_path))["people"] == 10
+    assert json.loads(tessera("device", "policy", "show", "--json", "--data-dir", tmp_path))["people"] == 64
     assert "0 answers" in tessera("device", "ledger", "--data-dir", tmp_path)
     nothing = CliRunner().invoke(app, ["device", "ledger", "--data-dir", str(tmp_path / "other")])
     assert "is no device's folder" in str(nothing.exception)

@@ -18,6 +18,7 @@ from tessera.deploy.federation.certificates import make_certificates, make_node_
 from tessera.deploy.federation.processes import end_leftovers, remains, start, stop
 from tessera.deploy.federation.superlink import Control, Server
 from tessera.deploy.provisioning.partition import partition
+from tessera.deploy.provisioning.trial import answer_for_few
 from tests.deploy.test_grpc import SETTINGS, left_behind, linux
 from tests.support.commands import SECONDS, Start, commands, wait
 from tests.support.metrics import read_metrics
@@ -40,6 +41,7 @@ def test_a_killed_server_device_and_submit_leave_nothing_behind(
     """Each folder is used by one process at a time. A run whose `submit` is killed goes on, and holds its folder."""
     server = Server.local(tmp_path / "server")
     (device,) = partition(shop, tmp_path, 1)
+    answer_for_few([device])
     make_certificates(server.folder, [], 1)
     ports = ["--host", server.host, "--port", server.port, "--control-port", server.control_port]
     up = start_command(tmp_path / "server.log", "federate", "server", "--dir", server.folder, *ports)

@@ -16,6 +16,7 @@ import yaml
 
 from tessera.deploy.federation.superlink import CONTROL_PORT, PORT
 from tessera.deploy.provisioning.partition import partition
+from tessera.deploy.provisioning.trial import answer_for_few
 from tests.deploy.test_grpc import SETTINGS, left_behind
 from tests.support.commands import TESSERA, Command, Start, commands, wait
 from tests.support.metrics import read_metrics
@@ -137,7 +138,7 @@ def federation(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             )
             federation = Federation(network, folder, start, {})
             for name, dealt in zip(("one", "two"), partition(shop, folder, 2), strict=True):
-                dealt.rename(folder / name)
+                answer_for_few([dealt.rename(folder / name)])
                 assert start(folder / "key.log", "federate", "key", name).ends() == 0
                 federation.ask("register", f"{name}/node.key.pub")
                 join = ["--server", f"{ADDRESSES['server']}:{PORT}", "--data-dir", name, "--ca", "server/ca.crt"]

@@ -16,6 +16,7 @@ import yaml
 
 from tessera.deploy.federation.superlink import Control, Server
 from tessera.deploy.provisioning.partition import partition
+from tessera.deploy.provisioning.trial import answer_for_few
 from tests.deploy.test_grpc import left_behind
 from tests.faults.forwarder import Forwarder
 from tests.support.catalogues import small_dataset, small_settings
@@ -44,6 +45,7 @@ class Federation:
         self.folder = folder
         self.dataset = small_dataset(folder / "small", n_users=30)
         self.devices = partition(self.dataset, folder / "devices", 2)
+        answer_for_few(self.devices)
         self.server = Server.local(folder / "server")
         self.control = Control(self.server)
         self.way = Forwarder(self.server.port)

@@ -27,7 +27,7 @@ LAYOUT = (
     Spec("weight", (), "scalar", 100.0),
     Spec("counts", (9,), "scalar", 1e6),
 )
-EVERYBODY = Policy(lambda keys, beside: None, people=1)
+EVERYBODY = Policy(lambda keys, people, beside: None, people=1)
 Values = Mapping[str, Tensor]
 
 

@@ -69,14 +69,14 @@ def test_announcements_that_are_not_signed_by_their_node_are_refused_on_both_sid
 def test_a_group_is_shared_with_only_once_its_other_devices_are_admitted() -> None:
     (own, *others), asked = announce(4), []
 
-    def admit(nodes: Sequence[bytes], beside: bytes) -> None:
-        asked.append((set(nodes), beside))
+    def admit(nodes: Sequence[bytes], people: int, beside: bytes) -> None:
+        asked.append((set(nodes), people, beside))
         raise PolicyRefused("newcomers", "never seen")
 
     own.policy = Policy(admit, people=1)
     with pytest.raises(PolicyRefused):
         own.share(one_roster([own, *others])[0], b"a list")
-    assert asked == [({device.announcement.node for device in others}, b"a list")]
+    assert asked == [({device.announcement.node for device in others}, 20, b"a list")]
     assert own.roster is None
 
 
