@@ -1,6 +1,7 @@
 """A device's folder as every kind of work finds it: the tensors it holds, its private states, and its name in a run.
 
 views/HASH.safetensors      tensors received from the server; simulated devices have links to what they share
+published/                  the model that was pulled from a server; see `tessera.client.published`
 private/RUN/run.json        the run's settings, and which tensors belong to the last state and to the selected one
 secret                      a number that nobody else knows, drawn on first use
 policy.yaml, ledger.jsonl   what the owner lets be answered, and what was; see `tessera.client.owner`
@@ -14,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from tessera.client.published.model import held_model
 from tessera.client.run_note import Moment, RunNote
 from tessera.common.errors import DataError
 from tessera.common.protocol.adapters import MODULE
@@ -172,7 +174,9 @@ class DeviceFolder:
                 held.unlink(missing_ok=True)
 
     def _needed(self) -> Iterator[str]:
-        """The tensors that the moments of all runs belong to."""
+        """The tensors that the moments of all runs belong to, and those of the model that was pulled."""
+        if model := held_model(self.folder):
+            yield model.tensors
         for path in (self.folder / "private").glob(f"*/{NOTE}"):
             if note := self._note(path):
                 yield from (moment.tensors for moment in (note.last, *note.kept))

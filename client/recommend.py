@@ -4,23 +4,34 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tessera.client import cohort
 from tessera.client.backbones import make_backbone
 from tessera.client.histories import Histories, histories
+from tessera.client.private_state import Store
+from tessera.client.published.model import held_model, popularity
 from tessera.client.recommendation import RecommendationClient, blocks
 from tessera.client.router import Routed
 from tessera.client.run_note import RunNote
 from tessera.common.data.interactions import Split
 from tessera.common.errors import DataError
+from tessera.common.protocol.codecs import ITEMS as LISTED
 from tessera.common.protocol.messages import VIEWS, Task
+from tessera.common.protocol.published import Published
+from tessera.common.protocol.tensors import Tensors
+from tessera.common.registry.backbones import BACKBONES
 from tessera.common.utils.atomic_files import read_tensors
 
 log = logging.getLogger("tessera.device")
+BasedOn = Literal["training", "history", "popularity"]
+"""What recommendations are made from: what a person's device learnt of them; their history alone, before they have trained; or
+what is popular, where nothing else is known."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +58,18 @@ class Personal:
 
     @classmethod
     def open(cls, folder: Path, run: str | None = None) -> "Personal":
-        """Open the newest run of a device's folder, or the one called `run`. Raises `DataError` when it never trained."""
+        """Open the newest run of a device's folder, or the one called `run`; or the model that was pulled, where there is no
+        such run here, or that is of a later round. Raises `DataError` when there is neither."""
         notes = sorted((folder / "private").glob(f"{run or '*'}/run.json"), key=lambda path: path.stat().st_mtime)
-        if not notes:
-            raise DataError(f"{folder} holds no private state{f' of run {run}' if run else ''}: it has not trained yet")
-        note, device = RunNote.read(notes[-1]), RecommendationClient(folder)
-        items, moment = device.catalogue().sha256, note.shown
+        note, model = RunNote.read(notes[-1]) if notes else None, held_model(folder)
+        if model and run in (None, model.run) and (note is None or _ahead(model, note)):
+            return cls._pulled(folder, model)
+        if note is None:
+            which = f" of run {run}" if run else ""
+            raise DataError(
+                f"{folder} holds no model{which}: it has not trained yet, nor pulled one (`tessera device pull`)"
+            )
+        device, moment = RecommendationClient(folder), note.shown
         try:
             tensors, _ = read_tensors(device.tensors(moment.tensors))
         except DataError as error:
@@ -61,11 +78,22 @@ class Personal:
             log.warning("%s: recommending by the last round instead of the best", error)
             moment = note.last
             tensors, _ = read_tensors(device.tensors(moment.tensors))
+        device.n_items = _n_items(tensors)
+        items = device.catalogue().sha256
         task = Task("evaluate", note.run, moment.round, (), note.views, items, note.settings, moment.tensors)
         sent = device.sent(task, tensors)
         if tower := device.tower(task):
             return cls(device, replace(task, views=(*note.views, tower.name)), tower.beside(sent))
         return cls(device, task, sent)
+
+    @classmethod
+    def _pulled(cls, folder: Path, model: Published) -> "Personal":
+        """What there is of a published model on a device: its views and, where people trained in that run, their states."""
+        device = RecommendationClient(folder)
+        device.n_items = model.catalogue.n_items
+        items, settings = model.catalogue.sha256, model.settings
+        task = Task("evaluate", model.run, model.round, (), model.views, items, settings, model.tensors)
+        return cls(device, task, device.sent(task, read_tensors(device.tensors(model.tensors))[0]))
 
     def people(self) -> list[tuple[Split, dict[str, Tensor]]]:
         """The people of this device, block by block, with their private parameters [n_users, ...]."""
@@ -108,14 +136,13 @@ class Personal:
         return dict(zip(self.task.views, _shares(self._parts(private, histories(split)))[0].tolist(), strict=True))
 
     def recommend(self, user: str, k: int) -> tuple[list[Recommendation], dict[str, float]]:
-        """The k best items a person has not had, and the person's reliance by view. Raises `DataError` for a stranger,
-        or somebody without any event."""
+        """The k best items a person has not had, and the person's reliance by view, which is empty where `based_on` says
+        popularity. Raises `DataError` for a stranger, or where nothing is known to recommend by."""
         split, private = self._person(user)
         settings = self.task.settings.local
-        known = histories(split, split.validation)
-        known = histories(_with(split, known), split.test)
-        if not len(known.items):
-            raise DataError(f"{user!r} has no event yet to recommend by: add one with `tessera device add-event`")
+        known = _everything(split)
+        if self.based_on(user) == "popularity":
+            return self._popular(user, known, k), {}
         scores = cohort.scores(private, self.sent, known, settings)[0]
         parts = list(self._parts(private, known))
         best = scores[0].masked_fill(known.mask()[0], -torch.inf).topk(min(k, known.n_items - len(known.items))).indices
@@ -127,6 +154,39 @@ class Personal:
             for i, j, h in zip(best.tolist(), views.tolist(), like.tolist(), strict=True)
         ]
         return found, dict(zip(self.task.views, _shares(parts)[0].tolist(), strict=True))
+
+    def based_on(self, user: str) -> BasedOn:
+        """What recommendations to a person are made from. Raises `DataError` for a stranger."""
+        split, _ = self._person(user)
+        if not len(_everything(split).items):
+            return "popularity"
+        store = Store(self.device.private(self.task.run))
+        if store.find((user,), self.task.round + 1, 0) is not None:
+            return "training"
+        return "history" if BACKBONES[self.task.settings.local.backbone.name].reads_history else "popularity"
+
+    def _popular(self, user: str, known: Histories, k: int) -> list[Recommendation]:
+        """The k most popular items a person has not had, of equally popular ones the first. Raises `DataError`."""
+        levels = popularity(self.device.folder)
+        if levels is None:
+            why = "has no event yet: add one with `tessera device add-event`"
+            if len(known.items):
+                why = f"has not trained yet, and backbone {self.task.settings.local.backbone.name} knows nobody before"
+            raise DataError(
+                f"{user!r} {why}; or pull what is popular, if a server publishes it (`tessera device pull`)"
+            )
+        catalogue = self.device.catalogue()
+        had = known.mask()[0]
+        if catalogue.retired is not None:
+            had |= torch.from_numpy(catalogue.retired)
+        levels = pad(levels, (0, len(catalogue) - len(levels))).masked_fill(had, -1)
+        best = levels.sort(descending=True, stable=True).indices[: min(k, int((~had).sum()))].tolist()
+        return [
+            Recommendation(
+                catalogue.items[i], catalogue.titles[i] or catalogue.items[i], float(levels[i]), "popularity", ""
+            )
+            for i in best
+        ]
 
     def _person(self, user: str) -> tuple[Split, dict[str, Tensor]]:
         """A person's events and private parameters, read and used alone: whoever else is here changes no bit of the rest."""
@@ -159,10 +219,30 @@ class Personal:
         return speaking, known.items[nearest]
 
 
+def _ahead(model: Published, note: RunNote) -> bool:
+    """Whether a model that was pulled is later than what the device knows of its run by itself."""
+    return model.run == note.run and model.round > note.shown.round
+
+
+def _n_items(tensors: Tensors) -> int | None:
+    """How many items views are of, as they travelled: fewer than the catalogue has by now, where it has grown since.
+
+    None where it cannot be told: views without rows of zero are of the catalogue as it is.
+    """
+    views = tensors.get(VIEWS)
+    return None if views is None or VIEWS + LISTED in tensors else views.shape[-2]
+
+
 def _shares(parts: Iterable[Tensor]) -> Tensor:
     """Each view's share of the spread of a person's scores, [n_users, n_views]; equal where no view tells items apart."""
     spreads = torch.stack([part.std(1) for part in parts], dim=1) + torch.finfo(torch.float32).tiny
     return spreads / spreads.sum(1, keepdim=True)
+
+
+def _everything(split: Split) -> Histories:
+    """All that people had, whatever it is held out for in training."""
+    known = histories(split, split.validation)
+    return histories(_with(split, known), split.test)
 
 
 def _with(split: Split, known: Histories) -> Split:

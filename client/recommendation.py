@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 class RecommendationClient(Client):
     """One node's people and their private data."""
 
+    n_items: int | None = None
+    """How many items are known of here, the first ones, where a model is of an earlier catalogue; None: all."""
+
     def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
         tower = self.tower(task)
@@ -116,16 +119,16 @@ class RecommendationClient(Client):
 
     def split(self, settings: DeviceSettings) -> Split:
         """Read this device's people's events, split as the run's settings say."""
-        _, interactions = _load(self.folder, _changed(self.folder))
+        _, interactions = _load(self.folder, _changed(self.folder), self.n_items)
         return make_split(interactions, settings.data, settings.seed)
 
     def people(self) -> int:
         """How many people are on this device."""
-        return len(_load(self.folder, _changed(self.folder))[1].users)
+        return len(_load(self.folder, _changed(self.folder), self.n_items)[1].users)
 
     def catalogue(self) -> Catalogue:
         """Read what the device can show of the items."""
-        return _load(self.folder, _changed(self.folder))[0]
+        return _load(self.folder, _changed(self.folder), self.n_items)[0]
 
     def state(self, task: Task, users: tuple[str, ...], block: int, views: Tensor) -> PrivateState:
         """Private state of users before `task`, on the views' device; those without one start afresh.
@@ -214,8 +217,16 @@ def _changed(folder: Path) -> tuple[tuple[int, int], ...]:
 
 
 @lru_cache(maxsize=8)
-def _load(folder: Path, changed: tuple[tuple[int, int], ...]) -> tuple[Catalogue, Interactions]:
-    """Read a device's tables. A process of few devices reads them once per version of the file; a worker that comes by at many
-    reads them again, which takes milliseconds, and does not grow with their number."""
+def _load(
+    folder: Path, changed: tuple[tuple[int, int], ...], n_items: int | None = None
+) -> tuple[Catalogue, Interactions]:
+    """Read a device's tables, of the first items alone where `n_items` says so.
+
+    A process of few devices reads them once per version of the file; a worker that comes by at many reads them again, which
+    takes milliseconds, and does not grow with their number.
+    """
     catalogue = load_catalogue(folder, modalities=False)
-    return catalogue, load_people(folder, len(catalogue))
+    people = load_people(folder, len(catalogue))
+    if n_items is None or n_items == len(catalogue):
+        return catalogue, people
+    return catalogue.take(np.arange(n_items)), people.of_first(n_items)

@@ -15,7 +15,8 @@ __all__ = ["Executor", "Job", "Report"]
 class Job:
     """A run to carry out: `catalogue` is the server's dataset folder, `devices` one folder a node.
 
-    `node` is the kind of nodes to start, by the executor that starts any.
+    `node` is the kind of nodes to start, by the executor that starts any. `publish` says whether a server shows the best model
+    to whoever asks.
     """
 
     settings: Settings
@@ -24,6 +25,7 @@ class Job:
     run_dir: Path
     resume: bool = False
     node: NodeKind = NodeKind.tessera
+    publish: bool = False
 
 
 class Executor(Protocol):

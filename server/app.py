@@ -27,28 +27,21 @@ def serve(
     resume: bool,
     report: Report | None = None,
     admitted: Path | None = None,
+    published: Path | None = None,
 ) -> None:
     """Carry out a run over `grid`. The outcome, and the reason of a failure, are in the run's status.json; what happened when
     is in its run.log.
 
     `report`, where given, hears each line of the metrics as it is written. `admitted` is where the operator's list of devices
-    lies, where there is one.
+    lies, where there is one, and `published` where the best model is to be published.
     """
     with run_log(run_dir):
-        _carry_out(grid, settings, catalogue, run_dir, resume, report, admitted)
+        folder = (RunFolder.reopen if resume else RunFolder.create)(run_dir, settings)
+        folder.listener, folder.published = report, published
+        _carry_out(grid, settings, catalogue, folder, admitted)
 
 
-def _carry_out(
-    grid: Grid,
-    settings: Settings,
-    catalogue: Path,
-    run_dir: Path,
-    resume: bool,
-    report: Report | None,
-    admitted: Path | None,
-) -> None:
-    folder = (RunFolder.reopen if resume else RunFolder.create)(run_dir, settings)
-    folder.listener = report
+def _carry_out(grid: Grid, settings: Settings, catalogue: Path, folder: RunFolder, admitted: Path | None) -> None:
     try:
         items = load_catalogue(catalogue)
         dispatcher = Dispatcher(grid, settings.federation, secure_sums(grid, settings, folder.run, admitted))
@@ -82,5 +75,6 @@ def main(grid: Grid, context: Context) -> None:
     settings = Settings.model_validate_json(str(config["settings"]))
     run_dir = Path(str(config["run-dir"]))
     with hold_folder(run_dir, SERVING):
-        admitted = Path(str(config["admitted"]))
-        serve(grid, settings, Path(str(config["catalogue"])), run_dir, bool(config["resume"]), admitted=admitted)
+        admitted, published = (Path(str(config[name])) if config[name] else None for name in ("admitted", "published"))
+        catalogue, resume = Path(str(config["catalogue"])), bool(config["resume"])
+        serve(grid, settings, catalogue, run_dir, resume, admitted=admitted, published=published)

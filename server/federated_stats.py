@@ -15,6 +15,7 @@ from tessera.common.metrics.ranking import percentages
 from tessera.common.protocol.messages import BASIS, CONTENT, COUNTS, Ask, Kind
 from tessera.common.protocol.tensors import Tensors
 from tessera.server.aggregate import Aggregate
+from tessera.server.live.publication import publish
 from tessera.server.model_selection import ModelSelection
 from tessera.server.reporting import Reporter
 from tessera.server.strategies.base import Strategy
@@ -167,7 +168,11 @@ class Evaluations:
             return
         self.selection.consider(ask.round, scores, sums["evaluated"])
         self.reporter.evaluation(ask.round, answer, scores, self.selection.people, along)
-        if self.selection.round == ask.round and not self.tasks.folder.holds(ask.round):
+        if self.selection.round != ask.round:
+            return
+        if self.tasks.folder.published:
+            publish(self.tasks.folder.published, self.tasks, self.catalogue, self.statistics.counts, ask.round)
+        if not self.tasks.folder.holds(ask.round):
             self.save(ask.round)
 
     def _inputs(self) -> Tensors:

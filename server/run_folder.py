@@ -73,12 +73,14 @@ class RunFolder:
     """One run's folder, open for writing. `run` tells this run's private states on the devices from another's.
 
     `repeated` is how many rounds that were asked for, at most, a resumed run does again: devices have told of these already.
+    `published` is where the best model is published, if anywhere.
     """
 
     path: Path
     run: str
     listener: Report | None = None
     repeated: int = 0
+    published: Path | None = None
 
     @classmethod
     def create(cls, path: Path, settings: Settings) -> "RunFolder":

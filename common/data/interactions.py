@@ -93,6 +93,13 @@ class Interactions:
         parts = None if self.parts is None else self.parts[events]
         return Interactions(users, offsets, self.items[events], self.timestamps[events], self.n_items, parts)
 
+    def of_first(self, n_items: int) -> "Interactions":
+        """The same people, with their events on the first items alone: what a catalogue knew that had so many."""
+        kept = self.items < n_items
+        offsets = np.concatenate([[0], np.cumsum(kept)])[self.offsets]
+        parts = None if self.parts is None else self.parts[kept]
+        return Interactions(self.users, offsets, self.items[kept], self.timestamps[kept], n_items, parts)
+
     def beside(self, people: tuple[str, ...]) -> "Interactions":
         """The same, and after them `people` who have no event yet."""
         offsets = np.concatenate([self.offsets, np.full(len(people), self.offsets[-1])])

@@ -18,6 +18,7 @@ from tessera.client.owner.known_keys import KnownKeys, read_keys, write_keys
 from tessera.client.owner.ledger import Entry, Ledger
 from tessera.client.owner.policy import Policy, changed, read_policy, write_policy
 from tessera.common.errors import ConfigError, DataError
+from tessera.deploy.cli.person.model import app as model
 from tessera.deploy.cli.person.people import app as people
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ keys = typer.Typer(
 )
 app.add_typer(keys, name="keys")
 app.add_typer(people)
+app.add_typer(model)
 console = Console(highlight=False)
 DataDir = Annotated[Path, typer.Option(help="The device's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -26,9 +26,17 @@ from tessera.deploy.cli.train import Node
 from tessera.deploy.environment import NodeKind
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.operator_list import make_operator_key, read_operator, sign_list
-from tessera.deploy.federation.processes import end_leftovers, relay, terminable
+from tessera.deploy.federation.processes import end_leftovers, relay, stop, terminable
 from tessera.deploy.federation.registry import REVOKED, RegisteredNode, find
-from tessera.deploy.federation.superlink import CONTROL_PORT, HOMES, PORT, Control, Server, start_superlink
+from tessera.deploy.federation.superlink import (
+    CONTROL_PORT,
+    HOMES,
+    PORT,
+    Control,
+    Server,
+    start_publication,
+    start_superlink,
+)
 from tessera.deploy.federation.supernode import join as join_federation
 from tessera.deploy.federation.supernode import public_key
 
@@ -68,15 +76,30 @@ def server(
     control_port: Annotated[
         int, typer.Option(min=1, max=65535, help="The port for register and submit, on this machine only.")
     ] = CONTROL_PORT,
+    model_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="The port where anybody may take the published model; 0: nobody may. By default two above --port.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run a server until interrupted. It lets in devices whose keys are registered, and no others."""
-    where = Server(folder.absolute(), host, port, control_port)
+    where = Server(folder.absolute(), host, port, control_port, port + 2 if model_port is None else model_port)
     where.certificates.require()
     with terminable(), hold_folder(where.folder):
         end_leftovers(where.folder / HOMES)
-        superlink = start_superlink(where)
-        typer.echo(f"Devices join --server HOST:{port} with a copy of {where.certificates.ca}")
-        last = relay(superlink, _show_server)
+        publication = start_publication(where)
+        try:
+            superlink = start_superlink(where)
+            typer.echo(f"Devices join --server HOST:{port} with a copy of {where.certificates.ca}")
+            if where.model_port:
+                typer.echo(f"Models that runs publish are pulled from HOST:{where.model_port}")
+            last = relay(superlink, _show_server)
+        finally:
+            stop([publication] if publication else [])
     raise RunError(f"server: Flower's SuperLink ended:\n{last}")
 
 
@@ -225,7 +248,7 @@ def submit(
     from tessera.deploy.job import Job
 
     settings = load_settings(config, "grpc", change or ())
-    job = Job(settings, catalogue.absolute(), (), (runs / settings.name).absolute(), resume)
+    job = Job(settings, catalogue.absolute(), (), (runs / settings.name).absolute(), resume, publish=True)
     if (job.run_dir / "config.yaml").exists() and not resume:
         raise RunError(f"submit: {job.run_dir} holds a run already; go on with it by --resume, or choose other --runs")
     console = Console(highlight=False)

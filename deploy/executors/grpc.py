@@ -101,7 +101,7 @@ def carry_out(job: Job, control: Control, report: Report, check: Callable[[bool]
     """
     folder = job.run_dir / FOLDER
     watch = Watch(job.run_dir)
-    run = control.submit(describe_app(job, control.server.admitted))
+    run = control.submit(describe_app(job, control.server))
     try:
         _follow(watch, control, run, report, check)
     except BaseException:  # it failed, was interrupted, or has no hope: if it has not ended, nobody follows it any more

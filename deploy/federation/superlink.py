@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,17 @@ from tessera.common.errors import RunError, TesseraError
 from tessera.common.flower_internals.control import app_bundle
 from tessera.common.utils.atomic_files import read_json, write_json
 from tessera.deploy.federation.certificates import Certificates, check_server, public_pem
-from tessera.deploy.federation.processes import FORKS, LOOPBACK, Process, free_port, module, program, start, unproxied
+from tessera.deploy.federation.processes import (
+    FORKS,
+    LOOPBACK,
+    Process,
+    free_port,
+    module,
+    program,
+    start,
+    stop,
+    unproxied,
+)
 from tessera.deploy.federation.registry import REVOKED, RegisteredNode, fingerprint, note, registered_nodes
 
 if TYPE_CHECKING:
@@ -61,13 +72,15 @@ clientapp = "tessera.client.app:app"
 class Server:
     """Where a SuperLink keeps its files and listens: for devices on `host`:`port`, for its operator on loopback only.
 
-    Whoever reaches the control port can run code on the server, for Flower 1.39 asks no name there.
+    Whoever reaches the control port can run code on the server, for Flower 1.39 asks no name there. The published model is
+    given out at `host`:`model_port`; 0: at none.
     """
 
     folder: Path
     host: str
     port: int
     control_port: int
+    model_port: int = 0
 
     @classmethod
     def local(cls, folder: Path) -> "Server":
@@ -80,12 +93,13 @@ class Server:
         if not (folder / "server.json").is_file():
             raise RunError(f"no server has run from {folder}; start it with `tessera federate server --dir {folder}`")
         content = read_json(folder / "server.json")
-        return cls(folder.absolute(), content["host"], content["port"], content["control-port"])
+        ports = content["port"], content["control-port"], content.get("model-port", 0)
+        return cls(folder.absolute(), content["host"], *ports)
 
     def save(self) -> None:
         """Note the ports for those who register keys and submit runs."""
-        content = {"format": 1, "host": self.host, "port": self.port, "control-port": self.control_port}
-        write_json(self.folder / "server.json", content)
+        ports = {"port": self.port, "control-port": self.control_port, "model-port": self.model_port}
+        write_json(self.folder / "server.json", {"format": 1, "host": self.host} | ports)
 
     @property
     def certificates(self) -> Certificates:
@@ -96,6 +110,11 @@ class Server:
     def admitted(self) -> Path:
         """The list of devices' keys that its operator signed, where there is one."""
         return self.folder / "admitted.json"
+
+    @property
+    def published(self) -> Path:
+        """Where the best model lies that its runs have published; see `tessera.server.live.publication`."""
+        return self.folder / "published"
 
 
 @dataclass(frozen=True)
@@ -126,6 +145,28 @@ def start_superlink(server: Server, log: Path | None = None) -> Process:
     return start("server", command, server.folder / HOMES / "server", log)
 
 
+def start_publication(server: Server) -> Process | None:
+    """Give out what the server's runs publish, at its model port, until this process ends. None where there is no such port.
+
+    Raises `RunError` when nothing can listen there.
+    """
+    if not server.model_port:
+        return None
+    files, log = server.certificates, server.folder / HOMES / "publication" / "publication.log"
+    command = module("publication", str(server.published), server.host, str(server.model_port))
+    process = start("publication", [*command, str(files.server), str(files.server_key)], log.parent, log)
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        process.require()
+        with suppress(OSError, TesseraError):
+            check_server(LOOPBACK, server.model_port, files.ca)
+            return process
+        if time.monotonic() > deadline:
+            stop([process])
+            raise RunError(f"publication: no answer in {START_SECONDS:g} s:\n{process.tail()}")
+        time.sleep(0.1)
+
+
 def wait_until_ready(server: Server, superlink: Process) -> None:
     """Wait until the SuperLink answers on both ports. Raises `RunError` with the end of its log when it dies."""
     deadline = time.monotonic() + START_SECONDS
@@ -144,10 +185,9 @@ def wait_until_ready(server: Server, superlink: Process) -> None:
         time.sleep(0.1)
 
 
-def describe_app(job: "Job", admitted: Path) -> bytes:
-    """Describe the Flower app of a job: a pyproject.toml that names the installed apps, and the run's settings. No code.
-
-    `admitted` is where the operator's list of devices lies, or would.
+def describe_app(job: "Job", server: Server) -> bytes:
+    """Describe the Flower app of a job for a server: a pyproject.toml that names the installed apps, and the run's settings. No
+    code.
 
     So the server ships no code to devices: what runs there is what the device's owner installed. Tessera's own node would run
     none either; Flower's SuperNode runs what a server sends, and trusts the one whose ca.crt it was given.
@@ -157,7 +197,8 @@ def describe_app(job: "Job", admitted: Path) -> bytes:
         "catalogue": str(job.catalogue.absolute()),
         "run-dir": str(job.run_dir.absolute()),
         "resume": job.resume,
-        "admitted": str(admitted.absolute()),
+        "admitted": str(server.admitted),
+        "published": str(server.published) if job.publish else "",
     }
     # A JSON string without \\u escapes is a TOML basic string.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in config.items()]

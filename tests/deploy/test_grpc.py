@@ -261,7 +261,7 @@ def test_a_folder_without_a_server_is_named(tmp_path: Path) -> None:
     server.save()
     assert Server.load(tmp_path) == server
     with pytest.raises(RunError, match="unavailable"):
-        Control(server).submit(describe_app(Job(Settings.model_validate(SETTINGS), tmp_path, (), tmp_path), tmp_path))
+        Control(server).submit(describe_app(Job(Settings.model_validate(SETTINGS), tmp_path, (), tmp_path), server))
 
 
 # --- without Flower
@@ -290,7 +290,7 @@ def test_stopping_reaches_what_left_the_session_and_ignores_sigterm(tmp_path: Pa
 
 def test_the_app_carries_what_the_run_is(job: Job, tmp_path: Path) -> None:
     strange = replace(job, run_dir=tmp_path / 'a "b" \\ é 😀', resume=True)
-    config = tomllib.loads(describe_app(strange, tmp_path).decode())["tool"]["flwr"]["app"]["config"]
+    config = tomllib.loads(describe_app(strange, Server.local(tmp_path)).decode())["tool"]["flwr"]["app"]["config"]
     assert Settings.model_validate_json(config["settings"]) == job.settings
     assert config["run-dir"] == str(strange.run_dir)
     assert config["resume"] is True
