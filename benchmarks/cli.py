@@ -32,20 +32,19 @@ def run_demo(
 ) -> None:
     """Train on the generated shop, show ten recommendations with reasons, and how well the users were understood."""
     from tessera.benchmarks.harness.reliance import correlations, reliances
-    from tessera.client.recommend import Personal
-    from tessera.common.config.loading import load_settings
+    from tessera.deploy.api.settings import load_config
     from tessera.deploy.cli.recommend import show_recommendations
     from tessera.deploy.cli.train import train_and_show
+    from tessera.deploy.provisioning.datasets import prepared_dataset
 
-    settings = load_settings(config, "inline", [f"federation.nodes={nodes}"] if nodes else [])
-    job, figures = train_and_show(settings, "inline", None, runs, overwrite=True)
-    personal = Personal.open(job.devices[0])
-    user = personal.people()[0][0].users[0]
-    show_recommendations(personal, user, 10)
-    found = correlations(reliances(job.catalogue, job.devices))
+    settings = load_config(config, *([f"federation.nodes={nodes}"] if nodes else []))
+    result = train_and_show(settings, "inline", None, runs, overwrite=True)
+    device = result.device()
+    show_recommendations(device.recommend(device.people()[0].user))
+    found = correlations(reliances(prepared_dataset(settings.data, None), result.devices))
     parts = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
     console.print(f"\nSpearman correlation of users' true reliance with what their devices learnt of it: {parts}")
-    print(json.dumps(figures | {"reliance_spearman": {name: round(value, 3) for name, value in found.items()}}))
+    print(json.dumps(result.figures | {"reliance_spearman": {name: round(value, 3) for name, value in found.items()}}))
 
 
 @bench.command(epilog="Example: tessera bench benchmarks/ml-latest-small/table2.yaml --data DATA --quick")

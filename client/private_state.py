@@ -22,6 +22,8 @@ from tessera.common.utils.atomic_files import PRIVATE, read_metadata, read_tenso
 
 log = logging.getLogger("tessera.device")
 CORRUPT = ".corrupt"
+Version = tuple[tuple[str, int, int], ...]
+"""Names, inodes and times of files."""
 _NAME = re.compile(r"round-(\d{6})\.safetensors")
 
 
@@ -165,6 +167,15 @@ class Store:
             path.unlink()
         for folder in self.folder.glob("block-*"):
             sweep(folder)
+
+    def version(self) -> Version:
+        """What tells the files that are here now from those of another moment: each is written anew when it changes."""
+        found = []
+        for path in self.folder.glob("block-*/round-*"):
+            with suppress(FileNotFoundError):  # another process has just dropped it
+                stat = path.stat()
+                found.append((str(path), stat.st_ino, stat.st_mtime_ns))
+        return tuple(sorted(found))
 
     def next_block(self) -> int:
         """The number of a block that is not there yet."""

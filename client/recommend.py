@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from torch.nn.functional import pad
 from tessera.client import cohort
 from tessera.client.backbones import make_backbone
 from tessera.client.histories import Histories, histories
-from tessera.client.private_state import Store
+from tessera.client.private_state import PrivateState, Store, Version
 from tessera.client.published.model import held_model, popularity
 from tessera.client.recommendation import RecommendationClient, blocks
 from tessera.client.router import Routed
@@ -46,6 +47,31 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
+class Explanation:
+    """What speaks for an item, and against it, for one person.
+
+    `place` is its rank among what the person has not had, None where they had it. `parts` has by view what it adds to the
+    score beside the mean of all items, `like` the title in the history that is nearest in that view.
+    """
+
+    item: str
+    title: str
+    score: float
+    place: int | None
+    parts: dict[str, float]
+    like: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Person:
+    """One person's events, private state, and whether it was trained, or is a start."""
+
+    split: Split
+    state: PrivateState
+    trained: bool
+
+
+@dataclass(frozen=True)
 class Personal:
     """What a device learnt in one run, as the selected round left it: the views of that round, its own among them, and each
     block of people with their private parameters. `task.views` names all views, `task.round` is the round.
@@ -55,6 +81,8 @@ class Personal:
     device: RecommendationClient
     task: Task
     sent: dict[str, Tensor]
+    _read: dict[str, tuple[Version, PrivateState, bool]] = field(default_factory=dict, repr=False, compare=False)
+    """What was read of people before: the version of the files, the private state, and whether they had one."""
 
     @classmethod
     def open(cls, folder: Path, run: str | None = None) -> "Personal":
@@ -83,8 +111,8 @@ class Personal:
         task = Task("evaluate", note.run, moment.round, (), note.views, items, note.settings, moment.tensors)
         sent = device.sent(task, tensors)
         if tower := device.tower(task):
-            return cls(device, replace(task, views=(*note.views, tower.name)), tower.beside(sent))
-        return cls(device, task, sent)
+            task, sent = replace(task, views=(*note.views, tower.name)), tower.beside(sent)
+        return cls(device, task, sent | {VIEWS: _by_item(sent[VIEWS])})
 
     @classmethod
     def _pulled(cls, folder: Path, model: Published) -> "Personal":
@@ -93,7 +121,8 @@ class Personal:
         device.n_items = model.catalogue.n_items
         items, settings = model.catalogue.sha256, model.settings
         task = Task("evaluate", model.run, model.round, (), model.views, items, settings, model.tensors)
-        return cls(device, task, device.sent(task, read_tensors(device.tensors(model.tensors))[0]))
+        sent = device.sent(task, read_tensors(device.tensors(model.tensors))[0])
+        return cls(device, task, sent | {VIEWS: _by_item(sent[VIEWS])})
 
     def people(self) -> list[tuple[Split, dict[str, Tensor]]]:
         """The people of this device, block by block, with their private parameters [n_users, ...]."""
@@ -126,44 +155,72 @@ class Personal:
 
     def weights_of(self, user: str) -> dict[str, float]:
         """How one person's router weighs the views, by view. Raises `DataError` for a stranger."""
-        split, private = self._person(user)
-        given = cohort.routed(private, self.sent, histories(split), self.task.settings.local)
+        person = self._person(user)
+        private, known = person.state.parameters, histories(person.split)
+        given = cohort.routed(private, self.sent, known, self.task.settings.local)
         return dict(zip(self.task.views, given.routed.weights[0].tolist(), strict=True))
 
     def reliance_of(self, user: str) -> dict[str, float]:
         """How far one person goes by each view, as `reliance` has it. Raises `DataError` for a stranger."""
-        split, private = self._person(user)
-        return dict(zip(self.task.views, _shares(self._parts(private, histories(split)))[0].tolist(), strict=True))
+        person = self._person(user)
+        parts = self._parts(person.state.parameters, histories(person.split))
+        return dict(zip(self.task.views, _shares(parts)[0].tolist(), strict=True))
 
     def recommend(self, user: str, k: int) -> tuple[list[Recommendation], dict[str, float]]:
         """The k best items a person has not had, and the person's reliance by view, which is empty where `based_on` says
         popularity. Raises `DataError` for a stranger, or where nothing is known to recommend by."""
-        split, private = self._person(user)
-        settings = self.task.settings.local
-        known = _everything(split)
         if self.based_on(user) == "popularity":
-            return self._popular(user, known, k), {}
-        scores = cohort.scores(private, self.sent, known, settings)[0]
-        parts = list(self._parts(private, known))
-        best = scores[0].masked_fill(known.mask()[0], -torch.inf).topk(min(k, known.n_items - len(known.items))).indices
+            return self._popular(user, _everything(self._person(user).split), k), {}
+        known, scores, parts = self._scored(user)
+        best = scores.masked_fill(known.mask()[0], -torch.inf).topk(min(k, known.n_items - len(known.items))).indices
         views, like = self._reasons(parts, known, best)
         catalogue = self.device.catalogue()
-        titles = [title or item for title, item in zip(catalogue.titles, catalogue.items, strict=True)]
+        ids, title = catalogue.items, catalogue.title
         found = [
-            Recommendation(catalogue.items[i], titles[i], float(scores[0, i]), self.task.views[j], titles[h])
+            Recommendation(ids[i], title(i), float(scores[i]), self.task.views[j], title(h))
             for i, j, h in zip(best.tolist(), views.tolist(), like.tolist(), strict=True)
         ]
         return found, dict(zip(self.task.views, _shares(parts)[0].tolist(), strict=True))
 
+    def explain(self, user: str, index: int) -> Explanation:
+        """What speaks for the item `index`, and against it, for a person. Raises `DataError` for a stranger, or where there is
+        nothing to explain by: nobody has trained, and there is no event yet; or the model does not know the item."""
+        catalogue = self.device.catalogue()
+        if index >= self.sent[VIEWS].shape[1]:
+            raise DataError(
+                f"{catalogue.title(index)!r} is new: the model of round {self.task.round} does not know it yet"
+            )
+        known, scores, parts = self._scored(user)
+        mine = torch.full((len(parts),), index), torch.arange(len(parts))
+        nearest = known.items[self._nearest(mine[1], mine[0], known)].tolist()
+        had = bool(known.mask()[0, index])
+        better = int((scores > scores[index])[~known.mask()[0]].sum())
+        return Explanation(
+            item=catalogue.items[index],
+            title=catalogue.title(index),
+            score=float(scores[index]),
+            place=None if had else better + 1,
+            parts={name: float(part[0, index]) for name, part in zip(self.task.views, parts, strict=True)},
+            like={name: catalogue.title(item) for name, item in zip(self.task.views, nearest, strict=True)},
+        )
+
     def based_on(self, user: str) -> BasedOn:
         """What recommendations to a person are made from. Raises `DataError` for a stranger."""
-        split, _ = self._person(user)
-        if not len(_everything(split).items):
+        person = self._person(user)
+        if not len(_everything(person.split).items):
             return "popularity"
-        store = Store(self.device.private(self.task.run))
-        if store.find((user,), self.task.round + 1, 0) is not None:
+        if person.trained:
             return "training"
         return "history" if BACKBONES[self.task.settings.local.backbone.name].reads_history else "popularity"
+
+    def _scored(self, user: str) -> tuple[Histories, Tensor, list[Tensor]]:
+        """Everything a person had, their scores [n_items], and each view's part in them, [1, n_items] each."""
+        person = self._person(user)
+        known, private = _everything(person.split), person.state.parameters
+        if not len(known.items):
+            raise DataError(f"{user!r} has no event yet: add one with `tessera device add-event`")
+        scores = cohort.scores(private, self.sent, known, self.task.settings.local)[0][0]
+        return known, scores, list(self._parts(private, known))
 
     def _popular(self, user: str, known: Histories, k: int) -> list[Recommendation]:
         """The k most popular items a person has not had, of equally popular ones the first. Raises `DataError`."""
@@ -182,21 +239,23 @@ class Personal:
         levels = pad(levels, (0, len(catalogue) - len(levels))).masked_fill(had, -1)
         best = levels.sort(descending=True, stable=True).indices[: min(k, int((~had).sum()))].tolist()
         return [
-            Recommendation(
-                catalogue.items[i], catalogue.titles[i] or catalogue.items[i], float(levels[i]), "popularity", ""
-            )
-            for i in best
+            Recommendation(catalogue.items[i], catalogue.title(i), float(levels[i]), "popularity", "") for i in best
         ]
 
-    def _person(self, user: str) -> tuple[Split, dict[str, Tensor]]:
-        """A person's events and private parameters, read and used alone: whoever else is here changes no bit of the rest."""
+    def _person(self, user: str) -> _Person:
+        """A person's events and private state, read and used alone: whoever else is here changes no bit of the rest."""
         split = self.device.split(self.task.settings)
         if user not in split.users:
             raise DataError(f"user {user!r} is not on this device ({self.device.folder})")
         row = split.users.index(user)
-        block = row // self.task.settings.local.batch_users
-        own = self.device.state(self.task, (user,), block, self.sent[VIEWS])
-        return split.take(np.array([row])), own.parameters
+        store = Store(self.device.private(self.task.run))
+        version = store.version()
+        if (kept := self._read.get(user)) is None or kept[0] != version:
+            block = row // self.task.settings.local.batch_users
+            trained = store.find((user,), self.task.round + 1, block) is not None
+            kept = version, self.device.state(self.task, (user,), block, self.sent[VIEWS]), trained
+            self._read[user] = kept
+        return _Person(split.take(np.array([row])), *kept[1:])
 
     def _parts(self, private: dict[str, Tensor], known: Histories) -> Iterator[Tensor]:
         """Each view's part in the scores, [n_users, n_items]: what it adds alone to no view at all, its mean taken off."""
@@ -211,12 +270,20 @@ class Personal:
     def _reasons(self, parts: list[Tensor], known: Histories, items: Tensor) -> tuple[Tensor, Tensor]:
         """For each of `items`: the view whose part of the score stands out most in the catalogue, and the nearest of the
         person's items in that view. Only single modalities can speak, where they are views: nobody knows what a gate is."""
-        views = self.sent[VIEWS]
         first = len(self.task.settings.views.operators) if self.task.settings.views.single else 0
         speaking = first + torch.cat(parts[first:])[:, items].argmax(0)
-        unit = torch.nn.functional.normalize(views - views.mean(1, keepdim=True), dim=2)
-        nearest = (unit[speaking, items][:, None] * unit[speaking][:, known.items]).sum(2).argmax(1)
-        return speaking, known.items[nearest]
+        return speaking, known.items[self._nearest(speaking, items, known)]
+
+    def _nearest(self, views: Tensor, items: Tensor, known: Histories) -> Tensor:
+        """Which of the person's items, by its place among them, is nearest to each of `items`, in the view beside it."""
+        mine = self._unit[views[:, None], known.items]
+        return (self._unit[views, items][:, None] * mine).sum(2).argmax(1)
+
+    @cached_property
+    def _unit(self) -> Tensor:
+        """The views around their mean, each row of length 1."""
+        views = self.sent[VIEWS]
+        return torch.nn.functional.normalize(views - views.mean(1, keepdim=True), dim=2)
 
 
 def _ahead(model: Published, note: RunNote) -> bool:
@@ -243,6 +310,11 @@ def _everything(split: Split) -> Histories:
     """All that people had, whatever it is held out for in training."""
     known = histories(split, split.validation)
     return histories(_with(split, known), split.test)
+
+
+def _by_item(views: Tensor) -> Tensor:
+    """The same views [n_views, n_items, dim], an item's rows side by side in memory: scoring then copies nothing."""
+    return views.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def _with(split: Split, known: Histories) -> Split:

@@ -24,7 +24,7 @@ from tessera.client.per_person.training import CohortTraining
 from tessera.client.privacy import without_figures
 from tessera.client.private_state import PrivateState, Store, together
 from tessera.client.transforms import Origin, transforms
-from tessera.common.config.device import DeviceSettings
+from tessera.common.config.device import DeviceSettings, SplitSettings
 from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
 from tessera.common.data.interactions import INTERACTIONS, Interactions, Split
 from tessera.common.data.splits import make_split
@@ -48,6 +48,8 @@ class RecommendationClient(Client):
 
     n_items: int | None = None
     """How many items are known of here, the first ones, where a model is of an earlier catalogue; None: all."""
+    _split: "tuple[tuple[tuple[int, int], ...], SplitSettings, int, Split] | None" = None
+    """What was read last: the version of the tables, how and by which seed it was split, the split."""
 
     def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
@@ -119,8 +121,12 @@ class RecommendationClient(Client):
 
     def split(self, settings: DeviceSettings) -> Split:
         """Read this device's people's events, split as the run's settings say."""
-        _, interactions = _load(self.folder, _changed(self.folder), self.n_items)
-        return make_split(interactions, settings.data, settings.seed)
+        version = _changed(self.folder)
+        if self._split is None or self._split[:3] != (version, settings.data, settings.seed):
+            _, interactions = _load(self.folder, version, self.n_items)
+            split = make_split(interactions, settings.data, settings.seed)
+            self._split = version, settings.data, settings.seed, split
+        return self._split[3]
 
     def people(self) -> int:
         """How many people are on this device."""

@@ -88,6 +88,15 @@ def test_the_tutorial_works_as_it_stands(tmp_path: Path) -> None:
     assert "this person goes by" in said
 
 
+@pytest.mark.integration
+def test_the_page_for_apps_runs_as_it_stands(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/app.md").read_text(), re.DOTALL)
+    (tmp_path / "page.py").write_text("\n".join(blocks))
+    said = run("python page.py", tmp_path)
+    assert re.search(r"^no item has the id 'a lamp that nobody sells'", said, re.MULTILINE), said
+    assert (tmp_path / "zoe.zip").exists()
+
+
 def run(line: str, folder: Path) -> str:
     """Run a line of the tutorial with this environment's commands."""
     beside = Path(sys.executable).parent

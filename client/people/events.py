@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 from tessera.client.people.items import find_item
-from tessera.common.data.catalogue import Catalogue, load_catalogue
+from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
 from tessera.common.data.interactions import INTERACTIONS, Interactions, Part, from_frame, from_table
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import PRIVATE, read_json, write_json
@@ -70,11 +71,22 @@ class People:
         if not (folder / INTERACTIONS).exists() and not (folder / PEOPLE).exists():
             raise DataError(f"{folder} is no device's folder: there is no {INTERACTIONS} in it")
         self.folder = folder
-        self.catalogue: Catalogue = load_catalogue(folder, modalities=False)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items, as they are now."""
+        path = self.folder / ITEMS
+        stat = path.stat() if path.exists() else None
+        return _catalogue(self.folder, (stat.st_ino, stat.st_mtime_ns) if stat else (0, 0))
 
     def users(self) -> tuple[str, ...]:
         """Everybody here."""
         return load_people(self.folder, len(self.catalogue)).users
+
+    def numbers(self) -> dict[str, int]:
+        """How many events everybody has."""
+        known = load_people(self.folder, len(self.catalogue))
+        return dict(zip(known.users, np.diff(known.offsets).tolist(), strict=True))
 
     def events(self, user: str) -> list[Event]:
         """A person's events, the oldest first. Raises `DataError` for a stranger."""
@@ -215,6 +227,11 @@ class People:
         if user not in known.users:
             raise DataError(f"user {user!r} is not on this device ({self.folder})")
         return known.users.index(user)
+
+
+@lru_cache(maxsize=8)
+def _catalogue(folder: Path, changed: tuple[int, int]) -> Catalogue:
+    return load_catalogue(folder, modalities=False)
 
 
 def _added(folder: Path) -> tuple[str, ...]:

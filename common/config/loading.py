@@ -4,6 +4,7 @@ Errors name the file, the key and the nearest known one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,24 @@ def load_settings(path: Path, executor: str = "", changes: Sequence[str] = ()) -
     behind: who takes the item embeddings away need not take their size away too. Over gRPC `network_formats` stand for what
     nobody has set.
     """
-    content = read_yaml(path)
+    return settings_of(read_yaml(path), str(path), executor, changes)
+
+
+def settings_of(written: Mapping[str, Any], source: str, executor: str = "", changes: Sequence[str] = ()) -> Settings:
+    """The same of what is in a file's place, and came from `source`, which errors name."""
+    content = deepcopy(dict(written))
     overlays = content.pop("executors", {})
     fits = isinstance(overlays, dict) and not overlays.keys() - EXECUTORS
     if not fits or not all(isinstance(overlay, dict | None) for overlay in overlays.values()):
-        raise ConfigError(f"{path}: `executors` maps {', '.join(EXECUTORS)} to settings")
+        raise ConfigError(f"{source}: `executors` maps {', '.join(EXECUTORS)} to settings")
     file, layers = content, [overlays.get(executor) or {}, *map(_changed, changes)]
     for layer in layers:
         content = overlaid(content, layer)
     newly_idle = _idle(content).keys() - _idle(file).keys()
     prune(content, newly_idle - {key for layer in layers for key in _leaves(layer)})
-    settings = parse_settings(content, str(path))
+    settings = parse_settings(content, source)
     formats = network_formats(settings) if executor == NETWORK else {}
-    return parse_settings(overlaid(content, formats), str(path)) if formats else settings
+    return parse_settings(overlaid(content, formats), source) if formats else settings
 
 
 def overlaid(content: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

@@ -184,6 +184,10 @@ class Catalogue:
         older = older if isinstance(older, CatalogueVersion) else older.version
         return older.n_items <= len(self) and digest("\n".join(self.items[: older.n_items]).encode()) == older.ids
 
+    def title(self, index: int) -> str:
+        """What people call an item: its title or, where it has none, its id."""
+        return self.titles[index] or self.items[index]
+
     def take(self, rows: NDArray[np.integer]) -> "Catalogue":
         """Keep the items of `rows`, in that order."""
         columns = ([column[row] for row in rows] for column in (self.items, self.titles, self.texts, self.images))

@@ -27,7 +27,7 @@ from tessera.deploy.environment import NodeKind
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.operator_list import make_operator_key, read_operator, sign_list
 from tessera.deploy.federation.processes import end_leftovers, relay, stop, terminable
-from tessera.deploy.federation.registry import REVOKED, RegisteredNode, find
+from tessera.deploy.federation.registry import RegisteredNode, find
 from tessera.deploy.federation.superlink import (
     CONTROL_PORT,
     HOMES,
@@ -195,7 +195,7 @@ def revoke(
     control = Control(Server.load(folder))
     known = control.devices()
     for device in [find(known, name) for name in devices]:
-        if device.state == REVOKED:
+        if device.revoked:
             typer.echo(f"{device.number}: was revoked already, on {device.since}")
             continue
         control.revoke(device)
@@ -241,19 +241,12 @@ def submit(
 
     The run begins when as many devices have joined as the setting federation.nodes says.
     """
-    from tessera.common.config.loading import load_settings
-    from tessera.common.metrics.records import read_result
-    from tessera.deploy.cli.display import RunDisplay, show_result, summary
-    from tessera.deploy.executors.grpc import carry_out
-    from tessera.deploy.job import Job
+    from tessera.deploy.api.display import show_result
+    from tessera.deploy.api.federation import Federation
+    from tessera.deploy.api.settings import load_config
 
-    settings = load_settings(config, "grpc", change or ())
-    job = Job(settings, catalogue.absolute(), (), (runs / settings.name).absolute(), resume, publish=True)
-    if (job.run_dir / "config.yaml").exists() and not resume:
-        raise RunError(f"submit: {job.run_dir} holds a run already; go on with it by --resume, or choose other --runs")
-    console = Console(highlight=False)
-    with terminable(), hold_folder(job.run_dir), RunDisplay(settings, console) as display:
-        carry_out(job, Control(Server.load(folder)), display.report)
-    result = read_result(job.run_dir)
-    show_result(console, result, settings, job.run_dir)
-    print(json.dumps(summary(result)))
+    settings, console = load_config(config, *(change or ()), executor="grpc"), Console(highlight=False)
+    with terminable():
+        result = Federation(folder).submit(settings, catalogue, runs=runs, resume=resume, progress=console)
+    show_result(console, result.record, settings, result.path)
+    print(json.dumps(result.figures))

@@ -1,20 +1,19 @@
 """The command `tessera train`: trains a federation on this machine and prints how good its recommendations are."""
 
 import json
-from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.environment import NodeKind
 
 if TYPE_CHECKING:
     from tessera.common.config.settings import Settings
-    from tessera.deploy.job import Job
+    from tessera.deploy.api.result import Result
 
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False)
@@ -60,12 +59,12 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
 ) -> None:
     """Train a federation, print the table with its baselines, and end with one line of JSON."""
-    from tessera.common.config.loading import load_settings
+    from tessera.deploy.api.settings import load_config
 
     changes = [*(change or ()), *([f"federation.nodes={nodes}"] if nodes else [])]
-    settings = load_settings(config, executor.value, changes)
-    _, figures = train_and_show(settings, executor.value, data, runs, resume, overwrite, node)
-    print(json.dumps(figures))
+    settings = load_config(config, *changes, executor=executor.value)
+    result = train_and_show(settings, executor.value, data, runs, resume, overwrite, node)
+    print(json.dumps(result.figures))
 
 
 def train_and_show(
@@ -76,29 +75,18 @@ def train_and_show(
     resume: bool = False,
     overwrite: bool = False,
     node: NodeKind = NodeKind.tessera,
-) -> tuple["Job", dict[str, Any]]:
-    """Prepare the data, train, print the table; return the job, and the run's figures for a line of JSON."""
-    from tessera.deploy.cli.display import RunDisplay, show_result, summary
-    from tessera.deploy.executors.run import make_job, run_job
-    from tessera.deploy.provisioning.datasets import prepared_dataset
-    from tessera.server.run_folder import require
+) -> "Result":
+    """Train, showing how far it is, and print the table."""
+    from tessera.deploy.api.display import show_result
+    from tessera.deploy.api.training import train
 
-    dataset = prepared_dataset(settings.data, data)
-    if settings.strategy_spec.has_towers and not resume:
-        from tessera.server.pretraining.fit_readers import ensure_towers
-
-        ensure_towers(dataset, settings, console.print)
-    if resume:
-        require(runs / settings.name, resume)  # before the lock makes a folder
-    with hold_folder(runs / settings.name):
-        job = replace(make_job(settings, dataset, runs / settings.name, resume, overwrite), node=node)
-        with RunDisplay(settings, console) as display:
-            if executor == "grpc" and not resume:
-                console.print(TRIAL, soft_wrap=True)
-            try:
-                result = run_job(job, executor, display.report)
-            except KeyboardInterrupt:
-                console.print("stopped; go on with --resume")
-                raise
-    show_result(console, result, settings, runs / settings.name)
-    return job, summary(result)
+    if executor == "grpc" and not resume:
+        console.print(TRIAL, soft_wrap=True)
+    how = partial(train, executor=executor, node=node, progress=console)
+    try:
+        result = how(settings, data, runs=runs, resume=resume, overwrite=overwrite)
+    except KeyboardInterrupt:
+        console.print("stopped; go on with --resume")
+        raise
+    show_result(console, result.record, settings, result.path)
+    return result

@@ -28,8 +28,8 @@ from tessera.common.errors import RunError, TesseraError
 from tessera.common.metrics.records import read_result
 from tessera.common.secure.keys import NODE_KEY_FILE
 from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
+from tessera.deploy.api.display import show_result
 from tessera.deploy.cli import federate as cli_federate
-from tessera.deploy.cli.display import show_result
 from tessera.deploy.docker import healthcheck
 from tessera.deploy.docker.healthcheck import (
     CLIENT_NAME,

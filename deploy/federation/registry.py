@@ -32,6 +32,11 @@ class RegisteredNode:
     key: str
     file: str
 
+    @property
+    def revoked(self) -> bool:
+        """Whether it is shut out for good."""
+        return self.state == REVOKED
+
 
 def fingerprint(path: Path) -> str:
     """The public key in a file as `ssh-keygen -l` names it. Raises `CertificateError` for what is none."""

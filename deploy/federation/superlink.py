@@ -29,7 +29,7 @@ from tessera.deploy.federation.processes import (
     stop,
     unproxied,
 )
-from tessera.deploy.federation.registry import REVOKED, RegisteredNode, fingerprint, note, registered_nodes
+from tessera.deploy.federation.registry import RegisteredNode, fingerprint, note, registered_nodes
 
 if TYPE_CHECKING:
     from tessera.common.flower_internals.control import ControlClient
@@ -235,7 +235,7 @@ class Control:
         key = fingerprint(public_key)
         pem = public_pem(public_key)
         if (number := self._ask("register", lambda client: client.register(pem))) is None:
-            if any(device.key == key and device.state == REVOKED for device in self.devices()):
+            if any(device.key == key and device.revoked for device in self.devices()):
                 raise RunError(f"register: {public_key} was revoked, and no revoked key is taken again; {ANEW}")
             return False
         note(self.server.folder, str(number), public_key)

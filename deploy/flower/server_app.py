@@ -123,7 +123,7 @@ def prepare(asked: RunConfig, settings: "Settings", run_dir: Path, simulated: bo
 def carry_out(grid: Grid, job: "Job") -> None:
     """Train over `grid`, and print what it ended with."""
     from tessera.common.metrics.records import read_result
-    from tessera.deploy.cli.display import RunDisplay, show_result, summary
+    from tessera.deploy.api.display import RunDisplay, show_result, summary
     from tessera.server.app import serve
 
     console = Console(highlight=False, width=WIDTH)

@@ -1,6 +1,7 @@
 """The commands about a person on a device: who is there, what they had, what was learnt, their archive, and forgetting them."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from tessera.client.people.device import Device, by_share
 
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False)
@@ -21,26 +24,20 @@ Item = Annotated[str, typer.Argument(help="An item: its id, its title, or a part
 @app.command(epilog="Example: tessera device people --data-dir DEVICE")
 def people(data_dir: DataDir, as_json: Json = False) -> None:
     """List the people on a device, and how many events each has."""
-    from tessera.client.people.events import load_people
-    from tessera.common.data.catalogue import load_catalogue
-
-    known = load_people(data_dir, len(load_catalogue(data_dir, modalities=False)))
-    found = dict(zip(known.users, (known.offsets[1:] - known.offsets[:-1]).tolist(), strict=True))
+    found = Device.open(data_dir).people()
     if as_json:
-        typer.echo(json.dumps([{"user": user, "events": events} for user, events in found.items()]))
+        typer.echo(json.dumps([asdict(person) for person in found]))
         return
     table = Table("person", "events", box=SIMPLE_HEAD)
-    for user, events in found.items():
-        table.add_row(escape(user), str(events))
+    for person in found:
+        table.add_row(escape(person.user), str(person.events))
     console.print(table)
 
 
 @app.command("add-person", epilog="Example: tessera device add-person zoe --data-dir DEVICE")
 def add_person(user: User, data_dir: DataDir, as_json: Json = False) -> None:
     """Take in a person who has no event yet."""
-    from tessera.client.people.events import People
-
-    People(data_dir).add_person(user)
+    Device.open(data_dir).add_person(user)
     _said({"user": user}, f"{user} is on {data_dir}", as_json)
 
 
@@ -55,9 +52,7 @@ def add_event(
     as_json: Json = False,
 ) -> None:
     """Note that a person had an item; the next recommendations know it, and the next round of training."""
-    from tessera.client.people.events import People
-
-    event = People(data_dir).add_event(user, item, at)
+    event = Device.open(data_dir).add_event(user, item, at)
     said = {"user": user, "item": event.item, "title": event.title, "timestamp": event.time}
     _said(said, f"{user} had {event.title} ({event.item})", as_json)
 
@@ -72,9 +67,7 @@ def import_events(
     as_json: Json = False,
 ) -> None:
     """Add many events at once, all or none; what somebody has already is passed over."""
-    from tessera.client.people.events import People
-
-    added = People(data_dir).import_events(file, user)
+    added = Device.open(data_dir).import_events(file, user)
     _said({"file": str(file), "added": added}, f"{added} events of {file} are new and were added", as_json)
 
 
@@ -89,9 +82,7 @@ def correct(
     as_json: Json = False,
 ) -> None:
     """Take an event back, or say what it was of. What was added into past sums stays there."""
-    from tessera.client.people.events import People
-
-    People(data_dir).correct(user, item, instead)
+    Device.open(data_dir).correct(user, item, instead)
     said = f"{user} had {instead}, not {item}" if instead else f"{user} did not have {item}"
     _said({"user": user, "item": item, "instead": instead}, said, as_json)
 
@@ -99,9 +90,7 @@ def correct(
 @app.command(epilog="Example: tessera device show zoe --data-dir DEVICE")
 def show(user: User, data_dir: DataDir, as_json: Json = False) -> None:
     """Show all that a device knows of a person: events, what they go by and since when, and what left the device."""
-    from tessera.client.people.summary import Summary, summary
-
-    found: Summary = summary(data_dir, user)
+    found = Device.open(data_dir).show(user)
     if as_json:
         typer.echo(found.model_dump_json())
         return
@@ -110,9 +99,7 @@ def show(user: User, data_dir: DataDir, as_json: Json = False) -> None:
         table.add_row(escape(event.title), escape(event.item), str(event.time))
     console.print(table)
     for run in found.runs:
-        shares = ", ".join(
-            f"{name} {100 * share:.0f}%" for name, share in sorted(run.reliance.items(), key=lambda one: -one[1])
-        )
+        shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in by_share(run.reliance))
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in run.weights.items())
         console.print(f"run {run.run}, as of round {run.round}", markup=False)
         console.print(f"  goes by: {shares}", markup=False, soft_wrap=True)
@@ -135,9 +122,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write all that the device knows of a person to an open archive, which another device can import."""
-    from tessera.client.people.archive import export_person
-
-    manifest = export_person(data_dir, user, file)
+    manifest = Device.open(data_dir).export(user, file)
     said = f"{file} holds the events of {user}, and what {len(manifest.runs)} runs learnt of them: keep it to yourself"
     _said(manifest.model_dump(), said, as_json)
 
@@ -149,9 +134,7 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Take in a person from an archive: their events, and what the runs learnt that this device takes part in."""
-    from tessera.client.people.archive import import_person
-
-    found = import_person(data_dir, file)
+    found = Device.open(data_dir).import_(file)
     left_out = "".join(f"; run {run} is left out, {why}" for run, why in found.left_out.items())
     told = {"user": found.user, "events": found.events, "runs": found.runs, "left_out": found.left_out}
     _said(
@@ -167,11 +150,10 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Remove a person from all files of the device. What was added into past sums cannot be taken out of these."""
-    from tessera.client.people.forget import forget as forget_person
-
+    device = Device.open(data_dir)
     if not yes:
         typer.confirm(f"Remove everything about {user} from {data_dir}?", abort=True)
-    forget_person(data_dir, user)
+    device.forget(user)
     said = f"nothing of {user} is left on {data_dir}; what was added into past sums cannot be taken out of these"
     _said({"forgotten": user}, said, as_json)
 

@@ -166,12 +166,17 @@ def privacy_line(result: ResultRecord, settings: Settings) -> str:
     return f"{told}; counts of items and evaluations have no noise{ended}"
 
 
-def result_table(result: ResultRecord, ks: tuple[int, ...]) -> Table:
-    """The run beside the trivial baselines on test: all targets, and warm and cold ones apart at the largest K."""
+def methods(result: ResultRecord) -> dict[str, Scores]:
+    """The run's scores and those of the trivial rankings, by what a table calls them."""
     rows: dict[str, Scores] = {f"{result.name}, round {result.selected_round}": result.scores}
     for name, value in result.baselines.items():
         rows.setdefault(name.baseline, {})[name.of("")] = value
-    k, own = max(ks), result.scores
+    return rows
+
+
+def result_table(result: ResultRecord, ks: tuple[int, ...]) -> Table:
+    """The run beside the trivial baselines on test: all targets, and warm and cold ones apart at the largest K."""
+    rows, k, own = methods(result), max(ks), result.scores
     sizes = {group: int(own.get(MetricName(TEST, group, USERS), 0)) for group in (WARM, COLD)}
     title = f"test, in %, ties at their expected value; {sizes[WARM]} warm and {sizes[COLD]} cold targets"
     columns = {f"{metric.upper()}\n@{cut}": MetricName(TEST, ALL, metric, cut) for metric in (HR, NDCG) for cut in ks}

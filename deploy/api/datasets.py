@@ -1,0 +1,59 @@
+"""Converts raw data into datasets."""
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from tessera.common.errors import ConfigError, DataError
+from tessera.common.registry.converters import CONVERTERS, unused_option
+from tessera.common.registry.registry import nearest
+
+SHOP = "shop"
+SIZES = {"items": "n_items", "users": "n_users", "seed": "seed"}
+"""Options of the generated shop, as they are called here and there."""
+
+
+def convert(
+    kind: str,
+    source: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    encode: str | None = None,
+    pretrained: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Convert the raw data of `kind` at `source` into a dataset in the folder `out`; return its description, dataset.json.
+
+    `tessera data kinds` lists the kinds and the options of each, such as `min_rating` or `user_column`. `encode` makes features
+    of texts and pictures: "builtin", or an open_clip model with weights `pretrained`. The kind "shop" is generated, from no
+    source: `items` and `users` say how many, `seed` which. All is converted or, where something is malformed, nothing.
+
+    Raises `ConfigError` for an unknown kind or option, `DataError` that names file, row and item.
+    """
+    from tessera.common.datasets import Options, convert, convert_shop
+    from tessera.common.encoders import make_encoder
+
+    if pretrained is not None and encode is None:
+        raise DataError("pretrained needs a model: encode, such as ViT-B-32")
+    chosen = {name: value for name, value in options.items() if value is not None}
+    _require_known(kind, [*chosen, *(["encode"] if encode else [])])
+    encoder = make_encoder(encode, pretrained=pretrained) if encode else None
+    if kind == SHOP:
+        sizes = {SIZES[name]: value for name, value in chosen.items()}
+        return convert_shop(Path(out), overwrite=overwrite, encoder=encoder, **sizes)
+    given = Options(**chosen | ({"encode": encoder} if encoder else {}))
+    return convert(kind, Path(source or "-"), Path(out), given, overwrite)
+
+
+def _require_known(kind: str, given: list[str]) -> None:
+    """Raise `ConfigError` for a kind or an option that there is not, `DataError` for one without effect."""
+    from tessera.common.datasets import Options
+
+    CONVERTERS[kind]
+    known = [*SIZES, "encode"] if kind == SHOP else [field.name for field in fields(Options)]
+    if strange := next((name for name in given if name not in known), None):
+        raise ConfigError(f"unknown option {strange!r}; the nearest known one is {nearest(strange, known)!r}")
+    if kind != SHOP and (problem := unused_option(kind, given)):
+        raise DataError(problem)

@@ -1,0 +1,131 @@
+"""A federation of separate machines, as its operator's programs see it, on the server's machine."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from tessera.common.config.settings import Settings
+from tessera.common.errors import RunError
+from tessera.common.metrics.records import EvaluationRecord, RoundRecord, read_records
+from tessera.common.utils.atomic_files import read_json
+from tessera.common.utils.folder_lock import hold_folder
+from tessera.common.utils.html import html_table
+from tessera.deploy.api.display import RunDisplay
+from tessera.deploy.api.result import Result
+from tessera.deploy.api.settings import Config, load_config
+from tessera.deploy.environment import quieten
+from tessera.deploy.federation.registry import RegisteredNode, find
+from tessera.deploy.federation.superlink import Control, Server
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class Devices(tuple[RegisteredNode, ...]):
+    """The devices that a server knows, in the order they were registered."""
+
+    __slots__ = ()
+
+    def frame(self) -> "pl.DataFrame":
+        """They as a table: number, state, since, key, file."""
+        import polars as pl
+
+        return pl.DataFrame([asdict(one) for one in self], schema=list(RegisteredNode.__dataclass_fields__))
+
+    def _repr_html_(self) -> str:
+        rows = [(one.number, one.state, one.since, one.key, one.file) for one in self]
+        return html_table("devices", ("device", "state", "since", "key", "registered from"), rows)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How a run stands: "running", "completed" or "failed" and why, its last round, and the scores that are known of it."""
+
+    state: str
+    reason: str
+    round: int
+    rounds: int
+    scores: dict[str, float]
+
+
+class Federation:
+    """The federation whose server has a folder, and runs."""
+
+    def __init__(self, server_dir: str | os.PathLike[str]) -> None:
+        """Raises `RunError` where no server ever ran from the folder."""
+        quieten()
+        self._control = Control(Server.load(Path(server_dir)))
+
+    @property
+    def folder(self) -> Path:
+        """The server's folder."""
+        return self._control.server.folder
+
+    def devices(self) -> Devices:
+        """The devices that the server knows, revoked ones too. Raises `RunError` where it does not answer."""
+        return Devices(self._control.devices())
+
+    def register(self, public_key: str | os.PathLike[str]) -> bool:
+        """Let in the device with the public key in a file; false where it was registered before."""
+        return self._control.register(Path(public_key))
+
+    def revoke(self, *devices: str) -> list[RegisteredNode]:
+        """Shut devices out for good, named by number or key file; return those that were not before."""
+        known = self._control.devices()
+        chosen = [find(known, name) for name in devices]
+        return [device for device in chosen if self._shut_out(device)]
+
+    def _shut_out(self, device: RegisteredNode) -> bool:
+        if device.revoked:
+            return False
+        self._control.revoke(device)
+        return True
+
+    def submit(
+        self,
+        config: Settings | Config,
+        catalogue: str | os.PathLike[str],
+        *,
+        runs: str | os.PathLike[str] = "runs",
+        resume: bool = False,
+        progress: bool | Console = True,
+    ) -> Result:
+        """Start a run and follow it to its end; interrupted, it stops. `catalogue` is the server's dataset folder.
+
+        Its best model is published, if the server publishes (`tessera federate server`).
+
+        Raises `ConfigError` or `RunError`, with what to do.
+        """
+        from tessera.deploy.executors.grpc import carry_out
+        from tessera.deploy.job import Job
+
+        settings = config if isinstance(config, Settings) else load_config(config, executor="grpc")
+        console = progress if isinstance(progress, Console) else Console(highlight=False, quiet=not progress)
+        job = Job(
+            settings, Path(catalogue).absolute(), (), (Path(runs) / settings.name).absolute(), resume, publish=True
+        )
+        if (job.run_dir / "config.yaml").exists() and not resume:
+            raise RunError(
+                f"submit: {job.run_dir} holds a run already; go on with it by --resume, or choose other --runs"
+            )
+        with hold_folder(job.run_dir), RunDisplay(settings, console) as display:
+            carry_out(job, self._control, display.report)
+        return Result.load(job.run_dir)
+
+    def status(self, run_dir: str | os.PathLike[str]) -> RunState:
+        """How a run stands, from its folder. Raises `RunError` where none has begun there."""
+        path = Path(run_dir)
+        if not (path / "status.json").exists():
+            raise RunError(f"{path} holds no run that has begun")
+        status, records = read_json(path / "status.json"), read_records(path)
+        settings = load_config(path / "config.yaml") if (path / "config.yaml").exists() else None
+        last = max((line.round for line in records if isinstance(line, RoundRecord)), default=0)
+        scores = [line.scores for line in records if isinstance(line, EvaluationRecord)]
+        shown = {str(name): value for name, value in scores[-1].items()} if scores else {}
+        return RunState(status["state"], status["reason"], last, settings.rounds if settings else 0, shown)
+
+    def __repr__(self) -> str:
+        return f"Federation({str(self.folder)!r})"
