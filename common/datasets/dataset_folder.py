@@ -72,13 +72,14 @@ def write_description(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     if holds_users(about["kind"]):
         interactions = load_interactions(folder, len(catalogue))
         counts |= {"users": len(interactions.users), "interactions": len(interactions)}
-    features = {name: _summary(features) for name, features in catalogue.features.items()}
+    features = {name: summary(features) for name, features in catalogue.features.items()}
     description = {"format": FORMAT, **about, "counts": counts, "features": features}
     write_json(folder / DATASET, description)
     return description
 
 
-def _summary(features: Features) -> dict[str, Any]:
+def summary(features: Features) -> dict[str, Any]:
+    """What dataset.json says of a modality."""
     return {
         "encoder": features.encoder,
         "dim": features.values.shape[1],

@@ -87,6 +87,7 @@ def encode_dataset(
     jobs = _jobs(folder, catalogue, encoder, pictures)
     fresh = [job for job in jobs if not _is_encoded(job, about, catalogue)]
     features = {job.modality: _encoded(job, folder / FEATURES, begin, skip_unreadable) for job in fresh}
+    features = {name: _as_before(one, catalogue.features.get(name)) for name, one in features.items()}
     if fresh:
         replace(catalogue, features={**catalogue.features, **features}).save(folder)
         kept = {name: value for name, value in about.items() if name not in ("format", "counts", "features")}
@@ -165,6 +166,12 @@ def _encoded(job: Job, folder: Path, begin: Begin, skip_unreadable: bool) -> Fea
     for encoded, vectors in filled:
         values[encoded], present[encoded] = vectors, True
     return Features(values, present, job.encoder)
+
+
+def _as_before(features: Features, before: Features | None) -> Features:
+    """Features with the standard of those that the same encoder made before, where the catalogue has grown since."""
+    same = before is not None and before.encoder == features.encoder
+    return replace(features, standard=before.standard) if before and same else features
 
 
 def _batch(job: Job, rows: tuple[int, ...], skip_unreadable: bool) -> tuple[list[int], Vectors]:

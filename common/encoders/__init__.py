@@ -11,7 +11,7 @@ from tessera.common.errors import DataError
 from tessera.common.registry.encoders import ENCODERS, OPEN_CLIP
 from tessera.common.registry.registry import resolve
 
-__all__ = ["Encoder", "make_encoder"]
+__all__ = ["Encoder", "encoder_of", "make_encoder"]
 
 
 def make_encoder(
@@ -35,3 +35,20 @@ def make_encoder(
     given: dict[str, Any] = {"model": model, "pretrained": pretrained, "towers": towers, "device": device}
     encoder: Encoder = resolve(ENCODERS[name].implementation)(**{option: given[option] for option in options})
     return encoder
+
+
+def encoder_of(recorded: str, towers: Path, pretrained: str | None = None) -> Encoder | None:
+    """The encoder that computed features, by the name that is recorded beside them; None for one that nobody here knows.
+
+    Raises `DataError` where it needs weights, or towers, that are not there.
+    """
+    kind, _, rest = recorded.partition(":")
+    model = rest.partition(":")[0]
+    if kind == "tower" and model in ENCODERS:
+        return make_encoder(model, towers=towers)
+    if kind == OPEN_CLIP:
+        if pretrained is None:
+            raise DataError(f"features are by {recorded}: pass its weights by --pretrained, or features by --features")
+        return make_encoder(model, pretrained=pretrained)
+    builtin = make_encoder("builtin")
+    return builtin if recorded in (builtin.image_name, builtin.text_name) else None

@@ -14,6 +14,7 @@ from tessera.common.datasets.published_counts import in_the_paper, verdict
 from tessera.common.encoders import Encoder, make_encoder
 from tessera.common.errors import DataError
 from tessera.common.registry.converters import CONVERTERS, unused_option
+from tessera.deploy.cli.datasets.catalogue import app as catalogue_app
 from tessera.deploy.cli.encode import EPILOG, encode_command
 from tessera.deploy.executors.run import partition_for
 from tessera.deploy.provisioning.partition import partition
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 console = Console()
 app.command("encode", epilog=EPILOG)(encode_command)
+app.add_typer(catalogue_app, name="catalogue")
 
 SHOP_EPILOG = "Example: tessera data shop data/shop --items 1600 --users 500 --seed 0"
 DESCRIBE_EPILOG = "Example: tessera data describe data/ml"
@@ -162,6 +164,9 @@ def _facts(about: dict[str, Any]) -> Table:
     table = Table("what", "how much", title=f"{about['name']} ({about['kind']}, from {about['source']})")
     for name, count in about["counts"].items():
         table.add_row(name, f"{count:,}")
+    if versions := about.get("catalogue"):
+        table.add_row("version of the catalogue", str(versions["version"]))
+        table.add_row("retired items", f"{versions['history'][-1]['retired_items']:,}")
     if "split" not in about:
         return table
     split = about["split"]

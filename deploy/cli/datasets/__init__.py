@@ -1,0 +1,1 @@
+"""The commands about a dataset that are groups of their own."""
