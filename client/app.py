@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from tessera.client.base import Client
 from tessera.client.device_folder import TensorsMissing, simulated_devices
 from tessera.client.owner.owner import Owner
+from tessera.client.published.catalogue import CatalogueOutdated
 from tessera.client.recommendation import RecommendationClient
 from tessera.client.secure.sums import DeviceSums, Mask
 from tessera.client.transforms import Origin, transforms
@@ -18,7 +19,16 @@ from tessera.common.errors import DataError, PolicyRefused, ProtocolError, Secur
 from tessera.common.flower_internals.compact import opened
 from tessera.common.protocol.masked.stages import RECORD as SECURE
 from tessera.common.protocol.masked.stages import pack_stage, unpack_stage
-from tessera.common.protocol.messages import Task, in_answer_to, join_answers, missing_tensors, refusal, unpack_task
+from tessera.common.protocol.messages import (
+    Task,
+    catalogue_change,
+    catalogue_outdated,
+    in_answer_to,
+    join_answers,
+    missing_tensors,
+    refusal,
+    unpack_task,
+)
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import ANSWERS, pack_update
 
@@ -54,6 +64,7 @@ def answer(
             return _take_part(content, device)
         task, tensors, inputs = unpack_task(content)
         client = device(task.settings)
+        client.renew(task, catalogue_change(content))
         owner = Owner.of(client)
         sums = device_sums(client, owner, task.run) if task.masking else None
         answers = {one.kind: _answer(client, owner, one, tensors, inputs, sums) for one in task.asks()}
@@ -62,6 +73,8 @@ def answer(
         return join_answers(task, answers)
     except TensorsMissing as missing:
         return missing_tensors(str(missing))
+    except CatalogueOutdated as outdated:
+        return catalogue_outdated(outdated.held)
     except Exception as error:
         return _refused(error, simulated)
 

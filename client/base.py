@@ -16,6 +16,11 @@ class Client(DeviceFolder, ABC):
     def people(self) -> int:
         """How many people are on this device. Raises `DataError`."""
 
+    def renew(self, task: Task, change: bytes) -> None:
+        """Take in what changed in the catalogue, where that came along with a task. Raises `CatalogueOutdated` where the
+        task is of a later version than the device's. Who has no such versions looks when it does the task."""
+        return None
+
     @abstractmethod
     def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""

@@ -23,6 +23,7 @@ from tessera.client.people.events import PEOPLE, in_use, load_people
 from tessera.client.per_person.training import CohortTraining
 from tessera.client.privacy import without_figures
 from tessera.client.private_state import PrivateState, Store, together
+from tessera.client.published.catalogue import keep_up
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings, SplitSettings
 from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
@@ -57,6 +58,14 @@ class RecommendationClient(Client):
         with nullcontext() if self.simulated else in_use(self.folder):
             update = self._perform(task, tensors, inputs, tower)
         return tower.signed(update) if tower else update
+
+    def renew(self, task: Task, change: bytes) -> None:
+        """Take in what changed in the catalogue. Raises `CatalogueOutdated`, or `DataError` for what does not fit; then nothing
+        has changed. A device with a tower looks at items' features, which no server sends: it keeps the catalogue it has."""
+        if self.catalogue().sha256 == task.catalogue or task.settings.strategy_spec.has_towers:
+            return
+        with nullcontext() if self.simulated else in_use(self.folder):
+            keep_up(self.folder, task.catalogue, change)
 
     def own(self, task: Task) -> Own:
         """How many people are in the smallest of the sums that a task wants, and how often they have each item."""

@@ -13,6 +13,7 @@ from tessera.common.utils.folder_lock import SERVING, hold_folder
 from tessera.common.utils.logs import run_log
 from tessera.common.utils.parent_death import tether
 from tessera.server.dispatch import Dispatcher
+from tessera.server.nodes.catalogue_delivery import CatalogueDelivery
 from tessera.server.rounds import run_rounds
 from tessera.server.run_folder import Report, RunFolder
 from tessera.server.secure.sums import SecureSums
@@ -44,7 +45,8 @@ def serve(
 def _carry_out(grid: Grid, settings: Settings, catalogue: Path, folder: RunFolder, admitted: Path | None) -> None:
     try:
         items = load_catalogue(catalogue)
-        dispatcher = Dispatcher(grid, settings.federation, secure_sums(grid, settings, folder.run, admitted))
+        secure = secure_sums(grid, settings, folder.run, admitted)
+        dispatcher = Dispatcher(grid, settings.federation, secure, CatalogueDelivery(items))
         run_rounds(dispatcher, make_strategy(settings, items, catalogue), settings, items, folder)
     except Exception as error:
         folder.fail(str(error) or type(error).__name__)

@@ -2,25 +2,34 @@
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from tessera.common.config.federation import FederationSettings
-from tessera.common.errors import RoundAbandoned, RunError, TesseraError
+from tessera.common.errors import DataError, RoundAbandoned, RunError, TesseraError
 from tessera.common.flower_internals.grid import push, replies
 from tessera.common.protocol.masked.masking import MASKED
-from tessera.common.protocol.messages import Broadcast, Kind, Task, pack_task, refused, split_answers
+from tessera.common.protocol.messages import (
+    Broadcast,
+    Kind,
+    Task,
+    held_catalogue,
+    pack_task,
+    refused,
+    split_answers,
+    with_catalogue,
+)
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
 from tessera.common.utils.pauses import Pauses
 from tessera.server.aggregate import Aggregate
+from tessera.server.nodes.catalogue_delivery import CatalogueDelivery
+from tessera.server.nodes.request import Asked, Check, Request
 from tessera.server.robust import combiner
 from tessera.server.robust.claims import Claims
 from tessera.server.secure.sums import MaskedAnswers, SecureSums
@@ -29,6 +38,7 @@ from tessera.server.validation import (
     FAILED,
     LATE,
     MALFORMED,
+    OUTDATED,
     REFUSED,
     REMEDIES,
     STRAY,
@@ -41,68 +51,16 @@ from tessera.server.validation import (
 log = logging.getLogger("tessera.server")
 SELECT_SECONDS = 30.0
 """How long the end of a run waits for clients to note which round was selected; who does not goes by an earlier one."""
-TRIES = 3
-"""How often a node is asked the same within a request, when it fails or has lost the tensors it needs."""
 HASTY = ("train", "select")
 """Tasks that go to whoever is ready, without waiting for nodes that are still at an earlier one."""
 
 For = Callable[[str | None], Broadcast]
 """What goes to a client, or to a node of which no client is known yet."""
-Check = Callable[[Update], None]
-"""Raises a `TesseraError` for an update that cannot be taken."""
 
 
 def no_broadcast(client: str | None) -> Broadcast:
     """No tensors."""
     return Broadcast()
-
-
-class Asked(NamedTuple):
-    """What a node was sent a message for."""
-
-    node: int
-    task: Task
-
-
-@dataclass(frozen=True)
-class Request:
-    """A task, and what is asked along with it, as it goes to several nodes: what each is to hold for it, what must be true of
-    their replies, and the `totals` of these by what was asked."""
-
-    task: Task
-    broadcasts: Mapping[int, Broadcast]
-    inputs: Tensors
-    counts: Mapping[str, torch.Size]
-    check: Check
-    totals: Mapping[Kind, Aggregate]
-    masked: MaskedAnswers | None = None
-    tries: Counter[int] = field(default_factory=Counter)
-
-    @property
-    def total(self) -> Aggregate:
-        """What the nodes returned to the task itself."""
-        return self.totals[self.task.kind]
-
-    def answered(self) -> int:
-        """How many nodes have answered the task itself; of masked answers, those whose whole group has."""
-        return self.masked.whole(self.task.kind, self.broadcasts) if self.masked else self.total.nodes
-
-    def again(self, node: int) -> bool:
-        """Whether a node may be asked once more, which counts."""
-        self.tries[node] += 1
-        return self.tries[node] < TRIES
-
-    def drop(self, tasks: Iterable[Task], kind: str, node: int, why: str) -> None:
-        """Count what a node was asked and did not answer."""
-        for task in tasks:
-            self.totals[task.kind].drop(kind, node, why)
-
-    def alike(self, holds: Callable[[int], bool]) -> list[list[int]]:
-        """The nodes in groups that get the very same message."""
-        groups: dict[tuple[str, bool], list[int]] = {}
-        for node, broadcast in self.broadcasts.items():
-            groups.setdefault((broadcast.name, holds(node)), []).append(node)
-        return list(groups.values())
 
 
 def asked_again(task: Task) -> Task | None:
@@ -113,8 +71,14 @@ def asked_again(task: Task) -> Task | None:
 class Dispatcher:
     """All nodes of a federation, over Flower's Grid."""
 
-    def __init__(self, grid: Grid, settings: FederationSettings, secure: SecureSums | None = None) -> None:
-        self.grid, self.settings, self.secure = grid, settings, secure
+    def __init__(
+        self,
+        grid: Grid,
+        settings: FederationSettings,
+        secure: SecureSums | None = None,
+        delivery: CatalogueDelivery | None = None,
+    ) -> None:
+        self.grid, self.settings, self.secure, self.delivery = grid, settings, secure, delivery
         self._held: dict[int, str] = {}
         self._clients: dict[int, str | None] = {}
         self._late: dict[str, tuple[int, float]] = {}
@@ -279,7 +243,8 @@ class Dispatcher:
         """Send their messages to nodes that get the same broadcast; return what was asked by message."""
         broadcast = request.broadcasts[nodes[0]]
         tensors = None if self._held.get(nodes[0]) == broadcast.name or not broadcast.name else broadcast.content
-        content = pack_task(replace(task, tensors=broadcast.name), tensors, request.inputs)
+        change = self.delivery.take(nodes[0]) if self.delivery else b""
+        content = with_catalogue(pack_task(replace(task, tensors=broadcast.name), tensors, request.inputs), change)
         kind = task.kind if task.kind in ("train", "evaluate") else "query"
         pushed = push(self.grid, content, nodes, kind, str(task.round))
         if len(pushed) < len(nodes):
@@ -290,7 +255,7 @@ class Dispatcher:
             request.drop(task.asks(), FAILED, node, "cannot be sent to; it was revoked a moment ago")
         sent = {message: Asked(node, task) for message, node in zip(pushed, nodes, strict=True) if message}
         inputs = array_bytes(RecordDict({"inputs": content["inputs"]}))
-        request.totals[task.kind].bytes_down += (array_bytes(content) - inputs) * len(sent)
+        request.totals[task.kind].bytes_down += (array_bytes(content) + len(change) - inputs) * len(sent)
         request.totals[task.asks()[0].kind].bytes_down += inputs * len(sent)  # training itself needs none
         return sent
 
@@ -311,9 +276,23 @@ class Dispatcher:
                 return task
             request.drop(task.asks(), FAILED, node, "keeps losing the tensors it is sent")
             return None
+        if self.delivery and (held := held_catalogue(reply.content)) is not None:
+            return self._deliver(self.delivery, held, asked, request)
         answers = split_answers(task, reply.content)
         for one in task.asks():
             self._add(answers[one.kind], Asked(node, one), request)
+        return None
+
+    def _deliver(self, delivery: CatalogueDelivery, held: str, asked: Asked, request: Request) -> Task | None:
+        """Ask a node the same again with what its catalogue lacks; not one that has no earlier version of the run's."""
+        try:
+            delivery.hear(asked.node, held)
+            if request.again(asked.node):
+                return asked.task
+            why = "does not take the later version of the catalogue"
+        except DataError as error:
+            why = str(error)
+        request.drop(asked.task.asks(), OUTDATED, asked.node, why)
         return None
 
     def _add(self, content: RecordDict, asked: Asked, request: Request) -> None:

@@ -28,7 +28,7 @@ from tessera.server.robust.claims import Claim, ExaggeratedError, check_claim
 
 FAILED, REFUSED, LATE, STRAY = "failed", "refused", "late", "stray"
 MALFORMED, LARGE, UNREADABLE = "malformed", "large", "unreadable"
-EXAGGERATED = "exaggerated"
+EXAGGERATED, OUTDATED = "exaggerated", "outdated"
 REMEDIES = {NONFINITE: "lower the learning rates", CONSTANT: "nothing was learnt: check losses and rates"}
 """What ails most nodes is the run's own fault, and this is what to do."""
 

@@ -23,7 +23,8 @@ from tessera.common.utils import counter_rng
 from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.executors.run import make_job
 from tessera.server.app import secure_sums
-from tessera.server.dispatch import Asked, Dispatcher, Request
+from tessera.server.dispatch import Dispatcher
+from tessera.server.nodes.request import Asked, Request
 from tessera.server.rounds import run_rounds
 from tessera.server.run_folder import RunFolder
 from tessera.server.secure.exchange import Exchange

@@ -1,1 +1,1 @@
-"""The model that a server publishes: how a device gets it, and recommends by it without having taken part."""
+"""What a server gives to all alike: its published model, and later versions of the catalogue."""

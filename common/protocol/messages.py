@@ -41,6 +41,8 @@ COUNTS, CONTENT, BASIS = "counts", "content/", "basis"
 [n_items, width], and the basis of a power iteration [n_items, width]."""
 MORE_COLUMNS = 16
 """Columns of a basis beyond the wanted ones: they make the wanted ones converge faster (Halko, Martinsson & Tropp 2011)."""
+CATALOGUE = "catalogue"
+"""Name of the record that says which catalogue a device has, or what changed in it."""
 MOST_MASKED = 2**27
 """Numbers in a masked answer, at most: a device makes room for what a server says that there will be."""
 
@@ -279,6 +281,38 @@ def missing_tensors(tensors: str) -> RecordDict:
     from flwr.app import ConfigRecord, RecordDict
 
     return RecordDict({"missing": ConfigRecord({"tensors": tensors})})
+
+
+def catalogue_outdated(held: str) -> RecordDict:
+    """Build the reply of a device that has an earlier catalogue than its task: the server sends what changed since the one that
+    the device says it has `held`. It is a refusal too, for servers that do not know of it."""
+    from flwr.app import ConfigRecord
+
+    reply = refusal("the device has another version of the catalogue")
+    reply[CATALOGUE] = ConfigRecord({"held": held})
+    return reply
+
+
+def held_catalogue(content: RecordDict) -> str | None:
+    """What a device says of its catalogue that `catalogue_outdated` built, by anybody; None for any other reply."""
+    record = content.config_records.get(CATALOGUE)
+    return None if record is None else str(record.get("held", ""))
+
+
+def with_catalogue(content: RecordDict, change: bytes) -> RecordDict:
+    """Let a task go along with what changed in the catalogue."""
+    from flwr.app import ConfigRecord
+
+    if change:
+        content[CATALOGUE] = ConfigRecord({"change": change})
+    return content
+
+
+def catalogue_change(content: RecordDict) -> bytes:
+    """What came along with a task of what changed in the catalogue; b"" where nothing did."""
+    record = content.config_records.get(CATALOGUE)
+    change = record.get("change") if record is not None else None
+    return change if isinstance(change, bytes) else b""
 
 
 class Refusal(NamedTuple):
