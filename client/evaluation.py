@@ -25,9 +25,9 @@ def evaluate(
 ) -> MetricSums:
     """Rank the catalogue for the validation and the test item of every user of `split`.
 
-    Training items are no candidates; at test neither is the validation item. With `counts` [n_items], how often each item
-    occurs in anybody's training data, targets are counted apart: warm or cold. Also counts users whose scores are all the
-    same or not finite; one such user makes the run stop.
+    Training items are no candidates, nor are retired ones; at test neither is the validation item. With `counts` [n_items], how
+    often each item occurs in anybody's training data, targets are counted apart: warm or cold. Also counts users whose scores
+    are all the same or not finite; one such user makes the run stop.
     """
     dtype = torch.get_default_dtype()
     known = histories(split).to(device, dtype)
@@ -35,6 +35,8 @@ def evaluate(
     scores = scorer(known)
     scores_at_test = scorer(histories(split, split.validation).to(device, dtype)) if shown else scores
     candidates = ~known.mask()
+    if split.retired is not None:
+        candidates &= ~torch.from_numpy(split.retired).to(device)
     total = MetricSums(_degenerate(scores, scores_at_test, candidates, known.lengths() > 0))
     total += _part(VALIDATION, scores, candidates, split.validation, counts, settings.ks)
     _exclude(candidates, split.validation)

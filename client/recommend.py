@@ -172,7 +172,8 @@ class Personal:
         if self.based_on(user) == "popularity":
             return self._popular(user, _everything(self._person(user).split), k), {}
         known, scores, parts = self._scored(user)
-        best = scores.masked_fill(known.mask()[0], -torch.inf).topk(min(k, known.n_items - len(known.items))).indices
+        out = self._out(known)
+        best = scores.masked_fill(out, -torch.inf).topk(min(k, int((~out).sum()))).indices
         views, like = self._reasons(parts, known, best)
         catalogue = self.device.catalogue()
         ids, title = catalogue.items, catalogue.title
@@ -193,13 +194,13 @@ class Personal:
         known, scores, parts = self._scored(user)
         mine = torch.full((len(parts),), index), torch.arange(len(parts))
         nearest = known.items[self._nearest(mine[1], mine[0], known)].tolist()
-        had = bool(known.mask()[0, index])
-        better = int((scores > scores[index])[~known.mask()[0]].sum())
+        out = self._out(known)
+        better = int((scores > scores[index])[~out].sum())
         return Explanation(
             item=catalogue.items[index],
             title=catalogue.title(index),
             score=float(scores[index]),
-            place=None if had else better + 1,
+            place=None if out[index] else better + 1,
             parts={name: float(part[0, index]) for name, part in zip(self.task.views, parts, strict=True)},
             like={name: catalogue.title(item) for name, item in zip(self.task.views, nearest, strict=True)},
         )
@@ -212,6 +213,12 @@ class Personal:
         if person.trained:
             return "training"
         return "history" if BACKBONES[self.task.settings.local.backbone.name].reads_history else "popularity"
+
+    def _out(self, known: Histories) -> Tensor:
+        """Which items are not recommended to the one person whose history is `known`, [n_items]: what they had, and what is
+        retired."""
+        out, retired = known.mask()[0], self.device.catalogue().retired
+        return out if retired is None else out | torch.from_numpy(retired)
 
     def _scored(self, user: str) -> tuple[Histories, Tensor, list[Tensor]]:
         """Everything a person had, their scores [n_items], and each view's part in them, [1, n_items] each."""
@@ -233,9 +240,7 @@ class Personal:
                 f"{user!r} {why}; or pull what is popular, if a server publishes it (`tessera device pull`)"
             )
         catalogue = self.device.catalogue()
-        had = known.mask()[0]
-        if catalogue.retired is not None:
-            had |= torch.from_numpy(catalogue.retired)
+        had = self._out(known)
         levels = pad(levels, (0, len(catalogue) - len(levels))).masked_fill(had, -1)
         best = levels.sort(descending=True, stable=True).indices[: min(k, int((~had).sum()))].tolist()
         return [

@@ -132,8 +132,8 @@ class RecommendationClient(Client):
         """Read this device's people's events, split as the run's settings say."""
         version = _changed(self.folder)
         if self._split is None or self._split[:3] != (version, settings.data, settings.seed):
-            _, interactions = _load(self.folder, version, self.n_items)
-            split = make_split(interactions, settings.data, settings.seed)
+            catalogue, interactions = _load(self.folder, version, self.n_items)
+            split = make_split(interactions, settings.data, settings.seed, catalogue.retired)
             self._split = version, settings.data, settings.seed, split
         return self._split[3]
 

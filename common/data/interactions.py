@@ -29,8 +29,8 @@ class Split:
     """The users' items by part. `train_items[offsets[u]:offsets[u + 1]]` are user u's training items, oldest first.
 
     `validation` and `test` [n_users] hold one item each, or `ABSENT`. `cold_items` [n_items] marks the items that no
-    training may use, `new` [n_users] the users who take no part in it; None where there are none (see
-    `tessera.common.data.splits`).
+    training may use, `retired` [n_items] those of them that nobody is evaluated on or recommended either, `new` [n_users] the
+    users who take no part in it; None where there are none (see `tessera.common.data.splits`).
     """
 
     users: tuple[str, ...]
@@ -41,6 +41,7 @@ class Split:
     n_items: int
     cold_items: NDArray[np.bool_] | None = None
     new: NDArray[np.bool_] | None = None
+    retired: NDArray[np.bool_] | None = None
 
     def take(self, rows: NDArray[np.integer]) -> "Split":
         """The same split for a selection of users."""
@@ -48,7 +49,24 @@ class Split:
         users = tuple(self.users[row] for row in rows)
         new = None if self.new is None else self.new[rows]
         held_out = self.validation[rows], self.test[rows]
-        return Split(users, offsets, self.train_items[events], *held_out, self.n_items, self.cold_items, new)
+        marks = self.cold_items, new, self.retired
+        return Split(users, offsets, self.train_items[events], *held_out, self.n_items, *marks)
+
+    def without(self, retired: NDArray[np.bool_]) -> "Split":
+        """The same split with items retired, [n_items]: no training event is on one, and whose held-out item one is, is not
+        evaluated. All else stays what it was for, so that nobody is asked for what a model was trained on before."""
+        kept = ~retired[self.train_items]
+        before = np.concatenate([[0], np.cumsum(kept)])
+        validation, test = (np.where((one >= 0) & retired[one], ABSENT, one) for one in (self.validation, self.test))
+        return replace(
+            self,
+            offsets=before[self.offsets],
+            train_items=self.train_items[kept],
+            validation=validation,
+            test=test,
+            cold_items=retired if self.cold_items is None else self.cold_items | retired,
+            retired=retired,
+        )
 
     @property
     def is_new(self) -> bool:

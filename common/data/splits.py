@@ -19,8 +19,13 @@ from tessera.common.data.interactions import Interactions, Part, Split
 from tessera.common.utils import counter_rng
 
 
-def make_split(interactions: Interactions, data: DataSettings | SplitSettings, seed: int) -> Split:
-    """Split as the settings of a run say.
+def make_split(
+    interactions: Interactions,
+    data: DataSettings | SplitSettings,
+    seed: int,
+    retired: NDArray[np.bool_] | None = None,
+) -> Split:
+    """Split as the settings of a run say, then leave `retired` items [n_items] out.
 
     With cold items a user's training history is all their events on other items, and held out are their last event on a
     cold item for validation and their last on one for test; who has none is not evaluated.
@@ -30,6 +35,8 @@ def make_split(interactions: Interactions, data: DataSettings | SplitSettings, s
         split = replace(interactions.split_by(parts[interactions.items]), cold_items=parts != Part.TRAIN)
     else:
         split = interactions.split(given=data.split == "given")
+    if retired is not None:
+        split = split.without(retired)
     if not data.cold_users:
         return split
     draws = counter_rng.uniform(counter_rng.key("cold users", seed), counter_rng.user_keys(split.users))
