@@ -11,19 +11,21 @@ A server that may invent devices can surround a real one, and read its answers a
 Keys are named by fingerprints, as `ssh-keygen -l` and `tessera federate list` do.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tessera.client.owner.policy import Policy
 from tessera.common.errors import DataError, PolicyRefused
 from tessera.common.protocol.masked.key_list import KeyList
-from tessera.common.utils.atomic_files import PRIVATE, read_json, write_bytes
+from tessera.common.utils.atomic_files import PRIVATE, read_json, storing, write_bytes
 
-KEYS = "devices.json"
+KEYS, LOCK = "devices.json", ".devices.lock"
 MOST_STRANGERS = 1000
 """Keys that are remembered though nobody admitted them, the latest: a server must not fill the disk."""
 Admitted = Literal["", "first use", "owner", "operator"]
@@ -82,6 +84,16 @@ class KnownKeys(BaseModel):
         return kept.with_keys(listed.keys, "operator")
 
 
+@contextmanager
+def changing_keys(folder: Path) -> Iterator[None]:
+    """Within it nobody else changes the known keys: an owner admits some while a server's group is looked at. Raises
+    `StorageError`."""
+    with storing(folder / LOCK):
+        held = FileLock(folder / LOCK, mode=PRIVATE, preserve_lock_file=True).acquire()
+    with held:
+        yield
+
+
 def read_keys(folder: Path) -> KnownKeys:
     """The keys that a device's folder knows; none where there is no file. Raises `DataError` for a damaged one."""
     path = folder / KEYS
@@ -106,13 +118,14 @@ def admit(folder: Path, policy: Policy, others: Sequence[str], listed: KeyList |
 
     `listed` came along with the group.
     """
-    before = read_keys(folder)
-    if policy.operator:
-        after, found = _by_operator(before.with_keys(others), policy.operator, others, listed)
-    else:
-        after, found = _by_memory(before, policy, others, listed, folder)
-    if after != before:
-        write_keys(folder, after)
+    with changing_keys(folder):
+        before = read_keys(folder)
+        if policy.operator:
+            after, found = _by_operator(before.with_keys(others), policy.operator, others, listed)
+        else:
+            after, found = _by_memory(before, policy, others, listed, folder)
+        if after != before:
+            write_keys(folder, after)
     if found:
         raise PolicyRefused(found[0], f"a group of {len(others) + 1} devices: {found[1]}")
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tessera.client.device_folder import POLICY
-from tessera.client.owner.known_keys import KnownKeys, read_keys, write_keys
+from tessera.client.owner.known_keys import KnownKeys, changing_keys, read_keys, write_keys
 from tessera.client.owner.ledger import Entry, Ledger
 from tessera.client.owner.policy import Policy, changed, read_policy, write_policy
 from tessera.common.errors import ConfigError, DataError
@@ -152,18 +152,20 @@ def admit(
     everything: Annotated[bool, typer.Option("--all", help="All keys that were seen so far.")] = False,
 ) -> None:
     """Take keys to be those of real devices, once you know whose they are: a group of theirs is answered from now on."""
-    known = read_keys(_device(data_dir))
-    chosen = _chosen(known, list(known.keys) if everything else names or [])
-    write_keys(data_dir, known.with_keys(chosen, "owner"))
+    with changing_keys(_device(data_dir)):
+        known = read_keys(data_dir)
+        chosen = _chosen(known, list(known.keys) if everything else names or [])
+        write_keys(data_dir, known.with_keys(chosen, "owner"))
     typer.echo(f"{len(chosen)} admitted; {len(known.keys)} are known")
 
 
 @keys.command(epilog="Example: tessera device keys drop SHA256:... --data-dir DEVICE")
 def drop(data_dir: DataDir, names: Annotated[list[str], typer.Argument(metavar="FINGERPRINT...")]) -> None:
     """Take keys to be real no longer, as of a device that was lost."""
-    known = read_keys(_device(data_dir))
-    chosen = _chosen(known, names)
-    write_keys(data_dir, known.without(chosen))
+    with changing_keys(_device(data_dir)):
+        known = read_keys(data_dir)
+        chosen = _chosen(known, names)
+        write_keys(data_dir, known.without(chosen))
     typer.echo(f"{len(chosen)} no longer admitted")
 
 

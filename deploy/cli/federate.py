@@ -24,8 +24,8 @@ from tessera.common.errors import RunError
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.cli.train import Node
 from tessera.deploy.environment import NodeKind
-from tessera.deploy.federation.certificates import make_certificates
-from tessera.deploy.federation.operator_list import make_operator_key, read_operator, sign_list
+from tessera.deploy.federation.certificates import CertificateError, change_authority, make_certificates
+from tessera.deploy.federation.operator_list import make_operator_key, read_operator, sign_list, take_off
 from tessera.deploy.federation.processes import end_leftovers, relay, stop, terminable
 from tessera.deploy.federation.registry import RegisteredNode, find
 from tessera.deploy.federation.superlink import (
@@ -49,6 +49,11 @@ app = typer.Typer(
     "`revoke` shuts them out.",
 )
 
+NEW_CA = (
+    "Start the server again. Devices trust it by the ca.crt they have, and by the new one. Once all have the new one, "
+    "--drop-old-ca ends the old authority."
+)
+OLD_CA = "Start the server again. A device that has the old ca.crt alone does not get in any more."
 ServerDir = Annotated[Path, typer.Option("--dir", help="The server's folder, made by `certificates`.")]
 
 
@@ -62,9 +67,27 @@ def certificates(
     renew: Annotated[
         bool, typer.Option("--renew", help="Sign a new server certificate with the authority there is.")
     ] = False,
+    new_ca: Annotated[
+        bool,
+        typer.Option("--new-ca", help="Make a new authority, for which the old one vouches: devices trust either."),
+    ] = False,
+    drop_old_ca: Annotated[
+        bool, typer.Option("--drop-old-ca", help="Once all devices have the new ca.crt: the old authority is gone.")
+    ] = False,
 ) -> None:
-    """Make a server's folder DIR with an authority and a server certificate, which always holds localhost too."""
-    files = make_certificates(folder, host or [], days, renew=renew)
+    """Make a server's folder DIR with an authority and a server certificate, which always holds localhost too.
+
+    What is renewed is used from the server's next start; devices join again by themselves.
+    """
+    if new_ca and drop_old_ca:
+        raise CertificateError(
+            "certificates: --new-ca begins a change of authorities and --drop-old-ca ends it: pass one"
+        )
+    if new_ca or drop_old_ca:
+        files = change_authority(folder, host or [], days, drop_old=drop_old_ca)
+        typer.echo(NEW_CA if new_ca else OLD_CA)
+    else:
+        files = make_certificates(folder, host or [], days, renew=renew)
     typer.echo(f"Give each device {files.ca}. The other files stay on the server.")
 
 
@@ -187,19 +210,28 @@ def revoke(
     devices: Annotated[
         list[str], typer.Argument(metavar="KEY.pub|NUMBER...", help="Their keys, or numbers in `list`.")
     ],
+    operator: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="The operator's private key, where it is here: signs the list without them."),
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, help="With --operator: days that the new list is good for.")] = 365,
 ) -> None:
     """Shut devices out for good, while the server runs, on its machine. A key that was revoked is never taken again.
 
-    A run that is going on goes on without them: what they had not returned yet is lost.
+    A run that is going on goes on without them: what they had not returned yet is lost. Where an operator signs for devices,
+    the list has to be signed without them too: until then other devices would still share keys with them.
     """
     control = Control(Server.load(folder))
     known = control.devices()
-    for device in [find(known, name) for name in devices]:
+    chosen = [find(known, name) for name in devices]
+    for device in chosen:
         if device.revoked:
             typer.echo(f"{device.number}: was revoked already, on {device.since}")
             continue
         control.revoke(device)
         typer.echo(f"{device.number}: revoked. It is cut off within half a minute; runs go on without it.")
+    for line in take_off(control.server.admitted, [device.key for device in chosen], operator, days):
+        typer.echo(line)
 
 
 @app.command(epilog="Example: tessera federate join --server server.example:9092 --data-dir device --ca ca.crt")

@@ -33,6 +33,8 @@ from tessera.common.utils.atomic_files import PRIVATE, write_bytes
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 """Names every server certificate holds, so that the server's own machine can reach it."""
 CA_DAYS = 3650
+AUTHORITIES = 8
+"""How many newer authorities, one after the other, an authority may vouch for."""
 CONNECT_SECONDS = 5.0
 CLOCK_SKEW = timedelta(hours=1)
 """How far a device's clock may be behind the machine that signed."""
@@ -94,20 +96,55 @@ def make_certificates(folder: Path, hosts: Sequence[str], days: int, *, renew: b
     """
     files = Certificates(folder)
     if renew:
-        authority, authority_key = _load_authority(files)
+        (authority, authority_key), vouched = _load_authority(files), _vouchers(files)
         hosts = [*certificate_names(files.server), *hosts]
     else:
         _refuse_to_overwrite(files)
-        authority, authority_key = _make_authority()
-    names = [_general_name(host) for host in dict.fromkeys((*LOCAL_NAMES, *hosts))]
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _sign_server(key.public_key(), names, days, authority, authority_key)
+        (authority, authority_key), vouched = _make_authority(), []
+    key, chain = _make_chain(hosts, days, authority, authority_key, vouched)
     if not renew:
         write_bytes(files.ca_key, _pem(authority_key), PRIVATE)
         write_bytes(files.ca, authority.public_bytes(Encoding.PEM))
     write_bytes(files.server_key, _pem(key), PRIVATE)
-    write_bytes(files.server, certificate.public_bytes(Encoding.PEM))
+    write_bytes(files.server, chain)
     return files
+
+
+def change_authority(folder: Path, hosts: Sequence[str], days: int, *, drop_old: bool) -> Certificates:
+    """Put a new authority in the place of the old one, which vouches for it as long as it is not dropped: the server then shows
+    a certificate that devices trust by the old `ca.crt`, by the new one, or by both together, as `ca.crt` holds them now.
+
+    With `drop_old` the old one is left out of `ca.crt` and of what the server shows. Raises `CertificateError`.
+
+    The old authority's private key is overwritten at the very end: after a kill before, the old authority can begin anew.
+    """
+    files = Certificates(folder)
+    old, old_key = _load_authority(files)
+    hosts = [*certificate_names(files.server), *hosts]
+    authority, authority_key, vouched, trusted = old, old_key, [], [old]
+    if not drop_old:
+        authority, authority_key = _make_authority()
+        vouched, trusted = [_vouch(authority, old, old_key), *_vouchers(files)], [authority, *_all(files.ca)]
+    key, chain = _make_chain(hosts, days, authority, authority_key, vouched)
+    write_bytes(files.server_key, _pem(key), PRIVATE)
+    write_bytes(files.server, chain)
+    write_bytes(files.ca, b"".join(one.public_bytes(Encoding.PEM) for one in trusted))
+    write_bytes(files.ca_key, _pem(authority_key), PRIVATE)
+    return files
+
+
+def _make_chain(
+    hosts: Iterable[str],
+    days: int,
+    authority: x509.Certificate,
+    authority_key: ec.EllipticCurvePrivateKey,
+    vouched: Iterable[x509.Certificate],
+) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+    """A server's new key, and as PEM its certificate, followed by those by which older authorities vouch for its signer."""
+    names = [_general_name(host) for host in dict.fromkeys((*LOCAL_NAMES, *hosts))]
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _sign_server(key.public_key(), names, days, authority, authority_key)
+    return key, b"".join(one.public_bytes(Encoding.PEM) for one in (certificate, *vouched))
 
 
 def make_node_key(path: Path) -> Path:
@@ -198,17 +235,48 @@ def _refuse_to_overwrite(files: Certificates) -> None:
 
 
 def _load_authority(files: Certificates) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """The authority whose key is here; `ca.crt` may hold older ones too."""
     try:
-        certificate = x509.load_pem_x509_certificate(files.ca.read_bytes())
+        certificates = _all(files.ca)
         key = load_pem_private_key(files.ca_key.read_bytes(), password=None)
     except (OSError, ValueError) as error:
         raise CertificateError(
             f"certificates: the authority in {files.folder} cannot be read ({error}); "
             "make a new one in an empty folder and give devices its ca.crt"
         ) from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+    own = [one for one in certificates if one.public_key() == key.public_key()]
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not own:
         raise CertificateError(f"certificates: {files.ca_key} is not the key of {files.ca}")
-    return certificate, key
+    return own[0], key
+
+
+def _all(path: Path) -> list[x509.Certificate]:
+    """All certificates in a file. Raises `OSError` and `ValueError`."""
+    return x509.load_pem_x509_certificates(path.read_bytes())
+
+
+def _vouchers(files: Certificates) -> list[x509.Certificate]:
+    """The certificates by which older authorities vouch for the newer ones, as far as they are still good."""
+    try:
+        shown = _all(files.server)[1:]
+    except (OSError, ValueError):
+        return []
+    return [one for one in shown if one.not_valid_after_utc > datetime.now(UTC)]
+
+
+def _vouch(authority: x509.Certificate, old: x509.Certificate, old_key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    """The old authority's certificate of a new one's key. Raises `CertificateError` where it may sign for none."""
+    if not old.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length:
+        raise CertificateError(
+            "certificates: this authority, of an older Tessera, may not vouch for another; make a new one in an empty folder, "
+            "and give devices a ca.crt that holds both"
+        )
+    key = authority.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    builder = _builder(authority.subject, old.subject, key, CA_DAYS, old.not_valid_after_utc)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=AUTHORITIES), critical=True)
+    builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
+    return builder.sign(old_key, hashes.SHA384())
 
 
 def certificate_names(certificate: Path) -> list[str]:
@@ -237,7 +305,7 @@ def _make_authority() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Tessera authority {uuid4().hex[:8]}")])
     builder = _builder(name, name, key.public_key(), CA_DAYS)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=AUTHORITIES), critical=True)
     builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
     return builder.sign(key, hashes.SHA384()), key
 
@@ -261,7 +329,11 @@ def _sign_server(
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    public: ec.EllipticCurvePublicKey,
+    days: int,
+    latest: datetime = datetime.max.replace(tzinfo=UTC),
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
@@ -271,7 +343,7 @@ def _builder(
         .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_after(min(now + timedelta(days=days), latest))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
     )
 

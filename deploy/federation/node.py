@@ -13,13 +13,14 @@ import signal
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from tessera.common.flower_internals.fleet import FleetConnection, KnownRun, RunOver, connect, head
 from tessera.common.utils.pauses import growing
+from tessera.deploy.federation.authority_watch import watch
 from tessera.deploy.federation.worker import Workers
 
 FIRST_LOOK, LAST_LOOK = 0.1, 3.0
@@ -38,12 +39,18 @@ def waits() -> Iterator[float]:
         yield pause * random.uniform(1 - JITTER, 1 + JITTER)
 
 
-def serve(fleet: FleetConnection, workers: Workers, node_config: dict[str, str]) -> NoReturn:
-    """Answer messages, one at a time, until the connection breaks or this process is told to end."""
+def serve(
+    fleet: FleetConnection, workers: Workers, node_config: dict[str, str], distrusts: Callable[[], bool]
+) -> NoReturn:
+    """Answer messages, one at a time, until the connection breaks, this process is told to end, or `distrusts` says between two
+    messages that another server is trusted now."""
     runs: dict[int, KnownRun] = {}
     wait = waits()
     while True:
         workers.require()
+        if distrusts():
+            _say("ca.crt is another one: connecting anew by it")
+            _leave(signal.SIGTERM, None)
         if (envelope := fleet.receive()) is None:
             time.sleep(next(wait))
             continue
@@ -77,7 +84,7 @@ def main() -> None:
     try:
         with connect(options.superlink, ca, key) as fleet:
             _say(f"SuperNode ID: {fleet.node}")
-            serve(fleet, workers, node_config)
+            serve(fleet, workers, node_config, watch(Path(options.root_certificates), ca))
     finally:
         workers.close()
     raise SystemExit(1)  # the connection broke, and Flower has said why

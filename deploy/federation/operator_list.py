@@ -4,7 +4,7 @@ What the list says, and who reads it: `tessera.common.protocol.masked.key_list`.
 on a machine that is not the server's. The list itself is public.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -70,16 +70,36 @@ def sign_list(path: Path, key: Path, add: Sequence[str], remove: Sequence[str], 
     return listed
 
 
+def take_off(path: Path, revoked: Sequence[str], key: Path | None, days: int) -> Iterator[str]:
+    """What there is to say of a server's list at `path`, and of devices that were revoked, by fingerprint: nothing where it
+    holds none of them. With the operator's `key` they are taken off. Raises `TesseraError`."""
+    listed = _read(path) if path.exists() else KeyList(())
+    if not (there := sorted(listed.admitted & set(revoked))):
+        return
+    if key:
+        signed = sign_list(path, key, (), there, days)
+        yield f"{path} is number {signed.serial}, without them; where the list is kept elsewhere too, copy it there"
+        return
+    removals = " ".join(f"--remove {one}" for one in there)
+    yield f"The operator's list {path} still holds them, so devices would. Sign it anew where the operator's key is,"
+    yield f"    tessera federate sign admitted.json {removals} --key operator.key"
+    yield f"and copy it to {path}: a run takes it up by itself."
+
+
 def _before(path: Path, operator: Ed25519PrivateKey) -> KeyList:
     if not path.exists():
         return KeyList(())
-    try:
-        before = KeyList.read(path.read_bytes())
-    except SecureSumError as error:
-        raise DataError(f"sign: {path}: {error}") from None
+    before = _read(path)
     if not before.is_signed(public_line(operator)):
         raise ConfigError(f"sign: {path} was not signed by this operator's key; another list, or another key")
     return before
+
+
+def _read(path: Path) -> KeyList:
+    try:
+        return KeyList.read(path.read_bytes())
+    except (OSError, SecureSumError) as error:
+        raise DataError(f"{path} is no list of devices: {error}") from None
 
 
 def _load(path: Path) -> Ed25519PrivateKey:

@@ -42,6 +42,8 @@ class RunConfig(BaseModel):
     """The dataset's folder, or the one that holds it; "" for TESSERA_DATA. The generated shop needs neither."""
     runs: Path
     """Folder the runs lie in; a relative one lies where the SuperLink was started."""
+    admitted: str
+    """The list of devices that an operator signed, an absolute path on the server; "" where none did."""
     resume: bool
     """Whether to go on with a run that was stopped or killed."""
     overwrite: bool
@@ -72,6 +74,18 @@ class RunConfig(BaseModel):
         nodes = [] if n_nodes is None else [f"federation.nodes={n_nodes}"]
         return load_settings(bundle / self.config, executor, [*changes, *nodes])
 
+    def list_of_devices(self) -> Path | None:
+        """Where the operator's list lies. Raises `ConfigError` where it is named and is not there."""
+        if not self.admitted:
+            return None
+        path = Path(self.admitted).expanduser()
+        if not path.is_absolute() or not path.is_file():
+            raise ConfigError(
+                f"run config: admitted={self.admitted!r} is no file by its absolute path where the server runs; "
+                "`tessera federate sign` makes it"
+            )
+        return path
+
 
 app = ServerApp()
 
@@ -89,6 +103,7 @@ def main(grid: Grid, context: Context) -> None:
     simulated = is_simulated(grid)
     settings = asked.settings(bundle_folder(grid), *(("ray", n_simulated(grid)) if simulated else ("grpc", None)))
     run_dir = asked.runs.expanduser().absolute() / settings.name
+    admitted = asked.list_of_devices()
     if (run_dir / "config.yaml").exists() and not asked.resume and not asked.overwrite:
         raise RunError(
             f'{run_dir} holds a run already: name this one otherwise (set="name=..."), or say overwrite=true to replace that '
@@ -99,7 +114,7 @@ def main(grid: Grid, context: Context) -> None:
     with hold_folder(run_dir):
         job = prepare(asked, settings, run_dir, simulated)
         with simulated_nodes(grid, context.run_id, job.devices) if simulated else nullcontext(grid) as nodes:
-            carry_out(nodes, job)
+            carry_out(nodes, job, admitted)
 
 
 def prepare(asked: RunConfig, settings: "Settings", run_dir: Path, simulated: bool) -> "Job":
@@ -120,7 +135,7 @@ def prepare(asked: RunConfig, settings: "Settings", run_dir: Path, simulated: bo
     return Job(settings, dataset.absolute(), (), run_dir, asked.resume)
 
 
-def carry_out(grid: Grid, job: "Job") -> None:
+def carry_out(grid: Grid, job: "Job", admitted: Path | None = None) -> None:
     """Train over `grid`, and print what it ended with."""
     from tessera.common.metrics.records import read_result
     from tessera.deploy.api.display import RunDisplay, show_result, summary
@@ -128,7 +143,7 @@ def carry_out(grid: Grid, job: "Job") -> None:
 
     console = Console(highlight=False, width=WIDTH)
     with hold_folder(job.run_dir, SERVING), RunDisplay(job.settings, console) as display:
-        serve(grid, job.settings, job.catalogue, job.run_dir, job.resume, display.report)
+        serve(grid, job.settings, job.catalogue, job.run_dir, job.resume, display.report, admitted)
     result = read_result(job.run_dir)
     show_result(console, result, job.settings, job.run_dir)
     print(json.dumps(summary(result)), flush=True)

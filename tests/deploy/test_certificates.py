@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -14,10 +15,13 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from tessera.common.utils.atomic_files import write_bytes
 from tessera.deploy.federation.certificates import (
     CertificateError,
     Certificates,
+    change_authority,
     check_server,
     make_certificates,
     make_node_key,
@@ -174,3 +178,75 @@ def test_an_unreadable_key_is_named(tmp_path: Path) -> None:
     (tmp_path / "node.key").write_text("no key")
     with pytest.raises(CertificateError, match=r"node\.key is not a readable"):
         node_public_key(tmp_path / "node.key")
+
+
+# --- another authority
+
+
+def shakes(files: Certificates, *authorities: Path) -> list[bool]:
+    """Whether devices with these ca.crt take the server, by OpenSSL and, the same, by the gRPC that nodes speak."""
+    import grpc
+
+    chain, key = files.server.read_bytes(), files.server_key.read_bytes()
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)]))
+    server.start()
+    taken = []
+    try:
+        for ca in authorities:
+            credentials = grpc.ssl_channel_credentials(ca.read_bytes())
+            with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
+                ready = grpc.channel_ready_future(channel)
+                try:
+                    check_server("localhost", port, ca)
+                    ready.result(10)
+                    taken.append(True)
+                except CertificateError:
+                    with pytest.raises(grpc.FutureTimeoutError):
+                        ready.result(0.3)
+                    taken.append(False)
+    finally:
+        server.stop(0)
+    return taken
+
+
+def test_devices_trust_either_authority_until_the_old_one_is_dropped(tmp_path: Path) -> None:
+    """Also over two changes in a row, and a renewal between them; the names stay."""
+    files = make_certificates(tmp_path / "server", ["server.example"], 30)
+    stranger = make_certificates(tmp_path / "stranger", [], 30)
+    copies = [tmp_path / name for name in ("first.crt", "second.crt", "third.crt", "last.crt")]
+    copies[0].write_bytes(files.ca.read_bytes())
+    change_authority(files.folder, [], 30, drop_old=False)
+    copies[1].write_bytes(x509.load_pem_x509_certificates(files.ca.read_bytes())[0].public_bytes(Encoding.PEM))
+    assert shakes(files, *copies[:2], files.ca, stranger.ca) == [True, True, True, False]
+    make_certificates(files.folder, [], 30, renew=True)
+    change_authority(files.folder, ["more.example"], 30, drop_old=False)
+    copies[2].write_bytes(files.ca.read_bytes())
+    assert shakes(files, *copies[:3], stranger.ca) == [True, True, True, False]
+    change_authority(files.folder, [], 30, drop_old=True)
+    copies[3].write_bytes(files.ca.read_bytes())
+    assert shakes(files, *copies) == [False, False, True, True]
+    assert names(files.server).get_values_for_type(x509.DNSName) == ["localhost", "server.example", "more.example"]
+    assert mode(files.ca_key) == 0o600
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_a_change_of_authority_cut_off_by_a_kill_can_be_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    files, left = make_certificates(tmp_path / "server", [], 30), [written]
+    device = tmp_path / "device.crt"
+    device.write_bytes(files.ca.read_bytes())
+
+    def write(path: Path, content: bytes, mode: int = 0o644) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        write_bytes(path, content, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tessera.deploy.federation.certificates.write_bytes", write)
+        with pytest.raises(KeyboardInterrupt):
+            change_authority(files.folder, [], 30, drop_old=False)
+    change_authority(files.folder, [], 30, drop_old=False)
+    assert shakes(files, device, files.ca) == [True, True]

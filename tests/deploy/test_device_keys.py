@@ -83,7 +83,10 @@ def test_groups_are_of_the_devices_that_an_operator_signed_for(
     carry_out(replace(job, run_dir=tmp_path / "four"), Control(server), silent)
     assert nodes(tmp_path / "four") == [4]
 
-    assert "number 3, with 3 devices" in tessera(*sign, "--remove", keys[0])
+    revoke = ("federate", "revoke", "--dir", server.folder, keys[0])
+    assert "--remove SHA256:" in tessera(*revoke)
+    assert "is number 3, without them" in tessera(*revoke, "--operator", tmp_path / "operator.key")
+    assert "operator's list" not in tessera(*revoke)
     carry_out(replace(job, run_dir=tmp_path / "revoked"), Control(server), silent)
     assert nodes(tmp_path / "revoked") == [3]
     shown = tessera("device", "keys", "list", "--data-dir", devices[1])

@@ -60,11 +60,17 @@ def test_the_run_config_has_defaults_and_reads_the_settings_it_names(tmp_path: P
         ({"set": 'name="a'}, "No closing quotation"),
         ({"resume": "perhaps"}, "run config: resume"),
         ({"rounds": 5}, "run config: rounds"),
+        ({"admitted": "/nowhere/admitted.json"}, "tessera federate sign"),
     ],
 )
 def test_a_bad_run_config_is_named(changes: dict[str, object], reason: str) -> None:
+    def read() -> None:
+        asked = RunConfig.read(APP["config"] | changes)
+        asked.list_of_devices()
+        asked.settings(ROOT, "ray", None)
+
     with pytest.raises(ConfigError, match=reason):
-        RunConfig.read(APP["config"] | changes).settings(ROOT, "ray", None)
+        read()
 
 
 # --- where a node finds its folder

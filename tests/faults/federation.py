@@ -1,4 +1,5 @@
-"""A federation of real processes, as its operators run it: one server and two devices, to be killed, held and cut off."""
+"""A federation of real processes, as its operators run it: one server and three devices, which answer in secure sums, to be
+killed, held and cut off."""
 
 import os
 import re
@@ -27,6 +28,7 @@ TESSERA = Path(sys.executable).parent / "tessera"
 START = 150.0
 """Seconds that something may take to begin, where many other processes run."""
 SGD = {"optimizer": "sgd", "learning_rate": 0.5}
+NODES = 3
 
 
 def wait(what: Callable[[], object], seconds: float = START, told: Callable[[], str] = str) -> float:
@@ -39,17 +41,21 @@ def wait(what: Callable[[], object], seconds: float = START, told: Callable[[], 
 
 
 class Federation:
-    """The commands of one server and two devices, the second of which reaches the server through a forwarder."""
+    """The commands of one server and its devices, the second of which reaches the server through a forwarder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.dataset = small_dataset(folder / "small", n_users=30)
-        self.devices = partition(self.dataset, folder / "devices", 2)
+        self.devices = partition(self.dataset, folder / "devices", NODES)
         answer_for_few(self.devices)
         self.server = Server.local(folder / "server")
-        self.control = Control(self.server)
         self.way = Forwarder(self.server.port)
         self.commands: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def control(self) -> Control:
+        """What asks the server, by the authority that there is now."""
+        return Control(self.server)
 
     def launch(self, name: str, *arguments: object) -> "subprocess.Popen[bytes]":
         """Start `tessera federate ...`, its output in a file."""
@@ -77,7 +83,7 @@ class Federation:
 
     def join(self, node: int) -> None:
         """Have a device join, and wait until it has."""
-        name, where = f"device-{node}", f"localhost:{self.way.port if node else self.server.port}"
+        name, where = f"device-{node}", f"localhost:{self.way.port if node == 1 else self.server.port}"
         before, files = self.joins(node), ["--data-dir", self.devices[node], "--ca", self.folder / "ca.crt"]
         self.launch(name, "join", "--server", where, *files)
         wait(lambda: self.joins(node) > before, told=lambda: self.said(name))
@@ -141,8 +147,9 @@ class Federation:
         """Wait until a round of a run waits for a device alone, which has had the time to take its message."""
 
         def waits() -> bool:
-            answered = re.findall(r"round (\d+): train, ", self.said(f"device-{1 - node}"))
-            return bool(answered) and int(answered[-1]) == len(self.rounds(name)) + 1
+            now = len(self.rounds(name)) + 1
+            others = [self.said(f"device-{other}") for other in range(NODES) if other != node]
+            return all(re.findall(r"round (\d+): train, ", said)[-1:] == [str(now)] for said in others)
 
         wait(waits, told=lambda: self.said(name))
         time.sleep(1.0)
@@ -169,7 +176,7 @@ def run_settings(name: str, rounds: int, **federation: float) -> dict[str, Any]:
     changes = {
         "evaluation": {"every": 1000, "baselines": False},
         "server": SGD,
-        "federation": {"nodes": 2, **federation},
+        "federation": {"nodes": NODES, **federation},
     }
     return small_settings(name=name, rounds=rounds, **changes).model_dump(mode="json")
 
