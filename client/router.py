@@ -58,6 +58,19 @@ class Routed:
 
         return meet(products, (self.views,), lambda gradient: [Outer(gradient, left.detach(), axis=1)])
 
+    def squared_norms(self) -> Tensor:
+        """Squared lengths of the personalised items, [n_users, n_items]: |Fbar_ui|^2 = sum_jk w_uj w_uk F_ji . F_ki."""
+        pairs = self.weights[:, :, None] * self.weights[:, None, :]
+
+        def products(views: Tensor) -> Tensor:
+            return pairs.flatten(1) @ torch.einsum("gnd,hnd->ghn", views, views).flatten(0, 1)
+
+        def terms(gradient: Tensor) -> list[Outer]:
+            own = torch.einsum("ug,gnd->und", self.weights.detach(), self.views.detach())
+            return [Outer(self.weights.detach(), 2 * gradient[:, :, None] * own, axis=0)]
+
+        return meet(products, (self.views,), terms)
+
     def items(self) -> Tensor:
         """The personalised items written out, [n_users, n_items, dim]."""
 

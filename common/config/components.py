@@ -16,6 +16,7 @@ from pydantic_core import CoreSchema, core_schema
 from tessera.common.errors import ConfigError
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.component import ComponentSettings
+from tessera.common.registry.content_encoders import CONTENT_ENCODERS
 from tessera.common.registry.defences import DEFENCES
 from tessera.common.registry.losses import LOSSES
 from tessera.common.registry.methods import METHODS
@@ -106,6 +107,7 @@ Backbone = Annotated[SerializeAsAny[ComponentSettings], Component(BACKBONES, "hi
 Loss = Annotated[SerializeAsAny[ComponentSettings], Component(LOSSES, "softmax")]
 Method = Annotated[SerializeAsAny[ComponentSettings], Component(METHODS, "fedmosaic")]
 Strategy = Annotated[SerializeAsAny[ComponentSettings], Component(STRATEGIES, "fedvlr")]
+ContentEncoder = Annotated[SerializeAsAny[ComponentSettings], Component(CONTENT_ENCODERS, "frozen")]
 Defence = Annotated[SerializeAsAny[ComponentSettings], Component(DEFENCES, "none")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from tessera.common.config.components import Backbone, Loss, Method, Strategy
+from tessera.common.config.components import Backbone, ContentEncoder, Loss, Method, Strategy
 from tessera.common.config.effects import no_secure_sums, prune, without_effect
 from tessera.common.config.federation import FederationSettings, SimulationSettings
 from tessera.common.registry.backbones import BACKBONES
@@ -98,6 +98,8 @@ class ViewSettings(FrozenSettings):
     """Each modality's own projection is a view too, so that its router weight reads as reliance on it."""
     modalities: tuple[str, ...] | None = None
     """Which of the catalogue's modalities to use; all of them by default, none with []."""
+    encoder: ContentEncoder = ComponentSettings(name="frozen")
+    """What the server makes of a modality's features before it projects them; it may learn, by the devices' sums."""
     item_ids: bool = True
     """Whether a learnt embedding of each item stands beside the modalities."""
     noise: tuple[str, ...] = ()
@@ -151,10 +153,10 @@ class LocalSettings(FrozenSettings):
 
     @model_validator(mode="after")
     def _next_after_something(self) -> "LocalSettings":
-        if LOSSES[self.loss.name].next_item and not BACKBONES[self.backbone.name].history:
-            able = ", ".join(name for name, spec in BACKBONES.known().items() if spec.history)
+        if LOSSES[self.loss.name].next_item and not BACKBONES[self.backbone.name].asks_next:
+            able = ", ".join(name for name, spec in BACKBONES.known().items() if spec.asks_next)
             raise ValueError(
-                f"loss {self.loss.name} needs a backbone with a history view: {able}, not {self.backbone.name}"
+                f"loss {self.loss.name} needs a backbone that scores by the events before: {able}, not {self.backbone.name}"
             )
         return self
 

@@ -16,7 +16,7 @@ its row, and so does a retired one, which is marked. So whatever has a row for e
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,8 @@ ITEMS = "items.parquet"
 FEATURES = "features"
 RESERVED = frozenset({"id", "sum", "mlp", "gate", "attention", "concat", "tower"})
 """Names of views that are not a modality's own."""
+TEXT = "text"
+"""The modality that is made of an item's title and text."""
 ITEM_COLUMNS = ("item", "title", "text", "image")
 RETIRED = "retired"
 
@@ -230,6 +232,11 @@ def items_of(path: Path, frame: pl.DataFrame, features: Mapping[str, Features] |
             raise DataError(f"{path}: column {RETIRED!r} holds {frame[RETIRED].dtype}, not true and false")
         retired = frame[RETIRED].fill_null(value=False).to_numpy().copy()
     return Catalogue(items, titles, texts, images, features or {}, retired)
+
+
+def sentences(titles: Sequence[str], texts: Sequence[str]) -> tuple[str, ...]:
+    """An item's words as encoders read them: "title. text", or what there is of the two."""
+    return tuple(". ".join(part for part in pair if part) for pair in zip(titles, texts, strict=True))
 
 
 def image_and_text(catalogue: Catalogue) -> "tuple[torch.Tensor, torch.Tensor]":

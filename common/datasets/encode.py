@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tessera.common.data.catalogue import DATASET, FEATURES, Catalogue, Features, load_catalogue
+from tessera.common.data.catalogue import DATASET, FEATURES, Catalogue, Features, load_catalogue, sentences
 from tessera.common.datasets.dataset_folder import write_description
-from tessera.common.encoders.base import Encoder, Vectors, open_picture, sentences
+from tessera.common.encoders.base import Encoder, Vectors, open_picture
 from tessera.common.errors import DataError
 from tessera.common.registry.converters import holds_users
 from tessera.common.utils.atomic_files import digest, file_digest, read_json, read_tensors, write_tensors
@@ -86,7 +86,7 @@ def encode_dataset(
     catalogue = load_catalogue(folder)
     jobs = _jobs(folder, catalogue, encoder, pictures)
     fresh = [job for job in jobs if not _is_encoded(job, about, catalogue)]
-    features = {job.modality: _encoded(job, folder / FEATURES, begin, skip_unreadable) for job in fresh}
+    features = {job.modality: encoded(job, folder / FEATURES, begin, skip_unreadable) for job in fresh}
     features = {name: _as_before(one, catalogue.features.get(name)) for name, one in features.items()}
     if fresh:
         replace(catalogue, features={**catalogue.features, **features}).save(folder)
@@ -107,11 +107,11 @@ def _jobs(folder: Path, catalogue: Catalogue, encoder: Encoder, pictures: Path |
         Job("image", catalogue.items, paths, encoder.encode_images, encoder.image_name, weights.get("image")),
         Job("text", catalogue.items, texts, encoder.encode_texts, encoder.text_name, weights.get("text")),
     )
-    if not any(job.rows for job in jobs):
+    if not any(job.rows for job in jobs if job.encoder):  # one that has no name for a modality does not encode it
         raise DataError(
             f"the items of {folder} have neither pictures nor texts: pass --images with a folder of pictures"
         )
-    return [job for job in jobs if job.rows]
+    return [job for job in jobs if job.rows and job.encoder]
 
 
 def picture_paths(folder: Path, catalogue: Catalogue, pictures: Path | None) -> tuple[Path | None, ...]:
@@ -149,7 +149,7 @@ def _is_encoded(job: Job, about: Mapping[str, Any], catalogue: Catalogue) -> boo
     )
 
 
-def _encoded(job: Job, folder: Path, begin: Begin, skip_unreadable: bool) -> Features:
+def encoded(job: Job, folder: Path, begin: Begin, skip_unreadable: bool) -> Features:
     """Encode the batches that are not there yet, and put all together."""
     missing = [(path, rows) for path, rows in job.parts if not (folder / path).is_file()]
     step = begin(job.modality, len(job.rows), len(job.rows) - sum(len(rows) for _, rows in missing))

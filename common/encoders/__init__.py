@@ -8,7 +8,7 @@ from typing import Any
 
 from tessera.common.encoders.base import Encoder
 from tessera.common.errors import DataError
-from tessera.common.registry.encoders import ENCODERS, OPEN_CLIP
+from tessera.common.registry.encoders import ENCODERS, HUGGING_FACE, HUGGING_FACE_PREFIX, OPEN_CLIP
 from tessera.common.registry.registry import resolve
 
 __all__ = ["Encoder", "encoder_of", "make_encoder"]
@@ -17,16 +17,19 @@ __all__ = ["Encoder", "encoder_of", "make_encoder"]
 def make_encoder(
     model: str, *, pretrained: str | None = None, towers: Path | None = None, device: str = "auto"
 ) -> Encoder:
-    """The encoder of a name in the registry, or else the open_clip model of that name with `pretrained` weights.
+    """The encoder of a name in the registry, of a model's folder or hf:NAME, or else the open_clip model of that name with
+    `pretrained` weights.
 
     Raises `DataError` for a name that means nothing, and for weights or towers that the encoder does not use.
     """
-    if model not in ENCODERS and pretrained is None:
+    transformers = model.startswith(HUGGING_FACE_PREFIX) or (Path(model) / "config.json").is_file()
+    if model not in ENCODERS and pretrained is None and not transformers:
         known = ", ".join(ENCODERS)
         raise DataError(
-            f"there is no encoder {model!r} (known are {known}); an open_clip model also needs --pretrained"
+            f"there is no encoder {model!r} (known are {known}), nor a folder of a transformers model; an open_clip model "
+            "also needs --pretrained"
         )
-    name = model if model in ENCODERS else OPEN_CLIP
+    name = model if model in ENCODERS else HUGGING_FACE if transformers else OPEN_CLIP
     options = ENCODERS[name].options
     for option, value in (("pretrained", pretrained), ("towers", towers)):
         if value is not None and option not in options:

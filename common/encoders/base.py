@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from tessera.common.data.catalogue import Features
+from tessera.common.data.catalogue import Features, sentences
 from tessera.common.errors import DataError
 
 Vectors = NDArray[np.float32]
@@ -23,7 +23,8 @@ CHUNK = 256
 
 
 class Encoder(Protocol):
-    """Computes features. Its names are recorded beside the features: they must change when the result does."""
+    """Computes features. Its names are recorded beside the features: they must change when the result does; "" for a modality
+    that it does not encode."""
 
     image_name: str
     text_name: str
@@ -53,11 +54,6 @@ def encode_texts(encoder: Encoder, titles: Sequence[str], texts: Sequence[str]) 
     return Features(
         _spread(encoder.encode_texts([text for text in joined if text]), present), present, encoder.text_name
     )
-
-
-def sentences(titles: Sequence[str], texts: Sequence[str]) -> list[str]:
-    """What is encoded of each item's words: "title. text", or what there is of the two."""
-    return [". ".join(part for part in pair if part) for pair in zip(titles, texts, strict=True)]
 
 
 def _spread(encoded: Vectors, present: NDArray[np.bool_]) -> Vectors:

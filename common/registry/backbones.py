@@ -7,7 +7,7 @@ entry-point group `tessera.backbones`.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tessera.common.registry.component import Amount, ComponentSettings
+from tessera.common.registry.component import Amount, ComponentSettings, Step
 from tessera.common.registry.registry import Registry
 
 Shapes = dict[str, tuple[int, ...]]
@@ -20,6 +20,13 @@ class FCFSettings(ComponentSettings):
     """How much more an event counts than anything else."""
     ridge: Amount = 1.0
     """Weight of the user factor's squared norm."""
+
+
+class CosineSettings(ComponentSettings):
+    """Settings of cosines between items and histories."""
+
+    temperature: Step = 0.1
+    """What cosines are divided by: the smaller, the more the best items count."""
 
 
 class FedRAPSettings(ComponentSettings):
@@ -49,7 +56,8 @@ def ncf_shapes(dim: int) -> Shapes:
 class BackboneSpec:
     """A backbone: a `tessera.client.backbones.Backbone`, named by `implementation`, and what both sides must know of it.
 
-    `history` asks the server for a history view; `reads_history` says that the model looks at the user's events by itself.
+    `history` asks the server for a history view; `reads_history` says that the model looks at the user's events by itself, and
+    `asks_next` that it can be asked for the event that follows some of them. `unit_views` asks for views with rows of length 1.
     `shared` gives the shapes of a head that is broadcast, learnt and aggregated like the views.
     """
 
@@ -57,6 +65,8 @@ class BackboneSpec:
     settings: type[ComponentSettings] = ComponentSettings
     history: bool = False
     reads_history: bool = False
+    asks_next: bool = False
+    unit_views: bool = False
     shared: Callable[[int], Shapes] = no_shapes
 
 
@@ -70,6 +80,15 @@ BACKBONES = Registry(
         "fedncf": BackboneSpec("tessera.client.backbones.fedncf:FedNCF", shared=ncf_shapes),
         "pfedrec": BackboneSpec("tessera.client.backbones.pfedrec:PFedRec"),
         "fedrap": BackboneSpec("tessera.client.backbones.fedrap:FedRAP", FedRAPSettings),
-        "history": BackboneSpec("tessera.client.backbones.history:History", history=True, reads_history=True),
+        "history": BackboneSpec(
+            "tessera.client.backbones.history:History", history=True, reads_history=True, asks_next=True
+        ),
+        "cosine": BackboneSpec(
+            "tessera.client.backbones.cosine:Cosine",
+            CosineSettings,
+            reads_history=True,
+            asks_next=True,
+            unit_views=True,
+        ),
     },
 )

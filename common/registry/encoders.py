@@ -10,6 +10,10 @@ from tessera.common.registry.registry import Registry
 
 OPEN_CLIP = "open_clip"
 """What encodes for a model that is not itself in the registry, such as ViT-B-32."""
+HUGGING_FACE = "huggingface"
+"""What encodes for a model's folder, or for a name behind the prefix."""
+HUGGING_FACE_PREFIX = "hf:"
+"""What stands before a model's name on the hub: hf:sentence-transformers/all-MiniLM-L6-v2."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ ENCODERS: Registry[EncoderSpec] = Registry(
             "any model of open_clip by its name, such as ViT-B-32",
             f"{_HERE}.clip:ClipEncoder",
             ("model", "pretrained", "device"),
+        ),
+        HUGGING_FACE: EncoderSpec(
+            "texts by a text encoder of transformers: a local folder, or hf:NAME on the hub",
+            f"{_HERE}.huggingface:HuggingFaceEncoder",
+            ("model", "device"),
         ),
         **{
             size: EncoderSpec(_TOWER.format(size), f"{_HERE}.towers:TowerEncoder", ("model", "towers", "device"))

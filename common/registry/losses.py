@@ -36,7 +36,7 @@ class LossSpec:
     """A loss: a function like those of `tessera.client.losses`, named by `implementation`.
 
     Where `settings` are `NextItemSettings`, histories are cut at drawn places and the loss is given the one event that
-    follows each cut; that takes a backbone with a history view.
+    follows each cut; that takes a backbone that scores by the events before.
     """
 
     implementation: str

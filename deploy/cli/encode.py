@@ -12,14 +12,15 @@ from rich.table import Table
 
 from tessera.common.data.catalogue import DATASET
 from tessera.common.datasets.encode import ENCODED, encode_dataset
+from tessera.common.datasets.encode_hidden import encode_hidden
 from tessera.common.encoders import make_encoder
-from tessera.common.registry.encoders import ENCODERS, OPEN_CLIP
+from tessera.common.registry.encoders import ENCODERS, HUGGING_FACE, OPEN_CLIP
 from tessera.common.utils.atomic_files import read_json
 
 console = Console(highlight=False)
 EPILOG = (
     "Examples: tessera data encode data/ml --model ViT-B-32 --pretrained laion2b_s34b_b79k --images raw/posters   |   "
-    "tessera data encode data/ml --model tiny"
+    "tessera data encode data/ml --model tiny   |   tessera data encode data/ml --model models/MiniLM --hidden"
 )
 
 
@@ -31,8 +32,13 @@ class DeviceName(StrEnum):
     cuda = "cuda"
 
 
-NAMES = ", ".join(name for name in ENCODERS.builtin if name != OPEN_CLIP)
-Model = Annotated[str, typer.Option(help=f"An open_clip model such as ViT-B-32, or one of {NAMES}.")]
+NAMES = ", ".join(name for name in ENCODERS.builtin if name not in (OPEN_CLIP, HUGGING_FACE))
+Model = Annotated[
+    str,
+    typer.Option(
+        help=f"An open_clip model such as ViT-B-32, a folder of a text encoder of transformers (or hf:NAME), or one of {NAMES}."
+    ),
+]
 Pretrained = Annotated[str | None, typer.Option(help="Weights of the open_clip model: a checkpoint or name.")]
 Towers = Annotated[
     Path | None, typer.Option(help="Where CLASS/image and text.safetensors lie; DATASET/towers by default.")
@@ -41,6 +47,9 @@ Images = Annotated[
     Path | None, typer.Option(help="Folder of pictures named after the items' ids; the dataset's own by default.")
 ]
 Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Count pictures that cannot be read as missing.")]
+Hidden = Annotated[
+    bool, typer.Option("--hidden", help="Keep what each layer holds of the texts too, for views.encoder iisan.")
+]
 Device = Annotated[DeviceName, typer.Option(help="Where to encode: with auto on a GPU, if there is one.")]
 
 
@@ -52,6 +61,7 @@ def encode_command(
     images: Images = None,
     skip_unreadable: Skip = False,
     device: Device = DeviceName.auto,
+    hidden: Hidden = False,
 ) -> None:
     """Replace the features of DATASET by what a model makes of its pictures and texts.
 
@@ -69,6 +79,8 @@ def encode_command(
             return lambda n: bar.advance(task, n)
 
         made = encode_dataset(dataset, encoder, begin, images, skip_unreadable)
+        if hidden:
+            encode_hidden(dataset, encoder, begin)
     _show(dataset, made)
 
 

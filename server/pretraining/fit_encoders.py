@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tessera.common.data.catalogue import Catalogue, load_catalogue
+from tessera.common.data.catalogue import Catalogue, load_catalogue, sentences
 from tessera.common.datasets.encode import picture_paths
-from tessera.common.encoders.base import sentences
 from tessera.common.encoders.towers import encoder_path, load_encoder, pixels, save_encoder
 from tessera.common.errors import DataError
 from tessera.common.towers.io import read_about

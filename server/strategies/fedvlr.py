@@ -36,13 +36,16 @@ class FedVLR(Strategy):
     @classmethod
     def make(cls, settings: Settings, catalogue: Catalogue, dataset: Path) -> Self:
         """Build it on the device that the settings name."""
-        return cls(settings, catalogue, resolve_device(settings.device))
+        return cls(settings, catalogue, resolve_device(settings.device), dataset)
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, device: torch.device | None = None) -> None:
+    def __init__(
+        self, settings: Settings, catalogue: Catalogue, device: torch.device | None = None, dataset: Path | None = None
+    ) -> None:
         self.settings, self.catalogue = settings, catalogue.sha256
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.generator = ViewGenerator(catalogue, settings.views, BACKBONES[settings.local.backbone.name])
+            needs = BACKBONES[settings.local.backbone.name]
+            self.generator = ViewGenerator(catalogue, settings.views, needs, dataset)
         self.generator.to(device or torch.device("cpu"))
         decay = settings.server.weight_decay
         kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.AdamW}

@@ -1,15 +1,17 @@
 """Makes the views of the items that devices receive, from the catalogue's features and learnt embeddings."""
 
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from tessera.common.config.settings import ViewSettings
-from tessera.common.data.catalogue import Catalogue
+from tessera.common.data.catalogue import TEXT, Catalogue, sentences
 from tessera.common.errors import DataError
 from tessera.common.protocol.messages import HISTORY, VIEWS
 from tessera.common.registry.backbones import BackboneSpec
+from tessera.server.encoders import ContentInputs, make_encoder
 from tessera.server.views.operators import OPERATORS, Operator
 
 ID = "id"
@@ -20,11 +22,14 @@ RIDGE = 3.0
 class ViewGenerator(nn.Module):
     """F_j = g_j(V, C, ..., D; gamma_j) for each operator, then each single modality's projection (FedVLR Eq. 1-2).
 
-    Features are standardised and frozen; a linear map takes each modality, and the ID embedding D [n_items, id_dim], to
-    `dim`. Where the backbone needs them, a history view H [n_items, dim] and a shared head are learnt too.
+    Features are standardised and go through an encoder, which may learn; a linear map takes each modality, and the ID embedding
+    D [n_items, id_dim], to `dim`. Where the backbone needs them, a history view H [n_items, dim] and a shared head are learnt
+    too, or views have rows of length 1. `folder` is where the dataset lies, for encoders that read more than features.
     """
 
-    def __init__(self, catalogue: Catalogue, settings: ViewSettings, needs: BackboneSpec) -> None:
+    def __init__(
+        self, catalogue: Catalogue, settings: ViewSettings, needs: BackboneSpec, folder: Path | None = None
+    ) -> None:
         super().__init__()
         self.contents = _choose(catalogue, settings)
         self.sources = (*self.contents, *((ID,) if settings.item_ids else ()))
@@ -47,7 +52,11 @@ class ViewGenerator(nn.Module):
         self.head = nn.ParameterDict({name: _started(shape) for name, shape in needs.shared(settings.dim).items()})
         operators = {str(name): OPERATORS[name](len(self.sources), settings.dim) for name in settings.operators}
         self.operators = nn.ModuleDict(operators)
-        self.single = settings.single
+        self.single, self.unit = settings.single, needs.unit_views
+        encoders = {
+            name: make_encoder(settings.encoder, self._inputs(catalogue, name, folder)) for name in self.contents
+        }
+        self.encoders = nn.ModuleDict(encoders)  # made last: its draws change no other part's start
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,14 +99,26 @@ class ViewGenerator(nn.Module):
         guessed: Tensor = usual * nn.functional.normalize(joint(features[~seen]), dim=1)
         return guessed
 
+    def _inputs(self, catalogue: Catalogue, modality: str, folder: Path | None) -> ContentInputs:
+        features = catalogue.features[modality]
+        scale = (features.standard or features.own_standard()).scale
+        texts = sentences(catalogue.titles, catalogue.texts) if modality == TEXT else None
+        return ContentInputs(modality, self.get_buffer(f"features_{modality}"), scale, texts, folder)
+
+    def encoded(self, modality: str) -> Tensor:
+        """What the encoder makes of a modality's features, [n_items, width]."""
+        found: Tensor = self.encoders[modality](self.get_buffer(f"features_{modality}"))
+        return found
+
     def forward(self) -> dict[str, Tensor]:
         """Build what is broadcast: "views" [n_views, n_items, dim], "history" [n_items, dim] and the shared head by name."""
-        tables = [*(self.get_buffer(f"features_{name}") for name in self.contents), self.embedding]
+        tables = [*(self.encoded(name) for name in self.contents), self.embedding]
         shown = zip(self.projections, tables, self.sources, strict=False)  # without item ids, the embedding is left out
         projected = [projection(table) for projection, table, _ in shown]
         items = torch.stack(projected, dim=1)
         fused = [operator(items) for operator in self.operators.values()]
         views = torch.stack(fused + (projected if self.single else []))
+        views = nn.functional.normalize(views, dim=-1) if self.unit else views
         return {VIEWS: views, **({} if self.history is None else {HISTORY: self.history}), **self.head}
 
 

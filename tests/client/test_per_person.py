@@ -25,7 +25,7 @@ from tests.support.catalogues import small_split
 N_USERS, N_ITEMS, DIM, N_VIEWS = 9, 30, 8, 5
 PAIRS = [
     (backbone, loss) for backbone, spec in BACKBONES.known().items() for loss in LOSSES
-    if spec.history or not LOSSES[loss].next_item
+    if spec.asks_next or not LOSSES[loss].next_item
 ]  # fmt: skip
 
 

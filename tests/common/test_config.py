@@ -108,7 +108,10 @@ def test_a_bad_value_names_its_key(path: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"local": {"loss": "next", "backbone": "pfedrec"}}, "local: .*needs a backbone with a history view: history"),
+        (
+            {"local": {"loss": "next", "backbone": "pfedrec"}},
+            "local: .*needs a backbone that scores by the events before: history",
+        ),
         (
             {"data": {"folder": "x", "kind": "netflix"}},
             "data.kind: .*no kind of data 'netflix'; known are conv",

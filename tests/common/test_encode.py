@@ -13,14 +13,18 @@ import torch
 from PIL import Image
 
 from tessera.common.data.catalogue import load_catalogue
+from tessera.common.data.hidden import load_hidden
 from tessera.common.datasets import Options, convert, describe
 from tessera.common.datasets.encode import BATCH, ENCODED, encode_dataset
+from tessera.common.datasets.encode_hidden import encode_hidden
+from tessera.common.encoders import make_encoder
 from tessera.common.encoders.builtin import BuiltinEncoder
 from tessera.common.encoders.clip import ClipEncoder
 from tessera.common.encoders.towers import KINDS, TowerEncoder, encoder_path, load_encoder, pixels, save_encoder
 from tessera.common.errors import DataError
 from tessera.common.towers.transformer import SIZES, words
 from tessera.common.utils.atomic_files import read_json
+from tests.support.text_towers import tiny_text_tower
 
 N_ITEMS = 150
 MISSING = 7
@@ -196,3 +200,28 @@ def test_a_tower_of_the_other_kind_is_refused(tmp_path: Path) -> None:
 def test_clip_without_weights_says_what_to_pass() -> None:
     with pytest.raises(DataError, match="no file, nor weights"):
         ClipEncoder("ViT-B-32", "nowhere.pt")
+
+
+def test_a_text_encoder_of_transformers_by_its_folder_keeps_what_its_layers_hold(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path, n_items=70)
+    pictures = load_catalogue(folder).features["image"]
+    encoder = make_encoder(str(tiny_text_tower(tmp_path / "tower")))
+    assert encode_dataset(folder, encoder, quiet) == ("text",)
+    encode_hidden(folder, encoder, quiet)
+    catalogue, hidden = load_catalogue(folder), load_hidden(folder, "text", 70)
+    assert catalogue.features["image"].sha256 == pictures.sha256  # it reads no pictures, and leaves theirs alone
+    text = catalogue.features["text"]
+    assert hidden is not None
+    assert hidden.values.shape == (70, 3, 16)
+    assert hidden.encoder == text.encoder
+    assert hidden.encoder.startswith("huggingface:tower:")
+    assert not hidden.present[MISSING + 1]
+    assert torch.equal(hidden.present, torch.from_numpy(text.present))
+    last = torch.nn.functional.normalize(hidden.values[:, -1], dim=1)  # the last layer's states are the features
+    torch.testing.assert_close(last[hidden.present], torch.from_numpy(text.values)[hidden.present], rtol=0, atol=2e-3)
+    with pytest.raises(DataError, match=r"70 rows for 71 items: encode again, with --hidden"):
+        load_hidden(folder, "text", 71)
+    with pytest.raises(DataError, match="only encoders of transformers show their layers"):
+        encode_hidden(folder, BuiltinEncoder(), quiet)
+    with pytest.raises(DataError, match="nor a folder of a transformers model"):
+        make_encoder(str(tmp_path / "nowhere"))

@@ -25,6 +25,7 @@ LOCAL = {
     "pfedrec": {"loss": "bce", "local_epochs": 2, "optimizer": "sgd", "learning_rate": 0.5},
     "fedrap": {"loss": "bce", "local_epochs": 2, "optimizer": "sgd", "learning_rate": 0.5},
     "history": {"loss": "softmax"},
+    "cosine": {"loss": "softmax"},
 }
 MODES = {
     "id": {"operators": [], "single": True, "modalities": []},
@@ -53,6 +54,9 @@ def score_one(backbone: str, private: dict, sent: dict, fbar: torch.Tensor, item
     if backbone == "history":
         query = sum(sent["history"][k] for k in items) / math.sqrt(len(items)) + private["user"]
         return query @ fbar[i]
+    if backbone == "cosine":
+        query = sum(fbar[k] for k in items) / len(items) + private["user"]
+        return torch.cosine_similarity(query, fbar[i], dim=0) / 0.1
     if backbone == "fcf":
         wanted = torch.zeros(len(fbar), dtype=torch.float64)
         wanted[items] = 1

@@ -5,15 +5,18 @@ from pathlib import Path
 from tessera.common.encoders import Encoder, make_encoder
 from tessera.common.encoders.towers import KINDS, encoder_path, save_encoder
 from tessera.common.registry.converters import CONVERTERS
-from tessera.common.registry.encoders import ENCODERS, OPEN_CLIP
+from tessera.common.registry.encoders import ENCODERS, HUGGING_FACE, OPEN_CLIP
 from tessera.common.towers.transformer import SIZES
 from tessera.testing.data_tools import ConverterContract, EncoderContract
+from tests.support.text_towers import tiny_text_tower
 
 
 class Encoders(EncoderContract):
     """Towers are saved first, as they begin."""
 
     def make(self, folder: Path) -> Encoder:
+        if self.name == HUGGING_FACE:
+            return make_encoder(str(tiny_text_tower(folder)))
         if "towers" not in ENCODERS[self.name].options:
             return make_encoder(self.name)
         for kind, tower in KINDS.items():
