@@ -25,6 +25,7 @@ from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import (
     PRIVATE,
     digest,
+    read_bytes,
     read_tensors,
     sweep,
     write_bytes,
@@ -92,7 +93,7 @@ class DeviceFolder:
         if not path.exists():
             write_bytes(path, secrets.token_hex(8).encode(), PRIVATE)
         try:
-            return int(path.read_bytes(), 16)
+            return int(read_bytes(path), 16)
         except ValueError:
             raise DataError(f"{path} is damaged: restore it, or remove it, and this device is another one") from None
 

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from tessera.common.errors import DamagedError, DataError
-from tessera.common.utils.atomic_files import PRIVATE, read_metadata, read_tensors, sweep, write_tensors
+from tessera.common.utils.atomic_files import (
+    PRIVATE,
+    pack_tensors,
+    read_metadata,
+    read_tensors,
+    sweep,
+    unpack_tensors,
+    write_tensors,
+)
 
 log = logging.getLogger("tessera.device")
 CORRUPT = ".corrupt"
@@ -236,29 +244,46 @@ def _none_left(path: Path) -> str:
     )
 
 
-def _users(path: Path, metadata: dict[str, str]) -> tuple[str, ...]:
+def _users(source: str | Path, metadata: dict[str, str]) -> tuple[str, ...]:
     """Whose states a file holds. Raises `DataError`."""
     try:
         return tuple(map(str, json.loads(metadata["users"])))
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{path} does not say whose state it is; it was not written by Tessera") from None
+        raise DataError(f"{source} does not say whose state it is; it was not written by Tessera") from None
 
 
 def write_state(path: Path, state: PrivateState) -> None:
     """Write a state as safetensors, which say whose it is. Raises `StorageError`."""
-    tensors = {f"parameter/{name}": value for name, value in state.parameters.items()}
-    tensors |= {f"optimizer/{name}": value for name, value in state.optimizer.items()}
-    write_tensors(path, tensors, {"users": json.dumps(state.users)}, PRIVATE)
+    write_tensors(path, *_tensors(state), PRIVATE)
+
+
+def pack_state(state: PrivateState) -> bytes:
+    """What `write_state` writes."""
+    return b"".join(pack_tensors(*_tensors(state)))
 
 
 def read_state(path: Path) -> PrivateState:
     """Read what `write_state` wrote. Raises `DamagedError`, or `DataError` for a file that was written by something else."""
-    tensors, metadata = read_tensors(path)
-    users = _users(path, metadata)
+    return _state(path, *read_tensors(path))
+
+
+def unpack_state(content: bytes, source: str) -> PrivateState:
+    """The same of what a file that is called `source` holds."""
+    return _state(source, *unpack_tensors(content, source))
+
+
+def _tensors(state: PrivateState) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors = {f"parameter/{name}": value for name, value in state.parameters.items()}
+    tensors |= {f"optimizer/{name}": value for name, value in state.optimizer.items()}
+    return tensors, {"users": json.dumps(state.users)}
+
+
+def _state(source: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> PrivateState:
+    users = _users(source, metadata)
     groups: dict[str, dict[str, Tensor]] = {"parameter": {}, "optimizer": {}}
     for name, value in tensors.items():
         group, _, rest = name.partition("/")
         if group not in groups or value.shape[:1] != (len(users),):
-            raise DataError(f"{path}: {name} is no tensor of {len(users)} people")
+            raise DataError(f"{source}: {name} is no tensor of {len(users)} people")
         groups[group][rest] = value
     return PrivateState(users, groups["parameter"], groups["optimizer"])

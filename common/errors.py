@@ -19,6 +19,10 @@ class DamagedError(DataError):
     """A file does not hold what was once written to it."""
 
 
+class Locked(TesseraError):
+    """A device's folder is encrypted, and the key is not here, or it is another one."""
+
+
 class StorageError(TesseraError):
     """A file cannot be written; what was there before is whole."""
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tessera.common.errors import DamagedError
 from tessera.common.privacy.accounting import Release
 from tessera.common.utils.atomic_files import PRIVATE, storing
+from tessera.common.utils.encryption.seam import opened_line, sealed_line
 
 LEDGER = "ledger.jsonl"
 
@@ -150,13 +152,14 @@ class Ledger:
 
     def append(self, entry: Entry) -> None:
         """Add a line, and see it on the disk before going on. Raises `StorageError`."""
-        line = json.dumps(entry.model_dump(exclude_defaults=True), ensure_ascii=False) + "\n"
+        text = json.dumps(entry.model_dump(exclude_defaults=True), ensure_ascii=False)
+        line = sealed_line(self.path, text.encode()) + b"\n"
         with storing(self.path):
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE)
             try:
                 end = os.fstat(file).st_size
                 whole = not end or os.pread(file, 1, end - 1) == b"\n"
-                content = line.encode() if whole else b"\n" + line.encode()
+                content = line if whole else b"\n" + line
                 if os.write(file, content) < len(content):
                     raise OSError(28, "the disk is full")
                 os.fsync(file)
@@ -170,8 +173,25 @@ class Ledger:
     def entries(self) -> tuple[list[Entry], list[int]]:
         """All lines, and the numbers of those that cannot be read: they were cut off when the device was killed."""
         lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
-        found = [_entry(line) for line in (lines if lines[-1] else lines[:-1])]
+        found = [self._entry(line) for line in (lines if lines[-1] else lines[:-1])]
         return [one for one in found if one], [number for number, one in enumerate(found, 1) if one is None]
+
+    def content(self) -> bytes:
+        """The file in clear, whether it is encrypted or not; what was cut off is left out."""
+        lines = [opened for line in self.path.read_bytes().split(b"\n") if line and (opened := self._opened(line))]
+        return b"".join(line + b"\n" for line in lines)
+
+    def _opened(self, line: bytes) -> bytes | None:
+        try:
+            return opened_line(self.path, line)
+        except DamagedError:
+            return None
+
+    def _entry(self, line: bytes) -> Entry | None:
+        try:
+            return Entry.model_validate_json(self._opened(line) or b"")
+        except ValidationError:
+            return None
 
     def _reading(self) -> Reading:
         try:
@@ -184,14 +204,7 @@ class Ledger:
                 complete = file.read().rpartition(b"\n")[0]
         except FileNotFoundError:
             return Reading()
-        for entry in filter(None, map(_entry, complete.split(b"\n"))):
+        for entry in filter(None, map(self._entry, complete.split(b"\n"))):
             before.memory.take(entry)
         before.end += len(complete) + 1 if complete else 0
         return before
-
-
-def _entry(line: bytes) -> Entry | None:
-    try:
-        return Entry.model_validate_json(line)
-    except ValidationError:
-        return None

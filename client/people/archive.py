@@ -15,7 +15,6 @@ and is read with suspicion: nothing of it is unpacked to a path that it names, a
 import csv
 import io
 import re
-import tempfile
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +23,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tessera.client.device_folder import NOTE, POLICY
-from tessera.client.owner.ledger import LEDGER
+from tessera.client.owner.ledger import LEDGER, Ledger
 from tessera.client.people.events import People, in_use
-from tessera.client.private_state import PrivateState, Store, read_state, write_state
+from tessera.client.private_state import PrivateState, Store, pack_state, unpack_state
 from tessera.client.run_note import RunNote
 from tessera.common.errors import DataError
-from tessera.common.utils.atomic_files import PRIVATE, digest, write_bytes
+from tessera.common.utils.atomic_files import PRIVATE, digest, read_bytes, write_bytes
 
 MANIFEST, EVENTS, README = "manifest.json", "events.csv", "README.txt"
 LARGEST = 1 << 30
@@ -95,12 +94,15 @@ def export_person(folder: Path, user: str, path: Path) -> Manifest:
             rounds = []
             for round in sorted({note.shown.round, note.last.round}):
                 if state := Store(note_path.parent).find((user,), round + 1, 0):
-                    files[f"states/{note.run}/{round}.safetensors"] = _packed(state)
+                    files[f"states/{note.run}/{round}.safetensors"] = pack_state(state)
                     rounds.append(round)
             runs[note.run] = RunFacts(
                 rounds=tuple(rounds), shown=note.shown.round, tensors=note.shown.tensors, views=note.views
             )
-        files |= {name: (folder / name).read_bytes() for name in (LEDGER, POLICY) if (folder / name).exists()}
+        if (folder / LEDGER).exists():
+            files[LEDGER] = Ledger(folder).content()
+        if (folder / POLICY).exists():
+            files[POLICY] = read_bytes(folder / POLICY)
         manifest = Manifest(
             user=user,
             catalogue=people.catalogue.sha256,
@@ -192,31 +194,11 @@ def _checked(path: Path, files: dict[str, bytes]) -> tuple[Manifest, dict[str, d
     for name, content in files.items():
         if not (match := STATE.fullmatch(name)):
             continue
-        try:
-            state = _unpacked(content)
-        except DataError as error:
-            raise DataError(f"{path}, {name}: {error}") from None
+        state = unpack_state(content, f"{path}, {name}")
         if state.users != (manifest.user,):
             raise DataError(f"{path}, {name}: it is somebody else's state")
         states.setdefault(match.group(1), {})[int(match.group(2))] = state
     return manifest, states
-
-
-def _packed(state: PrivateState) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state"
-        write_state(path, state)
-        return path.read_bytes()
-
-
-def _unpacked(content: bytes) -> PrivateState:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state"
-        path.write_bytes(content)
-        try:
-            return read_state(path)
-        except DataError as error:
-            raise DataError(str(error).replace(f"{path} ", "").replace(f"{path}: ", "")) from None
 
 
 def _zipped(files: dict[str, bytes]) -> bytes:

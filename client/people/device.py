@@ -16,10 +16,12 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, TypeVar, overload
 
-from tessera.client.people.events import Event, People
+from tessera.client.people.events import Event, People, in_use
 from tessera.client.people.items import find_item, matches
 from tessera.common.data.catalogue import ITEMS
-from tessera.common.errors import DataError
+from tessera.common.errors import ConfigError, DataError
+from tessera.common.utils.encryption.seam import NOTE, is_encrypted
+from tessera.common.utils.folder_lock import hold_folder
 from tessera.common.utils.html import html_table
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from tessera.client.people.archive import Imported, Manifest
     from tessera.client.people.summary import Summary
     from tessera.client.recommend import BasedOn, Explanation, Personal, Recommendation
+    from tessera.common.utils.encryption.keys import Secret
 
 T = TypeVar("T")
 REASONS = {"image": "its picture", "text": "its words", "id": "the crowd", "popularity": "many had it"}
@@ -60,6 +63,18 @@ class Person:
 
     user: str
     events: int
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """How a device's folder stands: numbers of people and events, names of runs, the run of the model that was pulled, and what
+    it is encrypted with: "none", "passphrase" or "key-file"."""
+
+    people: int
+    events: int
+    runs: tuple[str, ...]
+    pulled: str | None
+    encryption: str
 
 
 @dataclass(frozen=True)
@@ -121,17 +136,36 @@ class Device:
     """The device in a folder. Every method raises `tessera.DataError`, in one line, for what cannot be, and changes nothing."""
 
     def __init__(self, folder: Path, run: str | None = None) -> None:
+        if is_encrypted(folder):
+            from tessera.common.utils.encryption.vault import vault_of
+
+            vault_of(folder)
         self.folder, self.run = folder, run
         self._owned = People(folder)
         self._personal: tuple[Version, Personal] | None = None
         self._lock = RLock()
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], run: str | None = None) -> "Device":
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        run: str | None = None,
+        *,
+        key_file: str | os.PathLike[str] | None = None,
+        passphrase: str | None = None,
+    ) -> "Device":
         """Open a device's folder; recommendations come from its newest run, or from the one called `run`.
 
-        Raises `DataError` where it is no device's folder.
+        An encrypted folder opens with its key file or passphrase; by default with what TESSERA_KEY_FILE names or
+        TESSERA_PASSPHRASE holds. The key stays in this process. Raises `DataError` where it is no device's folder, `Locked`
+        without the right key.
         """
+        if secret := _secret(key_file, passphrase):
+            from tessera.common.utils.encryption.vault import unlock
+
+            if not is_encrypted(Path(folder)):
+                raise DataError(f"{folder} is not encrypted: open it without a key")
+            unlock(Path(folder), secret)
         return cls(Path(folder), run)
 
     def people(self) -> tuple[Person, ...]:
@@ -213,6 +247,46 @@ class Device:
             self._personal = None  # what is in memory goes too
             forget(self.folder, user)
 
+    def status(self) -> "DeviceState":
+        """How the folder stands."""
+        from tessera.client.published.model import held_model
+
+        numbers, model = self._owned.numbers(), held_model(self.folder)
+        runs = sorted(path.parent.name for path in (self.folder / "private").glob("*/run.json"))
+        pulled = model.run if model else None
+        return DeviceState(len(numbers), sum(numbers.values()), tuple(runs), pulled, self.encryption)
+
+    @property
+    def encryption(self) -> str:
+        """ "none", or what the folder is encrypted with: "passphrase" or "key-file"."""
+        if not is_encrypted(self.folder):
+            return "none"
+        from tessera.common.utils.encryption.keys import Note
+
+        return Note.read(self.folder / NOTE).kind
+
+    def encrypt(self, *, key_file: str | os.PathLike[str] | None = None, passphrase: str | None = None) -> int:
+        """Encrypt all private files of the folder, and each that is written from now on; return how many there are.
+
+        Killed half-way, the folder opens with the same key, and the same call completes it. Who loses the key has lost the
+        files. Raises `ConfigError` without a key, and `RunError` while the device takes part in a federation.
+        """
+        from tessera.common.utils.encryption.vault import encrypt
+
+        if (secret := _secret(key_file, passphrase)) is None:
+            raise ConfigError("encrypt: pass a key file or a passphrase")
+        if (self.folder / "questions").exists():
+            raise DataError(f"{self.folder} is of a device that answers questions: these cannot be encrypted yet")
+        with hold_folder(self.folder), in_use(self.folder), self._lock:
+            return encrypt(self.folder, secret)
+
+    def decrypt(self) -> int:
+        """Write all private files in clear again; return how many there are. Killed half-way, the same call completes it."""
+        from tessera.common.utils.encryption.vault import decrypt
+
+        with hold_folder(self.folder), in_use(self.folder), self._lock:
+            return decrypt(self.folder)
+
     @property
     def policy(self) -> "Policy":
         """What the device answers to servers."""
@@ -261,3 +335,16 @@ class Device:
     def _repr_html_(self) -> str:
         rows = [(person.user, person.events) for person in self.people()]
         return html_table(f"the device in {self.folder}", ("person", "events"), rows)
+
+
+def _secret(key_file: str | os.PathLike[str] | None, passphrase: str | None) -> "Secret | None":
+    """What was given to open a folder with. Raises `ConfigError` where that cannot be, or both were."""
+    if key_file is None and passphrase is None:
+        return None
+    from tessera.common.utils.encryption.keys import Secret
+
+    if key_file is not None and passphrase is not None:
+        raise ConfigError("pass a key file or a passphrase, not both")
+    if key_file is not None:
+        return Secret.key_file(Path(key_file))
+    return Secret.passphrase(passphrase) if passphrase is not None else None

@@ -165,8 +165,8 @@ class People:
 
     def take_in(self, user: str, rows: list[tuple[str, int, int]], parts: list[int] | None = None) -> None:
         """Add a person with their events (user, item index, time); the caller holds the folder `in_use`."""
+        self._add(rows, parts)  # first: whoever is there with an event is there with all
         self._list((*_added(self.folder), user))
-        self._add(rows, parts)
 
     def frame(self, user: str) -> pl.DataFrame:
         """A person's rows of interactions.parquet as they stand."""

@@ -31,7 +31,7 @@ from tessera.common.secure.keys import NODE_KEY_FILE
 from tessera.common.secure.messages import Delivery, KeysRequest, Roster, UnmaskRequest
 from tessera.common.secure.roster import Policy
 from tessera.common.utils import counter_rng
-from tessera.common.utils.atomic_files import PRIVATE, write_bytes
+from tessera.common.utils.atomic_files import PRIVATE, read_bytes, write_bytes
 
 log = logging.getLogger("tessera.device")
 FILE = "secure-sums.bin"
@@ -143,7 +143,7 @@ class DeviceSums:
 
     def _load(self) -> SecureDevice | None:
         if self._device is None and self._path.exists():
-            self._device = load(self._path.read_bytes(), self.policy)
+            self._device = load(read_bytes(self._path), self.policy)
         return self._device
 
 
@@ -171,7 +171,7 @@ def node_key(folder: DeviceFolder) -> ec.EllipticCurvePrivateKey:
         return ec.derive_private_key(1 + number % 2**63, ec.SECP384R1())
     path = folder.folder / NODE_KEY_FILE
     try:
-        key = load_ssh_private_key(path.read_bytes(), password=None)
+        key = load_ssh_private_key(read_bytes(path), password=None)
     except (OSError, ValueError) as error:
         raise DataError(f"secure sums need the device's key, and {path} cannot be read: {error}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):

@@ -18,6 +18,7 @@ from tessera.common.config.network import network_formats
 from tessera.common.config.settings import EXECUTORS, Settings
 from tessera.common.errors import ConfigError
 from tessera.common.registry.registry import nearest
+from tessera.common.utils.atomic_files import read_bytes
 
 NETWORK = "grpc"
 """The executor whose devices are elsewhere."""
@@ -113,7 +114,7 @@ def _changed(change: str) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping. Raises `ConfigError` that names the file."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_bytes(path).decode())
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
     except (

@@ -1,4 +1,7 @@
-"""Reads and writes files atomically: a reader sees the old content or the new, never a part, whenever a process dies."""
+"""Reads and writes files atomically: a reader sees the old content or the new, never a part, whenever a process dies.
+
+Private files of an encrypted folder are sealed and opened here: see `tessera.common.utils.encryption`.
+"""
 
 import errno
 import hashlib
@@ -6,11 +9,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 from tessera.common.errors import DamagedError, DataError, StorageError
+from tessera.common.utils.encryption.seam import folder_of, opened, sealed
 
 if TYPE_CHECKING:
     import torch
@@ -23,12 +28,18 @@ METADATA = "__metadata__"
 CHUNK = 1 << 20
 
 
-def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
+def write_bytes(path: Path, content: bytes, mode: int = 0o666, seal: bool = True) -> None:
     """Write `content` to `path` atomically: temporary name, sync, rename, sync of the folder.
 
-    The file never has more permissions than `mode`, less what the process masks. Raises `StorageError`.
+    The file never has more permissions than `mode`, less what the process masks. Without `seal` it is as `content` says, in an
+    encrypted folder too. Raises `StorageError`.
     """
-    _write(path, [content], mode)
+    _write(path, [sealed(path, content) if seal else content], mode)
+
+
+def read_bytes(path: Path) -> bytes:
+    """What `write_bytes` wrote. Raises `OSError`, and of an encrypted folder `Locked` or `DamagedError`."""
+    return opened(path, path.read_bytes())
 
 
 def _write(path: Path, parts: Sequence[bytes | memoryview], mode: int) -> None:
@@ -77,7 +88,7 @@ def write_json(path: Path, content: Mapping[str, Any], mode: int = 0o666) -> Non
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises `DataError` that names the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path).decode())
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
@@ -91,6 +102,14 @@ def write_tensors(
     path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None, mode: int = 0o666
 ) -> None:
     """Write tensors as safetensors, atomically and sealed; the same content is the same file. Raises `StorageError`."""
+    parts = pack_tensors(tensors, metadata)
+    _write(path, [sealed(path, b"".join(parts))] if folder_of(path) else parts, mode)
+
+
+def pack_tensors(
+    tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None
+) -> list[bytes | memoryview]:
+    """What `write_tensors` writes, in pieces."""
     from safetensors.torch import save  # only here: whoever reads JSON need not wait for torch
 
     packed = memoryview(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
@@ -100,7 +119,7 @@ def write_tensors(
     header[METADATA][SEAL] = _seal(header, [data])
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)  # tensors begin at a multiple of 8 bytes
-    _write(path, [len(head).to_bytes(8, "little"), head, data], mode)
+    return [len(head).to_bytes(8, "little"), head, data]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]:
@@ -110,11 +129,13 @@ def read_tensors(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]
     """
     from safetensors import SafetensorError, safe_open
 
+    if folder_of(path):
+        return unpack_tensors(_content(path), str(path))
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
-        if SEAL in metadata and metadata.pop(SEAL) != _seal_of(path):
+        if SEAL in metadata and metadata.pop(SEAL) != _seal_of_file(path):
             raise DamagedError(f"{path} is damaged: its content is not what was written (by its {SEAL})")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
@@ -125,27 +146,61 @@ def read_tensors(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]
     return tensors, metadata
 
 
+def unpack_tensors(content: bytes, source: str) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]:
+    """The same of what a file that is called `source` holds."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors, header = load(content), _header(BytesIO(content))
+        metadata = {str(name): str(value) for name, value in header.get(METADATA, {}).items()}
+        if SEAL in metadata and metadata.pop(SEAL) != _seal_of(BytesIO(content)):
+            raise DamagedError(f"{source} is damaged: its content is not what was written (by its {SEAL})")
+    except (SafetensorError, ValueError, AttributeError) as error:
+        raise DamagedError(f"{source} is truncated or not a safetensors file: {error}") from None
+    return tensors, metadata
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """Read the metadata of a safetensors file alone, and nothing of its tensors; whether it is as its seal says is not seen.
 
     Raises `DamagedError` when it is truncated or foreign, `DataError` when there is none to be read.
     """
     try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return {str(name): str(value) for name, value in header.get(METADATA, {}).items()}
+        with BytesIO(_content(path)) if folder_of(path) else path.open("rb") as file:
+            return {str(name): str(value) for name, value in _header(file).get(METADATA, {}).items()}
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     except (ValueError, AttributeError) as error:
         raise DamagedError(f"{path} is truncated or not a safetensors file: {error}") from None
 
 
-def _seal_of(path: Path) -> str:
-    """The seal that a whole safetensors file should have."""
+def _content(path: Path) -> bytes:
+    """What a private file of an encrypted folder holds. Raises `DataError` where there is none to be read."""
+    try:
+        return read_bytes(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+
+
+def _header(file: IO[bytes]) -> dict[str, Any]:
+    """The header of a safetensors file; after it come the tensors."""
+    header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header
+
+
+def _seal_of_file(path: Path) -> str:
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        del header[METADATA][SEAL]
-        return _seal(header, iter(lambda: file.read(CHUNK), b""))
+        return _seal_of(file)
+
+
+def _seal_of(file: IO[bytes]) -> str:
+    """The seal that a whole safetensors file should have."""
+    header = _header(file)
+    del header[METADATA][SEAL]
+    return _seal(header, iter(lambda: file.read(CHUNK), b""))
 
 
 def _seal(header: Mapping[str, Any], data: Iterable[bytes | memoryview]) -> str:

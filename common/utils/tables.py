@@ -6,13 +6,14 @@ from pathlib import Path
 import polars as pl
 
 from tessera.common.errors import DataError
-from tessera.common.utils.atomic_files import write_bytes
+from tessera.common.utils.atomic_files import read_bytes, write_bytes
+from tessera.common.utils.encryption.seam import folder_of
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
     """Read a parquet table that must have `columns`. Raises `DataError` that names the file and the column."""
     try:
-        frame = pl.read_parquet(path, glob=False)
+        frame = pl.read_parquet(BytesIO(read_bytes(path)) if folder_of(path) else path, glob=False)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; convert the data first (tessera data convert)") from None
     except (OSError, pl.exceptions.PolarsError) as error:

@@ -18,6 +18,7 @@ from tessera.client.owner.known_keys import KnownKeys, changing_keys, read_keys,
 from tessera.client.owner.ledger import Entry, Ledger
 from tessera.client.owner.policy import Policy, changed, read_policy, write_policy
 from tessera.common.errors import ConfigError, DataError
+from tessera.deploy.cli.person.encryption import app as encryption
 from tessera.deploy.cli.person.model import app as model
 from tessera.deploy.cli.person.people import app as people
 
@@ -35,6 +36,7 @@ keys = typer.Typer(
 app.add_typer(keys, name="keys")
 app.add_typer(people)
 app.add_typer(model)
+app.add_typer(encryption)
 console = Console(highlight=False)
 DataDir = Annotated[Path, typer.Option(help="The device's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -9,6 +9,7 @@ and once for each device, `tessera federate register` on the server; `list` show
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from tessera.common.errors import RunError
+from tessera.common.utils.encryption.seam import KEY_FILE, is_encrypted
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.cli.train import Node
 from tessera.deploy.environment import NodeKind
@@ -245,12 +247,20 @@ def join(
             help="The operator's public key: in secure sums are then none but the devices that it signed for."
         ),
     ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="What an encrypted folder opens with; TESSERA_KEY_FILE by default.", show_default=False),
+    ] = None,
     node: Node = NodeKind.tessera,
 ) -> None:
     """Take part in a federation with a device's folder, until interrupted.
 
     Makes the device's key on first use; the server must register its public half once: see `key` and `register`.
     """
+    if key_file is not None:
+        os.environ[KEY_FILE] = str(key_file.absolute())  # the node that is started reads it there
+    if node is NodeKind.flower and is_encrypted(data_dir):
+        raise RunError(f"join: {data_dir} is encrypted, which Flower's SuperNode cannot read: leave --node out")
     typer.echo(f"The public key of this device is {public_key(data_dir)}")
     if operator:
         from tessera.client.owner.policy import read_policy, write_policy

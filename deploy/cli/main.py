@@ -1,10 +1,12 @@
 """Lists the commands of `tessera`, and imports the one that is called: `--help` need not wait for torch."""
 
 import logging
+import os
 import sys
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import click
@@ -14,6 +16,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from tessera.common.errors import RunError, TesseraError
+from tessera.common.utils.encryption import seam
 from tessera.common.utils.logs import log_to_terminal
 from tessera.deploy.environment import quieten
 
@@ -154,9 +157,18 @@ def options(
     log_to_terminal(logging.ERROR if quiet else logging.WARNING - 10 * min(verbose, 2))
 
 
+def _ask_passphrase(folder: Path) -> str:
+    """Ask for the passphrase of an encrypted folder; processes that this one starts find it in their environment."""
+    found = str(typer.prompt(f"Passphrase of {folder}", hide_input=True, err=True))
+    os.environ[seam.PASSPHRASE] = found
+    return found
+
+
 def main() -> None:
     """Run the command; what a user can do something about is printed as one message, with exit code 1."""
     quieten()
+    if sys.stdin.isatty():
+        seam.ask = _ask_passphrase
     try:
         try:
             app()

@@ -14,6 +14,10 @@ from tessera.client.people.device import BASES, REASONS, Device, Recommendations
 
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False)
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(help="What an encrypted folder opens with; TESSERA_KEY_FILE by default.", show_default=False),
+]
 EPILOG = "Example: tessera recommend --data-dir runs/demo/devices/node-0 --user user-000 -k 10"
 
 
@@ -23,10 +27,11 @@ def recommend(
     user: Annotated[str, typer.Option(help="Whom to recommend to.")],
     k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
     run: Annotated[str | None, typer.Option(help="Which run's state; the newest by default.")] = None,
+    key_file: KeyFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend items to a person from their device's own files; nothing is asked of a server."""
-    found = Device.open(data_dir, run).recommend(user, k)
+    found = Device.open(data_dir, run, key_file=key_file).recommend(user, k)
     if as_json:
         typer.echo(json.dumps(found.to_json()))
     else:

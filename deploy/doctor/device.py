@@ -13,6 +13,7 @@ from tessera.common.data.interactions import INTERACTIONS, load_interactions
 from tessera.common.data.questions import Questions
 from tessera.common.errors import DataError
 from tessera.common.secure.keys import NODE_KEY_FILE
+from tessera.common.utils.atomic_files import read_bytes
 from tessera.deploy.doctor.finding import Finding, ok, problem, warning
 
 OTHERS = 0o077
@@ -67,7 +68,7 @@ def _key(folder: Path) -> Iterator[Finding]:
         return
     yield check_mode("node key", path)
     try:
-        key = load_ssh_private_key(path.read_bytes(), password=None)
+        key = load_ssh_private_key(read_bytes(path), password=None)
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
         key = None
         reason = f"{path} cannot be read: {error}"

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tessera.common.errors import TesseraError
-from tessera.common.utils.atomic_files import PRIVATE, write_bytes
+from tessera.common.utils.atomic_files import PRIVATE, read_bytes, write_bytes
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 """Names every server certificate holds, so that the server's own machine can reach it."""
@@ -164,7 +164,7 @@ def node_public_key(path: Path) -> Path:
     if not path.exists():
         return make_node_key(path)
     try:
-        key = load_ssh_private_key(path.read_bytes(), password=None)
+        key = load_ssh_private_key(read_bytes(path), password=None)
     except (OSError, ValueError) as error:
         raise CertificateError(f"node key: {path} is not a readable OpenSSH private key: {error}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 from tessera.common.flower_internals.fleet import FleetConnection, KnownRun, RunOver, connect, head
+from tessera.common.utils.atomic_files import read_bytes
 from tessera.common.utils.pauses import growing
 from tessera.deploy.federation.authority_watch import watch
 from tessera.deploy.federation.worker import Workers
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--workers", default="", help="name of a warm process that forks workers for several nodes")
     options = parser.parse_args()
     node_config = tomllib.loads(Path(options.node_config).read_text(encoding="utf-8"))
-    ca, key = (Path(path).read_bytes() for path in (options.root_certificates, options.auth_supernode_private_key))
+    ca, key = (read_bytes(Path(path)) for path in (options.root_certificates, options.auth_supernode_private_key))
     workers = Workers(options.workers)  # before anything here starts a thread
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)

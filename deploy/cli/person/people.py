@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -104,6 +105,11 @@ def show(user: User, data_dir: DataDir, as_json: Json = False) -> None:
         console.print(f"run {run.run}, as of round {run.round}", markup=False)
         console.print(f"  goes by: {shares}", markup=False, soft_wrap=True)
         console.print(f"  the router weighs: {weights}", markup=False, soft_wrap=True)
+        if run.since_round is not None and run.since is not None:
+            when = f"{datetime.fromtimestamp(run.since, UTC):%Y-%m-%d}"
+            console.print(f"  has trained in {run.rounds} rounds, since round {run.since_round} ({when})", markup=False)
+        elif run.rounds:
+            console.print(f"  has trained in {run.rounds} rounds", markup=False)
         if not run.trained:
             console.print("  has not trained yet: this is from the history alone", markup=False)
     left = found.left
@@ -112,6 +118,7 @@ def show(user: User, data_dir: DataDir, as_json: Json = False) -> None:
         f"exact outside them, {left.bytes} bytes; {left.refused} asks were refused",
         soft_wrap=True,
     )
+    console.print("private files: " + ("in clear" if found.encryption == "none" else f"encrypted, {found.encryption}"))
 
 
 @app.command("export", epilog="Example: tessera device export zoe zoe.zip --data-dir DEVICE")
