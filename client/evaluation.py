@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tessera.client.histories import Histories, histories
 from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.interactions import Split
+from tessera.common.data.targets import Targets
 from tessera.common.metrics.names import ALL, COLD, TEST, VALIDATION, WARM
 from tessera.common.metrics.ranking import MetricSums, ranking_sums, standing
 from tessera.common.protocol.messages import CONTENT, COUNTS
@@ -54,7 +53,7 @@ def baselines(split: Split, settings: EvaluationSettings, inputs: Tensors, devic
     counts = inputs.get(COUNTS)
     order = torch.arange(split.n_items, dtype=torch.get_default_dtype(), device=device)
     # Constant scores are worth what a random order is worth, exactly.
-    fixed = {"random": torch.zeros_like(order), "item-id": -order}
+    fixed = {"random": torch.zeros_like(order), "item-id": -order, "item-id-descending": order}
     if counts is not None:
         fixed |= {"popularity": counts, "inverse-popularity": -counts}
     scorers: dict[str, Scorer] = {name: _constant(vector) for name, vector in fixed.items()}
@@ -73,12 +72,11 @@ def _part(
     part: str,
     scores: Tensor,
     candidates: Tensor,
-    targets: NDArray[np.int64],
+    targets: Targets,
     counts: Tensor | None,
     ks: Sequence[int],
 ) -> MetricSums:
-    rows = torch.from_numpy(np.flatnonzero(targets >= 0)).to(scores.device)
-    items = torch.from_numpy(targets[targets >= 0]).to(scores.device)
+    rows, items = (torch.from_numpy(one).to(scores.device) for one in (targets.owners, targets.items))
     above, ties = standing(scores[rows], items, candidates[rows])
     groups = {ALL: torch.ones_like(items, dtype=torch.bool)}
     if counts is not None:
@@ -87,11 +85,9 @@ def _part(
     return ranking_sums(part, above, ties, groups, ks)
 
 
-def _exclude(candidates: Tensor, items: NDArray[np.int64]) -> None:
-    rows = np.flatnonzero(items >= 0)
-    candidates[torch.from_numpy(rows).to(candidates.device), torch.from_numpy(items[rows]).to(candidates.device)] = (
-        False
-    )
+def _exclude(candidates: Tensor, targets: Targets) -> None:
+    rows, items = (torch.from_numpy(one).to(candidates.device) for one in (targets.owners, targets.items))
+    candidates[rows, items] = False
 
 
 def _degenerate(scores: Tensor, scores_at_test: Tensor, candidates: Tensor, active: Tensor) -> dict[str, float]:

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from tessera.client.per_person.gradients import Outer
 from tessera.client.per_person.meeting import meet
 from tessera.common.data.interactions import Split
+from tessera.common.data.targets import Targets
 from tessera.common.utils import counter_rng
 
 
@@ -121,15 +121,14 @@ class Histories:
         return mask
 
 
-def histories(split: Split, extra: NDArray[np.int64] | None = None) -> Histories:
-    """Build the training histories of a split's users; `extra` [n_users] appends one item each, where not negative."""
+def histories(split: Split, extra: Targets | None = None) -> Histories:
+    """Build the training histories of a split's users; `extra` appends what is held out of them, in its order."""
     items, lengths = split.train_items, np.diff(split.offsets)
     owners = np.repeat(np.arange(len(split.users)), lengths)
     if extra is not None:
-        has = np.flatnonzero(extra >= 0)
-        order = np.argsort(np.concatenate([owners, has]), kind="stable")
-        items, owners = np.concatenate([items, extra[has]])[order], np.concatenate([owners, has])[order]
-        lengths = lengths + (extra >= 0)
+        order = np.argsort(np.concatenate([owners, extra.owners]), kind="stable")
+        items, owners = (np.concatenate(pair)[order] for pair in ((items, extra.items), (owners, extra.owners)))
+        lengths = lengths + extra.counts
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Histories(
         keys=counter_rng.user_keys(split.users),
@@ -145,5 +144,5 @@ def histories(split: Split, extra: NDArray[np.int64] | None = None) -> Histories
 def single(items: Sequence[int], n_items: int, user: str) -> Histories:
     """Build one user's history from its items."""
     offsets = np.array([0, len(items)])
-    nobody = np.array([-1])
+    nobody = Targets.none(1)
     return histories(Split((user,), offsets, np.array(items, dtype=np.int64), nobody, nobody, n_items))

@@ -30,9 +30,10 @@ from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
 from tessera.common.data.interactions import INTERACTIONS, Interactions, Split
 from tessera.common.data.splits import make_split
 from tessera.common.errors import DataError, PolicyRefused
-from tessera.common.metrics.names import NEW_USERS, UNTRAINED
+from tessera.common.metrics.names import NEW_USERS, TEST, UNTRAINED, VALIDATION
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import decode, rotation
+from tessera.common.protocol.figures import TIED
 from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, RIDERS, VIEWS, Task
 from tessera.common.protocol.projection import Projection
 from tessera.common.protocol.tensors import Tensors
@@ -70,10 +71,10 @@ class RecommendationClient(Client):
     def own(self, task: Task) -> Own:
         """How many people are in the smallest of the sums that a task wants, and how often they have each item."""
         split = self.split(task.settings).training_users()
-        numbers = [np.count_nonzero(np.diff(split.offsets))]
+        numbers = [int(np.count_nonzero(np.diff(split.offsets)))]
         if task.kind in RIDERS:
-            numbers += [np.count_nonzero(targets >= 0) for targets in (split.validation, split.test)]
-        return Own(int(min(filter(None, numbers), default=0)), torch.from_numpy(split.counts()).float())
+            numbers += [targets.people for targets in (split.validation, split.test)]
+        return Own(min(filter(None, numbers), default=0), torch.from_numpy(split.counts()).float())
 
     def _perform(self, task: Task, tensors: Tensors | None, inputs: Tensors, tower: "TowerView | None") -> Update:
         settings = task.settings
@@ -205,12 +206,15 @@ def _reported(block: Split, sums: MetricSums) -> MetricSums:
 
 def _item_statistics(split: Split, masked: bool) -> Update:
     """How many people and events there are, and how often each item occurs; one person's counts would be their history,
-    so outside a secure sum a device with one person withholds them."""
-    held_out = {"validation": float((split.validation >= 0).sum()), "test": float((split.test >= 0).sum())}
-    withheld = len(split.users) == 1 and not masked
-    sums = {"users": float(len(split.users)), "events": float(len(split.train_items)), "withheld": float(withheld)}
-    counts = {} if withheld else {COUNTS: torch.from_numpy(split.counts()).float()}
-    return Update(sums=MetricSums(sums | held_out), counts=counts)
+    so outside a secure sum a device with one person withholds them, and whether its targets are tied."""
+    held_out = {VALIDATION: split.validation, TEST: split.test}
+    sums = {"users": len(split.users), "events": len(split.train_items)}
+    sums |= {name: targets.people for name, targets in held_out.items()}
+    if len(split.users) == 1 and not masked:
+        return Update(sums=MetricSums({name: float(value) for name, value in (sums | {"withheld": 1}).items()}))
+    sums |= {"withheld": 0} | {TIED[name]: targets.tied_people for name, targets in held_out.items()}
+    counts = {COUNTS: torch.from_numpy(split.counts()).float()}
+    return Update(sums=MetricSums({name: float(value) for name, value in sums.items()}), counts=counts)
 
 
 def _power(block: Split, basis: Tensor) -> Update:

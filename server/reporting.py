@@ -7,8 +7,10 @@ from statistics import mean
 from typing import Any
 
 from tessera.common.config.settings import Settings
-from tessera.common.errors import RoundAbandoned
+from tessera.common.data.interactions import TIES
+from tessera.common.errors import RoundAbandoned, RunError
 from tessera.common.metrics.names import ACCURACY, AUC, MetricName, Scores
+from tessera.common.metrics.ranking import MetricSums
 from tessera.common.metrics.records import (
     AbandonedRecord,
     BaselinesRecord,
@@ -16,10 +18,13 @@ from tessera.common.metrics.records import (
     ResultRecord,
     RoundRecord,
     StatisticsRecord,
+    Ties,
     evaluations,
     read_records,
+    read_rounds,
 )
 from tessera.common.privacy.account import Account
+from tessera.common.protocol.figures import TIED
 from tessera.server.aggregate import Aggregate
 from tessera.server.model_selection import ModelSelection
 from tessera.server.run_folder import Progress, RunFolder
@@ -37,6 +42,7 @@ class Reporter:
         self.settings, self.folder = settings, folder
         self.seconds = 0.0
         self.baselines: Scores = {}
+        self.ties: Ties | None = None
         self.account = Account(settings.privacy, settings.fraction)
         self._since = time.monotonic()
 
@@ -72,8 +78,9 @@ class Reporter:
 
     def statistics(self, answer: Aggregate, seconds: float, groups: int | None) -> None:
         """Report what the federation is; `groups` are those whose sums the server sees, where it sees no more."""
-        facts = {"nodes": answer.nodes, "seconds": seconds, "groups": groups}
-        self.folder.report(StatisticsRecord.model_validate(dict(answer.update.sums.values) | facts | answer.faults()))
+        facts = {"nodes": answer.nodes, "seconds": seconds, "groups": groups, "ties": self.ties}
+        sums = {name: value for name, value in answer.update.sums.values.items() if name not in TIED.values()}
+        self.folder.report(StatisticsRecord.model_validate(sums | facts | answer.faults()))
 
     def trivial(self, answer: Aggregate, scores: Scores) -> None:
         """Report the trivial rankings' figures."""
@@ -104,7 +111,13 @@ class Reporter:
         return took
 
     def result(self, round: int, selection: ModelSelection, strategy: Strategy) -> ResultRecord:
-        """Report the run's figures: scores of the round that was selected on validation."""
+        """Report the run's figures: scores of the round that was selected on validation. Raises `RunError` where nobody
+        took part in any round: what was evaluated is the start, and nothing was learnt."""
+        if not any(line.users for line in read_rounds(self.folder.path)):
+            chance = (
+                f"each of {selection.people:.0f} people takes part with chance {self.settings.fraction:g} (fraction)"
+            )
+            raise RunError(f"nothing was learnt in {round} rounds, as nobody took part in any of them: {chance}")
         best = selection.best
         self._took()
         facts = {
@@ -114,6 +127,7 @@ class Reporter:
             "selected_round": best.round if best else None,
             "scores": (best.scores if best else {}) | areas(self.folder.path),
             "baselines": self.baselines,
+            "ties": self.ties,
             "seconds": self.seconds,
             "strategy": strategy.report(),
             "epsilon": self.account.epsilon,
@@ -131,6 +145,14 @@ def _facts(round: int, answer: Aggregate, people: float) -> dict[str, Any]:
         there = getattr(answer, way)
         facts |= {f"{way}_per_user": there / people, f"{way}_per_node": there / answer.nodes}
     return facts
+
+
+def ties(sums: MetricSums) -> Ties | None:
+    """What item statistics say of tied targets; None where a device withholds it, or there are no targets."""
+    shares = {part: sums.mean(tied, part) for part, tied in TIED.items()}
+    if sums["withheld"] or None in shares.values():
+        return None
+    return Ties.model_validate({part: 100 * (share or 0) for part, share in shares.items()} | {"order": TIES})
 
 
 def traffic(run: Path) -> dict[str, float]:

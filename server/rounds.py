@@ -7,7 +7,7 @@ from tessera.common.metrics.records import ResultRecord
 from tessera.server.dispatch import Dispatcher
 from tessera.server.federated_stats import Evaluations, item_statistics, spectral_start
 from tessera.server.model_selection import ModelSelection
-from tessera.server.reporting import Reporter
+from tessera.server.reporting import Reporter, ties
 from tessera.server.run_folder import RunFolder
 from tessera.server.strategies.base import Strategy
 from tessera.server.tasks import TRIES, Tasks
@@ -33,7 +33,7 @@ def run_rounds(
 
     # 2. Ask who is there, and where the embeddings start.
     statistics = item_statistics(tasks, len(catalogue))
-    selection.people = statistics.people
+    selection.people, reporter.ties = statistics.people, ties(statistics.answer.update.sums)
     if not tasks.round:
         reporter.statistics(statistics.answer, statistics.seconds, dispatcher.groups)
         spectral_start(tasks, strategy, statistics, len(catalogue), settings)

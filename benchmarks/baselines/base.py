@@ -65,9 +65,8 @@ def validation_ndcg(scores: Tensor, histories: Histories, split: Split, k: int =
 
     Raises `DataError` where nobody has a validation item.
     """
-    rows = torch.from_numpy(split.validation >= 0).nonzero()[:, 0]
+    rows, targets = torch.from_numpy(split.validation.owners), torch.from_numpy(split.validation.items)
     if not len(rows):
         raise DataError("nobody has a validation item, so there is nothing to choose by")
-    targets = torch.from_numpy(split.validation)[rows]
     above, ties = standing(scores[rows], targets, ~histories.mask()[rows])
     return float(ndcg(above, ties, k).mean())

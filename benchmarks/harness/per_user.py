@@ -85,8 +85,8 @@ def ranked(scorer: Scorer, split: Split, counts: Tensor, settings: EvaluationSet
     best = scores.masked_fill(~candidates, -torch.inf).topk(min(k, split.n_items), dim=1)
     covered = torch.zeros(split.n_items, dtype=torch.bool, device=counts.device)
     covered[best.indices[best.values > -torch.inf]] = True
-    rows = np.flatnonzero(split.test >= 0)
-    targets, places = torch.from_numpy(split.test[rows]).to(counts.device), torch.from_numpy(rows).to(counts.device)
+    rows = split.test.owners
+    targets, places = torch.from_numpy(split.test.items).to(counts.device), torch.from_numpy(rows).to(counts.device)
     above, ties = standing(scores[places], targets, candidates[places])
     columns = {
         "user": [split.users[row] for row in rows],

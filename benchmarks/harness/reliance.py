@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tessera.client import cohort
 from tessera.client.histories import histories
 from tessera.client.recommend import Personal
+from tessera.common.data.targets import Targets
 from tessera.common.metrics.ranking import ndcg, standing
 from tessera.common.utils.tables import read_table
 
@@ -73,8 +73,8 @@ def _singles(people: list[Personal], kind: str, read: Callable[[Personal], dict[
     return pl.DataFrame(rows, schema=["user", *(name.replace("reliance", kind) for name in TRUTH)], orient="row")
 
 
-def _gain(scores: Tensor, targets: NDArray[np.int64], candidates: Tensor, k: int) -> Tensor:
+def _gain(scores: Tensor, targets: Targets, candidates: Tensor, k: int) -> Tensor:
     """NDCG@k in %, [n_users]; nan for who has no such item."""
-    items = torch.from_numpy(targets)
+    items = torch.from_numpy(targets.first())
     above, ties = standing(scores, items.clamp(min=0), candidates)
     return (100 * ndcg(above, ties, k)).masked_fill(items < 0, torch.nan)

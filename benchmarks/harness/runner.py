@@ -13,7 +13,7 @@ import torch
 from tessera.benchmarks.harness.bootstrap import DIFFERENCES, paired_differences
 from tessera.benchmarks.harness.per_user import QUARTILES, load_people, people_of, ranked
 from tessera.benchmarks.harness.spec import BenchSpec, Content
-from tessera.benchmarks.harness.tables import Outcome
+from tessera.benchmarks.harness.tables import TIED, Outcome
 from tessera.client.recommend import Personal
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 TRAFFIC = ("bytes_down_per_node", "bytes_up_per_node", "bytes_down_per_user", "bytes_up_per_user")
-COLUMNS = {"dataset": pl.String, "method": pl.String, "seed": pl.Int64, "chosen": pl.String, "left_out": pl.String}
+COLUMNS = {
+    "dataset": pl.String,
+    "method": pl.String,
+    "seed": pl.Int64,
+    "chosen": pl.String,
+    "left_out": pl.String,
+    TIED: pl.Float64,
+}
 Tell = Callable[[str], None]
 
 
@@ -255,7 +262,7 @@ def _figures(result: Content) -> Content:
     shown = [name for name in names_in(result["scores"]) if not name.counts or name.group in QUARTILES]
     scores = {str(name): result["scores"][str(name)] for name in shown}
     kept = ("selected_round", "rounds", "seconds", "private_parameters", "epsilon", "delta", *TRAFFIC)
-    rest = {name: result[name] for name in kept if name in result}
+    rest = {name: result[name] for name in kept if name in result} | {TIED: result.get("ties", {}).get("test")}
     return {**scores, **rest, "seconds_per_round": result["seconds"] / result["rounds"]}
 
 

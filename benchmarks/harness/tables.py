@@ -9,6 +9,7 @@ import polars as pl
 
 from tessera.benchmarks.harness.per_user import METRICS, MOST_EVENTS, QUARTILES
 from tessera.benchmarks.harness.qa_tables import answered
+from tessera.common.data.interactions import TIES
 from tessera.common.metrics.names import (
     ALL,
     COLD,
@@ -27,6 +28,8 @@ from tessera.common.metrics.names import (
 
 QUALITY = "Quality on test, in %, ties at their expected value: mean and [smallest, largest] over seeds"
 SERVED = "Who is served: targets that occur in training and those that do not; the catalogue's share in anybody's first"
+TIED = "tied_test"
+"""The column with the share of test targets that time does not decide on, in %."""
 GROUPS = (WARM, COLD, NEW_USERS, UNTRAINED)
 
 
@@ -66,7 +69,7 @@ class Outcome:
                 in_kb = rows.with_columns(pl.col("^bytes_.*$") / 1000)
                 parts += [_table(title, in_kb, columns, about) for title, columns, about in questions]
                 continue
-            parts.append(_table(QUALITY, rows, _quality(self.k), ("seeds", "chosen")))
+            parts += [_table(QUALITY, rows, _quality(self.k), ("seeds", "chosen")), _tied(rows)]
             parts.append(_table(f"{SERVED} {self.k}", rows, _served(self.k)))
             parts.append(_by_activity(rows, self.k))
             in_kb = rows.with_columns(pl.col("^bytes_.*$") / 1000)
@@ -124,6 +127,16 @@ def _table(
         if about or any(cell != "-" for cell in cells):
             lines.append("| " + " | ".join([str(method), *cells, *(said[name] for name in about)]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _tied(rows: pl.DataFrame) -> str:
+    """Say how many targets of the test time does not decide on; "" where none are tied, or it is not known."""
+    tied = rows[TIED].drop_nulls().to_list()
+    return (
+        f"{max(tied):.1f}% of the test targets have the time of another event of the same person: {TIES}\n"
+        if any(tied)
+        else ""
+    )
 
 
 def _mean(values: pl.Series) -> float:

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from tessera.client.device_folder import POLICY
 from tessera.common.config.loading import read_yaml
+from tessera.common.config.yaml_text import load_yaml
 from tessera.common.errors import ConfigError
 from tessera.common.protocol.masked.key_list import public_key
 from tessera.common.protocol.messages import Kind
@@ -131,7 +132,7 @@ def changed(policy: Policy, change: str) -> Policy:
     if not equals:
         raise ConfigError(f"{change!r}: write KEY=VALUE, such as people=20")
     try:
-        return parse_policy(policy.model_dump(mode="json") | {key: yaml.safe_load(value)}, change)
+        return parse_policy(policy.model_dump(mode="json") | {key: load_yaml(value)}, change)
     except yaml.YAMLError as error:
         raise ConfigError(f"{change!r}: {value!r} is not a YAML value: {error}") from None
 

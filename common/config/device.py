@@ -17,7 +17,7 @@ from tessera.common.config.settings import (
     Settings,
     WireSettings,
 )
-from tessera.common.registry.component import ComponentSettings, Fraction, FrozenSettings, Natural, Positive, Rate
+from tessera.common.registry.component import ComponentSettings, Fraction, FrozenSettings, Positive, Rate, Seed
 from tessera.common.registry.strategies import STRATEGIES, StrategySpec
 
 LENIENT = {"lenient": True}
@@ -48,7 +48,7 @@ class DeviceSettings(FrozenSettings):
     """
 
     data: SplitSettings
-    seed: Natural = 0
+    seed: Seed = 0
     rounds: Positive
     strategy: Strategy = ComponentSettings(name="fedvlr")
     fraction: Fraction = 1.0

@@ -20,7 +20,7 @@ from tessera.common.secure.groups import FEWEST, SMALLEST, group_sizes
 if TYPE_CHECKING:
     from tessera.common.config.settings import Settings
 
-CONVERSION = ("min_user_events", "min_item_events", "min_rating", "shop_seed", "encode")
+CONVERSION = ("min_user_events", "min_item_events", "min_rating", "user_share", "shop_seed", "encode")
 """Settings of the data that say how raw ones are converted."""
 MASKABLE = ("float32", "int16")
 """Formats of gradients that can be added up under masks."""

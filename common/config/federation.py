@@ -45,6 +45,10 @@ class FederationSettings(FrozenSettings):
     def _of_those_drawn(self) -> "FederationSettings":
         if self.over_selection and not self.clients_per_round:
             raise ValueError("over_selection is a share of clients_per_round: set it too")
+        if self.clients_per_round > self.nodes:
+            raise ValueError(
+                f"clients_per_round asks {self.clients_per_round} nodes, and there are {self.nodes}: set as many"
+            )
         if isinstance(self.defence, AttackersSettings):
             needed, there = 2 * self.defence.attackers + 1, self.clients_per_round or self.nodes
             if there < needed:

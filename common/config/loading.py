@@ -16,6 +16,7 @@ from tessera.common.config.components import component_of
 from tessera.common.config.effects import Reasons, prune, set_without_effect
 from tessera.common.config.network import network_formats
 from tessera.common.config.settings import EXECUTORS, Settings
+from tessera.common.config.yaml_text import DuplicateKeyError, load_yaml
 from tessera.common.errors import ConfigError
 from tessera.common.registry.registry import nearest
 from tessera.common.utils.atomic_files import read_bytes
@@ -42,6 +43,7 @@ def settings_of(written: Mapping[str, Any], source: str, executor: str = "", cha
     fits = isinstance(overlays, dict) and not overlays.keys() - EXECUTORS
     if not fits or not all(isinstance(overlay, dict | None) for overlay in overlays.values()):
         raise ConfigError(f"{source}: `executors` maps {', '.join(EXECUTORS)} to settings")
+    _refuse_repeated(changes)
     file, layers = content, [overlays.get(executor) or {}, *map(_changed, changes)]
     for layer in layers:
         content = overlaid(content, layer)
@@ -100,13 +102,22 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def _refuse_repeated(changes: Sequence[str]) -> None:
+    """Raise `ConfigError` where two changes KEY=VALUE are of one key: which of them is meant?"""
+    values: dict[str, str] = {}
+    for change in changes:
+        key, _, value = change.partition("=")
+        if values.setdefault(key, value) != value:
+            raise ConfigError(f"{key} is set twice, to {values[key]} and to {value}: leave one")
+
+
 def _changed(change: str) -> dict[str, Any]:
     """Read "local.recency=1" as nested settings."""
     key, equals, value = change.partition("=")
     if not equals:
         raise ConfigError(f"{change!r}: write KEY=VALUE, such as rounds=5")
     try:
-        return nested(key, yaml.safe_load(value))
+        return nested(key, load_yaml(value))
     except yaml.YAMLError as error:
         raise ConfigError(f"{change!r}: {value!r} is not a YAML value: {error}") from None
 
@@ -114,9 +125,11 @@ def _changed(change: str) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping. Raises `ConfigError` that names the file."""
     try:
-        content = yaml.safe_load(read_bytes(path).decode())
+        content = load_yaml(read_bytes(path).decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
+    except DuplicateKeyError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (
         OSError,
         ValueError,

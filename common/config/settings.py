@@ -20,6 +20,7 @@ from tessera.common.registry.component import (
     Natural,
     Positive,
     Rate,
+    Seed,
     Step,
 )
 from tessera.common.registry.converters import CONVERTED, CONVERTERS
@@ -45,6 +46,17 @@ def _known_kind(name: str) -> str:
     return name
 
 
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise ValueError(f"{value!r} is given twice: leave one")
+    return values
+
+
+OnceEach = AfterValidator(_each_once)
+"""Of a tuple whose values differ."""
+
+
 def _ready_encoder(name: str) -> str:
     if name not in ENCODERS or not set(ENCODERS[name].options) <= {"device"}:
         raise ValueError(
@@ -66,6 +78,8 @@ class DataSettings(FrozenSettings):
     """See `min_user_events`."""
     min_rating: Amount = 0.0
     """Events rated lower are left out."""
+    user_share: Fraction = 1.0
+    """Share of the users who are kept, drawn by a hash of their id, before anything is left out."""
     split: Literal["leave-one-out", "given"] = "leave-one-out"
     """Which events are held out: of each user the last for the test and the last but one for validation, or as the data say."""
     cold_items: Annotated[float, Field(ge=0, le=0.25)] = 0.0
@@ -73,7 +87,7 @@ class DataSettings(FrozenSettings):
     share, so that no round is chosen on the items of the test. It replaces `split`."""
     cold_users: Rate = 0.0
     """Share of the users, drawn by seed, who take no part in training and are evaluated as "new-users"."""
-    shop_seed: Natural = 0
+    shop_seed: Seed = 0
     """What the generated shop is drawn by."""
     encode: Annotated[str, AfterValidator(_ready_encoder)] | None = None
     """Compute the features of a raw dataset from its titles, texts and pictures; those it comes with are used otherwise."""
@@ -92,17 +106,17 @@ class ViewSettings(FrozenSettings):
     """Numbers by which a view describes an item."""
     id_dim: Positive = 64
     """Numbers in the learnt embedding of an item, before it is projected to `dim`."""
-    operators: tuple[Operator, ...] = ("sum", "mlp", "gate", "attention")
+    operators: Annotated[tuple[Operator, ...], OnceEach] = ("sum", "mlp", "gate", "attention")
     """How modalities are fused; each operator is a view."""
     single: bool = True
     """Each modality's own projection is a view too, so that its router weight reads as reliance on it."""
-    modalities: tuple[str, ...] | None = None
+    modalities: Annotated[tuple[str, ...], OnceEach] | None = None
     """Which of the catalogue's modalities to use; all of them by default, none with []."""
     encoder: ContentEncoder = ComponentSettings(name="frozen")
     """What the server makes of a modality's features before it projects them; it may learn, by the devices' sums."""
     item_ids: bool = True
     """Whether a learnt embedding of each item stands beside the modalities."""
-    noise: tuple[str, ...] = ()
+    noise: Annotated[tuple[str, ...], OnceEach] = ()
     """Modalities whose features are replaced by standard normal noise (an ablation); `id` freezes the embedding's start."""
     id_scale: Amount = 0.1
     """Standard deviation of the ID and history embeddings at the start."""
@@ -180,7 +194,7 @@ class EvaluationSettings(FrozenSettings):
 
     every: Positive = 5
     """Rounds from one evaluation to the next; the last round is always evaluated."""
-    ks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (10, 20, 50)
+    ks: Annotated[tuple[Positive, ...], Field(min_length=1), OnceEach] = (10, 20, 50)
     """Lengths of the lists for which hits and gains are reported; the longest selects the round."""
     patience: Natural = 0
     """Evaluations without a better validation NDCG before the run stops early; 0 never stops it."""
@@ -280,7 +294,7 @@ class Settings(FrozenSettings):
     name: Annotated[str, Field(pattern=f"^{NAME}$")]
     """The run's name, and that of its folder."""
     data: DataSettings
-    seed: Natural = 0
+    seed: Seed = 0
     """What draws derive from, but for those that must not be repeatable."""
     rounds: Positive = 100
     """How many rounds are trained, at most."""

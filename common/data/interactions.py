@@ -3,17 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tessera.common.data.targets import Targets, ranges
 from tessera.common.errors import DataError
 from tessera.common.utils.tables import read_table, write_table
 
 INTERACTIONS = "interactions.parquet"
-ABSENT = -1
+TIES = "events of a person with equal timestamps are ordered by a hash of person and item"
+"""How tied events are ordered: by nothing that a ranking could know."""
+NO_PART = 255
+"""Marks an event that is neither trained on nor asked for."""
 
 
 class Part(IntEnum):
@@ -28,7 +33,7 @@ class Part(IntEnum):
 class Split:
     """The users' items by part. `train_items[offsets[u]:offsets[u + 1]]` are user u's training items, oldest first.
 
-    `validation` and `test` [n_users] hold one item each, or `ABSENT`. `cold_items` [n_items] marks the items that no
+    `validation` and `test` are what is held out of each user, mostly one item. `cold_items` [n_items] marks the items that no
     training may use, `retired` [n_items] those of them that nobody is evaluated on or recommended either, `new` [n_users] the
     users who take no part in it; None where there are none (see `tessera.common.data.splits`).
     """
@@ -36,8 +41,8 @@ class Split:
     users: tuple[str, ...]
     offsets: NDArray[np.int64]
     train_items: NDArray[np.int64]
-    validation: NDArray[np.int64]
-    test: NDArray[np.int64]
+    validation: Targets
+    test: Targets
     n_items: int
     cold_items: NDArray[np.bool_] | None = None
     new: NDArray[np.bool_] | None = None
@@ -45,10 +50,10 @@ class Split:
 
     def take(self, rows: NDArray[np.integer]) -> "Split":
         """The same split for a selection of users."""
-        events, offsets = _ranges(self.offsets, rows)
+        events, offsets = ranges(self.offsets, rows)
         users = tuple(self.users[row] for row in rows)
         new = None if self.new is None else self.new[rows]
-        held_out = self.validation[rows], self.test[rows]
+        held_out = self.validation.take(rows), self.test.take(rows)
         marks = self.cold_items, new, self.retired
         return Split(users, offsets, self.train_items[events], *held_out, self.n_items, *marks)
 
@@ -57,7 +62,7 @@ class Split:
         evaluated. All else stays what it was for, so that nobody is asked for what a model was trained on before."""
         kept = ~retired[self.train_items]
         before = np.concatenate([[0], np.cumsum(kept)])
-        validation, test = (np.where((one >= 0) & retired[one], ABSENT, one) for one in (self.validation, self.test))
+        validation, test = (one.keep(~retired[one.items]) for one in (self.validation, self.test))
         return replace(
             self,
             offsets=before[self.offsets],
@@ -90,7 +95,9 @@ class Split:
 class Interactions:
     """Events sorted by user and time; user u's are the rows `offsets[u]:offsets[u + 1]`.
 
-    Equal timestamps are ordered by item index. A second event of the same user and item is dropped: the first counts.
+    Equal timestamps are ordered by a hash of user and item index: an order that no ranking can know, that every device and
+    server find alike, and that neither other users nor items added at a catalogue's end change. A second event of the same
+    user and item is dropped: the first counts.
     """
 
     users: tuple[str, ...]
@@ -106,7 +113,7 @@ class Interactions:
 
     def take(self, rows: NDArray[np.integer]) -> "Interactions":
         """The events of a selection of users, in that order."""
-        events, offsets = _ranges(self.offsets, rows)
+        events, offsets = ranges(self.offsets, rows)
         users = tuple(self.users[row] for row in rows)
         parts = None if self.parts is None else self.parts[events]
         return Interactions(users, offsets, self.items[events], self.timestamps[events], self.n_items, parts)
@@ -123,65 +130,66 @@ class Interactions:
         offsets = np.concatenate([self.offsets, np.full(len(people), self.offsets[-1])])
         return replace(self, users=(*self.users, *people), offsets=offsets)
 
+    @cached_property
+    def owners(self) -> NDArray[np.int64]:
+        """Whose each event is, [n_events] rows of users."""
+        return np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
+
+    @cached_property
+    def timed(self) -> bool:
+        """Whether timestamps say of anybody's events which was first."""
+        return bool(((np.diff(self.timestamps) != 0) & (np.diff(self.owners) == 0)).any())
+
     def split(self, given: bool = False) -> Split:
         """Hold out the last event of each user for test and the one before for validation.
 
         With `given`, the parts that the data's authors marked are used instead. A user with fewer than three events
         keeps all of them for training and is not evaluated.
         """
-        last, lengths = self.offsets[1:] - 1, np.diff(self.offsets)
         if given:
-            return self._given_split()
-        enough = lengths >= 3
-        held_out = np.zeros(len(self), dtype=bool)
-        held_out[last[enough]] = held_out[last[enough] - 1] = True
-        validation = np.where(enough, self.items[last - 1], ABSENT)
-        test = np.where(enough, self.items[last], ABSENT)
-        return self._split(~held_out, validation, test)
+            if self.parts is None:
+                raise DataError("these interactions mark no parts: use the split 'leave-one-out'")
+            return self.split_by(self.parts)
+        parts, last = np.zeros(len(self), dtype=np.uint8), self.offsets[1:][np.diff(self.offsets) >= 3] - 1
+        parts[last], parts[last - 1] = Part.TEST, Part.VALIDATION
+        return self.split_by(parts, self._tied())
 
-    def _given_split(self) -> Split:
-        if self.parts is None:
-            raise DataError("these interactions mark no parts: use the split 'leave-one-out'")
-        user_of = np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
-        for part in (Part.VALIDATION, Part.TEST):
-            rows = np.flatnonzero(self.parts == part)
-            if len(np.unique(user_of[rows])) != len(rows):
-                twice = self.users[int(np.argmax(np.bincount(user_of[rows])))]
-                raise DataError(f"user {twice!r} has more than one event marked {part.name.lower()}")
-        return self.split_by(self.parts)
+    def split_by(self, parts: NDArray[np.uint8], tied: NDArray[np.bool_] | None = None) -> Split:
+        """Split by each event's part, [n_events] of `Part` or `NO_PART`; `tied` [n_events] marks those in theirs by chance."""
+        training = parts == Part.TRAIN
+        before = np.concatenate([[0], np.cumsum(training)])
 
-    def split_by(self, parts: NDArray[np.uint8]) -> Split:
-        """Split by the part of each event, [n_events]; a user's last event of a part is what is held out for it."""
-        user_of = np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
-        held_out = {}
+        def held_out(part: Part) -> Targets:
+            rows = np.flatnonzero(parts == part)
+            chance = None if tied is None else tied[rows]
+            return Targets.of_events(self.owners[rows], self.items[rows], len(self.users), chance)
+
+        validation, test = held_out(Part.VALIDATION), held_out(Part.TEST)
+        return Split(self.users, before[self.offsets], self.items[training], validation, test, self.n_items)
+
+    def split_last(self, parts: NDArray[np.uint8]) -> Split:
+        """The same, where only a user's last event of a part is held out for it; the others are in no part."""
+        kept, tied = np.where(parts == Part.TRAIN, parts, NO_PART), self._tied(parts)
         for part in (Part.VALIDATION, Part.TEST):
             rows = np.flatnonzero(parts == part)
-            held_out[part] = np.full(len(self.users), ABSENT)
-            held_out[part][user_of[rows]] = self.items[rows]  # of several, the last is what stays
-        return self._split(parts == Part.TRAIN, held_out[Part.VALIDATION], held_out[Part.TEST])
+            last = rows[np.flatnonzero(np.diff(self.owners[rows], append=-1))]
+            kept[last] = part
+        return self.split_by(kept, tied)
 
-    def _split(self, training: NDArray[np.bool_], validation: NDArray[np.int64], test: NDArray[np.int64]) -> Split:
-        before = np.concatenate([[0], np.cumsum(training)])
-        return Split(self.users, before[self.offsets], self.items[training], validation, test, self.n_items)
+    def _tied(self, among: NDArray[np.uint8] | None = None) -> NDArray[np.bool_]:
+        """Which events have the time of another of the same user, where given of the same part `among` [n_events]."""
+        columns = {"owner": self.owners, "timestamp": self.timestamps} | ({} if among is None else {"among": among})
+        return pl.DataFrame(columns).is_duplicated().to_numpy()
 
     def frame(self) -> pl.DataFrame:
         """The events as a table: user, item (its index), timestamp and, where marked, part."""
-        user_of = np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
-        users = pl.Series("user", list(self.users), dtype=pl.String).gather(user_of)
+        users = pl.Series("user", list(self.users), dtype=pl.String).gather(self.owners)
         frame = pl.DataFrame([users, pl.Series("item", self.items), pl.Series("timestamp", self.timestamps)])
         return frame if self.parts is None else frame.with_columns(pl.Series("part", self.parts))
 
     def save(self, folder: Path) -> None:
         """Write the events below `folder`."""
         write_table(folder / INTERACTIONS, self.frame())
-
-
-def _ranges(offsets: NDArray[np.int64], rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where the events of users `rows` stand, one user after the other, and the offsets they have there."""
-    lengths = np.diff(offsets)[rows]
-    taken = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    within = np.arange(taken[-1]) - np.repeat(taken[:-1], lengths)
-    return np.repeat(offsets[:-1][rows], lengths) + within, taken
 
 
 def load_interactions(folder: Path, n_items: int) -> Interactions:
@@ -206,10 +214,10 @@ def from_frame(frame: pl.DataFrame, n_items: int) -> Interactions:
     _check(frame, n_items)
     users = frame["user"].cast(pl.String).unique(maintain_order=True)
     order = pl.DataFrame({"user": users, "rank": np.arange(len(users))})
+    frame = frame.with_columns(pl.col("user").cast(pl.String)).join(order, on="user", maintain_order="left")
     frame = (
-        frame.with_columns(pl.col("user").cast(pl.String))
-        .join(order, on="user", maintain_order="left")
-        .sort("rank", "timestamp", "item", maintain_order=True)
+        frame.with_columns(_draws(frame, users))
+        .sort("rank", "timestamp", "draw", "item", maintain_order=True)
         .unique(["rank", "item"], keep="first", maintain_order=True)
     )
     lengths = np.bincount(frame["rank"].to_numpy(), minlength=len(users))
@@ -221,6 +229,22 @@ def from_frame(frame: pl.DataFrame, n_items: int) -> Interactions:
         n_items=n_items,
         parts=frame["part"].cast(pl.UInt8).to_numpy() if "part" in frame.columns else None,
     )
+
+
+def _draws(frame: pl.DataFrame, users: pl.Series) -> pl.Series:
+    """What orders tied events, "draw" [n_events]: a hash of user and item; 0 for events that no other is tied with."""
+    draws, tied = np.zeros(len(frame), dtype=np.int64), frame.select("rank", "timestamp").is_duplicated().to_numpy()
+    if tied.any():
+        import torch  # only here: most tables have no ties, and are read faster than torch
+
+        from tessera.common.utils import counter_rng
+
+        events = frame.filter(tied)
+        people, owners = np.unique(events["rank"].to_numpy(), return_inverse=True)
+        keys = counter_rng.user_keys(users.gather(people).to_list())[torch.from_numpy(owners)]
+        items = torch.from_numpy(events["item"].cast(pl.Int64).to_numpy().copy())
+        draws[tied] = counter_rng.mix(counter_rng.key("tied events"), keys, items).numpy()
+    return pl.Series("draw", draws)
 
 
 def _check(frame: pl.DataFrame, n_items: int) -> None:

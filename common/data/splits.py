@@ -32,7 +32,7 @@ def make_split(
     """
     if data.cold_items:
         parts = item_parts(interactions.n_items, data.cold_items, seed)
-        split = replace(interactions.split_by(parts[interactions.items]), cold_items=parts != Part.TRAIN)
+        split = replace(interactions.split_last(parts[interactions.items]), cold_items=parts != Part.TRAIN)
     else:
         split = interactions.split(given=data.split == "given")
     if retired is not None:

@@ -15,8 +15,11 @@ import polars as pl
 
 from tessera.common.datasets.published_counts import AMAZON_RELEASE, MISSING_TITLE, UNTITLED
 from tessera.common.datasets.raw import ENCODERS, NAME, NO_ITEMS, NUMBER, WHOLE, Options, RawDataset, read_features
+from tessera.common.encoders.pictures import pictures_in
 from tessera.common.errors import DataError
 
+TEXT = "utf-8-sig"
+"""UTF-8, with or without a byte-order mark."""
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 REVIEWS_OF_2023 = {"user": "user_id", "rating": "rating", "timestamp": "timestamp"}
 REVIEWS_BEFORE = {"user": "reviewerID", "rating": "overall", "timestamp": "unixReviewTime"}
@@ -81,8 +84,8 @@ def read_amazon(source: Path, _: Options) -> RawDataset:
     They are recognised by their fields. Reviews: reviewerID, asin, overall, unixReviewTime (2014, 2018; seconds) or
     user_id, parent_asin or else asin, rating, timestamp (2023; milliseconds). Metadata: asin or parent_asin, title,
     description or where that is empty feature(s); those of 2014 are Python literals, and never evaluated. Beside them
-    images/ASIN.jpg and {image,text}_features.npy with {image,text}_ids.npy. Raises `DataError` that names file, line
-    and field.
+    images/ASIN.jpg, or of another kind, and {image,text}_features.npy with {image,text}_ids.npy. Raises `DataError` that names
+    file, line and field.
     """
     reviews, metadata = _files(source)
     events, release = _reviews(reviews)
@@ -117,7 +120,7 @@ def _files(source: Path) -> tuple[Path, Path]:
 def _lines(path: Path) -> Iterator[Line]:
     """The records of a file, one after the other; blank lines are none."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        with gzip.open(path, "rt", encoding=TEXT) if path.suffix == ".gz" else path.open(encoding=TEXT) as file:
             for number, text in enumerate(file, start=1):
                 if text.strip():
                     yield _line(path, number, text)
@@ -166,7 +169,8 @@ def _items(source: Path, metadata: Path, events: pl.DataFrame) -> tuple[pl.DataF
         )
     missing = [item for item in events["item"].unique(maintain_order=True) if item not in known]
     known.update(dict.fromkeys(missing, (MISSING_TITLE, "")))
-    pictures = {path.stem: f"images/{path.name}" for path in (source / "images").glob("*.jpg")}
+    names, passed = pictures_in(source / "images")
+    pictures = {item: f"images/{name}" for item, name in names.items()}
     rows = [(item, *texts, pictures.get(item, "")) for item, texts in known.items()]
     items = pl.DataFrame(rows, schema=NO_ITEMS.schema, orient="row")
     counted = {
@@ -174,7 +178,7 @@ def _items(source: Path, metadata: Path, events: pl.DataFrame) -> tuple[pl.DataF
         "reviewed items without metadata, and so without a title": len(missing),
         UNTITLED: int((items["title"] == MISSING_TITLE).sum()),
     }
-    return items, [f"{what}: {count}" for what, count in counted.items() if count]
+    return items, [*(f"{what}: {count}" for what, count in counted.items() if count), *passed]
 
 
 def _title(line: Line) -> str:

@@ -10,7 +10,7 @@ from uuid import uuid4
 import numpy as np
 
 from tessera.common.data.catalogue import DATASET, Features, load_catalogue
-from tessera.common.data.interactions import ABSENT, Interactions, Split, load_interactions
+from tessera.common.data.interactions import TIES, Interactions, Split, load_interactions
 from tessera.common.errors import DataError
 from tessera.common.registry.converters import holds_users
 from tessera.common.utils.atomic_files import read_json, write_json
@@ -117,15 +117,16 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def _split_summary(interactions: Interactions) -> dict[str, Any]:
-    """Sizes of the parts, and the share of test targets that never occur in training."""
+    """Sizes of the parts, and the shares of targets that never occur in training and that time does not decide on."""
     given = interactions.parts is not None
     split: Split = interactions.split(given)
-    targets = split.test[split.test != ABSENT]
-    cold = float((split.counts()[targets] == 0).mean()) if len(targets) else 0.0
+    cold = float((split.counts()[split.test.items] == 0).mean()) if len(split.test) else 0.0
+    held_out = {"validation": split.validation, "test": split.test}
     return {
         "rule": "given" if given else "leave-one-out",
         "train": len(split.train_items),
-        "validation": int((split.validation != ABSENT).sum()),
-        "test": len(targets),
+        **{name: len(targets) for name, targets in held_out.items()},
         "cold_targets": cold,
+        "ties": TIES,
+        "tied": {name: float(targets.tied.mean()) if len(targets) else 0.0 for name, targets in held_out.items()},
     }

@@ -175,7 +175,10 @@ def _catalogue(
         render(appearance, drawing).save(folder / image, compress_level=1)
     wordings = [_wording({name: int(values[row]) for name, values in words.items()}, rng) for row in range(len(items))]
     titles, texts = ([wording[part] for wording in wordings] for part in range(2))
-    features = {"image": encode_images(encoder, images, folder), "text": encode_texts(encoder, titles, texts)}
+    features = {
+        "image": encode_images(encoder, items, [folder / image for image in images]),
+        "text": encode_texts(encoder, titles, texts),
+    }
     return Catalogue(tuple(items), tuple(titles), tuple(texts), tuple(images), features)
 
 

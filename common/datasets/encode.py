@@ -17,7 +17,8 @@ import torch
 
 from tessera.common.data.catalogue import DATASET, FEATURES, Catalogue, Features, load_catalogue, sentences
 from tessera.common.datasets.dataset_folder import write_description
-from tessera.common.encoders.base import Encoder, Vectors, open_picture
+from tessera.common.encoders.base import Encoder, Vectors, encode_readable
+from tessera.common.encoders.pictures import pictures_in
 from tessera.common.errors import DataError
 from tessera.common.registry.converters import holds_users
 from tessera.common.utils.atomic_files import digest, file_digest, read_json, read_tensors, write_tensors
@@ -27,7 +28,6 @@ BATCH = 64
 PARTIAL = ".partial-"
 ENCODED = "encoded"
 """Where dataset.json keeps what the features were made from, by modality."""
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 Begin = Callable[[str, int, int], Callable[[int], None]]
 """Called with a modality, how much there is to encode and how much is done; what it returns is called with each step."""
@@ -118,8 +118,8 @@ def picture_paths(folder: Path, catalogue: Catalogue, pictures: Path | None) -> 
     """Each item's picture: the dataset's own, or those in a folder, such as ITEM.jpg. Raises `DataError` for none there."""
     if pictures is None:
         return tuple(folder / image if image else None for image in catalogue.images)
-    found = {path.stem: path for path in sorted(pictures.glob("*")) if path.suffix.lower() in PICTURES}
-    paths = tuple(found.get(item) for item in catalogue.items)
+    found, _ = pictures_in(pictures)
+    paths = tuple(pictures / found[item] if item in found else None for item in catalogue.items)
     if not any(paths):
         example = f"{catalogue.items[0]}.jpg" if catalogue.items else "ITEM.jpg"
         raise DataError(f"no picture in {pictures} is named after an item, such as {example}")
@@ -154,7 +154,7 @@ def encoded(job: Job, folder: Path, begin: Begin, skip_unreadable: bool) -> Feat
     missing = [(path, rows) for path, rows in job.parts if not (folder / path).is_file()]
     step = begin(job.modality, len(job.rows), len(job.rows) - sum(len(rows) for _, rows in missing))
     for path, rows in missing:
-        read, found = _batch(job, rows, skip_unreadable)
+        read, found = encode_readable(job.encode, job.items, job.contents, rows, skip_unreadable)
         write_tensors(folder / path, {"rows": torch.tensor(read), "features": torch.from_numpy(found)})
         step(len(rows))
     parts = [read_tensors(folder / path)[0] for path, _ in job.parts]
@@ -172,30 +172,3 @@ def _as_before(features: Features, before: Features | None) -> Features:
     """Features with the standard of those that the same encoder made before, where the catalogue has grown since."""
     same = before is not None and before.encoder == features.encoder
     return replace(features, standard=before.standard) if before and same else features
-
-
-def _batch(job: Job, rows: tuple[int, ...], skip_unreadable: bool) -> tuple[list[int], Vectors]:
-    """The items of a batch that can be read, and their vectors, [n_read, n_features]."""
-    try:
-        return list(rows), job.encode([job.contents[row] for row in rows])
-    except DataError:
-        errors = {row: error for row in rows if (error := _why_unreadable(job.contents[row]))}
-        if not errors:
-            raise
-        if not skip_unreadable:
-            row, error = next(iter(errors.items()))
-            raise DataError(f"item {job.items[row]!r}: {error}; with --skip-unreadable it counts as missing") from None
-    readable = [row for row in rows if row not in errors]
-    if not readable:
-        return [], np.zeros((0, 0), dtype=np.float32)
-    return readable, job.encode([job.contents[row] for row in readable])
-
-
-def _why_unreadable(content: Path | str | None) -> str:
-    """Say what is wrong with a picture; nothing where it can be read."""
-    try:
-        if isinstance(content, Path):
-            open_picture(content)
-    except DataError as error:
-        return str(error)
-    return ""

@@ -1,44 +1,144 @@
-"""Reads MovieLens: ratings.csv and, where there are any, titles, overviews, posters and features."""
+"""Reads MovieLens in any of its releases: ratings and, where there are any, titles, overviews, posters and features."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from tessera.common.datasets.raw import NAME, NUMBER, WHOLE, Options, RawDataset, read_features, read_items, read_rows
+from tessera.common.data.csv_files import CsvFile
+from tessera.common.datasets.raw import (
+    NAME,
+    NUMBER,
+    WHOLE,
+    Options,
+    RawDataset,
+    read_features,
+    read_items,
+    read_rows,
+    typed,
+)
+from tessera.common.encoders.pictures import pictures_in
 from tessera.common.errors import DataError
 
 ENCODERS = {"image": "MobileNetV1 (ImageNet)", "text": "all-MiniLM-L6-v2"}
 """What computed the features that ml-latest-small's README describes; encoders.json overrides it."""
+EVENT_COLUMNS = {"user": NAME, "item": NAME, "rating": NUMBER, "timestamp": WHOLE}
+NAMES = {
+    "user": ("userId", "user_id", "userid", "user"),
+    "item": ("movieId", "movie_id", "movieid", "item_id", "item"),
+    "rating": ("rating",),
+    "timestamp": ("timestamp", "unix_timestamp"),
+    "title": ("title", "movie_title"),
+    "text": ("overview",),
+}
+"""What columns are called in GroupLens' own .csv and in those that others have made of the older releases."""
+
+
+@dataclass(frozen=True)
+class Old:
+    """A release without headers: the file of ratings, that of movies, and what stands between fields."""
+
+    ratings: str
+    movies: str
+    separator: str
+    movies_separator: str
+
+
+RELEASES = (Old("ratings.dat", "movies.dat", "::", "::"), Old("u.data", "u.item", "\t", "|"))
+"""1M and 10M; 100K."""
 
 
 def read_movielens(source: Path, _: Options) -> RawDataset:
     """Read a MovieLens folder.
 
-    ratings.csv userId, movieId, rating, timestamp; movies.csv movieId, title; overviews.csv movieId, overview;
-    posters/<movieId>.jpg; {image,text}_features.npy with {image,text}_ids.npy. Only ratings.csv has to be there.
-    Raises `DataError` that names the file and the row.
+    latest, 20M, 25M, 32M   ratings.csv userId, movieId, rating, timestamp; movies.csv movieId, title
+    1M, 10M                 ratings.dat, movies.dat, with :: between fields
+    100K                    u.data, u.item; or as ratings.csv and movies.csv with user_id, movie_id or item_id
+    any                     overviews.csv movieId, overview; posters/ID.jpg, or of another kind;
+                            {image,text}_features.npy with {image,text}_ids.npy
+
+    Only the ratings have to be there. Titles are read as UTF-8 or else latin-1, as the older releases have them. Raises
+    `DataError` that names the file and the row.
     """
-    path = source / "ratings.csv"
-    if not path.exists() and (source / "ratings.dat").exists():
-        raise DataError(
-            f"{source} has the old ratings.dat: make a ratings.csv of it, with the header "
-            "userId,movieId,rating,timestamp, by sed 's/::/,/g' ratings.dat"
+    if not source.is_dir():
+        raise DataError(f"{source} is no folder: name the one that holds ratings.csv, ratings.dat or u.data")
+    rules: list[str] = []
+    old = next((one for one in RELEASES if (source / one.ratings).exists()), None)
+    if (source / "ratings.csv").exists():
+        path = source / "ratings.csv"
+        names = _called(path, ("user", "item", "rating", "timestamp"))
+        read = read_rows(path, {names[name]: EVENT_COLUMNS[name] for name in names})
+        events, movies = read.rename({names[name]: name for name in names}), _movies(source)
+    elif old:
+        events = _ratings(source / old.ratings, old.separator)
+        movies, rules = _old_movies(source / old.movies, old.movies_separator)
+    else:
+        raise DataError(f"{source} has no ratings.csv (latest, 20M to 32M), ratings.dat (1M, 10M) or u.data (100K)")
+    posters, passed = pictures_in(source / "posters")
+    items = None if movies is None else _shown(source, movies, posters)
+    features = read_features(source, ENCODERS)
+    return RawDataset(events, source, source.resolve().name, items, features, (*rules, *passed))
+
+
+def _called(path: Path, wanted: tuple[str, ...]) -> dict[str, str]:
+    """What a file calls its columns. Raises `DataError` for one that it lacks."""
+    there = CsvFile.open(path).columns
+    found = {name: next((one for one in NAMES[name] if one in there), "") for name in wanted}
+    if lacking := [name for name, column in found.items() if not column]:
+        raise DataError(f"{path} has no column {NAMES[lacking[0]][0]!r} (it has {', '.join(there)})")
+    return found
+
+
+def _movies(source: Path) -> pl.DataFrame | None:
+    """The movies of movies.csv with their titles, where there is one."""
+    path = source / "movies.csv"
+    return read_items(path, _called(path, ("item", "title"))) if path.exists() else None
+
+
+def _ratings(path: Path, separator: str) -> pl.DataFrame:
+    """The ratings of a file without header: user, movie, rating, time."""
+    step = len(separator)  # with "::" each second field is between two colons
+    try:
+        cells = pl.read_csv(
+            path, has_header=False, separator=separator[0], infer_schema=False, quote_char=None, glob=False
         )
-    ratings = read_rows(path, {"userId": NAME, "movieId": NAME, "rating": NUMBER, "timestamp": WHOLE})
-    events = ratings.rename({"userId": "user", "movieId": "item"})
-    return RawDataset(events, source, source.resolve().name, _items(source), read_features(source, ENCODERS))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{path} is not a readable table: {str(error).splitlines()[0]}") from None
+    if cells.width != 4 * step - (step - 1):
+        raise DataError(f"{path} has lines of another form than {separator.join(EVENT_COLUMNS)}")
+    named = cells.select(pl.nth(place * step).alias(name) for place, name in enumerate(EVENT_COLUMNS))
+    return typed(path, named.lazy(), EVENT_COLUMNS)
 
 
-def _items(source: Path) -> pl.DataFrame | None:
-    """Titles, overviews and posters of the movies in movies.csv, where there is one."""
-    if not (source / "movies.csv").exists():
-        return None
-    movies = read_items(source / "movies.csv", {"item": "movieId", "title": "title"})
-    posters = {path.stem: f"posters/{path.name}" for path in (source / "posters").glob("*.jpg")}
-    image = pl.col("item").replace_strict(posters, default="", return_dtype=pl.String)
+def _old_movies(path: Path, separator: str) -> tuple[pl.DataFrame | None, list[str]]:
+    """The movies of a file without header, id and title first, and what to say about its letters."""
+    if not path.exists():
+        return None, []
+    content, rules = path.read_bytes(), []
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text, rules = content.decode("latin-1"), [f"{path.name} is in latin-1"]
+    rows = [line.rstrip("\r").split(separator) for line in text.split("\n") if line.strip()]
+    for number, row in enumerate(rows, 1):
+        if len(row) < 2 or not row[0]:
+            raise DataError(
+                f"{path} line {number} does not begin with a movie's id and title, {separator} between them"
+            )
+    items = pl.DataFrame({"item": [row[0] for row in rows], "title": [row[1] for row in rows]})
+    if items["item"].is_duplicated().any():
+        raise DataError(f"{path} names item {items['item'].filter(items['item'].is_duplicated())[0]!r} more than once")
+    return items.with_columns(text=pl.lit(""), image=pl.lit("")), rules
+
+
+def _shown(source: Path, movies: pl.DataFrame, posters: dict[str, str]) -> pl.DataFrame:
+    """Movies with what there is of overviews and posters."""
+    paths = {movie: f"posters/{name}" for movie, name in posters.items()}
+    image = pl.col("item").replace_strict(paths, default="", return_dtype=pl.String)
     movies = movies.with_columns(image.alias("image"))
-    if not (source / "overviews.csv").exists():
+    path = source / "overviews.csv"
+    if not path.exists():
         return movies
-    overviews = read_items(source / "overviews.csv", {"item": "movieId", "text": "overview"})
+    overviews = read_items(path, _called(path, ("item", "text")))
     joined = movies.drop("text").join(overviews.select("item", "text"), on="item", how="left", maintain_order="left")
     return joined.with_columns(pl.col("text").fill_null("")).select(movies.columns)

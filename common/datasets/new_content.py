@@ -12,6 +12,7 @@ from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.datasets.raw import RawFeatures, checked, read_features, read_items
 from tessera.common.encoders import Encoder, encoder_of
 from tessera.common.encoders.base import encode_images, encode_texts
+from tessera.common.encoders.pictures import picture_path
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import read_tensors
 
@@ -76,7 +77,11 @@ class NewContent:
         ids = [self.items["item"][row] for row in rows]
         found, made = {}, {}
         for name, before in catalogue.features.items():
-            new = _rows(self.given[name], ids) if name in self.given else self._encoded(name, before, dataset, columns)
+            new = (
+                _rows(self.given[name], ids)
+                if name in self.given
+                else self._encoded(name, before, dataset, ids, columns)
+            )
             if new is not None and new.values.shape[1] != before.values.shape[1]:
                 raise DataError(
                     f"features {name!r} have {new.values.shape[1]} columns, those of {dataset} {before.values.shape[1]}"
@@ -88,7 +93,7 @@ class NewContent:
         return found, made
 
     def _encoded(
-        self, name: str, before: Features, dataset: Path, columns: Mapping[str, Sequence[str]]
+        self, name: str, before: Features, dataset: Path, ids: Sequence[str], columns: Mapping[str, Sequence[str]]
     ) -> Features | None:
         """Encode pictures or texts as the dataset's were; None where there are none, or nobody knows how that was."""
         content = columns["image"] if name == "image" else [*columns["title"], *columns["text"]]
@@ -104,7 +109,8 @@ class NewContent:
                 "the others were, or all of them anew (tessera data encode)"
             )
         if name == "image":
-            return encode_images(encoder, columns["image"], self.path.parent)
+            paths = [picture_path(self.path.parent, *one) for one in zip(ids, columns["image"], strict=True)]
+            return encode_images(encoder, ids, paths)
         return encode_texts(encoder, columns["title"], columns["text"])
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import polars as pl
 
 from tessera.common.datasets.published_counts import MISSING_TITLE, UNTITLED
-from tessera.common.datasets.raw import NAME, NO_ITEMS, WHOLE, Options, RawDataset, read_features
+from tessera.common.datasets.raw import NAME, NO_ITEMS, WHOLE, Options, RawDataset, read_features, untimed
 from tessera.common.datasets.sequences import read_sequences
+from tessera.common.encoders.pictures import pictures_in
 from tessera.common.errors import DataError
 
 PAIRS, BEHAVIOUR, ITEMS, COVERS = "*_pair.csv", "*_behaviour.tsv", "*_item.csv", "*_cover"
@@ -28,9 +29,9 @@ def read_ninerec(source: Path, options: Options) -> RawDataset:
     X_pair.csv        user, item, timestamp; or item, user, timestamp, as the authors' own script reads the source data,
                       when only the first column is known to X_item.csv
     X_behaviour.tsv   a user and, after a tab, the items in order: read where X_pair.csv is absent or has no timestamps,
-                      as in QB and TN; without it the rows of X_pair.csv count in their order
+                      as in QB and TN
     X_item.csv        item, title in Chinese, title in English (may be absent)
-    X_cover/          or images/: covers, ITEM.jpg
+    X_cover/          or images/: covers, ITEM.jpg or of another kind
     MODALITY_features.npy with MODALITY_ids.npy
 
     The .csv have no header as published; one that names its columns as in `HEADERS` is understood, in any order, and
@@ -39,8 +40,10 @@ def read_ninerec(source: Path, options: Options) -> RawDataset:
     items_path = _only(source, ITEMS)
     if items_path is None:
         raise DataError(f"{source} has no {ITEMS}: the items and their titles")
-    items = _items(items_path, _covers(source))
+    covers, passed = _covers(source)
+    items = _items(items_path, covers)
     path, events, rules = _events(source, items, options)
+    rules += passed
     rules.append("a title is the English one or, without one, the Chinese")
     untitled = int((items["title"] == MISSING_TITLE).sum())
     if untitled:
@@ -59,10 +62,11 @@ def _only(source: Path, pattern: str) -> Path | None:
     return found[0] if found else None
 
 
-def _covers(source: Path) -> dict[str, str]:
-    """The path of each item's cover, below `source`."""
+def _covers(source: Path) -> tuple[dict[str, str], list[str]]:
+    """The path of each item's cover, below `source`, and what to say about files that are passed over."""
     folder = _only(source, COVERS) or source / "images"
-    return {path.stem: f"{folder.name}/{path.name}" for path in folder.glob("*.jpg")}
+    names, passed = pictures_in(folder)
+    return {item: f"{folder.name}/{name}" for item, name in names.items()}, passed
 
 
 def _items(path: Path, covers: dict[str, str]) -> pl.DataFrame:
@@ -85,9 +89,7 @@ def _events(source: Path, items: pl.DataFrame, options: Options) -> tuple[Path, 
         if "timestamp" in events.columns:
             return path, _timed(path, events), rules
         if behaviour is None:
-            numbered = pl.int_range(pl.len(), dtype=WHOLE).alias("timestamp")
-            rules.append("without timestamps, events count in the order of their rows")
-            return path, events.select("user", "item", numbered), rules
+            return path, untimed(events.select("user", "item"), options), rules
     if behaviour is None:
         raise DataError(f"{source} has neither {PAIRS} nor {BEHAVIOUR}: the events")
     raw = read_sequences(behaviour, options)

@@ -2,25 +2,32 @@
 
 import shutil
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from tessera.common.data.catalogue import Catalogue, Features
-from tessera.common.data.interactions import from_frame
+from tessera.common.data.interactions import TIES, from_frame
 from tessera.common.datasets.raw import NO_ITEMS, Options, RawDataset, RawFeatures
 from tessera.common.encoders.base import encode_images, encode_texts
+from tessera.common.encoders.pictures import picture_path
 from tessera.common.errors import DataError
 
-FILTERS = ("min_user_events", "min_item_events", "min_rating")
+FILTERS = ("min_user_events", "min_item_events", "min_rating", "user_share")
 RULES = (
     "items are ordered by id: by number where all ids are whole numbers, as text otherwise",
-    "events of a user with equal timestamps are ordered by item",
+    TIES,
     "of several events of the same user and item the first counts",
 )
+HUGE, UNEVEN = 10, 3
+"""How many times as long as the median row a row is, and as the shortest, that is worth a remark."""
 PARTS_RULE = "the split is given by the data's authors, so no filter applies"
+UNTIMED_RULE = (
+    "no event says when it happened: a hash of person and item draws what is held out, and nothing can be learnt of order "
+    "(--in-order takes the order of the rows)"
+)
 FILTER_RULE = "events below the minimum rating go first, then users and items with too few events, until none is left"
 
 
@@ -36,21 +43,28 @@ def prepare(raw: RawDataset, options: Options, folder: Path) -> dict[str, Any]:
     items = ordered(items)
     rows = pl.DataFrame({"item": items["item"], "row": np.arange(len(items))})
     indexed = events.join(rows, on="item", maintain_order="left").drop("item").rename({"row": "item"})
-    build_catalogue(raw, items, folder, options).save(folder)
-    from_frame(indexed, len(items)).save(folder)
-    filters = {name: getattr(options, name) for name in FILTERS}
+    catalogue, told = build_catalogue(raw, items, folder, options)
+    catalogue.save(folder)
+    interactions = from_frame(indexed, len(items))
+    interactions.save(folder)
+    filters = {name: getattr(options, name) for name in FILTERS[: 3 + (options.user_share < 1)]}
+    untimed = [] if interactions.timed else [UNTIMED_RULE]
     return {
         "source": raw.source,
         "read": len(raw.events),
         "dropped": dropped,
         "filters": {} if raw.has_parts else filters,
-        "rules": [*RULES, PARTS_RULE if raw.has_parts else FILTER_RULE, *raw.rules],
+        "timed": interactions.timed,
+        "rules": [*RULES, PARTS_RULE if raw.has_parts else FILTER_RULE, *untimed, *raw.rules, *told],
     }
 
 
 def _selected(raw: RawDataset, options: Options) -> tuple[pl.DataFrame, dict[str, int]]:
     """The events that count, and how many were dropped and why. Raises `DataError` when none is left."""
-    rated = raw.events if raw.has_parts else _rated(raw.events, options.min_rating)
+    if raw.has_parts and (given := [name for name in FILTERS[:3] if name in options.given and getattr(options, name)]):
+        raise DataError(f"{given[0]} has no effect where the data say their split themselves: leave it out")
+    here = raw.events if options.user_share == 1 else _drawn(raw.events, options.user_share)
+    rated = here if raw.has_parts else _rated(here, options.min_rating)
     first = first_events(rated)
     kept = first if raw.has_parts else k_core(first, options.min_user_events, options.min_item_events)
     if kept.is_empty():
@@ -58,9 +72,19 @@ def _selected(raw: RawDataset, options: Options) -> tuple[pl.DataFrame, dict[str
             f"none of the {len(raw.events)} interactions is left after min_rating {options.min_rating}, "
             f"min_user_events {options.min_user_events} and min_item_events {options.min_item_events}: lower them"
         )
-    sizes = [len(frame) for frame in (raw.events, rated, first, kept)]
-    reasons = ("below minimum rating", "repeated", "too few events")
-    return kept, {reason: before - after for reason, (before, after) in zip(reasons, pairwise(sizes), strict=True)}
+    sizes = [len(frame) for frame in (raw.events, here, rated, first, kept)]
+    reasons = ("of users who were not drawn", "below minimum rating", "repeated", "too few events")
+    dropped = {reason: before - after for reason, (before, after) in zip(reasons, pairwise(sizes), strict=True)}
+    return kept, dropped if options.user_share < 1 else {name: n for name, n in dropped.items() if name != reasons[0]}
+
+
+def _drawn(events: pl.DataFrame, share: float) -> pl.DataFrame:
+    """The events of a share of the users, drawn by a hash of their id: a larger share has all of a smaller one's."""
+    from tessera.common.utils import counter_rng
+
+    users = events["user"].unique(maintain_order=True)
+    draws = counter_rng.uniform(counter_rng.key("user share"), counter_rng.user_keys(users.to_list()))
+    return events.filter(pl.col("user").is_in(users.filter(pl.Series((draws < share).numpy())).implode()))
 
 
 def _rated(events: pl.DataFrame, min_rating: float) -> pl.DataFrame:
@@ -130,18 +154,59 @@ def ordered(items: pl.DataFrame) -> pl.DataFrame:
     return items.with_columns(number.alias("number")).sort("number", "item").drop("number")
 
 
-def build_catalogue(raw: RawDataset, items: pl.DataFrame, folder: Path, options: Options) -> Catalogue:
-    """The items with their features; copies the pictures when asked to."""
+def build_catalogue(
+    raw: RawDataset, items: pl.DataFrame, folder: Path, options: Options
+) -> tuple[Catalogue, list[str]]:
+    """The items with their features, and what to say about their pictures; copies these when asked to.
+
+    Raises `DataError` that names item and file of a picture that cannot be read, and where there is nothing to encode.
+    """
     ids, titles, texts, pictures = (tuple(items[name].to_list()) for name in NO_ITEMS.columns)
     features = {name: _aligned(modality, ids) for name, modality in raw.features.items()}
-    encoder = options.encode
-    if encoder is not None:
-        if any(titles) or any(texts):
-            features["text"] = encode_texts(encoder, titles, texts)
-        if any(pictures):
-            features["image"] = encode_images(encoder, pictures, raw.folder)
-    copies = _copy(raw.folder, pictures, folder) if options.images else ("",) * len(ids)
-    return Catalogue(ids, titles, texts, copies, {name: kept for name, kept in features.items() if kept.present.any()})
+    paths = [picture_path(raw.folder, item, picture) for item, picture in zip(ids, pictures, strict=True)]
+    there = len(paths) - paths.count(None)
+    if options.encode is not None:
+        if not any((*titles, *texts)) and not there:
+            raise DataError(f"there is nothing to encode in {raw.folder}: no item has a title, a text or a picture")
+        if any((*titles, *texts)):
+            features["text"] = encode_texts(options.encode, titles, texts)
+        if there:
+            encoded = encode_images(options.encode, ids, paths, options.skip_unreadable)
+            paths = [path if read else None for path, read in zip(paths, encoded.present, strict=True)]
+            features["image"] = encoded
+    copies = [
+        _copied(folder, row, item, path, options) for row, (item, path) in enumerate(zip(ids, paths, strict=True))
+    ]
+    lost = there - (sum(map(bool, copies)) if options.images else len(paths) - paths.count(None))
+    rules = [f"pictures that are not there or cannot be read, and count as missing: {lost}"] if lost else []
+    known = {name: kept for name, kept in features.items() if kept.present.any()}
+    rules += [f"{name} features: {remark}" for name, kept in known.items() for remark in remarks(ids, kept)]
+    return Catalogue(ids, titles, texts, tuple(copies), known), rules
+
+
+def remarks(items: tuple[str, ...], features: Features) -> list[str]:
+    """What is odd about a modality's rows: all alike, empty, or far longer than others, which then hardly count."""
+    rows = np.flatnonzero(features.present)
+    values = features.values[rows].astype(np.float64)
+    norms = np.linalg.norm(values, axis=1)
+    if len(rows) > 1 and (values == values[0]).all():
+        return ["all rows are the same, so they tell no item from another"]
+    typical, found = float(np.median(norms)), []
+    if (norms == 0).any():
+        found.append(
+            f"rows that are all zeros: {(norms == 0).sum()}, the first of item {items[rows[norms.argmin()]]!r}"
+        )
+    if (norms > HUGE * typical).any():
+        longest = f"the longest of item {items[rows[norms.argmax()]]!r}, {norms.max():.3g} to a median of {typical:.3g}"
+        found.append(
+            f"rows more than {HUGE} times as long as the median one: {(norms > HUGE * typical).sum()}, {longest}"
+        )
+    elif norms.max() > UNEVEN * norms[norms > 0].min(initial=np.inf):
+        lengths = f"{norms[norms > 0].min():.3g} to {norms.max():.3g}"
+        found.append(
+            f"rows are not of one length ({lengths}), and longer ones count for more: divide each by its length"
+        )
+    return found
 
 
 def _aligned(modality: RawFeatures, items: tuple[str, ...]) -> Features:
@@ -153,16 +218,17 @@ def _aligned(modality: RawFeatures, items: tuple[str, ...]) -> Features:
     return Features(values, rows >= 0, modality.encoder)
 
 
-def _copy(source: Path, pictures: tuple[str, ...], folder: Path) -> tuple[str, ...]:
-    """Copy pictures into the dataset, named by the item's index; return their paths below `folder`."""
+def _copied(folder: Path, row: int, item: str, path: Path | None, options: Options) -> str:
+    """Copy a picture into the dataset, named by the item's index, where asked for; return its path below `folder`, or ""."""
+    if path is None or not options.images:
+        return ""
+    copy = f"images/{row:06d}{path.suffix.lower()}"
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    copies = []
-    for row, picture in enumerate(pictures):
-        copy = f"images/{row:06d}{PurePosixPath(picture).suffix.lower()}" if picture else ""
-        if picture:
-            try:
-                shutil.copyfile(source / picture, folder / copy)
-            except OSError as error:
-                raise DataError(f"picture {source / picture} cannot be copied: {error.strerror}") from None
-        copies.append(copy)
-    return tuple(copies)
+    try:
+        shutil.copyfile(path, folder / copy)
+    except OSError as error:
+        if options.skip_unreadable:
+            return ""
+        told = f"item {item!r}: picture {path} cannot be copied: {error.strerror}"
+        raise DataError(f"{told}; with --skip-unreadable it counts as missing") from None
+    return copy

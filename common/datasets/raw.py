@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tessera.common.data.csv_files import CsvFile
 from tessera.common.encoders.base import Encoder
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import read_json
@@ -38,15 +39,26 @@ class Options:
     """Copy the pictures into the dataset."""
     encode: Encoder | None = None
     """Encode texts and pictures, in place of ready features."""
+    skip_unreadable: bool = False
+    """Count pictures that are not there or cannot be read as missing, where pictures are encoded or copied."""
     user_column: str = "user"
     item_column: str = "item"
     timestamp_column: str = "timestamp"
     rating_column: str = "rating"
+    title_column: str = "title"
+    text_column: str = "text"
+    image_column: str = "image"
+    in_order: bool = False
+    """Events without timestamps stand in the order in which they happened; otherwise that order says nothing."""
+    user_share: float = 1.0
+    """Share of the users who are kept, drawn by a hash of their id, before anything else is left out."""
     shop_seed: int = 0
     """What the generated shop is drawn by."""
 
     def __post_init__(self) -> None:
         """Refuse filters that filter nothing meaningful."""
+        if not 0 < self.user_share <= 1:
+            raise DataError(f"user_share is {self.user_share}: set it to a share above 0 and up to 1")
         for name in ("min_user_events", "min_item_events", "min_rating"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
@@ -96,17 +108,21 @@ def read_rows(path: Path, columns: Mapping[str, Any], optional: Mapping[str, Any
     Raises `DataError` that names the file, the row (counted from 1, without the header) and the column, for a column
     that is missing and a cell that is empty or not what it should be. No row is ever dropped.
     """
-    scan = _scan(path)
-    with _reading(path):
+    with _table(path) as scan:
         present = scan.collect_schema().names()
         wanted = {**columns, **{name: kind for name, kind in (optional or {}).items() if name in present}}
         missing = [name for name in wanted if name not in present]
         if missing:
             raise DataError(f"{path} has no column {missing[0]!r} (it has {', '.join(present)})")
         refuse_misspelt(path, present, optional or {})
-        frame = scan.select(pl.col(name).cast(kind, strict=False) for name, kind in wanted.items()).collect()
-        for name in frame.columns:
-            _check(path, scan, name, frame[name], wanted[name])
+        return typed(path, scan, wanted)
+
+
+def typed(path: Path, scan: pl.LazyFrame, wanted: Mapping[str, Any]) -> pl.DataFrame:
+    """The columns `wanted` of a table that was read from `path`, as what they should be. Raises `DataError` as `read_rows`."""
+    frame = scan.select(pl.col(name).cast(kind, strict=False) for name, kind in wanted.items()).collect()
+    for name in frame.columns:
+        _check(path, scan, name, frame[name], wanted[name])
     return frame
 
 
@@ -119,21 +135,15 @@ def refuse_misspelt(path: Path, present: Sequence[str], optional: Iterable[str])
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Explain that a table cannot be read."""
-    try:
-        yield
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path} is not a readable table: {error}") from None
-
-
-def _scan(path: Path) -> pl.LazyFrame:
-    """A lazy table, in which every column of a CSV is text."""
+def _table(path: Path) -> Iterator[pl.LazyFrame]:
+    """A lazy table, in which every column of a CSV is text. Explains what cannot be read when it is."""
     if not path.is_file():
         raise DataError(f"{path} does not exist")
-    if path.suffix == ".parquet":
-        return pl.scan_parquet(path)
-    return pl.scan_csv(path, infer_schema=False)
+    file = None if path.suffix == ".parquet" else CsvFile.open(path)
+    try:
+        yield file.scan() if file else pl.scan_parquet(path, glob=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise (file.explained(error) if file else DataError(f"{path} is not a readable table: {error}")) from None
 
 
 def _check(path: Path, scan: pl.LazyFrame, name: str, column: pl.Series, kind: Any) -> None:
@@ -155,8 +165,7 @@ def read_items(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
     ids = read_rows(path, {columns["item"]: NAME})[columns["item"]]
     if ids.is_duplicated().any():
         raise DataError(f"{path} names item {ids.filter(ids.is_duplicated())[0]!r} more than once")
-    scan = _scan(path)
-    with _reading(path):
+    with _table(path) as scan:
         present = scan.collect_schema().names()
         refuse_misspelt(path, present, columns.values())
         there = {name: column for name, column in columns.items() if column in present}
@@ -165,24 +174,42 @@ def read_items(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
     return items.with_columns(empty).select(NO_ITEMS.columns).fill_null("")
 
 
-def read_features(folder: Path, encoders: Mapping[str, str]) -> dict[str, RawFeatures]:
+def untimed(events: pl.DataFrame, options: Options) -> pl.DataFrame:
+    """Events with the places of their rows as timestamps, where these are `in_order`, or else one time for all."""
+    time = pl.int_range(pl.len(), dtype=WHOLE) if options.in_order else pl.lit(0, dtype=WHOLE)
+    return events.with_columns(time.alias("timestamp"))
+
+
+def read_features(folder: Path, encoders: Mapping[str, str], items: tuple[str, ...] = ()) -> dict[str, RawFeatures]:
     """Read every `<modality>_features.npy` of a folder with the item ids in `<modality>_ids.npy`.
 
-    What computed them is `encoders[modality]`, unless the folder says otherwise in `encoders.json`. Raises `DataError`
+    Without such ids, as many rows as there are `items` are of these items, in this order. What computed them is
+    `encoders[modality]`, unless the folder says otherwise in `encoders.json`. Raises `DataError`
     for rows that do not fit the ids, an id that stands twice and values that are not finite.
     """
     named = {**encoders, **(read_json(folder / ENCODERS) if (folder / ENCODERS).exists() else {})}
     features = {}
     for path in sorted(folder.glob("*_features.npy")):
         modality = path.name.removesuffix("_features.npy")
-        ids = read_array(folder / f"{modality}_ids.npy")
-        if ids.ndim != 1 or ids.dtype.kind not in "iuU":
-            raise DataError(f"{folder / modality}_ids.npy holds {ids.dtype} {ids.shape}, not a list of ids")
         values = read_values(path)
-        if len(ids) != len(values):
-            raise DataError(f"{path} has {len(values)} rows, but {modality}_ids.npy names {len(ids)} items")
-        features[modality] = checked(tuple(map(str, ids.tolist())), values, str(named.get(modality, "unknown")), path)
+        ids = _ids(folder / f"{modality}_ids.npy", path, len(values), items)
+        features[modality] = checked(ids, values, str(named.get(modality, "unknown")), path)
     return features
+
+
+def _ids(path: Path, features: Path, n_rows: int, items: tuple[str, ...]) -> tuple[str, ...]:
+    """The items of the rows of features: those that a file names or, without one, all in their order."""
+    if not path.exists():
+        if items and len(items) == n_rows:
+            return items
+        told = f"there are {len(items)} items, and without ids" if items else "without ids and a table of items"
+        raise DataError(f"{path} does not exist: {features.name} has {n_rows} rows, {told} nobody knows whose they are")
+    ids = read_array(path)
+    if ids.ndim != 1 or ids.dtype.kind not in "iuU":
+        raise DataError(f"{path} holds {ids.dtype} {ids.shape}, not a list of ids")
+    if len(ids) != n_rows:
+        raise DataError(f"{features} has {n_rows} rows, but {path.name} names {len(ids)} items")
+    return tuple(map(str, ids.tolist()))
 
 
 def checked(ids: tuple[str, ...], values: NDArray[np.floating], encoder: str, path: Path) -> RawFeatures:

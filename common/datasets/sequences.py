@@ -1,11 +1,16 @@
 """Reads sequences: one line a user, `user item item ...`, oldest first, as in SASRec's Beauty.txt."""
 
+import re
 from pathlib import Path
 
 import polars as pl
 
+from tessera.common.data.csv_files import text_lines
 from tessera.common.datasets.raw import Options, RawDataset
 from tessera.common.errors import DataError
+
+BLANKS = re.compile(r"[ \t]+")
+"""What parts the words of a line; other blanks may be in a word."""
 
 
 def read_sequences(source: Path, _: Options) -> RawDataset:
@@ -14,12 +19,7 @@ def read_sequences(source: Path, _: Options) -> RawDataset:
     Raises `DataError` that names the file and the line.
     """
     path = _only_text(source) if source.is_dir() else source
-    try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a readable text file: {error}") from None
+    lines = [[word for word in BLANKS.split(line) if word] for line in text_lines(path)]
     users: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if len(line) < 2:

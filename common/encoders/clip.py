@@ -12,7 +12,8 @@ from urllib.request import Request, urlopen
 
 import torch
 
-from tessera.common.encoders.base import Vectors, chunks, open_picture
+from tessera.common.encoders.base import Vectors, chunks
+from tessera.common.encoders.pictures import open_picture
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import file_digest
 from tessera.common.utils.torch_device import resolve_device

@@ -22,8 +22,8 @@ class _Line(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    version: Literal[1] = 1
-    """The version of this schema."""
+    version: Literal[1, 2] = 2
+    """The version of this schema; 1 had no `ties`."""
 
     def to_json(self) -> dict[str, Any]:
         """The line as an object of JSON."""
@@ -52,6 +52,19 @@ class _Traffic(_Line):
     """The same for each node that answered."""
 
 
+class Ties(BaseModel):
+    """How the events of a person that have the same time are ordered, and how many targets that rule decided on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    order: str
+    """The rule."""
+    validation: Figure
+    """Share of the people with a validation item for whom the rule decided on it, in %."""
+    test: Figure
+    """The same of the test item."""
+
+
 class StatisticsRecord(_Faults):
     """What the federation is before it trains: its first line."""
 
@@ -68,6 +81,8 @@ class StatisticsRecord(_Faults):
     """People with a validation item."""
     test: Figure | None = None
     """People with a test item."""
+    ties: Ties | None = None
+    """Targets that time alone does not decide on; left out where a device with one person keeps it to itself."""
     nodes: int
     """Nodes that answered."""
     groups: int | None = None
@@ -169,6 +184,8 @@ class ResultRecord(_Traffic):
     """Figures of that round; of devices that answer questions, also the mean accuracy of all evaluations (auc)."""
     baselines: Scores
     """Figures of the trivial rankings, their names in front."""
+    ties: Ties | None = None
+    """Targets that time alone does not decide on, as the first line has them."""
     seconds: Figure
     """Time of all rounds together."""
     epsilon: Figure | None = None

@@ -19,8 +19,10 @@ from tessera.common.metrics.names import (
 from tessera.common.protocol.messages import CONTENT, COUNTS, Kind
 
 LOSS, NONFINITE, CONSTANT, SCALED = "loss", "nonfinite", "constant", "scaled"
+TIED = {VALIDATION: "tied-validation", TEST: "tied-test"}
+"""How many people have a target of a part that another of their events has the same time as."""
 FIGURES: Mapping[Kind, frozenset[str]] = {
-    "item_statistics": frozenset({"users", "events", "withheld", "validation", "test"}),
+    "item_statistics": frozenset({"users", "events", "withheld", VALIDATION, TEST, *TIED.values()}),
     "power": frozenset(),
     "train": frozenset({"users", LOSS, NONFINITE, SCALED}),
     "evaluate": frozenset({"evaluated", CONSTANT, NONFINITE}),
@@ -59,4 +61,11 @@ def _baselines(kind: Kind, inputs: Collection[str]) -> list[str]:
         return [""]
     contents = [f"content-{name.removeprefix(CONTENT)}" for name in inputs if name.startswith(CONTENT)]
     popularity = ["popularity", "inverse-popularity"] if COUNTS in inputs else []
-    return ["random", "item-id", *popularity, *contents, *(["content-all"] if len(contents) > 1 else [])]
+    return [
+        "random",
+        "item-id",
+        "item-id-descending",
+        *popularity,
+        *contents,
+        *(["content-all"] if len(contents) > 1 else []),
+    ]

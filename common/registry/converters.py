@@ -12,8 +12,8 @@ from tessera.common.registry.registry import Registry
 CONVERTED = "converted"
 """The kind, in a run's settings, of a dataset that needs no conversion."""
 LEAST = ("min_user_events", "min_item_events")
-CONTENT = ("images", "encode")
-COLUMNS = ("user_column", "item_column", "timestamp_column", "rating_column")
+CONTENT = ("images", "encode", "skip_unreadable")
+COLUMNS = tuple(f"{name}_column" for name in ("user", "item", "timestamp", "rating", "title", "text", "image"))
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,20 @@ CONVERTERS: Registry[ConverterSpec] = Registry(
     ConverterSpec,
     {
         "movielens": ConverterSpec(
-            "a folder with ratings.csv, optionally movies.csv, overviews.csv and posters/ID.jpg",
+            "a folder of any release, 100K to 32M: u.data, ratings.dat or ratings.csv, optionally movies and posters/",
             f"{_HERE}.movielens:read_movielens",
-            (*LEAST, "min_rating", *CONTENT),
+            (*LEAST, "min_rating", "user_share", *CONTENT),
         ),
         "amazon": ConverterSpec(
             "a folder with reviews and metadata of the 2014, 2018 or 2023 release, .json or .jsonl, gzipped or not, and "
             "optionally images/ASIN.jpg",
             f"{_HERE}.amazon:read_amazon",
-            (*LEAST, "min_rating", *CONTENT),
+            (*LEAST, "min_rating", "user_share", *CONTENT),
         ),
         "ninerec": ConverterSpec(
             "a folder with NAME_pair.csv, NAME_item.csv and NAME_cover/",
             f"{_HERE}.ninerec:read_ninerec",
-            (*LEAST, *CONTENT),
+            (*LEAST, "user_share", "in_order", *CONTENT),
         ),
         "fedvlr": ConverterSpec(
             "a folder with inter.csv of the FedVLR authors, whose split is kept, and features",
@@ -69,12 +69,12 @@ CONVERTERS: Registry[ConverterSpec] = Registry(
         "sequences": ConverterSpec(
             "a text file, or a folder with one, of lines 'user item item ...', oldest item first",
             f"{_HERE}.sequences:read_sequences",
-            LEAST,
+            (*LEAST, "user_share"),
         ),
         "table": ConverterSpec(
             "events.csv or .parquet of your own, optionally items.csv and MODALITY_features.npy with MODALITY_ids.npy",
             f"{_HERE}.user_table:read_tables",
-            (*LEAST, "min_rating", *CONTENT, *COLUMNS),
+            (*LEAST, "min_rating", "user_share", "in_order", *CONTENT, *COLUMNS),
         ),
         "shop": ConverterSpec(
             "nothing: the demo shop is generated, and SOURCE is -",

@@ -88,7 +88,7 @@ def write_json(path: Path, content: Mapping[str, Any], mode: int = 0o666) -> Non
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises `DataError` that names the file."""
     try:
-        content = json.loads(read_bytes(path).decode())
+        content = json.loads(read_bytes(path).decode("utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:

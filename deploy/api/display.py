@@ -31,6 +31,7 @@ from tessera.common.metrics.records import (
     ResultRecord,
     RoundRecord,
     StatisticsRecord,
+    Ties,
     told_epsilon,
 )
 from tessera.common.utils.logs import is_quiet
@@ -147,10 +148,19 @@ def show_result(console: Console, result: ResultRecord, settings: Settings, run_
     """Print what a run ended with: the table, and where its folder is."""
     table = answers_table(result) if settings.asks_questions else result_table(result, settings.evaluation.ks)
     console.print(table)
+    if told := tied_line(result.ties):
+        console.print(told, highlight=False)
     down, up = _bytes(result.bytes_down_per_user), _bytes(result.bytes_up_per_user)
     console.print(f"a round, for each user: {down} down, {up} up", highlight=False)
     console.print(privacy_line(result, settings), highlight=False)
     console.print(f"run folder: {run_dir}", markup=False, soft_wrap=True)
+
+
+def tied_line(ties: Ties | None) -> str:
+    """How many test targets time does not decide on, where there are any."""
+    if ties is None or not ties.test:
+        return ""
+    return f"{ties.test:.1f}% of the test targets have the time of another event of the same person: {ties.order}"
 
 
 def privacy_line(result: ResultRecord, settings: Settings) -> str:
@@ -230,4 +240,5 @@ def summary(result: ResultRecord) -> dict[str, Any]:
     }
     private = {"epsilon": "none" if result.epsilon is None else round(result.epsilon, 3)}
     private |= {"delta": result.delta} if result.delta else {}
+    private |= {"ties": told["ties"]} if result.ties else {}
     return {**figures, **nested, "baselines": baselines, **seconds, **traffic, **private}

@@ -101,8 +101,10 @@ class Federation:
         """
         from tessera.deploy.executors.grpc import carry_out
         from tessera.deploy.job import Job
+        from tessera.deploy.provisioning.datasets import check_order
 
         settings = config if isinstance(config, Settings) else load_config(config, executor="grpc")
+        check_order(Path(catalogue), settings)
         console = progress if isinstance(progress, Console) else Console(highlight=False, quiet=not progress)
         job = Job(
             settings, Path(catalogue).absolute(), (), (Path(runs) / settings.name).absolute(), resume, publish=True

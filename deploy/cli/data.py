@@ -63,10 +63,22 @@ def convert_command(
     images: Annotated[bool, typer.Option("--images", help="Copy the pictures into the dataset.")] = False,
     encode: Encode = None,
     pretrained: Pretrained = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Count pictures that are not there or cannot be read as missing.")
+    ] = False,
     user_column: Annotated[str | None, Column] = None,
     item_column: Annotated[str | None, Column] = None,
     timestamp_column: Annotated[str | None, Column] = None,
     rating_column: Annotated[str | None, Column] = None,
+    title_column: Annotated[str | None, Column] = None,
+    text_column: Annotated[str | None, Column] = None,
+    image_column: Annotated[str | None, Column] = None,
+    in_order: Annotated[
+        bool, typer.Option("--in-order", help="Rows without timestamps stand in the order in which they happened.")
+    ] = False,
+    user_share: Annotated[
+        float | None, typer.Option(show_default="1", help="Keep a share of the users, drawn by a hash of their id.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Convert raw data of any kind into a dataset: see `CONVERT_HELP`."""
@@ -76,14 +88,22 @@ def convert_command(
         "min_rating": min_rating,
         "images": images or None,
         "encode": encode,
+        "skip_unreadable": skip_unreadable or None,
         "user_column": user_column,
         "item_column": item_column,
         "timestamp_column": timestamp_column,
         "rating_column": rating_column,
+        "title_column": title_column,
+        "text_column": text_column,
+        "image_column": image_column,
+        "in_order": in_order or None,
+        "user_share": user_share,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     if problem := unused_option(kind, given, lambda name: "--" + name.replace("_", "-")):
         raise DataError(problem)
+    if skip_unreadable and not images and encode is None:
+        raise DataError("--skip-unreadable has no effect without --encode or --images: no picture is opened")
     encoder = _encoder(encode, pretrained)
     about = convert(kind, source, destination, Options(**given | ({"encode": encoder} if encoder else {})), overwrite)
     _show(destination)
@@ -176,6 +196,8 @@ def _facts(about: dict[str, Any]) -> Table:
         table.add_row(f"dropped: {reason}", f"{count:,}")
     table.add_row(f"split ({split['rule']})", " / ".join(f"{split[p]:,}" for p in ("train", "validation", "test")))
     table.add_row("test targets that training never shows", f"{split['cold_targets']:.1%}")
+    tied = " / ".join(f"{split['tied'][part]:.1%}" for part in ("validation", "test"))
+    table.add_row("validation / test targets that time does not decide on", tied)
     return table
 
 

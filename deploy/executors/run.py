@@ -12,6 +12,7 @@ from tessera.common.metrics.records import ResultRecord, read_result
 from tessera.common.utils.atomic_files import read_json
 from tessera.common.utils.folder_lock import SERVING, clear, hold_folder
 from tessera.deploy.job import Executor, Job, Report
+from tessera.deploy.provisioning.datasets import check_order
 from tessera.deploy.provisioning.partition import device_folders, partition
 from tessera.server.run_folder import require
 
@@ -26,6 +27,7 @@ DEVICES = "devices"
 def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, overwrite: bool) -> Job:
     """Lay out a run's folder: share the dataset's users out to device folders, or find those of the run to resume."""
     n_nodes = settings.federation.nodes
+    check_order(dataset, settings)
     make_way(run_dir, resume, overwrite)
     if resume:
         there = len(list((run_dir / DEVICES).glob("node-*")))

@@ -42,7 +42,7 @@ def make_operator_key(path: Path) -> Path:
 def read_operator(path: Path) -> str:
     """The operator's public key in a file, as a policy names it. Raises `ConfigError`."""
     try:
-        line = path.read_text(encoding="utf-8").strip()
+        line = path.read_text(encoding="utf-8-sig").strip()
         public_key(line)
     except (OSError, ValueError) as error:
         raise ConfigError(

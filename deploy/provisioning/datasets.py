@@ -4,10 +4,11 @@ import json
 import os
 from pathlib import Path
 
-from tessera.common.config.settings import DataSettings
+from tessera.common.config.settings import DataSettings, Settings
 from tessera.common.data.catalogue import DATASET
-from tessera.common.errors import DataError
+from tessera.common.errors import ConfigError, DataError
 from tessera.common.registry.converters import CONVERTED, CONVERTERS, holds_users
+from tessera.common.registry.losses import LOSSES
 from tessera.common.utils.atomic_files import digest, read_json
 
 VARIABLE = "TESSERA_DATA"
@@ -40,6 +41,20 @@ def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Pa
     return destination
 
 
+def check_order(dataset: Path, settings: Settings) -> None:
+    """Raise `ConfigError` where settings go by the order of events, and the data do not know it."""
+    about = read_json(dataset / DATASET) if (dataset / DATASET).is_file() else {}
+    if settings.asks_questions or about.get("timed", True):
+        return
+    keys = ["local.recency"] if settings.local.recency else []
+    keys += [f"local.loss {settings.local.loss.name}"] if LOSSES[settings.local.loss.name].next_item else []
+    if keys:
+        raise ConfigError(
+            f"{keys[0]} goes by the order of events, and no event of {dataset} says when it happened: set local.recency to 0 "
+            "and a loss such as softmax, or convert data with timestamps (or with --in-order, where rows are in order)"
+        )
+
+
 def _convert(source: Path, destination: Path, settings: DataSettings) -> None:
     """Convert as a run's settings ask."""
     from tessera.common.datasets import Options, convert
@@ -50,6 +65,7 @@ def _convert(source: Path, destination: Path, settings: DataSettings) -> None:
         settings.min_item_events,
         settings.min_rating,
         encode=make_encoder(settings.encode) if settings.encode else None,
+        user_share=settings.user_share,
         shop_seed=settings.shop_seed,
     )
     convert(settings.kind, source, destination, options)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tessera.common.metrics.names import NEW_USERS, UNTRAINED
+from tessera.common.protocol.figures import TIED
 from tessera.common.protocol.messages import BASIS, COUNTS, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
@@ -86,8 +87,9 @@ def check_claim(update: Update, task: Task, inputs: Tensors, claim: Claim | None
 def _check_statistics(update: Update, questions: bool) -> None:
     """Each person has an item once at most; people who answer questions have none."""
     users, events, counts = update.sums["users"], update.sums["events"], update.counts.get(COUNTS)
-    for name in ("validation", "test"):
-        _at_most(update.sums[name], users, f"its number of people with a {name} item")
+    for part, tied in TIED.items():
+        _at_most(update.sums[part], users, f"its number of people with a {part} item")
+        _at_most(update.sums[tied], update.sums[part], f"its number of people with a tied {part} item")
     if questions or counts is None:
         return
     if bool((counts < 0).any()):

@@ -35,7 +35,7 @@ from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.interactions import Split
 from tessera.common.errors import DataError, RunError
-from tests.support.splits import ragged, split_of
+from tests.support.splits import ragged, shuffled, split_of
 
 N_GROUPS, N_USERS, N_ITEMS, AT_10 = 4, 80, 120, EvaluationSettings(ks=(10,))
 RANDOM = 10 / (N_ITEMS - 9)
@@ -81,10 +81,6 @@ def fitted(name: str, split: Split, catalogue: Catalogue, seed: int = 0, epochs:
     baseline = small(name, epochs)
     baseline.fit(split, catalogue, seed)
     return baseline.scores(histories(split))
-
-
-def shuffled(items: np.ndarray) -> np.ndarray:
-    return np.random.default_rng(5).permutation(items)
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -8,6 +8,7 @@ from tessera.client import cohort
 from tessera.client.histories import histories
 from tessera.common.config.settings import LocalSettings
 from tessera.common.data.interactions import Split
+from tessera.common.data.targets import Targets
 from tessera.common.protocol.updates import Update
 from tests.support.catalogues import small_split
 
@@ -82,7 +83,7 @@ def test_a_long_history_costs_no_padding_for_the_others() -> None:
     n_users, n_items = 400, 5000
     offsets = np.concatenate([[0, n_items], n_items + 2 * np.arange(1, n_users)])
     items = np.concatenate([np.arange(n_items), np.random.default_rng(0).integers(0, n_items, 2 * (n_users - 1))])
-    nobody = np.full(n_users, -1)
+    nobody = Targets.none(n_users)
     split = Split(tuple(map(str, range(n_users))), offsets, items, nobody, nobody, n_items)
     people = histories(split)
     assert people.items.numel() == n_items + 2 * (n_users - 1)

@@ -50,8 +50,9 @@ def naive(scores: np.ndarray, split: Split, counts: np.ndarray) -> dict[str, flo
     sums: dict[str, float] = {}
     for user in range(len(split.users)):
         train = set(split.train_items[split.offsets[user] : split.offsets[user + 1]].tolist())
-        told = {int(split.validation[user])}
-        for part, targets, banned in (("validation", split.validation, train), ("test", split.test, train | told)):
+        told = {int(split.validation.first()[user])}
+        parts = (("validation", split.validation.first(), train), ("test", split.test.first(), train | told))
+        for part, targets, banned in parts:
             target = int(targets[user])
             if target < 0:
                 continue
@@ -179,6 +180,7 @@ def test_fixed_rankings_are_those_of_numpy() -> None:
     counts = split.counts()
     found = baselines(split, evaluation(), {COUNTS: torch.from_numpy(counts).float()})
     rankings = {"popularity": counts, "inverse-popularity": -counts, "item-id": -np.arange(N_ITEMS)}
+    rankings["item-id-descending"] = np.arange(N_ITEMS)
     for name, ranking in rankings.items():
         expected = naive(np.tile(ranking, (7, 1)), split, counts)
         own = {key.removeprefix(f"{name}/"): value for key, value in found.values.items() if key.startswith(f"{name}/")}

@@ -10,6 +10,7 @@ from PIL import Image
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import load_interactions
 from tessera.common.datasets import Options, convert
+from tessera.common.datasets.preprocess import UNTIMED_RULE
 from tessera.common.datasets.published_counts import MISSING_TITLE, UNTITLED, in_the_paper
 from tessera.common.encoders.builtin import BuiltinEncoder
 from tessera.common.errors import DataError
@@ -103,8 +104,9 @@ def test_items_with_a_header_or_one_language(source: Path, items: str, titles: t
 def test_sequences_stand_in_for_missing_timestamps(source: Path) -> None:
     (source / "Bili_Food_pair.csv").write_text("u1,v2\nu1,v10\nu2,v2\n")
     about, _, events = run(source)
-    assert events == {"u1": ["v2", "v10"], "u2": ["v2"]}
-    assert "without timestamps, events count in the order of their rows" in about["rules"]
+    assert (sorted(events["u1"]), events["u2"], about["timed"]) == (["v10", "v2"], ["v2"], False)
+    assert UNTIMED_RULE in about["rules"]
+    assert run(source, options(in_order=True))[2] == {"u1": ["v2", "v10"], "u2": ["v2"]}
     (source / "Bili_Food_behaviour.tsv").write_text("u1\tv10 v2\nu2\tv2\n")
     about, _, events = run(source)
     assert events == {"u1": ["v10", "v2"], "u2": ["v2"]}

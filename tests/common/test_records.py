@@ -65,7 +65,7 @@ def test_no_digit_of_a_figure_is_lost(loss: float, seconds: float, scores: dict[
 
 def test_other_programs_find_the_kind_the_version_and_no_empty_field() -> None:
     line = json.loads(write_line(LINES[2]))
-    assert (line["kind"], line["version"]) == ("round", 1)
+    assert (line["kind"], line["version"]) == ("round", 2)
     assert "dropped" not in json.loads(write_line(LINES[0]))
     assert json.loads(write_line(LINES[4]))["scores"] == {"validation/all/ndcg@50": 12.5}
 
@@ -73,7 +73,7 @@ def test_other_programs_find_the_kind_the_version_and_no_empty_field() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"version": 2}, "version: Input should be 1"),
+        ({"version": 3}, "version: Input should be 1 or 2"),
         ({"kind": "rund"}, "'kind'"),
         ({"loss": "much"}, "loss: "),
         ({"kind": "evaluation", "scores": {"ndcg": 1.0}}, "'ndcg' is no metric's name"),

@@ -1,13 +1,15 @@
 """Makes small splits and settings for tests."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import hypothesis
 import numpy as np
 
 from tessera.common.config.loading import parse_settings
 from tessera.common.config.settings import Settings
-from tessera.common.data.interactions import ABSENT, Split
+from tessera.common.data.interactions import Split
+from tessera.common.data.targets import ABSENT, Targets
 
 
 def split_of(
@@ -22,10 +24,15 @@ def split_of(
         users=tuple(f"u{row}" for row in range(len(items))),
         offsets=np.cumsum([0, *map(len, items)]).astype(np.int64),
         train_items=np.array([item for row in items for item in row], dtype=np.int64),
-        validation=np.array(absent if validation is None else validation, dtype=np.int64),
-        test=np.array(absent if test is None else test, dtype=np.int64),
+        validation=Targets.single(absent if validation is None else validation),
+        test=Targets.single(absent if test is None else test),
         n_items=n_items,
     )
+
+
+def shuffled(targets: Targets) -> Targets:
+    """The same people with one another's targets."""
+    return replace(targets, items=np.random.default_rng(5).permutation(targets.items))
 
 
 def ragged(seed: int, lengths: Sequence[int], n_items: int) -> list[list[int]]:

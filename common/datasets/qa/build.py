@@ -49,7 +49,7 @@ def write_questions(
     `DataError` that names the file, or the task that has too few movies.
     """
     raw = read_movielens(source, options)
-    catalogue = build_catalogue(raw, ordered(_shown(raw, options)), folder, options)
+    catalogue, remarks = build_catalogue(raw, ordered(_shown(raw, options)), folder, options)
     movies = read_movies(source, catalogue.items)
     test = _held_out(catalogue.items)
     public = torch.from_numpy(np.flatnonzero(~test))
@@ -70,6 +70,7 @@ def write_questions(
         "rules": [
             "only movies with poster and overview",
             f"a share of {TEST_SHARE} of them, by hash, is for tests only",
+            *remarks,
         ],
         "tasks": {group: [task.name for task in tasks] for group, tasks in groups.items()},
     }
