@@ -39,6 +39,10 @@ class RunError(TesseraError):
     """A run cannot go on: the message names the round, and the node where one is to blame."""
 
 
+class RunStopped(RunError):
+    """Somebody has stopped a run; its checkpoint is there."""
+
+
 class ProtocolError(TesseraError):
     """The other side speaks another version of the protocol: the message names both."""
 

@@ -16,7 +16,7 @@ class Job:
     """A run to carry out: `catalogue` is the server's dataset folder, `devices` one folder a node.
 
     `node` is the kind of nodes to start, by the executor that starts any. `publish` says whether a server shows the best model
-    to whoever asks.
+    to whoever asks, and `forever` that the run goes on until it is stopped.
     """
 
     settings: Settings
@@ -26,6 +26,7 @@ class Job:
     resume: bool = False
     node: NodeKind = NodeKind.tessera
     publish: bool = False
+    forever: bool = False
 
 
 class Executor(Protocol):

@@ -13,9 +13,10 @@ from tessera.common.utils.folder_lock import SERVING, hold_folder
 from tessera.common.utils.logs import run_log
 from tessera.common.utils.parent_death import tether
 from tessera.server.dispatch import Dispatcher
+from tessera.server.live.pace import Endless, Pace
 from tessera.server.nodes.catalogue_delivery import CatalogueDelivery
 from tessera.server.rounds import run_rounds
-from tessera.server.run_folder import Report, RunFolder
+from tessera.server.run_folder import STOPPED, Report, RunFolder
 from tessera.server.secure.sums import SecureSums
 from tessera.server.strategies import make_strategy
 
@@ -29,30 +30,33 @@ def serve(
     report: Report | None = None,
     admitted: Path | None = None,
     published: Path | None = None,
+    forever: bool = False,
 ) -> None:
     """Carry out a run over `grid`. The outcome, and the reason of a failure, are in the run's status.json; what happened when
     is in its run.log.
 
     `report`, where given, hears each line of the metrics as it is written. `admitted` is where the operator's list of devices
-    lies, where there is one, and `published` where the best model is to be published.
+    lies, where there is one, and `published` where the best model is to be published. `forever`: until it is stopped.
     """
     with run_log(run_dir):
         folder = (RunFolder.reopen if resume else RunFolder.create)(run_dir, settings)
         folder.listener, folder.published = report, published
-        _carry_out(grid, settings, catalogue, folder, admitted)
+        _carry_out(grid, settings, catalogue, folder, admitted, (Endless if forever else Pace)(settings))
 
 
-def _carry_out(grid: Grid, settings: Settings, catalogue: Path, folder: RunFolder, admitted: Path | None) -> None:
+def _carry_out(
+    grid: Grid, settings: Settings, catalogue: Path, folder: RunFolder, admitted: Path | None, pace: Pace
+) -> None:
     try:
         items = load_catalogue(catalogue)
         secure = secure_sums(grid, settings, folder.run, admitted)
         dispatcher = Dispatcher(grid, settings.federation, secure, CatalogueDelivery(items))
-        run_rounds(dispatcher, make_strategy(settings, items, catalogue), settings, items, folder)
+        run_rounds(dispatcher, make_strategy(settings, items, catalogue), settings, items, folder, pace)
     except Exception as error:
         folder.fail(str(error) or type(error).__name__)
         raise
     except BaseException:  # Flower stops a run by SystemExit, a person by KeyboardInterrupt
-        folder.fail("stopped from outside; go on with --resume")
+        folder.fail(STOPPED)
         raise
     folder.status("completed")
 
@@ -79,4 +83,5 @@ def main(grid: Grid, context: Context) -> None:
     with hold_folder(run_dir, SERVING):
         admitted, published = (Path(str(config[name])) if config[name] else None for name in ("admitted", "published"))
         catalogue, resume = Path(str(config["catalogue"])), bool(config["resume"])
-        serve(grid, settings, catalogue, run_dir, resume, admitted=admitted, published=published)
+        forever = bool(config["forever"])
+        serve(grid, settings, catalogue, run_dir, resume, admitted=admitted, published=published, forever=forever)

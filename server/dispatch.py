@@ -85,22 +85,28 @@ class Dispatcher:
         self._claims = Claims()
         self.begun = False
         """Whether the run has begun: before, all nodes must say whom they have."""
-        self.outdated = False
-        """Whether a node had more people than it has said: they are to be counted again."""
+        self._exaggerated = False
+        self._asked_whom: set[int] = set()
 
     @property
     def groups(self) -> int | None:
         """How many groups of nodes there are whose sums alone can be read; None where each node's answers can."""
         return self.secure.groups if self.secure else None
 
-    def wait(self) -> None:
-        """Wait until as many nodes as the settings say are online. Raises `RunError` when they are not in time."""
-        deadline, pauses = time.monotonic() + self.settings.timeout, Pauses()
-        while (online := len(list(self.grid.get_node_ids()))) < self.settings.nodes:
+    @property
+    def outdated(self) -> bool:
+        """Whether a node had more people than it has said, or came after they were asked: they are to be counted again."""
+        return self._exaggerated or bool(set(self.grid.get_node_ids()) - self._asked_whom)
+
+    def wait(self, nodes: int, limit: float) -> None:
+        """Wait until so many nodes are online. Raises `RunError` when they are not within `limit` seconds."""
+        deadline, pauses, told = time.monotonic() + limit, Pauses(), False
+        while (online := len(list(self.grid.get_node_ids()))) < nodes:
             if time.monotonic() > deadline:
-                raise RunError(
-                    f"only {online} of {self.settings.nodes} nodes came online in {self.settings.timeout:g} s"
-                )
+                raise RunError(f"only {online} of {nodes} nodes came online in {limit:g} s")
+            if not told:
+                log.info("%d of %d nodes are online: waiting for the others", online, nodes)
+            told = True
             pauses.wait()
 
     def dispatch(
@@ -126,6 +132,8 @@ class Dispatcher:
             asked = self._draw(self._ready(task, totals), task)
         except RoundAbandoned as reason:
             return {kind: replace(total, failure=reason) for kind, total in totals.items()}
+        if task.kind == "item_statistics":
+            self._exaggerated, self._asked_whom = False, self._asked_whom | set(asked)
         broadcasts = {node: broadcast(self._clients.get(node)) for node in asked}
         inputs, counts, masked = inputs or {}, counts or {}, None
         if self.secure and task.kind != "select":
@@ -312,7 +320,7 @@ class Dispatcher:
             said = "is refused" if rejected.kind == REFUSED else f"returned something {rejected.kind}"
             total.drop(rejected.kind, node, f"{said}: {rejected}")
             total.lost += rejected.sums
-            self.outdated |= rejected.kind == EXAGGERATED
+            self._exaggerated |= rejected.kind == EXAGGERATED
             return
         total.nodes += 1
         self._held[node] = request.broadcasts[node].name or self._held.get(node, "")

@@ -43,24 +43,28 @@ class Statistics:
 
 def item_statistics(tasks: Tasks, n_items: int) -> Statistics:
     """Wait for the clients, and ask all for their sums. Raises `RunError` where nobody is there to train."""
-    tasks.dispatcher.wait()
+    tasks.pace.gather(tasks.dispatcher)
     began = time.monotonic()
     answer = tasks.send("item_statistics", counts={COUNTS: torch.Size([n_items])})
     if not answer.update.sums["users"]:
         raise RunError("no device has anybody to train")
-    counts = {} if answer.update.sums["withheld"] else {COUNTS: answer.update.counts[COUNTS]}
-    return Statistics(answer, counts, time.monotonic() - began)
+    return _statistics(answer, began)
 
 
-def recount(tasks: Tasks, n_items: int, people: float) -> float:
-    """Hear again whom the devices have, once one of them had more than it said; return how many people there are.
+def recount(tasks: Tasks, n_items: int) -> Statistics | None:
+    """Hear again whom the devices have, once one of them had more than it said, or came anew. What it then says it is held to.
 
-    They are `people`, as before, where not all devices are there to say it. What a device then says it is held to.
+    None where not as many devices as the run began with are there to say it.
     """
-    tasks.dispatcher.outdated = False
+    began = time.monotonic()
     answer = tasks.ask("item_statistics", {COUNTS: torch.Size([n_items])})
     whole = not answer.failure and answer.nodes >= tasks.settings.federation.nodes
-    return answer.update.sums["users"] if whole else people
+    return _statistics(answer, began) if whole else None
+
+
+def _statistics(answer: Aggregate, began: float) -> Statistics:
+    counts = {} if answer.update.sums["withheld"] else {COUNTS: answer.update.counts[COUNTS]}
+    return Statistics(answer, counts, time.monotonic() - began)
 
 
 def spectral_start(tasks: Tasks, strategy: Strategy, statistics: Statistics, n_items: int, settings: Settings) -> None:
@@ -111,6 +115,7 @@ class Evaluations:
     ) -> None:
         self.tasks, self.selection, self.reporter = tasks, selection, reporter
         self.statistics, self.catalogue, self.save = statistics, catalogue, save
+        self.tells_counts = tasks.pace.tells_counts
         self.goes_along = not tasks.settings.federation.clients_per_round
         self.due: dict[Kind, int] = {"evaluate": due} if due else {}
         tasks.dispatcher.begun = True
@@ -135,8 +140,8 @@ class Evaluations:
 
         Raises `RunError` where what was due cannot be had. What too few answered remains due where training is abandoned too.
         """
-        if self.tasks.dispatcher.outdated:  # people have come to a device
-            self.selection.people = recount(self.tasks, len(self.catalogue), self.selection.people)
+        if self.tasks.dispatcher.outdated and (found := recount(self.tasks, len(self.catalogue))):  # people have come
+            self.statistics, self.selection.people, self.tells_counts = found, found.people, False
         if not self.goes_along:
             self.finish()
         also = tuple(Ask(*due) for due in self.due.items())
@@ -176,10 +181,16 @@ class Evaluations:
             self.save(ask.round)
 
     def _inputs(self) -> Tensors:
-        """What clients need for what is due."""
+        """What clients need for what is due.
+
+        Item counts tell warm targets from cold ones. Devices take those of a run's beginning and no others, which would tell
+        targets apart: once people have come, evaluations do without.
+        """
         if not self.due or self.tasks.settings.asks_questions:
             return {}
-        return {**self.statistics.counts, **(_content(self.catalogue) if "baselines" in self.due else {})}
+        if "baselines" in self.due:
+            return {**self.statistics.counts, **_content(self.catalogue)}
+        return dict(self.statistics.counts) if self.tells_counts else {}
 
 
 def _content(catalogue: Catalogue) -> dict[str, Tensor]:

@@ -35,8 +35,8 @@ class ModelSelection:
     `people` are how many there are to evaluate, `told` is the best round that the clients have heard of.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, patience: int) -> None:
+        self.settings, self.patience = settings, patience
         self.best: Best | None = None
         self.people = 0.0
         self.told = 0
@@ -56,8 +56,8 @@ class ModelSelection:
 
     def stale(self, round: int) -> bool:
         """Whether the evaluations up to `round`, as many as the patience allows, brought nothing better."""
-        evaluation = self.settings.evaluation
-        return bool(self.best and evaluation.patience and round - self.round >= evaluation.patience * evaluation.every)
+        rounds = self.patience * self.settings.evaluation.every
+        return bool(self.best and rounds and round - self.round >= rounds)
 
     def _worth(self, round: int, scores: Scores) -> float:
         """What a round is selected by. Devices that answer questions go by the last one: a merge is good for what follows."""

@@ -66,12 +66,12 @@ class Reporter:
             trained=self.account.rounds,
         )
 
-    def last_round(self, done: int) -> int:
-        """The last round that the run may train once `done` are: the settings', or as many as the budget of epsilon allows.
+    def last_round(self, done: int, wanted: int) -> int:
+        """The last round that the run may train once `done` are: as many more as `wanted`, or as the budget of epsilon allows.
         Raises `RunError` where it allows none. What a resumed run does again counts twice."""
         self.account.rounds += self.folder.repeated
-        last = done + self.account.affords(self.settings.rounds - done)
-        if last < self.settings.rounds:
+        last = done + self.account.affords(wanted)
+        if last < done + wanted:
             most = self.settings.privacy.max_epsilon
             log.warning("the run ends after round %d: another would pass privacy.max_epsilon %g", last, most)
         return last

@@ -6,19 +6,20 @@ from tessera.common.errors import RoundAbandoned, RunError
 from tessera.common.metrics.records import ResultRecord
 from tessera.server.dispatch import Dispatcher
 from tessera.server.federated_stats import Evaluations, item_statistics, spectral_start
+from tessera.server.live.pace import Pace
 from tessera.server.model_selection import ModelSelection
 from tessera.server.reporting import Reporter, ties
 from tessera.server.run_folder import RunFolder
 from tessera.server.strategies.base import Strategy
-from tessera.server.tasks import TRIES, Tasks
+from tessera.server.tasks import Tasks
 
 
 def run_rounds(
-    dispatcher: Dispatcher, strategy: Strategy, settings: Settings, catalogue: Catalogue, folder: RunFolder
+    dispatcher: Dispatcher, strategy: Strategy, settings: Settings, catalogue: Catalogue, folder: RunFolder, pace: Pace
 ) -> ResultRecord:
     """Train from the last checkpoint, or from the start, to the end, and return the run's result."""
-    selection, reporter, abandoned, due = ModelSelection(settings), Reporter(settings, folder), 0, 0
-    tasks = Tasks(dispatcher, strategy, settings, folder, selection)
+    selection, reporter, abandoned, due = ModelSelection(settings, pace.patience), Reporter(settings, folder), 0, 0
+    tasks = Tasks(dispatcher, strategy, settings, folder, selection, pace)
 
     # 1. Take up the newest checkpoint, if there is one.
     if found := folder.load():
@@ -26,7 +27,7 @@ def run_rounds(
         strategy.restore(tensors)
         selection.best, selection.told, due = progress.best, progress.told, progress.due
         reporter.go_on(progress)
-    last = reporter.last_round(tasks.round)
+    last = reporter.last_round(tasks.round, pace.wanted(tasks.round))
 
     def save(round: int) -> None:
         folder.save(round, strategy.state(), reporter.progress(selection, evaluations.round))
@@ -40,7 +41,7 @@ def run_rounds(
     evaluations = Evaluations(tasks, selection, reporter, statistics, catalogue, save, due)
     reporter.begin_rounds()
 
-    for round in range(tasks.round + 1, last + 1):
+    for round in pace.rounds(tasks.round, last, dispatcher):
         if evaluations.stale(round - 1):  # nothing has got better for long, here or before a resumed run was stopped
             break
         tasks.round, training = round, None
@@ -57,8 +58,8 @@ def run_rounds(
         except RoundAbandoned as reason:
             training, abandoned = None, abandoned + 1
             reporter.abandoned(round, reason)
-            if abandoned == TRIES:
-                told = f"round {round}: {TRIES} rounds in a row were abandoned; the last one: {reason}"
+            if not pace.goes_on(abandoned):
+                told = f"round {round}: {abandoned} rounds in a row were abandoned; the last one: {reason}"
                 raise RunError(told) from None
         # 5. Every few rounds the clients are to evaluate what they now have, and to return sums: is it the best round?
         if (training and round % settings.evaluation.every == 0) or round == last:

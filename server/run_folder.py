@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tessera.server")
 N_CHECKPOINTS_KEPT = 3
+STOPPED = "stopped from outside; go on with --resume"
+"""Why a run failed that somebody stopped."""
 Report = Callable[[Record], None]
 """Called with each line of a run's metrics as it is written."""
 MAY_CHANGE = frozenset({"rounds", "device", "federation", "simulation"})

@@ -1,5 +1,6 @@
 """Gives the nodes of a federation the tasks of one run, and asks again where the run cannot do without an answer."""
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -12,13 +13,12 @@ from tessera.common.protocol.messages import Ask, Kind, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.server.aggregate import Aggregate
 from tessera.server.dispatch import Dispatcher, no_broadcast
+from tessera.server.live.pace import Pace
 from tessera.server.model_selection import ModelSelection
 from tessera.server.run_folder import RunFolder
 from tessera.server.strategies.base import Strategy
 
 log = logging.getLogger("tessera.server")
-TRIES = 3
-"""Rounds, or the same task of a round, that may come to nothing one after the other before the run gives up."""
 
 
 class Tasks:
@@ -31,8 +31,9 @@ class Tasks:
         settings: Settings,
         folder: RunFolder,
         selection: ModelSelection,
+        pace: Pace,
     ) -> None:
-        self.dispatcher, self.strategy, self.settings = dispatcher, strategy, settings
+        self.dispatcher, self.strategy, self.settings, self.pace = dispatcher, strategy, settings, pace
         self.device_settings = DeviceSettings.of(settings)
         self.folder, self.selection = folder, selection
         self.round = 0
@@ -46,12 +47,14 @@ class Tasks:
     ) -> Aggregate:
         """Give nodes a task and add up what they return; `counts` are the shapes of vectors that may come back.
 
-        It is asked again when too few answer, and raises `RunError` when that is of no use.
+        It is asked again when too few answer, as long as the run's pace allows. Raises `RunError`.
         """
-        for _ in range(TRIES):
+        for times in itertools.count(1):
             answer = self._dispatch(Ask(kind, self.round if round is None else round), (), inputs, counts)[kind]
             if not isinstance(answer.failure, RoundAbandoned):
                 return answer.require()
+            if not self.pace.goes_on(times):
+                break
         raise RunError(str(answer.failure))
 
     def ask(self, kind: Kind, counts: Mapping[str, torch.Size]) -> Aggregate:

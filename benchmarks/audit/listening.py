@@ -24,6 +24,7 @@ from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.executors.run import make_job
 from tessera.server.app import secure_sums
 from tessera.server.dispatch import Dispatcher
+from tessera.server.live.pace import Pace
 from tessera.server.nodes.request import Asked, Request
 from tessera.server.rounds import run_rounds
 from tessera.server.run_folder import RunFolder
@@ -106,7 +107,7 @@ def listen(
     dispatcher.ear = ear
     items = load_catalogue(dataset)
     try:
-        run_rounds(dispatcher, make_strategy(settings, items, dataset), settings, items, run)
+        run_rounds(dispatcher, make_strategy(settings, items, dataset), settings, items, run, Pace(settings))
     except TesseraError as error:
         return Listened(job.devices, str(error))
     return Listened(job.devices)

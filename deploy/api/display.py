@@ -47,8 +47,9 @@ class RunDisplay:
     On a terminal a bar moves; elsewhere each evaluation is a line of its own. With --quiet nothing is shown.
     """
 
-    def __init__(self, settings: Settings, console: Console) -> None:
+    def __init__(self, settings: Settings, console: Console, endless: bool = False) -> None:
         self.settings, self.console = settings, Console(quiet=True) if is_quiet() else console
+        self.last = None if endless else settings.rounds
         self.criterion = criterion(settings)
         self.score, self.nodes = "-", settings.federation.nodes
         self.trained: RoundRecord | None = None
@@ -63,7 +64,7 @@ class RunDisplay:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task(settings.name, total=settings.rounds, facts="waiting for nodes")
+        self.task = self.bar.add_task(settings.name, total=self.last, facts="waiting for nodes")
 
     def __enter__(self) -> "RunDisplay":
         """Show the bar."""
@@ -97,7 +98,8 @@ class RunDisplay:
             self.score = f"{line.scores.get(self.criterion, 0):.2f}"
             self._progress()
             if self.trained and not self.console.is_terminal:
-                told = f"round {line.round}/{self.settings.rounds}  {self._facts(self.trained)}  {self.trained.seconds:.2f} s"
+                of = "" if self.last is None else f"/{self.last}"
+                told = f"round {line.round}{of}  {self._facts(self.trained)}  {self.trained.seconds:.2f} s"
                 self.console.print(told, markup=False, highlight=False, soft_wrap=True)
                 self.console.file.flush()
 

@@ -3,13 +3,14 @@
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RunError
 from tessera.common.metrics.records import EvaluationRecord, RoundRecord, read_records
+from tessera.common.protocol.published import Published
 from tessera.common.utils.atomic_files import read_json
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.common.utils.html import html_table
@@ -17,8 +18,10 @@ from tessera.deploy.api.display import RunDisplay
 from tessera.deploy.api.result import Result
 from tessera.deploy.api.settings import Config, load_config
 from tessera.deploy.environment import quieten
+from tessera.deploy.executors.submitted import RunStands, stands, submitted_run, submitted_runs
 from tessera.deploy.federation.registry import RegisteredNode, find
 from tessera.deploy.federation.superlink import Control, Server
+from tessera.server.live.publication import published_in
 
 if TYPE_CHECKING:
     import polars as pl
@@ -49,6 +52,26 @@ class RunState:
     round: int
     rounds: int
     scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """How a federation stands: whether its server `answers`, its devices, its runs, the newest first, and what is published."""
+
+    answers: bool
+    devices: Devices
+    runs: list[RunStands]
+    published: Published | None
+
+    def facts(self) -> dict[str, Any]:
+        """All of it as JSON knows it; of the published model what it is, without settings and files."""
+        model = self.published and self.published.model_dump(mode="json", include={"run", "round", "time", "catalogue"})
+        return {
+            "answers": self.answers,
+            "devices": [asdict(device) for device in self.devices],
+            "runs": [run.model_dump(mode="json") for run in self.runs],
+            "published": model,
+        }
 
 
 class Federation:
@@ -91,13 +114,16 @@ class Federation:
         *,
         runs: str | os.PathLike[str] = "runs",
         resume: bool = False,
+        forever: bool = False,
         progress: bool | Console = True,
     ) -> Result:
         """Start a run and follow it to its end; interrupted, it stops. `catalogue` is the server's dataset folder.
 
+        A run `forever` has no last round: it waits while too few devices are there, and ends when it is stopped.
+
         Its best model is published, if the server publishes (`tessera federate server`).
 
-        Raises `ConfigError` or `RunError`, with what to do.
+        Raises `ConfigError` or `RunError`, with what to do; of these `RunStopped` when somebody stops it.
         """
         from tessera.deploy.executors.grpc import carry_out
         from tessera.deploy.job import Job
@@ -107,15 +133,35 @@ class Federation:
         check_order(Path(catalogue), settings)
         console = progress if isinstance(progress, Console) else Console(highlight=False, quiet=not progress)
         job = Job(
-            settings, Path(catalogue).absolute(), (), (Path(runs) / settings.name).absolute(), resume, publish=True
+            settings,
+            Path(catalogue).absolute(),
+            (),
+            (Path(runs) / settings.name).absolute(),
+            resume,
+            publish=True,
+            forever=forever,
         )
         if (job.run_dir / "config.yaml").exists() and not resume:
             raise RunError(
                 f"submit: {job.run_dir} holds a run already; go on with it by --resume, or choose other --runs"
             )
-        with hold_folder(job.run_dir), RunDisplay(settings, console) as display:
+        with hold_folder(job.run_dir), RunDisplay(settings, console, endless=forever) as display:
             carry_out(job, self._control, display.report)
         return Result.load(job.run_dir)
+
+    def stop(self, name: str) -> None:
+        """Stop the run of a name; its checkpoint stays. Raises `RunError` where there is none, or it has ended already."""
+        self._control.stop(submitted_run(self._control.server, name).number)
+
+    def overview(self) -> Overview:
+        """The devices, the runs that were submitted, and what is published, whether the server answers or not."""
+        server = self._control.server
+        try:
+            devices, control = self.devices(), self._control
+        except RunError:
+            devices, control = Devices(), None
+        runs = [stands(run, control) for run in submitted_runs(server)]
+        return Overview(control is not None, devices, runs, published_in(server.published))
 
     def status(self, run_dir: str | os.PathLike[str]) -> RunState:
         """How a run stands, from its folder. Raises `RunError` where none has begun there."""

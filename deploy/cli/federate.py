@@ -21,9 +21,10 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from tessera.common.errors import RunError
+from tessera.common.errors import RunError, RunStopped
 from tessera.common.utils.encryption.seam import KEY_FILE, is_encrypted
 from tessera.common.utils.folder_lock import hold_folder
+from tessera.deploy.cli.overview import app as overview
 from tessera.deploy.cli.train import Node
 from tessera.deploy.environment import NodeKind
 from tessera.deploy.federation.certificates import CertificateError, change_authority, make_certificates
@@ -50,6 +51,8 @@ app = typer.Typer(
     "device, `submit` on the server. Once for each device, `register` its public key on the server; `list` shows them, "
     "`revoke` shuts them out.",
 )
+
+app.add_typer(overview)
 
 NEW_CA = (
     "Start the server again. Devices trust it by the ca.crt they have, and by the new one. Once all have the new one, "
@@ -278,17 +281,29 @@ def submit(
     runs: Annotated[Path, typer.Option(help="Folder the runs lie in.")] = Path("runs"),
     change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")] = False,
+    forever: Annotated[
+        bool,
+        typer.Option("--forever", help="Train until stopped, however many rounds CONFIG says: devices come and go."),
+    ] = False,
 ) -> None:
     """Start a run with the settings CONFIG on a running server, on its machine, and follow it. Interrupted, it stops.
 
-    The run begins when as many devices have joined as the setting federation.nodes says.
+    The run begins when as many devices have joined as the setting federation.nodes says. With --forever it then waits
+    whenever too few are there, never gives up, and is stopped by `tessera federate stop`.
     """
     from tessera.deploy.api.display import show_result
     from tessera.deploy.api.federation import Federation
     from tessera.deploy.api.settings import load_config
 
     settings, console = load_config(config, *(change or ()), executor="grpc"), Console(highlight=False)
-    with terminable():
-        result = Federation(folder).submit(settings, catalogue, runs=runs, resume=resume, progress=console)
+    try:
+        with terminable():
+            federation = Federation(folder)
+            result = federation.submit(settings, catalogue, runs=runs, resume=resume, forever=forever, progress=console)
+    except RunStopped:
+        if not forever:
+            raise
+        typer.echo(f"{settings.name} was stopped; go on with --resume")
+        return
     show_result(console, result.record, settings, result.path)
     print(json.dumps(result.figures))

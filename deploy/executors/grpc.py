@@ -9,10 +9,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tessera.common.errors import DataError, RunError, TesseraError
+from tessera.common.errors import DataError, RunError, RunStopped, TesseraError
 from tessera.common.metrics.records import Record, read_line
 from tessera.common.utils.atomic_files import read_json, write_bytes
 from tessera.deploy.environment import NodeKind
+from tessera.deploy.executors.submitted import note_run
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.processes import Process, end_leftovers, stop, tail, terminable
 from tessera.deploy.federation.superlink import (
@@ -102,6 +103,7 @@ def carry_out(job: Job, control: Control, report: Report, check: Callable[[bool]
     folder = job.run_dir / FOLDER
     watch = Watch(job.run_dir)
     run = control.submit(describe_app(job, control.server))
+    note_run(control.server, job, run)
     try:
         _follow(watch, control, run, report, check)
     except BaseException:  # it failed, was interrupted, or has no hope: if it has not ended, nobody follows it any more
@@ -197,7 +199,7 @@ class _Inquiry:
 def _judge(told: tuple[str, str], status: RunStatus, log: Callable[[], str]) -> None:
     """Raise `RunError` unless both the run and Flower say that it completed: Flower takes sys.exit for success."""
     if status.state == "finished:stopped":
-        raise RunError("the run was stopped from outside; go on with --resume")
+        raise RunStopped("the run was stopped from outside; go on with --resume")
     if told[0] != "completed" or status.state == "finished:failed":
         reason = told[1] or status.details
         if told[0] == "running":  # it was killed, or had no room to write why it failed

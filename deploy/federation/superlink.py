@@ -197,6 +197,7 @@ def describe_app(job: "Job", server: Server) -> bytes:
         "catalogue": str(job.catalogue.absolute()),
         "run-dir": str(job.run_dir.absolute()),
         "resume": job.resume,
+        "forever": job.forever,
         "admitted": str(server.admitted),
         "published": str(server.published) if job.publish else "",
     }

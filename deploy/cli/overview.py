@@ -1,0 +1,72 @@
+"""The commands `tessera federate status` and `stop`: how a server's devices and runs stand, and the end of a run."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tessera.deploy.executors.submitted import RunStands
+
+app = typer.Typer(add_completion=False)
+ServerDir = Annotated[Path, typer.Option("--dir", help="The server's folder, made by `certificates`.")]
+
+
+@app.command(epilog="Example: tessera federate status --dir server")
+def status(
+    folder: ServerDir,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show which devices are online and since when, how the runs stand, and which model is published.
+
+    On the server's machine. It is all about devices and sums: nothing that is kept here is of one person.
+    """
+    from tessera.deploy.api.federation import Federation
+
+    found = Federation(folder).overview()
+    if as_json:
+        print(json.dumps(found.facts()))
+        return
+    console = Console(highlight=False)
+    online = [device for device in found.devices if device.state == "online"]
+    answers = "" if found.answers else "; the server does not answer"
+    console.print(f"{len(online)} of {len(found.devices)} devices are online{answers}")
+    for device in online:
+        console.print(f"  {device.number} since {device.since}", markup=False)
+    _show_runs(console, found.runs)
+    if model := found.published:
+        told = f"published: round {model.round} of {model.run}, {model.time}, with {model.catalogue.n_items} items"
+        console.print(f"{told} ({model.catalogue.sha256[:12]})", markup=False, soft_wrap=True)
+    else:
+        console.print("no model is published")
+
+
+def _show_runs(console: Console, runs: "list[RunStands]") -> None:
+    table = Table("run", "state", "round", "devices", "people", "best", "MB", box=SIMPLE_HEAD)
+    for run in runs:
+        best = "" if run.best is None else f"{run.best:.2f} in round {run.best_round}"
+        state = f"{run.state}, for ever" if run.forever and run.state == "running" else run.state
+        counts = str(run.round), str(run.nodes), str(run.people)
+        table.add_row(escape(run.name), state, *counts, best, f"{run.bytes / 1e6:.1f}")
+    if runs:
+        console.print(table)
+    for run in runs:
+        if run.reason:
+            console.print(f"{run.name}: {run.reason}", markup=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: tessera federate stop demo --dir server")
+def stop(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `status` shows it.")],
+    folder: ServerDir,
+) -> None:
+    """Stop a run, on the server's machine. Its checkpoint stays, and `submit --resume` goes on with it."""
+    from tessera.deploy.api.federation import Federation
+
+    Federation(folder).stop(run)
+    typer.echo(f"{run} is stopped; `tessera federate submit ... --resume` goes on with it")

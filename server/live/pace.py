@@ -1,0 +1,73 @@
+"""Says how long a run goes on, and how it takes it when too few answer: as many rounds as its settings say, or for ever."""
+
+import math
+import time
+from collections.abc import Iterator
+
+from tessera.common.config.settings import Settings
+from tessera.server.dispatch import Dispatcher
+
+TRIES = 3
+"""Rounds, or the same task of a round, that may come to nothing one after the other before a run gives up."""
+ENDLESS = 1_000_000_000
+"""More rounds than any federation lives for."""
+PAUSES = (1.0, 60.0)
+"""Seconds that a run that does not give up lets go by after something came to nothing: at first, and at most."""
+
+
+class Pace:
+    """A run of so many rounds, which ends early when nothing gets better, and gives up when nothing comes of it."""
+
+    tells_counts = True
+    """Whether evaluations tell warm targets from cold ones, by the item counts of the run's beginning."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.patience = settings.evaluation.patience
+        """Evaluations without a better one after which the run ends; 0: never."""
+
+    def wanted(self, done: int) -> int:
+        """How many rounds are still to be trained once so many are done."""
+        return self.settings.rounds - done
+
+    def gather(self, dispatcher: Dispatcher) -> None:
+        """Wait for the nodes that a run begins with. Raises `RunError` when they are not in time."""
+        dispatcher.wait(self.settings.federation.nodes, self.settings.federation.timeout)
+
+    def rounds(self, done: int, last: int, dispatcher: Dispatcher) -> Iterator[int]:
+        """The rounds after so many are done, up to the last."""
+        yield from range(done + 1, last + 1)
+
+    def goes_on(self, times: int) -> bool:
+        """Whether to try again what has come to nothing so many times, one after the other."""
+        return times < TRIES
+
+
+class Endless(Pace):
+    """A run that keeps a federation training until it is stopped: devices come and go, and it waits while too few are there."""
+
+    tells_counts = False
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.patience = 0
+
+    def wanted(self, done: int) -> int:
+        """More than any federation lives for; a budget of epsilon may allow fewer."""
+        return ENDLESS - done
+
+    def gather(self, dispatcher: Dispatcher) -> None:
+        """Wait for the nodes that the run begins with, as long as it takes."""
+        dispatcher.wait(self.settings.federation.nodes, math.inf)
+
+    def rounds(self, done: int, last: int, dispatcher: Dispatcher) -> Iterator[int]:
+        """Each round once enough nodes are there to answer it."""
+        for round in range(done + 1, last + 1):
+            dispatcher.wait(self.settings.federation.least, math.inf)
+            yield round
+
+    def goes_on(self, times: int) -> bool:
+        """Always, after a while."""
+        first, most = PAUSES
+        time.sleep(min(first * 2.0 ** min(times, 10), most))
+        return True
