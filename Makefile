@@ -8,9 +8,11 @@ INSTALLED := $(VENV)/.installed
 TORCH ?= torch==2.13.0 torchvision==0.28.0
 # Tests that need a Docker engine, root, or many minutes have targets of their own.
 APART := not docker and not faults and not network and not slow and not security
+# File by file, as they come: by default those of few tests, the long ones, would come last, when one core has nothing left.
+IN_ORDER := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-security test-docker test-faults test-network test-all lint docs clean
+.PHONY: help setup demo test test-fast test-security test-slow test-docker test-faults test-network test-all lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,13 +30,16 @@ demo: setup ## train on the generated shop and show recommendations with reasons
 	$(TESSERA) demo
 
 test: setup ## all tests but those below: minutes
-	$(PYTEST) -n 2 --dist loadfile -m '$(APART)'
+	$(PYTEST) -n 2 $(IN_ORDER) -m '$(APART)'
 
 test-fast: setup ## those of them that start no federation of processes
-	$(PYTEST) -n 2 --dist loadfile -m '$(APART) and not integration'
+	$(PYTEST) -n 2 $(IN_ORDER) -m '$(APART) and not integration'
 
 test-security: setup ## attack runs on the generated shop, and send hostile bytes: is all refused that should be?
 	TESSERA_FUZZ=20 $(PYTEST) -n 2 -m 'security or fuzzing'
+
+test-slow: setup ## runs of minutes: Flower's own node, flwr on a SuperLink, Ray from the wheel, kills of whole federations
+	$(PYTEST) -n 2 $(IN_ORDER) -m slow
 
 test-docker: setup ## build the image and run docker-compose.yml; says so where no engine answers
 	$(PYTEST) -m docker -rs

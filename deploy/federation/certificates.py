@@ -189,10 +189,10 @@ def public_pem(path: Path) -> bytes:
     return public_key(path).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
-def check_server(host: str, port: int, ca: Path) -> None:
-    """Shake hands with the server at `host`:`port` as a device would.
+def check_server(host: str, port: int, ca: Path, name: str = "") -> None:
+    """Shake hands with the server at `host`:`port` as a device would that knows it by `name`, `host` by default.
 
-    Raises `CertificateError` when its certificate was not signed by `ca`, not for `host` or not for today, `OSError` when
+    Raises `CertificateError` when its certificate was not signed by `ca`, not for that name or not for today, `OSError` when
     nobody answers.
     """
     try:
@@ -202,7 +202,7 @@ def check_server(host: str, port: int, ca: Path) -> None:
     context.set_alpn_protocols(["h2", "http/1.1"])
     try:
         with socket.create_connection((host, port), CONNECT_SECONDS) as plain:
-            context.wrap_socket(plain, server_hostname=host).close()
+            context.wrap_socket(plain, server_hostname=name or host).close()
     except ssl.SSLCertVerificationError as error:
         if error.verify_code == EXPIRED:
             raise CertificateError(

@@ -102,6 +102,11 @@ class Server:
         write_json(self.folder / "server.json", {"format": 1, "host": self.host} | ports)
 
     @property
+    def reached(self) -> str:
+        """The address by which this machine reaches what listens on `host`."""
+        return LOOPBACK if self.host in ("0.0.0.0", "::", "") else self.host
+
+    @property
     def certificates(self) -> Certificates:
         """Its certificates."""
         return Certificates(self.folder)
@@ -159,7 +164,7 @@ def start_publication(server: Server) -> Process | None:
     while True:
         process.require()
         with suppress(OSError, TesseraError):
-            check_server(LOOPBACK, server.model_port, files.ca)
+            check_server(server.reached, server.model_port, files.ca, LOOPBACK)
             return process
         if time.monotonic() > deadline:
             stop([process])

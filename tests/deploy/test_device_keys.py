@@ -80,9 +80,6 @@ def test_groups_are_of_the_devices_that_an_operator_signed_for(
     assert "not on the operator's list" in (tmp_path / "three" / "run.log").read_text()
 
     assert "number 2, with 4 devices" in tessera(*sign, keys[3])
-    carry_out(replace(job, run_dir=tmp_path / "four"), Control(server), silent)
-    assert nodes(tmp_path / "four") == [4]
-
     revoke = ("federate", "revoke", "--dir", server.folder, keys[0])
     assert "--remove SHA256:" in tessera(*revoke)
     assert "is number 3, without them" in tessera(*revoke, "--operator", tmp_path / "operator.key")

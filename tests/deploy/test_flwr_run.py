@@ -90,6 +90,7 @@ def test_flwr_run_trains_in_flowers_simulation(tmp_path: Path, home: Path, figur
     assert reached(tmp_path / "runs" / "demo") == pytest.approx(figures, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_flwr_run_trains_on_a_superlink_with_our_node_and_with_flowers(
     tmp_path: Path, home: Path, figures: list[float], start_command: Start
 ) -> None:

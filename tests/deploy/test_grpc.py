@@ -219,10 +219,19 @@ def test_submit_ends_with_the_reason_when_the_run_fails(running: Running, tmp_pa
     assert "items.parquet does not exist" in str(result.exception)
 
 
-def test_a_server_in_the_foreground_stops_on_sigterm_with_all_it_started(tmp_path: Path) -> None:
+def answers(host: str, port: int) -> bool:
+    with socket.socket() as knocking:
+        knocking.settimeout(5)
+        return knocking.connect_ex((host, port)) == 0
+
+
+def test_a_server_in_the_foreground_keeps_its_control_port_to_loopback_and_stops_on_sigterm_with_all_it_started(
+    tmp_path: Path,
+) -> None:
     make_certificates(tmp_path, [], 1)
     free = Server.local(tmp_path)
-    ports = ["--host", "127.0.0.1", "--port", str(free.port), "--control-port", str(free.control_port)]
+    where = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+    ports = ["--host", where, "--port", str(free.port), "--control-port", str(free.control_port)]
     command = [
         sys.executable,
         "-c",
@@ -235,6 +244,9 @@ def test_a_server_in_the_foreground_stops_on_sigterm_with_all_it_started(tmp_pat
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert any("Uvicorn running" in line for line in process.stdout)
+        assert answers("127.0.0.1", free.control_port)
+        assert answers(where, free.port)
+        assert where == "127.0.0.1" or not answers(where, free.control_port), "--host moved the control port"
         process.terminate()
         assert process.wait(30) == 128 + signal.SIGTERM
     assert none_left(tmp_path)

@@ -23,7 +23,8 @@ from tests.support.metrics import read_metrics
 from tests.support.nodes import held
 
 pytestmark = pytest.mark.integration
-ADDRESSES = {"server": "10.77.0.1", "one": "10.77.0.2", "two": "10.77.0.3"}
+ADDRESSES = {"server": "10.77.0.1", "one": "10.77.0.2", "two": "10.77.0.3", "three": "10.77.0.4"}
+DEVICES = ("one", "two", "three")
 ROUNDS = 20
 BACK = 30.0
 """Seconds after which a device is back at the latest that was away for half a minute."""
@@ -85,7 +86,7 @@ class Network:
 
 @dataclass
 class Federation:
-    """A server that runs, and two devices that have joined it."""
+    """A server that runs, and three devices that have joined it and answer in secure sums."""
 
     network: Network
     folder: Path
@@ -137,7 +138,7 @@ def federation(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 "Uvicorn running"
             )
             federation = Federation(network, folder, start, {})
-            for name, dealt in zip(("one", "two"), partition(shop, folder, 2), strict=True):
+            for name, dealt in zip(DEVICES, partition(shop, folder, len(DEVICES)), strict=True):
                 answer_for_few([dealt.rename(folder / name)])
                 assert start(folder / "key.log", "federate", "key", name).ends() == 0
                 federation.ask("register", f"{name}/node.key.pub")
@@ -153,7 +154,7 @@ def federation(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.mark.network
 def test_devices_reach_the_server_by_its_address_and_nobody_its_control_port(federation: Federation) -> None:
     """That they have joined means that the certificate holds the address. Who reaches the control port may run code."""
-    assert federation.states() == {"one": "online", "two": "online"}
+    assert federation.states() == dict.fromkeys(DEVICES, "online")
     assert federation.reaches("one", PORT)
     assert not federation.reaches("one", CONTROL_PORT)
     assert federation.reaches("server", PORT)
@@ -165,31 +166,37 @@ def test_a_device_that_is_cut_off_misses_rounds_and_is_back_by_itself_and_a_revo
 ) -> None:
     """Cut off, a device's round ends without it after some 20 s, with its number; what the others returned counts. Connected
     again it takes part without anybody doing anything. Revoked, it ends and is kept out, what it learnt stays with it, and the
-    run comes to its end without it. The other device is held still where rounds, which are quick, are to wait."""
-    settings = SETTINGS | {"rounds": ROUNDS, "evaluation": {"every": ROUNDS, "ks": [10], "baselines": False}}
+    run comes to its end without it, in sums of the other two. One of these is held still where rounds, which are quick, are to
+    wait."""
+    settings = SETTINGS | {
+        "rounds": ROUNDS,
+        "federation": {"nodes": len(DEVICES)},
+        "evaluation": {"every": ROUNDS, "ks": [10], "baselines": False},
+    }
     (federation.folder / "config.yaml").write_text(yaml.safe_dump(settings))
     submit = ["config.yaml", "--dir", "server", "--catalogue", shop]
     run = federation.start(
         federation.folder / "submit.log", "federate", "submit", *submit, by=federation.network.on("server")
     )
-    assert federation.round_after(0, nodes=2)["round"] == 1
+    assert federation.round_after(0, nodes=3)["round"] == 1
+    assert read_metrics(federation.folder / "runs" / "small")[0]["groups"] == 1, "in secure sums"
 
     federation.network.link("two", "down")
-    alone = federation.round_after(0, nodes=1)
+    without = federation.round_after(0, nodes=2)
     with held(federation.folder / "one"):
         number = next(one["number"] for one in json.loads(federation.ask("list", "--json")) if one["file"][:3] == "two")
-        assert number in str(alone["troubles"])
+        assert number in str(without["troubles"])
         federation.network.link("two", "up")
-        assert wait(lambda: federation.states() == {"one": "online", "two": "online"}, BACK)
-    together = federation.round_after(alone["round"], nodes=2)
+        assert wait(lambda: federation.states() == dict.fromkeys(DEVICES, "online"), BACK)
+    together = federation.round_after(without["round"], nodes=3)
 
     with held(federation.folder / "one"):
         assert f"{number}: revoked" in federation.ask("revoke", "two/node.key.pub")
-    federation.round_after(together["round"], nodes=1)
+    federation.round_after(together["round"], nodes=2)
     assert run.ends() == 0, run.told()
     assert [line["round"] for line in federation.rounds()] == list(range(1, ROUNDS + 1))
     federation.devices["two"].says("the server refuses this device, which it took in before: its key was revoked")
     assert federation.devices["two"].ends() == 1
-    assert federation.states() == {"one": "online", "two": "revoked"}
-    assert all(any((federation.folder / name / "private").rglob("*.safetensors")) for name in ("one", "two"))
+    assert federation.states() == {"one": "online", "two": "revoked", "three": "online"}
+    assert all(any((federation.folder / name / "private").rglob("*.safetensors")) for name in DEVICES)
     print(*((line["round"], line["nodes"], round(line["seconds"], 1)) for line in federation.rounds()))

@@ -114,6 +114,7 @@ def online(running: Running) -> int:
     return sum(device.state == "online" for device in running.control.devices())
 
 
+@pytest.mark.slow
 def test_a_run_on_either_kind_of_node_learns_the_same(shop: Path, tmp_path: Path) -> None:
     learnt = []
     for kind in NodeKind:

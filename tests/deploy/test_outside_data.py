@@ -1,13 +1,15 @@
 """A converter and an encoder of another installed package: from raw data to a trained round, and Tessera is as it was."""
 
+import json
 import os
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tessera.common.utils.atomic_files import read_json
-from tests.support.commands import TESSERA
 
 CODE = '''
 from pathlib import Path
@@ -70,30 +72,58 @@ def outside(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def tessera(folder: Path, *arguments: object, code: int = 0) -> str:
-    """Run a command where the package is installed; return what it printed."""
+PROGRAM = """
+import contextlib, io, json, sys
+from tessera.deploy.cli.main import main
+for arguments in json.load(sys.stdin):
+    said, code = io.StringIO(), 0
+    sys.argv = ["tessera", *arguments]
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    print(json.dumps([code, said.getvalue()]))
+"""
+
+
+def tessera(folder: Path, *commands: Sequence[object]) -> list[tuple[int, str]]:
+    """Carry commands out, one after the other, in a process where the package is installed; their codes and what they said."""
     environment = os.environ | {"PYTHONPATH": str(folder / "site"), "COLUMNS": "200"}
-    command = [TESSERA, *map(str, arguments)]
+    asked = json.dumps([[str(argument) for argument in command] for command in commands])
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", PROGRAM],
+        input=asked,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def test_another_packages_converter_and_encoder_do_all_that_ours_do(outside: Path) -> None:
     made = outside / "made"
-    assert "a folder of diaries" in tessera(outside, "data", "kinds")
-    printed = tessera(outside, "data", "convert", "diary", "raw", made, "--min-user-events", 2)
-    assert "made (diary, from raw)" in printed
-    assert read_json(made / "dataset.json")["counts"] == {"users": 4, "items": 6, "interactions": 16}
-    assert printed == tessera(outside, "data", "describe", made)
-    assert "lengths-v1" in tessera(outside, "data", "encode", made, "--model", "lengths")
-    refused = tessera(outside, "data", "convert", "diary", "raw", "other", "--min-rating", 2, code=1)
-    assert "--min-rating has no effect" in refused
-
     (outside / "config.yaml").write_text(CONFIG)
-    tessera(outside, "train", "config.yaml", "--data", outside)
-    converted = read_json(next((outside / "prepared").iterdir()) / "dataset.json")
-    assert converted["features"]["text"]["encoder"] == "lengths-v1"
+    kinds, converted, described, encoded, refused, trained = tessera(
+        outside,
+        ("data", "kinds"),
+        ("data", "convert", "diary", "raw", made, "--min-user-events", 2),
+        ("data", "describe", made),
+        ("data", "encode", made, "--model", "lengths"),
+        ("data", "convert", "diary", "raw", "other", "--min-rating", 2),
+        ("train", "config.yaml", "--data", outside),
+    )
+    assert [code for code, _ in (kinds, converted, described, encoded, refused, trained)] == [0, 0, 0, 0, 1, 0]
+    assert "a folder of diaries" in kinds[1]
+    assert "made (diary, from raw)" in converted[1]
+    assert read_json(made / "dataset.json")["counts"] == {"users": 4, "items": 6, "interactions": 16}
+    assert converted == described
+    assert "lengths-v1" in encoded[1]
+    assert "--min-rating has no effect" in refused[1]
+    prepared = read_json(next((outside / "prepared").iterdir()) / "dataset.json")
+    assert prepared["features"]["text"]["encoder"] == "lengths-v1"
     assert (outside / "runs" / "diaries" / "metrics.jsonl").is_file()

@@ -5,13 +5,20 @@ from typing import ClassVar
 
 import pytest
 import torch
+from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
+from tessera.client.app import device_app
 from tessera.client.private_state import Store
 from tessera.client.recommend import Personal
+from tessera.common.protocol.messages import refused, split_answers, unpack_task
+from tessera.common.protocol.updates import Update, unpack_update
 from tessera.common.registry.backbones import BACKBONES
 from tessera.deploy.executors import inline
 from tessera.deploy.executors.run import run_job
+from tessera.deploy.job import Job
+from tessera.server.app import serve
+from tests.deploy.test_executors import SGD, assert_same_run, silent
 from tests.support.catalogues import small_job
 
 pytestmark = pytest.mark.integration
@@ -29,8 +36,7 @@ class Wiretap(inline.InlineGrid):
         return reply
 
 
-@pytest.mark.parametrize("nodes", [3, 14])
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(("backbone", "nodes"), [("history", 3), *((backbone, 14) for backbone in BACKBONES)])
 def test_no_message_holds_a_private_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, nodes: int
 ) -> None:
@@ -51,10 +57,49 @@ def test_no_message_holds_a_private_tensor(
         assert secret not in said, name
 
 
-def test_nothing_of_a_person_or_of_one_device_is_in_the_servers_files(tmp_path: Path) -> None:
-    """After a run over gRPC with secure sums: state, logs, checkpoints and metrics, all read as bytes."""
-    job = small_job(tmp_path, "grpc", 3, rounds=2)
-    run_job(job, "grpc", lambda line: None)
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A run over gRPC, in secure sums, as three devices have them by default."""
+    job = small_job(tmp_path_factory.mktemp("masked"), "grpc", 3, rounds=2, server=SGD)
+    assert run_job(job, "grpc", silent).rounds == 2
+    return job
+
+
+@pytest.fixture(scope="module")
+def plain(masked: Job) -> tuple[Job, list[Update]]:
+    """The same run in one process without masks, and all that its devices answered."""
+    answers: list[Update] = []
+
+    class Listening(inline.InlineGrid):
+        def _handle(self, message: Message) -> Message:
+            reply = super()._handle(message)
+            task, _, _ = unpack_task(message.content)
+            answers.extend(
+                unpack_update(content)
+                for content in split_answers(task, reply.content).values()
+                if not refused(content)
+            )
+            return reply
+
+    job = small_job(masked.run_dir.parent, "inline", 3, rounds=2, server=SGD)
+    serve(Listening(device_app(job.devices[0].parent), 3), job.settings, job.catalogue, job.run_dir, resume=False)
+    return job, answers
+
+
+def test_a_run_over_grpc_under_masks_is_the_run_in_one_process_without(
+    masked: Job, plain: tuple[Job, list[Update]]
+) -> None:
+    assert_same_run(plain[0].run_dir, masked.run_dir, 2e-4)
+    states = [path for device in masked.devices for path in device.glob("private/*/secure-sums.bin")]
+    assert [path.stat().st_mode & 0o777 for path in states] == [0o600] * 3
+
+
+def test_nothing_of_a_person_or_of_one_device_is_in_the_servers_files(
+    masked: Job, plain: tuple[Job, list[Update]]
+) -> None:
+    """State, logs, checkpoints and metrics, all read as bytes. What a device would have answered is known from the run without
+    masks, which begins with the same views: its statistics, and its gradients of the first round."""
+    job = masked
     own = {device / name for device in job.devices for name in ("secure-sums.bin", "node.key")}
     files = [
         path for path in job.run_dir.rglob("*") if path.is_file() and not _of_a_device(path.relative_to(job.run_dir))
@@ -78,6 +123,16 @@ def test_nothing_of_a_person_or_of_one_device_is_in_the_servers_files(tmp_path: 
         secrets.append((f"the seed of all masks of {device.name}", state.read_bytes()[4:20]))
         secrets.append((f"the key of {device.name}", (device / "node.key").read_bytes()[100:200]))
         assert state.read_bytes()[4:20] in b"".join(path.read_bytes() for path in device.rglob("*") if path.is_file())
+    trained = [update for update in plain[1] if update.gradients][: len(job.devices)]
+    counted = [update for update in plain[1] if update.counts]
+    tables = [table for update in trained for table in update.gradients.values()]
+    tables += [table for update in counted for table in update.counts.values()]
+    rows = [row for table in tables for row in table.reshape(-1, table.shape[-1])[::3] if row.count_nonzero() >= 4]
+    assert len(rows) > 100
+    for row in rows:
+        secrets += [
+            ("one device's answer", row.to(dtype).numpy().tobytes()) for dtype in (torch.float32, torch.float64)
+        ]
     for name, secret in secrets:
         assert secret not in said, name
 

@@ -106,10 +106,15 @@ def test_the_installed_command_is_the_wheels(tessera: Path, beside_others: Path)
 
 
 def test_the_demo_runs_from_the_wheel(tessera: Path, beside_others: Path) -> None:
+    (settings,) = tessera.parents[1].rglob(
+        "tessera/benchmarks/demo.yaml"
+    )  # a copy of the wheel's: two of its rounds will do
+    settings.write_text(settings.read_text().replace("rounds: 40", "rounds: 2"))
     shown = run(tessera, "demo", "--nodes", "2", cwd=beside_others)
     assert json.loads(shown.splitlines()[-1])["name"] == "demo"
 
 
+@pytest.mark.slow
 def test_a_round_on_ray_imports_ours_and_not_what_lies_beside(tessera: Path, beside_others: Path) -> None:
     run(tessera, "data", "shop", "shop", "--items", "80", "--users", "20", cwd=beside_others)
     shown = run(tessera, "train", "small.yaml", "--executor", "ray", "--data", "shop", cwd=beside_others)

@@ -23,14 +23,14 @@ DELTA = 1e-5
 @pytest.mark.parametrize(("noise", "rounds"), [(0.3, 25), (1.0, 1), (5.0, 60)])
 def test_gaussian_noise_is_counted_as_others_count_it(noise: float, rounds: int) -> None:
     """The closed form for all rounds at once; 0.3 over 25 rounds, one person's own noise, is 209."""
-    other = PLDAccountant()
+    other = PLDAccountant(value_discretization_interval=1e-3)
     other.compose(GaussianDpEvent(noise), rounds)
     assert epsilon({Release(noise): rounds}, DELTA) == pytest.approx(other.get_epsilon(DELTA), rel=1e-3)
 
 
 def test_releases_of_different_noise_add_up() -> None:
     assert epsilon({Release(2.0): 4}, DELTA) == pytest.approx(epsilon({Release(1.0): 1}, DELTA))
-    other = PLDAccountant()
+    other = PLDAccountant(value_discretization_interval=1e-3)
     other.compose(GaussianDpEvent(2.0), 3).compose(GaussianDpEvent(3.0), 5)
     assert epsilon({Release(2.0): 3, Release(3.0): 5}, DELTA) == pytest.approx(other.get_epsilon(DELTA), rel=1e-3)
 
