@@ -43,6 +43,28 @@ def start_state(users: tuple[str, ...], settings: LocalSettings, views: Tensor, 
     return PrivateState(users, parameters, optimizers.start(settings, parameters))
 
 
+def grown(kept: PrivateState, settings: LocalSettings, views: Tensor, seed: int) -> PrivateState:
+    """Private state with rows for the items that the catalogue has got since, as a fresh start has them: of the tensors that
+    have a row for each item. Others stay as they are, whether they fit or not."""
+    if kept.shapes() == start_state(kept.users[:1], settings, views, seed).shapes():
+        return kept
+    (n_items, dim), backbone = views.shape[1:], make_backbone(settings.backbone)
+    more = backbone.parameters(dim, n_items + 1)
+    by_item = [name for name, one in backbone.parameters(dim, n_items).items() if one.shape != more[name].shape]
+    by_item += [f"{moment}.{name}" for moment in optimizers.MOMENTS for name in by_item]
+    fresh = start_state(kept.users, settings, views, seed)
+
+    def longer(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: torch.cat([value, others[name][:, value.shape[1] :]], 1)
+            if name in by_item and name in others
+            else value
+            for name, value in tensors.items()
+        }
+
+    return PrivateState(kept.users, longer(kept.parameters, fresh.parameters), longer(kept.optimizer, fresh.optimizer))
+
+
 def routed(private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings) -> BackboneInput:
     """Route the views by the users' histories, and solve for what has a closed form: what every backbone computes from."""
     views, backbone, histories = sent[VIEWS], make_backbone(settings.backbone), histories.aged(settings.recency)

@@ -108,7 +108,17 @@ class Personal:
             tensors, _ = read_tensors(device.tensors(moment.tensors))
         device.n_items = _n_items(tensors)
         items = device.catalogue().sha256
-        task = Task("evaluate", note.run, moment.round, (), note.views, items, note.settings, moment.tensors)
+        task = Task(
+            "evaluate",
+            note.run,
+            moment.round,
+            (),
+            note.views,
+            items,
+            note.settings,
+            moment.tensors,
+            continues=note.continues,
+        )
         sent = device.sent(task, tensors)
         if tower := device.tower(task):
             task, sent = replace(task, views=(*note.views, tower.name)), tower.beside(sent)
@@ -257,7 +267,7 @@ class Personal:
         version = store.version()
         if (kept := self._read.get(user)) is None or kept[0] != version:
             block = row // self.task.settings.local.batch_users
-            trained = store.find((user,), self.task.round + 1, block) is not None
+            trained = self.device.kept(self.task, (user,), block, self.sent[VIEWS]) is not None
             kept = version, self.device.state(self.task, (user,), block, self.sent[VIEWS]), trained
             self._read[user] = kept
         return _Person(split.take(np.array([row])), *kept[1:])

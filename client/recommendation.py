@@ -34,7 +34,7 @@ from tessera.common.metrics.names import NEW_USERS, TEST, UNTRAINED, VALIDATION
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import decode, rotation
 from tessera.common.protocol.figures import TIED
-from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, RIDERS, VIEWS, Task
+from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, RIDERS, VIEWS, Ancestor, Task
 from tessera.common.protocol.projection import Projection
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
@@ -152,14 +152,32 @@ class RecommendationClient(Client):
         `block` is where they are computed, and mostly were before: their states are looked for there first.
         """
         local, seed = task.settings.local, task.settings.seed
-        kept = Store(self.private(task.run)).find(users, task.round + (task.kind != "train"), block)
+        kept = self.kept(task, users, block, views)
         if kept is None:
             return cohort.start_state(users, local, views.cpu(), seed).to(views.device)
-        if kept.shapes() != cohort.start_state(users[:1], local, views.cpu(), seed).shapes():
-            raise DataError(f"the private states of run {task.run} are of another model; start a new run")
         if missing := tuple(user for user in users if user not in set(kept.users)):
             kept = together([kept, cohort.start_state(missing, local, views.cpu(), seed)]).of(users)
         return kept.to(views.device)
+
+    def kept(self, task: Task, users: tuple[str, ...], block: int, views: Tensor) -> PrivateState | None:
+        """What is kept of users before `task`, of those who have something, in that order; None where nobody has.
+
+        Who has no state in the task's run has the one of the nearest run that it continues. Raises `DataError` for states of
+        another model.
+        """
+        local, seed, found, missing = task.settings.local, task.settings.seed, list[PrivateState](), users
+        wanted = cohort.start_state(users[:1], local, views.cpu(), seed).shapes()
+        runs = (Ancestor(task.run, task.round - (task.kind == "train")), *task.continues)
+        for run, last in runs:
+            if missing and (state := Store(self.private(run)).find(missing, last + 1, block)):
+                state = cohort.grown(state, local, views.cpu(), seed)
+                if state.shapes() != wanted:
+                    raise DataError(f"the private states of run {run} are of another model; start a new run")
+                found.append(state)
+                missing = tuple(user for user in missing if user not in set(state.users))
+        if not found:
+            return None
+        return (together(found) if len(found) > 1 else found[0]).of(users)
 
     def _train(self, task: Task, sent: Tensors, inputs: Tensors, block: Split, number: int) -> Update:
         settings = task.settings

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tessera.common.config.device import DeviceSettings
 from tessera.common.errors import DamagedError
-from tessera.common.protocol.messages import Task
+from tessera.common.protocol.messages import Ancestor, Task
 from tessera.common.utils.atomic_files import read_json
 
 
@@ -35,6 +35,7 @@ class RunNote(BaseModel):
     last: Moment
     evaluated: Moment | None = None
     selected: Moment | None = None
+    continues: tuple[Ancestor, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> "RunNote":
@@ -71,5 +72,5 @@ class RunNote(BaseModel):
     def after(self, task: Task) -> "RunNote":
         """The note once the device has done `task`, of which it had heard."""
         now = Moment(round=task.round, tensors=task.tensors)
-        changes = {"last": now, "views": task.views, "settings": task.settings}
+        changes = {"last": now, "views": task.views, "settings": task.settings, "continues": task.continues}
         return self.model_copy(update=changes | ({"evaluated": now} if task.kind == "evaluate" else {}))

@@ -16,7 +16,8 @@ class Job:
     """A run to carry out: `catalogue` is the server's dataset folder, `devices` one folder a node.
 
     `node` is the kind of nodes to start, by the executor that starts any. `publish` says whether a server shows the best model
-    to whoever asks, and `forever` that the run goes on until it is stopped.
+    to whoever asks, and `forever` that the run goes on until it is stopped. `continues` is the folder of the run that this one
+    goes on from, if any, and `first` its round that this one begins after.
     """
 
     settings: Settings
@@ -27,6 +28,8 @@ class Job:
     node: NodeKind = NodeKind.tessera
     publish: bool = False
     forever: bool = False
+    continues: Path | None = None
+    first: int = 0
 
 
 class Executor(Protocol):

@@ -13,10 +13,11 @@ from tessera.common.utils.folder_lock import SERVING, hold_folder
 from tessera.common.utils.logs import run_log
 from tessera.common.utils.parent_death import tether
 from tessera.server.dispatch import Dispatcher
+from tessera.server.live.continuation import read_source, start_from
 from tessera.server.live.pace import Endless, Pace
 from tessera.server.nodes.catalogue_delivery import CatalogueDelivery
 from tessera.server.rounds import run_rounds
-from tessera.server.run_folder import STOPPED, Report, RunFolder
+from tessera.server.run_folder import STOPPED, Report, RunFolder, Start
 from tessera.server.secure.sums import SecureSums
 from tessera.server.strategies import make_strategy
 
@@ -31,17 +32,28 @@ def serve(
     admitted: Path | None = None,
     published: Path | None = None,
     forever: bool = False,
+    continues: Path | None = None,
 ) -> None:
     """Carry out a run over `grid`. The outcome, and the reason of a failure, are in the run's status.json; what happened when
     is in its run.log.
 
     `report`, where given, hears each line of the metrics as it is written. `admitted` is where the operator's list of devices
     lies, where there is one, and `published` where the best model is to be published. `forever`: until it is stopped.
+    `continues` is the folder of the run whose best round this one begins with, if any.
     """
     with run_log(run_dir):
-        folder = (RunFolder.reopen if resume else RunFolder.create)(run_dir, settings)
+        if resume:
+            folder = RunFolder.reopen(run_dir, settings)
+        else:
+            folder = RunFolder.create(run_dir, settings, _start(settings, catalogue, continues) if continues else None)
         folder.listener, folder.published = report, published
         _carry_out(grid, settings, catalogue, folder, admitted, (Endless if forever else Pace)(settings))
+
+
+def _start(settings: Settings, catalogue: Path, continues: Path) -> Start:
+    """What a run begins with that continues another one."""
+    items = load_catalogue(catalogue)
+    return start_from(read_source(continues), make_strategy(settings, items, catalogue), settings, items)
 
 
 def _carry_out(
@@ -49,6 +61,7 @@ def _carry_out(
 ) -> None:
     try:
         items = load_catalogue(catalogue)
+        folder.is_about(items.version)
         secure = secure_sums(grid, settings, folder.run, admitted)
         dispatcher = Dispatcher(grid, settings.federation, secure, CatalogueDelivery(items))
         run_rounds(dispatcher, make_strategy(settings, items, catalogue), settings, items, folder, pace)
@@ -81,7 +94,9 @@ def main(grid: Grid, context: Context) -> None:
     settings = Settings.model_validate_json(str(config["settings"]))
     run_dir = Path(str(config["run-dir"]))
     with hold_folder(run_dir, SERVING):
-        admitted, published = (Path(str(config[name])) if config[name] else None for name in ("admitted", "published"))
+        admitted, published, continues = (
+            Path(str(config[name])) if config[name] else None for name in ("admitted", "published", "continues")
+        )
         catalogue, resume = Path(str(config["catalogue"])), bool(config["resume"])
         forever = bool(config["forever"])
-        serve(grid, settings, catalogue, run_dir, resume, admitted=admitted, published=published, forever=forever)
+        serve(grid, settings, catalogue, run_dir, resume, None, admitted, published, forever, continues)

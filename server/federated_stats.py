@@ -68,13 +68,14 @@ def _statistics(answer: Aggregate, began: float) -> Statistics:
 
 
 def spectral_start(tasks: Tasks, strategy: Strategy, statistics: Statistics, n_items: int, settings: Settings) -> None:
-    """Start the item embeddings from singular vectors of the interactions, found in a few additive rounds, where asked for.
+    """Start the item embeddings from singular vectors of the interactions, found in a few additive rounds, where asked for; a
+    run that continues another one has been started.
 
     Items of fewer than `views.spectral_min_people` people are left out, as far as the counts are known: a row that one person
     alone is in is that person's history. Raises `RunError` where none is left.
     """
     views = settings.views
-    if not views.spectral_rounds:
+    if not views.spectral_rounds or tasks.round:
         return
     counts = statistics.counts.get(COUNTS, torch.full((n_items,), math.inf))
     known = torch.nonzero(counts >= views.spectral_min_people)[:, 0]

@@ -27,7 +27,7 @@ def run_rounds(
         strategy.restore(tensors)
         selection.best, selection.told, due = progress.best, progress.told, progress.due
         reporter.go_on(progress)
-    last = reporter.last_round(tasks.round, pace.wanted(tasks.round))
+    last = reporter.last_round(tasks.round, pace.wanted(tasks.round - folder.first))
 
     def save(round: int) -> None:
         folder.save(round, strategy.state(), reporter.progress(selection, evaluations.round))
@@ -35,7 +35,7 @@ def run_rounds(
     # 2. Ask who is there, and where the embeddings start.
     statistics = item_statistics(tasks, len(catalogue))
     selection.people, reporter.ties = statistics.people, ties(statistics.answer.update.sums)
-    if not tasks.round:
+    if tasks.round == folder.first:
         reporter.statistics(statistics.answer, statistics.seconds, dispatcher.groups)
         spectral_start(tasks, strategy, statistics, len(catalogue), settings)
     evaluations = Evaluations(tasks, selection, reporter, statistics, catalogue, save, due)

@@ -1,6 +1,8 @@
 """A run's folder: its resolved settings, its metrics as JSON lines, and checkpoints of its last rounds and of its best one.
 
-config.yaml  status.json  metrics.jsonl  checkpoints/round-000012.safetensors
+config.yaml  origin.json  status.json  metrics.jsonl  checkpoints/round-000012.safetensors
+
+origin.json says which catalogue the tensors are about, and which run this one continues, if any.
 """
 
 import logging
@@ -9,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
 
 import yaml
@@ -17,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
+from tessera.common.data.catalogue import CatalogueVersion
 from tessera.common.errors import ConfigError, DamagedError, DataError, RunError, StorageError
 from tessera.common.metrics.names import Scores
 from tessera.common.metrics.records import (
@@ -30,6 +33,7 @@ from tessera.common.metrics.records import (
     read_records,
     write_line,
 )
+from tessera.common.protocol.messages import Ancestor
 from tessera.common.utils.atomic_files import (
     read_json,
     read_metadata,
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from tessera.common.protocol.tensors import Tensors
 
 log = logging.getLogger("tessera.server")
+ORIGIN = "origin.json"
 N_CHECKPOINTS_KEPT = 3
 STOPPED = "stopped from outside; go on with --resume"
 """Why a run failed that somebody stopped."""
@@ -70,12 +75,32 @@ class Progress(BaseModel):
     """How often training was asked for, whatever came of it: what the account of epsilon counts."""
 
 
+class Origin(BaseModel):
+    """Which version of the catalogue a run is about, and the runs that it goes on from, the nearest first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    catalogue: CatalogueVersion
+    continues: tuple[Ancestor, ...] = ()
+
+
+class Start(NamedTuple):
+    """What a run begins with that continues others: its catalogue, their last round, the tensors, what is known of it, and
+    which runs they are."""
+
+    catalogue: CatalogueVersion
+    round: int
+    tensors: "Tensors"
+    progress: Progress
+    continues: tuple[Ancestor, ...]
+
+
 @dataclass
 class RunFolder:
     """One run's folder, open for writing. `run` tells this run's private states on the devices from another's.
 
     `repeated` is how many rounds that were asked for, at most, a resumed run does again: devices have told of these already.
-    `published` is where the best model is published, if anywhere.
+    `published` is where the best model is published, if anywhere. `origin` is not known of runs of older versions.
     """
 
     path: Path
@@ -83,13 +108,20 @@ class RunFolder:
     listener: Report | None = None
     repeated: int = 0
     published: Path | None = None
+    origin: Origin | None = None
 
     @classmethod
-    def create(cls, path: Path, settings: Settings) -> "RunFolder":
-        """Start a new run. Raises `RunError` when the folder holds one already."""
+    def create(cls, path: Path, settings: Settings, start: Start | None = None) -> "RunFolder":
+        """Start a new run, from the `start` if it continues others. Raises `RunError` when the folder holds one already."""
         require(path, resume=False)
         sweep(path)
         folder = cls(path, f"{settings.name}-{uuid4().hex[:8]}")
+        (path / ORIGIN).unlink(missing_ok=True)
+        for left in folder._rounds():  # of a run that never began
+            folder.checkpoint(left).unlink()
+        if start:
+            folder._note(Origin(catalogue=start.catalogue, continues=start.continues))
+            folder.save(start.round, start.tensors, start.progress)
         folder.status("running")  # before config.yaml, which says that there is a run
         write_bytes(path / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False).encode())
         return folder
@@ -104,11 +136,44 @@ class RunFolder:
             raise ConfigError(
                 f"{path} was run with another {changed[0]!r}; a resumed run may change only {', '.join(sorted(MAY_CHANGE))}"
             )
-        folder = cls(path, read_json(path / "status.json")["run"])
+        folder = cls.look(path)
         sweep(path)
         sweep(path / "checkpoints")
         folder.status("running")
         return folder
+
+    @classmethod
+    def look(cls, path: Path) -> "RunFolder":
+        """A run's folder, to read from."""
+        folder = cls(path, read_json(path / "status.json")["run"])
+        if (path / ORIGIN).exists():
+            folder.origin = Origin.model_validate(read_json(path / ORIGIN))
+        return folder
+
+    @property
+    def continues(self) -> tuple[Ancestor, ...]:
+        """The runs that this one goes on from, the nearest first."""
+        return self.origin.continues if self.origin else ()
+
+    @property
+    def first(self) -> int:
+        """The round that the run began after: 0, or the last one of the run that it continues."""
+        return self.continues[0].round if self.continues else 0
+
+    def is_about(self, now: CatalogueVersion) -> None:
+        """Note which catalogue the run is about. Raises `RunError` where it was begun on another version."""
+        if self.origin is None:
+            self._note(Origin(catalogue=now))
+        elif self.origin.catalogue.sha256 != now.sha256:
+            before = self.origin.catalogue.n_items
+            raise RunError(
+                f"{self.path} was begun on another version of the catalogue ({before} items, now {now.n_items}): go on with "
+                "that one, or begin a new run that continues this one by --continue"
+            )
+
+    def _note(self, origin: Origin) -> None:
+        self.origin = origin
+        write_json(self.path / ORIGIN, origin.model_dump(mode="json"))
 
     def status(self, state: str, reason: str = "") -> None:
         """Record whether the run is running, completed or failed, and why."""
@@ -131,7 +196,7 @@ class RunFolder:
 
     def save(self, round: int, tensors: "Tensors", progress: Progress) -> None:
         """Write the checkpoint of `round`; drop those that neither a resumed run nor the best round needs."""
-        write_tensors(self._checkpoint(round), tensors, {"progress": progress.model_dump_json()})
+        write_tensors(self.checkpoint(round), tensors, {"progress": progress.model_dump_json()})
         self._drop(round)
 
     def load(self) -> "tuple[int, Progress, Tensors] | None":
@@ -140,18 +205,11 @@ class RunFolder:
         What was reported after that round is taken out of the metrics: those rounds will run again. Raises `RunError` when
         there are checkpoints, but none is whole; then nothing is changed.
         """
-        rounds = self._rounds()
-        for round in reversed(rounds):
-            try:
-                tensors, metadata = read_tensors(self._checkpoint(round))
-                progress = Progress.model_validate_json(metadata["progress"])
-            except (DamagedError, KeyError, ValueError) as error:
-                log.warning("checkpoint of round %d is skipped: %s", round, error)
-                continue
-            self._forget_after(round, progress)
-            return round, progress, tensors
-        if rounds:
-            names = ", ".join(self._checkpoint(round).name for round in rounds)
+        if found := self.newest():
+            self._forget_after(*found[:2])
+            return found
+        if rounds := self._rounds():
+            names = ", ".join(self.checkpoint(round).name for round in rounds)
             raise RunError(
                 f"none of the checkpoints {names} in {self.path / 'checkpoints'} is whole: restore one from a backup, or "
                 "begin the run again in another folder"
@@ -159,10 +217,22 @@ class RunFolder:
         self._forget_after(-1)
         return None
 
+    def newest(self) -> "tuple[int, Progress, Tensors] | None":
+        """Read the newest checkpoint that is whole, and change nothing; a corrupt one is skipped with a warning."""
+        for round in reversed(self._rounds()):
+            try:
+                tensors, metadata = read_tensors(self.checkpoint(round))
+                return round, Progress.model_validate_json(metadata["progress"]), tensors
+            except (DamagedError, KeyError, ValueError) as error:
+                log.warning("checkpoint of round %d is skipped: %s", round, error)
+        return None
+
     def _forget_after(self, round: int, progress: Progress | None = None) -> None:
         before = read_records(self.path)
         lines = [line for line in before if not isinstance(line, ResultRecord) and line.round <= round]
-        if progress:
+        if round <= self.first:  # it begins again, and tells all of it again
+            lines = []
+        elif progress:
             lines = [line for line in lines if not self._comes_again(line, progress)]
         asked = [line for line in before if isinstance(line, RoundRecord | AbandonedRecord) and line.round > round]
         self.repeated = len(asked) + 1 if before else 0  # with one that may have been under way
@@ -186,18 +256,18 @@ class RunFolder:
         kept = {*last, *map(self._best_by, last)}
         for other in self._rounds():
             if other not in kept:
-                self._checkpoint(other).unlink()
+                self.checkpoint(other).unlink()
 
     def _best_by(self, round: int) -> int:
         """The best round when the checkpoint of `round` was written; 0 where there was none, or it cannot be read."""
         with suppress(DataError, KeyError, ValueError):
-            best = Progress.model_validate_json(read_metadata(self._checkpoint(round))["progress"]).best
+            best = Progress.model_validate_json(read_metadata(self.checkpoint(round))["progress"]).best
             return best.round if best else 0
         return 0
 
     def holds(self, round: int) -> bool:
         """Whether there is a checkpoint of a round."""
-        return self._checkpoint(round).exists()
+        return self.checkpoint(round).exists()
 
     def durable(self) -> tuple[int, ...]:
         """Rounds there are checkpoints of; a run that never saved one would begin again, before round 1."""
@@ -209,7 +279,8 @@ class RunFolder:
         )
         return sorted(int(name.group(1)) for name in names if name)
 
-    def _checkpoint(self, round: int) -> Path:
+    def checkpoint(self, round: int) -> Path:
+        """The file of a round's checkpoint."""
         return self.path / "checkpoints" / f"round-{round:06d}.safetensors"
 
 

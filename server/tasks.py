@@ -82,6 +82,7 @@ class Tasks:
             selected=self.selection.round,
             also=tuple(also),
             components=self.strategy.components if ask.kind == "train" else (),
+            continues=self.folder.continues,
         )
         broadcast = self.strategy.broadcast if ask.kind in ("train", "evaluate") else no_broadcast
         return self.dispatcher.dispatch(task, broadcast, inputs, self.strategy.check, counts)

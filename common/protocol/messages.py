@@ -87,6 +87,13 @@ class Ask(NamedTuple):
     round: int
 
 
+class Ancestor(NamedTuple):
+    """A run that another one goes on from, and the last round of it that counts."""
+
+    run: str
+    round: int
+
+
 @dataclass(frozen=True)
 class Masking:
     """How the answers to a task are masked, so that they can be read as the sum of a group alone (`tessera.common.secure`).
@@ -146,6 +153,8 @@ class Task:
     What devices of older versions send, who do not know of them, is projected by the server."""
     masking: Masking | None = None
     """How the answers are masked; None where each device's is read as it is."""
+    continues: tuple[Ancestor, ...] = ()
+    """The runs that this one goes on from, the nearest first: who has no private state in it yet has the one of those."""
 
     def asks(self) -> tuple[Task, ...]:
         """All that is asked, each a task, in the order in which it is done; the last one is this one."""
@@ -191,6 +200,8 @@ def header_of(task: Task) -> dict[str, Any]:
         "also_rounds": [ask.round for ask in task.also],
         "components": [share for row in task.components for share in row],
         "masking": task.masking.write() if task.masking else "",
+        "continues": [one.run for one in task.continues],
+        "continues_rounds": [one.round for one in task.continues],
     }
 
 
@@ -213,10 +224,12 @@ def _unpacked(content: RecordDict) -> tuple[Task, dict[str, Tensor] | None, dict
     header["settings"] = DeviceSettings.read(header["settings"])
     header["durable"], header["views"] = tuple(header["durable"]), tuple(header["views"])
     header["also"] = tuple(map(Ask, header.get("also", ()), header.get("also_rounds", ())))
+    header["continues"] = tuple(map(Ancestor, header.get("continues", ()), header.get("continues_rounds", ())))
     header["components"] = _rows(header.get("components", ()), len(header["views"]))
     header["masking"] = Masking.read(header.get("masking", ""))
     task = Task(**{one.name: header[one.name] for one in fields(Task) if one.name in header})
-    if not re.fullmatch(NAME, task.run) or not re.fullmatch("[0-9a-f]{64}|", task.tensors):
+    runs = (task.run, *(one.run for one in task.continues))
+    if not all(re.fullmatch(NAME, run) for run in runs) or not re.fullmatch("[0-9a-f]{64}|", task.tensors):
         raise DataError("the server's task names a run or tensors that no server of ours would name")
     asked = [*(ask.kind for ask in task.also), task.kind]
     if task.masking and len(task.masking.asks) != len(asked):

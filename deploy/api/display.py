@@ -44,12 +44,13 @@ SHOWN = 3
 class RunDisplay:
     """Shows the lines of a run's metrics as they come: round, loss, metric, bytes, time left.
 
-    On a terminal a bar moves; elsewhere each evaluation is a line of its own. With --quiet nothing is shown.
+    On a terminal a bar moves; elsewhere each evaluation is a line of its own. With --quiet nothing is shown. `first` is the
+    round after which the run begins that continues another one.
     """
 
-    def __init__(self, settings: Settings, console: Console, endless: bool = False) -> None:
+    def __init__(self, settings: Settings, console: Console, first: int = 0, endless: bool = False) -> None:
         self.settings, self.console = settings, Console(quiet=True) if is_quiet() else console
-        self.last = None if endless else settings.rounds
+        self.last = None if endless else first + settings.rounds
         self.criterion = criterion(settings)
         self.score, self.nodes = "-", settings.federation.nodes
         self.trained: RoundRecord | None = None
@@ -64,7 +65,7 @@ class RunDisplay:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task(settings.name, total=self.last, facts="waiting for nodes")
+        self.task = self.bar.add_task(settings.name, total=self.last, completed=first, facts="waiting for nodes")
 
     def __enter__(self) -> "RunDisplay":
         """Show the bar."""

@@ -1,7 +1,7 @@
 """A federation of separate machines, as its operator's programs see it, on the server's machine."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,17 +115,21 @@ class Federation:
         runs: str | os.PathLike[str] = "runs",
         resume: bool = False,
         forever: bool = False,
+        continues: str | os.PathLike[str] | None = None,
         progress: bool | Console = True,
     ) -> Result:
         """Start a run and follow it to its end; interrupted, it stops. `catalogue` is the server's dataset folder.
 
-        A run `forever` has no last round: it waits while too few devices are there, and ends when it is stopped.
+        A run `forever` has no last round: it waits while too few devices are there, and ends when it is stopped. `continues`
+        is a run, by its folder or its name below `runs`, with whose best round this one begins: devices find what their people
+        were in it.
 
         Its best model is published, if the server publishes (`tessera federate server`).
 
         Raises `ConfigError` or `RunError`, with what to do; of these `RunStopped` when somebody stops it.
         """
         from tessera.deploy.executors.grpc import carry_out
+        from tessera.deploy.executors.run import find_run, require_source
         from tessera.deploy.job import Job
         from tessera.deploy.provisioning.datasets import check_order
 
@@ -145,7 +149,10 @@ class Federation:
             raise RunError(
                 f"submit: {job.run_dir} holds a run already; go on with it by --resume, or choose other --runs"
             )
-        with hold_folder(job.run_dir), RunDisplay(settings, console, endless=forever) as display:
+        if continues and not resume:
+            source = require_source(find_run(os.fspath(continues), Path(runs)), job.run_dir, settings, job.catalogue)
+            job = replace(job, continues=source.path.absolute(), first=source.round)
+        with hold_folder(job.run_dir), RunDisplay(settings, console, job.first, endless=forever) as display:
             carry_out(job, self._control, display.report)
         return Result.load(job.run_dir)
 

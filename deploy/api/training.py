@@ -25,6 +25,7 @@ def train(
     runs: str | os.PathLike[str] = RUNS,
     resume: bool = False,
     overwrite: bool = False,
+    continues: str | os.PathLike[str] | None = None,
     node: str = NodeKind.tessera,
     progress: bool | Console = True,
 ) -> Result:
@@ -32,8 +33,9 @@ def train(
 
     `data` is the dataset's folder or the one that holds it; TESSERA_DATA by default, and the demo shop needs none. `executor`
     is "inline" (this process), "ray" or "grpc" (separate processes, and `node` the kind of theirs). The run's folder is
-    `runs`/NAME: `resume` goes on with the run there, `overwrite` replaces it. `progress` is shown where the output is a
-    terminal or a notebook or, with false, not at all.
+    `runs`/NAME: `resume` goes on with the run there, `overwrite` replaces it. `continues` is a run, by its folder or its name
+    below `runs`, with whose best round this one begins. `progress` is shown where the output is a terminal or a notebook or,
+    with false, not at all.
 
     Raises `ConfigError`, `DataError` or `RunError`, each with what to do.
     """
@@ -44,9 +46,11 @@ def train(
         raise ConfigError(f"node {node!r}: choose one of {', '.join(kinds)}")
     settings = config if isinstance(config, Settings) else load_config(config, executor=executor)
     console = progress if isinstance(progress, Console) else Console(highlight=False, quiet=not progress)
-    return _train(
-        settings, executor, Path(data) if data else None, Path(runs), resume, overwrite, NodeKind(node), console
-    )
+    from tessera.deploy.executors.run import find_run
+
+    source = find_run(os.fspath(continues), Path(runs)) if continues else None
+    where = Path(data) if data else None
+    return _train(settings, executor, where, Path(runs), resume, overwrite, source, NodeKind(node), console)
 
 
 def _train(
@@ -56,6 +60,7 @@ def _train(
     runs: Path,
     resume: bool,
     overwrite: bool,
+    continues: Path | None,
     node: NodeKind,
     console: Console,
 ) -> Result:
@@ -72,7 +77,7 @@ def _train(
     if resume:
         require(run_dir, resume)  # before the lock makes a folder
     with hold_folder(run_dir):
-        job = replace(make_job(settings, dataset, run_dir, resume, overwrite), node=node)
-        with RunDisplay(settings, console) as display:
+        job = replace(make_job(settings, dataset, run_dir, resume, overwrite, continues), node=node)
+        with RunDisplay(settings, console, job.first) as display:
             record = run_job(job, executor, display.report)
     return Result(run_dir, settings, record)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,7 +25,7 @@ from tessera.common.errors import RunError, RunStopped
 from tessera.common.utils.encryption.seam import KEY_FILE, is_encrypted
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.cli.overview import app as overview
-from tessera.deploy.cli.train import Node
+from tessera.deploy.cli.train import Continue, Node
 from tessera.deploy.environment import NodeKind
 from tessera.deploy.federation.certificates import CertificateError, change_authority, make_certificates
 from tessera.deploy.federation.operator_list import make_operator_key, read_operator, sign_list, take_off
@@ -285,6 +285,7 @@ def submit(
         bool,
         typer.Option("--forever", help="Train until stopped, however many rounds CONFIG says: devices come and go."),
     ] = False,
+    continues: Continue = None,
 ) -> None:
     """Start a run with the settings CONFIG on a running server, on its machine, and follow it. Interrupted, it stops.
 
@@ -296,10 +297,10 @@ def submit(
     from tessera.deploy.api.settings import load_config
 
     settings, console = load_config(config, *(change or ()), executor="grpc"), Console(highlight=False)
+    how: dict[str, Any] = {"runs": runs, "resume": resume, "forever": forever, "continues": continues}
     try:
         with terminable():
-            federation = Federation(folder)
-            result = federation.submit(settings, catalogue, runs=runs, resume=resume, forever=forever, progress=console)
+            result = Federation(folder).submit(settings, catalogue, progress=console, **how)
     except RunStopped:
         if not forever:
             raise

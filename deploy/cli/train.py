@@ -41,6 +41,16 @@ Changes = Annotated[
 Node = Annotated[
     NodeKind, typer.Option(envvar="TESSERA_NODE", help="Tessera's node, which answers at once, or Flower's SuperNode.")
 ]
+Continue = Annotated[
+    str | None,
+    typer.Option(
+        "--continue",
+        metavar="RUN",
+        help="Begin with the best round of a run, by its folder or its name: with a later version of the catalogue, other "
+        "people, other settings where they fit.",
+        show_default=False,
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")]
 
 
@@ -56,6 +66,7 @@ def train(
     runs: Runs = Path("runs"),
     change: Changes = None,
     resume: Resume = False,
+    continues: Continue = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
 ) -> None:
     """Train a federation, print the table with its baselines, and end with one line of JSON."""
@@ -63,7 +74,7 @@ def train(
 
     changes = [*(change or ()), *([f"federation.nodes={nodes}"] if nodes else [])]
     settings = load_config(config, *changes, executor=executor.value)
-    result = train_and_show(settings, executor.value, data, runs, resume, overwrite, node)
+    result = train_and_show(settings, executor.value, data, runs, resume, overwrite, node, continues)
     print(json.dumps(result.figures))
 
 
@@ -75,6 +86,7 @@ def train_and_show(
     resume: bool = False,
     overwrite: bool = False,
     node: NodeKind = NodeKind.tessera,
+    continues: str | None = None,
 ) -> "Result":
     """Train, showing how far it is, and print the table."""
     from tessera.deploy.api.display import show_result
@@ -84,7 +96,7 @@ def train_and_show(
         console.print(TRIAL, soft_wrap=True)
     how = partial(train, executor=executor, node=node, progress=console)
     try:
-        result = how(settings, data, runs=runs, resume=resume, overwrite=overwrite)
+        result = how(settings, data, runs=runs, resume=resume, overwrite=overwrite, continues=continues)
     except KeyboardInterrupt:
         console.print("stopped; go on with --resume")
         raise

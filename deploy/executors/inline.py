@@ -92,4 +92,4 @@ def execute(job: Job, report: Report) -> None:
     if any(folder != devices / f"node-{node}" for node, folder in enumerate(job.devices)):
         raise RunError("inline nodes are folders node-0, node-1, ... of one folder")
     grid = InlineGrid(device_app(devices), len(job.devices))
-    serve(grid, job.settings, job.catalogue, job.run_dir, job.resume, report)
+    serve(grid, job.settings, job.catalogue, job.run_dir, job.resume, report, continues=job.continues)

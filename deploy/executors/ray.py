@@ -29,7 +29,8 @@ def execute(job: Job, report: Report) -> None:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            serve(SharedTensorGrid(grid, devices), job.settings, job.catalogue, job.run_dir, job.resume, report)
+            shared = SharedTensorGrid(grid, devices)
+            serve(shared, job.settings, job.catalogue, job.run_dir, job.resume, report, continues=job.continues)
         except BaseException as error:
             failures.append(error)
             raise

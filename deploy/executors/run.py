@@ -1,20 +1,24 @@
 """Runs a federation: from settings to a run's result, over any executor."""
 
 import shutil
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
 from tessera.common.config.settings import Settings
+from tessera.common.data.catalogue import load_catalogue
 from tessera.common.errors import RunError
 from tessera.common.metrics.records import ResultRecord, read_result
 from tessera.common.utils.atomic_files import read_json
 from tessera.common.utils.folder_lock import SERVING, clear, hold_folder
 from tessera.deploy.job import Executor, Job, Report
 from tessera.deploy.provisioning.datasets import check_order
+from tessera.deploy.provisioning.handing_on import hand_on
 from tessera.deploy.provisioning.partition import device_folders, partition
-from tessera.server.run_folder import require
+from tessera.server.live.continuation import Source, read_source
+from tessera.server.run_folder import RunFolder, require
 
 EXECUTORS = {
     "inline": "tessera.deploy.executors.inline",
@@ -24,10 +28,17 @@ EXECUTORS = {
 DEVICES = "devices"
 
 
-def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, overwrite: bool) -> Job:
-    """Lay out a run's folder: share the dataset's users out to device folders, or find those of the run to resume."""
+def make_job(
+    settings: Settings, dataset: Path, run_dir: Path, resume: bool, overwrite: bool, continues: Path | None = None
+) -> Job:
+    """Lay out a run's folder: share the dataset's users out to device folders, or find those of the run to resume.
+
+    With the folder of a run that this one `continues` people get what they were there. Raises, before anything is written,
+    where it cannot be continued so.
+    """
     n_nodes = settings.federation.nodes
     check_order(dataset, settings)
+    source = require_source(continues, run_dir, settings, dataset) if continues and not resume else None
     make_way(run_dir, resume, overwrite)
     if resume:
         there = len(list((run_dir / DEVICES).glob("node-*")))
@@ -37,7 +48,26 @@ def make_job(settings: Settings, dataset: Path, run_dir: Path, resume: bool, ove
     else:
         shutil.rmtree(run_dir / DEVICES, ignore_errors=True)  # of a run that never began
         folders = partition_for(dataset, run_dir / DEVICES, settings)
-    return Job(settings, dataset.absolute(), tuple(folder.absolute() for folder in folders), run_dir.absolute(), resume)
+        if source:
+            hand_on(source.path / DEVICES, folders, source.ancestors)
+    job = Job(settings, dataset.absolute(), tuple(folder.absolute() for folder in folders), run_dir.absolute(), resume)
+    if source:
+        return replace(job, continues=source.path.absolute(), first=source.round)
+    return replace(job, first=RunFolder.look(run_dir).first if resume else 0)
+
+
+def require_source(continues: Path, run_dir: Path, settings: Settings, dataset: Path) -> Source:
+    """The run to go on from. Raises `ConfigError` or `RunError` where a run with these settings and items cannot."""
+    if continues.resolve() == run_dir.resolve():
+        raise RunError(f"{run_dir} cannot continue itself: give the new run a name of its own (--set name=...)")
+    source = read_source(continues)
+    source.require(settings, load_catalogue(dataset, modalities=False))
+    return source
+
+
+def find_run(name: str, runs: Path) -> Path:
+    """The folder of a run by its path, or by its name below `runs`."""
+    return Path(name) if (Path(name) / "config.yaml").exists() else runs / name
 
 
 def make_way(run_dir: Path, resume: bool, overwrite: bool) -> None:

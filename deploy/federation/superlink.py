@@ -205,6 +205,7 @@ def describe_app(job: "Job", server: Server) -> bytes:
         "forever": job.forever,
         "admitted": str(server.admitted),
         "published": str(server.published) if job.publish else "",
+        "continues": str(job.continues.absolute()) if job.continues else "",
     }
     # A JSON string without \\u escapes is a TOML basic string.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in config.items()]

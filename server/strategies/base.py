@@ -67,3 +67,8 @@ class Strategy(ABC):
     @abstractmethod
     def restore(self, tensors: Tensors) -> None:
         """Take up what `state` gave."""
+
+    def grow(self, tensors: Tensors, n_items: int) -> None:
+        """Take up what `state` gave in a run on the first `n_items` items of the catalogue; what there is of each item begins
+        anew for the others. Nothing else, where a strategy learns nothing of single items. Raises `RunError`."""
+        self.restore(tensors)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tessera.common.config.settings import ServerSettings, Settings
 from tessera.common.data.catalogue import Catalogue
-from tessera.common.errors import RoundAbandoned
+from tessera.common.errors import RoundAbandoned, RunError
 from tessera.common.protocol.codecs import encode, rotation
 from tessera.common.protocol.messages import Broadcast
 from tessera.common.protocol.projection import SKETCH, Directions, expand, leading, start
@@ -125,9 +125,53 @@ class FedVLR(Strategy):
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self._moved()
 
+    def grow(self, tensors: Tensors, n_items: int) -> None:
+        """The same for the first `n_items` items; the others start from what their contents predict, with no moments."""
+        fresh = self.state()
+        rows = {f"model/{name}" for name in self.generator.by_item}
+        rows |= {
+            f"optimizer/{at}/"
+            for at, (name, _) in enumerate(self.generator.named_parameters())
+            if f"model/{name}" in rows
+        }
+        grown = {
+            name: _longer(value, fresh.get(name), len(self.generator.embedding)) if _of(name, rows) else value
+            for name, value in tensors.items()
+            if self._wants(name)
+        }
+        for name in fresh.keys() | grown.keys():
+            if name.startswith("model/") and (
+                name not in grown or name not in fresh or grown[name].shape != fresh[name].shape
+            ):
+                raise RunError(
+                    f"{name.removeprefix('model/')} is not as in the run that is to be continued: begin anew"
+                )
+        self.restore(grown)
+        self.generator.place_new(n_items, self.settings.views)
+        self._moved()
+
+    def _wants(self, name: str) -> bool:
+        """Whether a tensor of another run has a use here: its optimiser or its short messages may have been others."""
+        if name.startswith("optimizer/"):
+            return self.settings.server.optimizer == "adam"
+        return name != DIRECTIONS or len(self._directions) > 0
+
     def _moved(self) -> None:
         """Forget what was built from what has changed."""
         self._outputs, self._broadcast = {}, Broadcast()
+
+
+def _of(name: str, rows: set[str]) -> bool:
+    """Whether a tensor has a row for each item."""
+    return name in rows or any(name.startswith(one) for one in rows if one.endswith("/"))
+
+
+def _longer(value: Tensor, fresh: Tensor | None, n_items: int) -> Tensor:
+    """A tensor with rows for more items: as they are in a `fresh` one or, of moments, zero. A count of steps stays."""
+    if not value.ndim:
+        return value
+    more = value.new_zeros(n_items - len(value), *value.shape[1:]) if fresh is None else fresh[len(value) :].to(value)
+    return torch.cat([value, more])
 
 
 def _rates(generator: ViewGenerator, settings: ServerSettings) -> list[dict[str, Any]]:

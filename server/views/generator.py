@@ -63,6 +63,25 @@ class ViewGenerator(nn.Module):
         """Names of the views in their order: operators, then modalities, then the ID embedding."""
         return (*self.operators, *(self.sources if self.single else ()))
 
+    @property
+    def by_item(self) -> tuple[str, ...]:
+        """Names of the parameters that have a row for each item."""
+        return ("embedding", "history") if self.history is not None else ("embedding",)
+
+    @torch.no_grad()
+    def place_new(self, n_items: int, settings: ViewSettings) -> None:
+        """Let the items after the first `n_items` start from what their contents predict by those, `unseen_scale` times as long
+        as the others are; one without contents from the mean of the others. Without any modality they stay as drawn, as an ID
+        embedding does that is to be noise."""
+        seen = torch.arange(len(self.embedding), device=self.embedding.device) < n_items
+        if seen.all() or not self.contents:
+            return
+        blank = torch.stack([~self.get_buffer(f"features_{name}").any(1) for name in self.contents]).all(0)
+        for table in (self.embedding, self.history):
+            if table is not None and table.requires_grad:
+                table[~seen] = settings.unseen_scale * self._guessed(table, seen)
+                table[blank & ~seen] = settings.unseen_scale * table[seen].mean(0)
+
     @torch.no_grad()
     def initialise(self, vectors: Tensor, values: Tensor, settings: ViewSettings) -> None:
         """Let the ID view and the history view be V diag(s / s_1)^(1/4) each, so that their product scores as Spectral does.
