@@ -6,6 +6,7 @@ keys and past runs), `server.json` (its ports) and Flower's homes.
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -157,6 +158,7 @@ def start_publication(server: Server) -> Process | None:
     """
     if not server.model_port:
         return None
+    _require_free(server.host, server.model_port)
     files, log = server.certificates, server.folder / HOMES / "publication" / "publication.log"
     command = module("publication", str(server.published), server.host, str(server.model_port))
     process = start("publication", [*command, str(files.server), str(files.server_key)], log.parent, log)
@@ -170,6 +172,16 @@ def start_publication(server: Server) -> Process | None:
             stop([process])
             raise RunError(f"publication: no answer in {START_SECONDS:g} s:\n{process.tail()}")
         time.sleep(0.1)
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise `RunError` where nothing can listen at a port: another process does, or the address is none of this machine's."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise RunError(
+            f"server: the published model cannot be given out at {host}:{port} ({error.strerror}): choose another --model-port"
+        ) from None
 
 
 def wait_until_ready(server: Server, superlink: Process) -> None:

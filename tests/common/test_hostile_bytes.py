@@ -22,6 +22,7 @@ from tessera.common.protocol.codecs import FORMATS, decode, encode
 from tessera.common.protocol.masked.masking import MASKED
 from tessera.common.protocol.masked.stages import StageMessage, pack_stage, unpack_stage
 from tessera.common.protocol.messages import VIEWS, Ask, Masking, Task, in_answer_to, pack_task, unpack_task
+from tessera.common.protocol.published import Published, PublishedCatalogue, PublishedFile
 from tessera.common.protocol.tensors import from_record, to_record
 from tessera.common.protocol.updates import ANSWERS, Update, pack_update, unpack_update
 from tessera.common.secure.fixed_point import Spec
@@ -47,6 +48,17 @@ TASK = Task(
     also=(Ask("evaluate", 1),),
     components=((0.6, 0.8),),
     masking=MASKING,
+)
+FILE = PublishedFile(sha256="1" * 64, size=1000)
+MANIFEST = Published(
+    run="run",
+    round=3,
+    time="2026-01-01T00:00:00+00:00",
+    views=("one", "two"),
+    settings=TASK.settings,
+    catalogue=PublishedCatalogue(sha256="2" * 64, n_items=6),
+    tensors="3" * 64,
+    files={"tensors": FILE, "items": FILE, "popularity": FILE},
 )
 MESSAGE = pack_task(TASK, TENSORS, {"counts": torch.ones(6)})
 
@@ -159,6 +171,23 @@ def test_a_stage_of_secure_sums_is_read_or_refused(content: Any) -> None:
     with suppress(TesseraError):
         read = unpack_stage(content)
         assert unpack_stage(pack_stage(read)) == read
+
+
+@fuzz(100)
+@given(data=st.data())
+def test_what_is_published_is_read_or_refused(data: st.DataObject) -> None:
+    """A manifest is JSON of whoever answers at an address: any value in it may be another, and no name becomes a path."""
+    said = json.loads(MANIFEST.model_dump_json())
+    values = st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.just("../../etc/passwd")
+    group = data.draw(st.sampled_from(sorted(said)))
+    if isinstance(said[group], dict) and data.draw(st.booleans()):
+        said[group][data.draw(st.sampled_from(sorted(said[group])))] = data.draw(values)
+    else:
+        said[group] = data.draw(values)
+    with suppress(TesseraError):
+        found = Published.read(json.dumps(said).encode(), "somebody")
+        names = (found.tensors, found.catalogue.sha256, *(file.sha256 for file in found.files.values()))
+        assert not [name for name in (found.run, *names) if "/" in name]
 
 
 @fuzz(60)
