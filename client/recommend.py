@@ -23,7 +23,7 @@ from tessera.client.run_note import RunNote
 from tessera.common.data.interactions import Split
 from tessera.common.errors import DataError
 from tessera.common.protocol.codecs import ITEMS as LISTED
-from tessera.common.protocol.messages import VIEWS, Task
+from tessera.common.protocol.messages import VIEWS, Ancestor, Task
 from tessera.common.protocol.published import Published
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.registry.backbones import BACKBONES
@@ -130,7 +130,10 @@ class Personal:
         device = RecommendationClient(folder)
         device.n_items = model.catalogue.n_items
         items, settings = model.catalogue.sha256, model.settings
-        task = Task("evaluate", model.run, model.round, (), model.views, items, settings, model.tensors)
+        before = tuple(Ancestor(one.run, one.round) for one in model.continues)
+        task = Task(
+            "evaluate", model.run, model.round, (), model.views, items, settings, model.tensors, continues=before
+        )
         sent = device.sent(task, read_tensors(device.tensors(model.tensors))[0])
         return cls(device, task, sent | {VIEWS: _by_item(sent[VIEWS])})
 
@@ -302,8 +305,10 @@ class Personal:
 
 
 def _ahead(model: Published, note: RunNote) -> bool:
-    """Whether a model that was pulled is later than what the device knows of its run by itself."""
-    return model.run == note.run and model.round > note.shown.round
+    """Whether a pulled model is later than what the device knows by itself of its run, or of one that goes on from that."""
+    return note.run in {one.run for one in model.continues} or (
+        model.run == note.run and model.round > note.shown.round
+    )
 
 
 def _n_items(tensors: Tensors) -> int | None:

@@ -47,7 +47,9 @@ def serve(
         else:
             folder = RunFolder.create(run_dir, settings, _start(settings, catalogue, continues) if continues else None)
         folder.listener, folder.published = report, published
-        _carry_out(grid, settings, catalogue, folder, admitted, (Endless if forever else Pace)(settings))
+        _carry_out(
+            grid, settings, catalogue, folder, admitted, Endless(settings, catalogue) if forever else Pace(settings)
+        )
 
 
 def _start(settings: Settings, catalogue: Path, continues: Path) -> Start:

@@ -7,7 +7,7 @@ nothing else uses the device's folder, the manifest last.
 import shutil
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tessera.client.people.events import PEOPLE, in_use
 from tessera.client.published.model import FOLDER, POPULARITY_FILE
 from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
 from tessera.common.data.interactions import INTERACTIONS
-from tessera.common.errors import DataError, TesseraError
+from tessera.common.errors import DataError, Locked, TesseraError
 from tessera.common.protocol.published import BLOBS, LARGEST_MANIFEST, MANIFEST, FileName, Published, PublishedFile
 from tessera.common.protocol.tensors import content_hash
 from tessera.common.utils.atomic_files import file_digest, read_tensors, storing, write_bytes
@@ -177,7 +177,10 @@ def _install(folder: Path, stage: Path, model: Published) -> None:
         else:
             popularity.unlink(missing_ok=True)
         write_bytes(folder / FOLDER / MANIFEST, model.model_dump_json(indent=2).encode())
-        DeviceFolder(folder).tidy()
+        with suppress(
+            Locked
+        ):  # without the key nobody can say which views its runs need: the next task drops the others
+            DeviceFolder(folder).tidy()
 
 
 def _knows_more(folder: Path, published: Catalogue, model: Published) -> bool:

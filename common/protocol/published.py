@@ -25,6 +25,8 @@ POPULARITY = "popularity"
 FEWEST = 5
 """People who must have an item before anything is told of its popularity."""
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+RunName = Annotated[str, Field(pattern=f"^(?:{NAME})$")]
+Round = Annotated[int, Field(ge=0)]
 FileName = Literal["tensors", "items", "popularity"]
 
 
@@ -46,6 +48,15 @@ class PublishedCatalogue(BaseModel):
     n_items: Annotated[int, Field(ge=1)]
 
 
+class Continued(BaseModel):
+    """A run that another one goes on from, and the last round of it that counts."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: RunName
+    round: Round
+
+
 class Published(BaseModel):
     """The manifest: which round of which run it is, on which catalogue, and the files. Unknown keys are left out."""
 
@@ -53,8 +64,10 @@ class Published(BaseModel):
 
     format: Literal["tessera-model"] = "tessera-model"
     version: Literal[1] = 1
-    run: Annotated[str, Field(pattern=f"^(?:{NAME})$")]
-    round: Annotated[int, Field(ge=0)]
+    run: RunName
+    round: Round
+    continues: tuple[Continued, ...] = ()
+    """The runs that it goes on from, the nearest first: who trained in one of those has a private state for this model."""
     time: str
     """When it was published, ISO 8601."""
     views: tuple[str, ...]

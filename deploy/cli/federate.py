@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -294,13 +294,19 @@ def submit(
     """
     from tessera.deploy.api.display import show_result
     from tessera.deploy.api.federation import Federation
+    from tessera.deploy.api.lasting import submit_forever
     from tessera.deploy.api.settings import load_config
 
     settings, console = load_config(config, *(change or ()), executor="grpc"), Console(highlight=False)
-    how: dict[str, Any] = {"runs": runs, "resume": resume, "forever": forever, "continues": continues}
     try:
         with terminable():
-            result = Federation(folder).submit(settings, catalogue, progress=console, **how)
+            federation = Federation(folder)
+            if forever:
+                result = submit_forever(federation, settings, catalogue, runs, resume, continues, console)
+            else:
+                result = federation.submit(
+                    settings, catalogue, runs=runs, resume=resume, continues=continues, progress=console
+                )
     except RunStopped:
         if not forever:
             raise

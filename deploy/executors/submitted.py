@@ -3,6 +3,7 @@
 submitted/NAME.json     the number that Flower gave the run, its folder, and whether it goes on until it is stopped
 """
 
+import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tessera.common.config.loading import load_settings
 from tessera.common.errors import DataError, RunError, TesseraError
 from tessera.common.metrics.records import EvaluationRecord, Record, RoundRecord, StatisticsRecord, read_records
-from tessera.common.utils.atomic_files import read_json, write_json
+from tessera.common.utils.atomic_files import read_json, read_metadata, write_json
 from tessera.deploy.federation.superlink import Control, Server
 from tessera.server.model_selection import criterion
-from tessera.server.run_folder import STOPPED
+from tessera.server.run_folder import STOPPED, Progress
 
 if TYPE_CHECKING:
     from tessera.deploy.job import Job
@@ -54,7 +55,7 @@ class RunStands(BaseModel):
     nodes: int
     """Nodes that answered it."""
     people: int
-    """People who are there to train, when they were last counted."""
+    """People who were there to train when it began."""
     groups: int | None
     """Groups of nodes whose sums are all that the server reads; None where it reads each node's answers."""
     best_round: int
@@ -84,10 +85,11 @@ def submitted_runs(server: Server) -> list[SubmittedRun]:
 
 
 def submitted_run(server: Server, name: str) -> SubmittedRun:
-    """The run of a name. Raises `RunError` that names those there are."""
+    """The run of a name or, of those that go on for ever one after the other, the newest. Raises `RunError` that names those
+    there are."""
     runs = submitted_runs(server)
     for run in runs:
-        if run.name == name:
+        if run.name == name or (run.forever and re.fullmatch(rf"{re.escape(name)}-\d+", run.name)):
             return run
     known = ", ".join(run.name for run in runs) or "none"
     raise RunError(f"no run {name!r} was submitted to the server in {server.folder}; there are: {known}")
@@ -109,7 +111,7 @@ def stands(run: SubmittedRun, control: Control | None) -> RunStands:
     rounds = [line for line in records if isinstance(line, RoundRecord)]
     people = [int(line.users) for line in records if isinstance(line, StatisticsRecord)]
     groups = [line.groups for line in records if isinstance(line, StatisticsRecord)]
-    name, best_round, best = _best(run, records)
+    name, best_round, best = _best(run)
     traffic = [line for line in records if isinstance(line, RoundRecord | EvaluationRecord)]
     return RunStands(
         name=run.name,
@@ -128,15 +130,12 @@ def stands(run: SubmittedRun, control: Control | None) -> RunStands:
     )
 
 
-def _best(run: SubmittedRun, records: list[Record]) -> tuple[str, int, float | None]:
-    """By what rounds are compared, the best one as far as the lines of a run tell, and its figure."""
-    with suppress(TesseraError):
-        name = criterion(load_settings(run.folder / "config.yaml"))
-        found = [
-            (line.scores[name], line.round)
-            for line in records
-            if isinstance(line, EvaluationRecord) and name in line.scores
-        ]
-        figure, round = max(found, default=(None, 0))
-        return str(name), round, figure
-    return "", 0, None
+def _best(run: SubmittedRun) -> tuple[str, int, float | None]:
+    """By what rounds are compared, the best one as of the newest checkpoint, and its figure."""
+    name = ""
+    with suppress(TesseraError, KeyError, ValueError):
+        name = str(criterion(load_settings(run.folder / "config.yaml")))
+        newest = max((run.folder / "checkpoints").glob("round-*.safetensors"))
+        if best := Progress.model_validate_json(read_metadata(newest)["progress"]).best:
+            return name, best.round, best.criterion
+    return name, 0, None

@@ -1,12 +1,16 @@
 """Says how long a run goes on, and how it takes it when too few answer: as many rounds as its settings say, or for ever."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from tessera.common.config.settings import Settings
+from tessera.common.data.catalogue import ITEMS, load_catalogue
 from tessera.server.dispatch import Dispatcher
 
+log = logging.getLogger("tessera.server")
 TRIES = 3
 """Rounds, or the same task of a round, that may come to nothing one after the other before a run gives up."""
 ENDLESS = 1_000_000_000
@@ -48,9 +52,11 @@ class Endless(Pace):
 
     tells_counts = False
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, dataset: Path) -> None:
         super().__init__(settings)
         self.patience = 0
+        self._dataset = dataset
+        self._looked, self._begun = self._changed(), load_catalogue(dataset, modalities=False).sha256
 
     def wanted(self, done: int) -> int:
         """More than any federation lives for; a budget of epsilon may allow fewer."""
@@ -61,10 +67,26 @@ class Endless(Pace):
         dispatcher.wait(self.settings.federation.nodes, math.inf)
 
     def rounds(self, done: int, last: int, dispatcher: Dispatcher) -> Iterator[int]:
-        """Each round once enough nodes are there to answer it."""
+        """Each round once enough nodes are there to answer it; none any more once the catalogue has a later version."""
         for round in range(done + 1, last + 1):
             dispatcher.wait(self.settings.federation.least, math.inf)
+            if self._has_later_version():
+                log.info(
+                    "the catalogue has a later version: this run ends before round %d, for one that continues it", round
+                )
+                return
             yield round
+
+    def _has_later_version(self) -> bool:
+        if (now := self._changed()) == self._looked:
+            return False
+        self._looked = now
+        return load_catalogue(self._dataset, modalities=False).sha256 != self._begun
+
+    def _changed(self) -> tuple[int, int]:
+        """What tells the items' table from another: a version is another file."""
+        stat = (self._dataset / ITEMS).stat()
+        return stat.st_mtime_ns, stat.st_ino
 
     def goes_on(self, times: int) -> bool:
         """Always, after a while."""

@@ -19,6 +19,7 @@ from tessera.common.protocol.published import (
     BLOBS,
     MANIFEST,
     POPULARITY,
+    Continued,
     FileName,
     Published,
     PublishedCatalogue,
@@ -53,6 +54,7 @@ def publish(folder: Path, tasks: Tasks, catalogue: Catalogue, counts: Tensors, r
     published = Published(
         run=tasks.folder.run,
         round=round,
+        continues=tuple(Continued(run=one.run, round=one.round) for one in tasks.folder.continues),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         views=tasks.strategy.views,
         settings=settings,

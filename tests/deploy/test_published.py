@@ -1,6 +1,7 @@
 """The model that a run publishes: given out over HTTPS, pulled by devices that take no part, and recommended by at once."""
 
 import json
+import shutil
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,16 +12,18 @@ import pytest
 
 from tessera.client.app import device_app
 from tessera.client.people.events import People
-from tessera.client.published.pull import Unreachable, pull
+from tessera.client.published.pull import NAMES, Unreachable, _install, pull
 from tessera.client.recommend import Personal
 from tessera.common.data.catalogue import ITEMS, save_items
 from tessera.common.errors import DataError
+from tessera.common.protocol.published import Published
 from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.processes import stop
 from tessera.deploy.federation.superlink import Server, start_publication
 from tessera.deploy.job import Job
 from tessera.server.app import serve
+from tessera.server.live.continuation import read_source
 from tessera.server.live.publication import published_in
 from tests.deploy.test_people_commands import run
 from tests.support.catalogues import small_dataset, small_job
@@ -165,3 +168,36 @@ def test_who_does_not_answer_is_named(shown: Shown, tmp_path: Path) -> None:
     with pytest.raises(Unreachable):
         pull(tmp_path / "device", f"127.0.0.1:{shown.server.port}", shown.ca)
     assert not (tmp_path / "device").exists()
+
+
+def test_who_trained_in_a_run_that_the_model_goes_on_from_keeps_what_was_learnt(shown: Shown, tmp_path: Path) -> None:
+    """They are recommended to by their own state, at the later run's views; the device took no part in that one."""
+    on = small_job(tmp_path, "on", 2, planted=True)
+    source = read_source(shown.job.run_dir)
+    grid = InlineGrid(device_app(on.run_dir / "devices"), 2)
+    serve(
+        grid,
+        on.settings,
+        shown.job.catalogue,
+        on.run_dir,
+        False,
+        published=tmp_path / "published",
+        continues=source.path,
+    )
+    model = published_in(tmp_path / "published")
+    assert model
+    assert [(one.run, one.round) for one in model.continues] == [(source.run, source.round)]
+    device = shown.job.devices[1]
+    before = Personal.open(device).recommend("person-1", 5)
+    install(device, tmp_path / "published", model)
+    personal = Personal.open(device)
+    assert (personal.task.run, personal.based_on("person-1")) == (model.run, "training")
+    assert personal.recommend("person-1", 5) != before
+
+
+def install(device: Path, published: Path, model: Published) -> None:
+    """What a pull does once all has come."""
+    for name, file in model.files.items():
+        (device / ".pull").mkdir(exist_ok=True)
+        shutil.copy(published / "blobs" / file.sha256, device / ".pull" / NAMES[name])
+    _install(device, device / ".pull", model)
