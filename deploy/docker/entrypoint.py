@@ -1,8 +1,9 @@
 """Does what each container of docker-compose.yml is for: `python -m tessera.deploy.docker.entrypoint server|client|train`.
 
 They meet in two volumes. In `registration` each client puts its public key, whose private half stays in the client's own
-volume. In `published` the server's side puts `ca.crt`, the dataset, and `assignments.json`: whose keys are registered, in
-the order in which the users are divided among them. Containers come and go, so a client counts as long as it touches its key.
+volume. In `published` the server's side puts `ca.crt`, the dataset, the operator's public key, and `assignments.json`: whose
+keys are registered, in the order in which the users are divided among them. Containers come and go, so a client counts as long
+as it touches its key.
 """
 
 import os
@@ -40,6 +41,7 @@ from tessera.deploy.docker.healthcheck import (
     fresh,
 )
 from tessera.deploy.federation.certificates import make_certificates
+from tessera.deploy.federation.operator_list import read_operator, sign_for
 from tessera.deploy.federation.processes import program, terminable
 from tessera.deploy.federation.superlink import PORT, Control, Server
 from tessera.deploy.federation.supernode import HOME, public_key
@@ -48,6 +50,8 @@ from tessera.deploy.provisioning.partition import partition_one
 from tessera.deploy.provisioning.trial import answer_for_few
 
 SERVER, DEVICE, RUNS, DATA = Path("/server"), Path("/device"), Path("/runs"), Path("/data")
+OPERATOR, OPERATOR_KEY = Path("/operator"), "operator.key"
+"""Mounted for the submitter alone, which signs for the clients that there are: the server has not the key."""
 CHECKOUT = Path(__file__).parents[2] / "benchmarks"
 """Mounted from where docker-compose.yml lies; its owner owns the runs."""
 USER = 1000
@@ -71,7 +75,7 @@ def server() -> None:
 
 def train() -> None:
     """Register the clients there are, assign users to each, and carry out the run; go on with one that was cut short."""
-    _become_owner()
+    _become_owner(OPERATOR)
     config, run = Path(os.environ["CONFIG"]), RUNS / os.environ["RUN"]
     settings = load_settings(config, "grpc", [f"name={run.name}"])
     if _completed(run):
@@ -92,6 +96,8 @@ def train() -> None:
     control = Control(Server.load(SERVER))
     for key in keys.values():
         control.register(key)
+    sign_for(control.server.admitted, OPERATOR / OPERATOR_KEY, keys.values(), DAYS)
+    write_bytes(PUBLISHED / f"{OPERATOR_KEY}.pub", (OPERATOR / f"{OPERATOR_KEY}.pub").read_bytes())
     write_json(ASSIGNMENTS, assignments)
     changes = [f"name={run.name}", f"federation.nodes={len(keys)}"]
     cli_federate.submit(config, SERVER, dataset, RUNS, changes, resume)
@@ -101,7 +107,6 @@ def train() -> None:
 def client() -> NoReturn:
     """Show this device's key until users are assigned to it; take their data, and join; anew when the assignments change."""
     key = public_key(DEVICE).read_text()
-    answer_for_few([DEVICE])
     write_bytes(PUBLIC_KEY_FILE, key.encode())
     try:
         while True:
@@ -115,6 +120,7 @@ def _take_part(key: str, assignments: dict[str, Any]) -> None:
     """Join with this client's users until the assignments change. Raises `RunError` when `join`, which is patient, gives up."""
     clients = assignments["clients"]
     take_assignment(DEVICE, assignments["dataset"], clients.index(key), len(clients))
+    answer_for_few([DEVICE], read_operator(PUBLISHED / f"{OPERATOR_KEY}.pub"))
     with _joined() as process:
         _beat_while(lambda: process.poll() is None and _assignments() == assignments)
         if process.returncode is not None:

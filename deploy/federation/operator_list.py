@@ -4,7 +4,7 @@ What the list says, and who reads it: `tessera.common.protocol.masked.key_list`.
 on a machine that is not the server's. The list itself is public.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -68,6 +68,16 @@ def sign_list(path: Path, key: Path, add: Sequence[str], remove: Sequence[str], 
     listed = KeyList.of((before.admitted | added) - removed, before.serial + 1, until).signed_by(operator)
     write_bytes(path, listed.write())
     return listed
+
+
+def sign_for(path: Path, key: Path, devices: Iterable[Path], days: int) -> KeyList:
+    """Sign a list of exactly the devices whose public keys are in these files, in the place of the one at `path`, if any; the
+    operator's key is made where there is none. Raises `TesseraError`."""
+    if not key.exists():
+        make_operator_key(key)
+    there = [fingerprint(device) for device in devices]
+    before = _read(path).admitted if path.exists() else frozenset()
+    return sign_list(path, key, there, sorted(before - set(there)), days)
 
 
 def take_off(path: Path, revoked: Sequence[str], key: Path | None, days: int) -> Iterator[str]:

@@ -13,9 +13,9 @@ NOTE = """\
 """
 
 
-def answer_for_few(folders: Iterable[Path]) -> None:
+def answer_for_few(folders: Iterable[Path], operator: str = "") -> None:
     """Give devices that have no policy yet one that asks for no number of people, and takes any newcomer: whoever laid them out
-    knows them all. Raises `StorageError`."""
+    knows them all, or is the `operator` who signed for them. Raises `StorageError`."""
     for folder in folders:
         if not (folder / POLICY).exists():
-            write_policy(folder, Policy(people=1, newcomers="any"), NOTE)
+            write_policy(folder, Policy(people=1, newcomers="any", operator=operator), NOTE)

@@ -130,6 +130,7 @@ def test_killed_containers_come_back_and_the_run_goes_on(federation: Federation)
     clients = federation.containers("client")
     keys = [docker("exec", client, "cat", "/device/node.key.pub") for client in clients]
     check_privacy(clients, keys)
+    check_masks(federation, clients)
     check_users([*clients, *federation.containers("server"), *federation.containers("train")])
     check_client_comes_back(federation, clients[0])
     assert [docker("exec", client, "cat", "/device/node.key.pub") for client in clients] == keys
@@ -145,6 +146,18 @@ def check_privacy(clients: list[str], keys: list[str]) -> None:
     for client in clients:
         mounts = {mount["Destination"] for mount in json.loads(docker("inspect", client))[0]["Mounts"]}
         assert mounts == {"/device", "/published", "/registration", "/data"}
+
+
+def check_masks(federation: Federation, clients: list[str]) -> None:
+    """The server reads the sum of all clients alone, whom an operator signed for whose key the server has not."""
+    assert read_metrics(federation.folder / "runs" / "second")[0]["groups"] == 1
+    for client in clients:
+        known = json.loads(
+            docker("exec", client, "tessera", "device", "keys", "list", "--data-dir", "/device", "--json")
+        )
+        assert [key["admitted"] for key in known["keys"].values()].count("operator") == len(clients)
+    (server,) = federation.containers("server")
+    assert "/operator" not in {mount["Destination"] for mount in json.loads(docker("inspect", server))[0]["Mounts"]}
 
 
 def check_users(containers: list[str]) -> None:
