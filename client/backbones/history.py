@@ -18,7 +18,11 @@ class History(Backbone):
         """Name the private vector p_u [dim], zero at the start."""
         return {"user": Parameter((dim,))}
 
-    def scores(self, given: BackboneInput) -> Tensor:
-        """Query the personalised items with what of the history is shown."""
+    def query(self, given: BackboneInput) -> Tensor:
+        """What of the history is shown, summed in its view, and the private vector, [n_users, dim]."""
         pooled = given.histories.total(given.sent[HISTORY]) / given.histories.norms()[:, None]
-        return given.routed.scores(pooled + given.private["user"])
+        return pooled + given.private["user"]
+
+    def scores(self, given: BackboneInput) -> Tensor:
+        """Query the personalised items."""
+        return given.routed.scores(self.query(given))

@@ -1,11 +1,18 @@
 """Layers of a network that all people share: their gradients can be told apart by person."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.func import grad, vmap
+from torch.nn.functional import linear, one_hot
 
-from tessera.client.per_person.gradients import Whole
+from tessera.client.per_person.gradients import Outer, Whole
 from tessera.client.per_person.meeting import meet
+from tessera.common.protocol.tensors import Tensors
+
+Network = Callable[..., Tensor]
+"""From shared tensors by name, and tensors of which each person has a row, to one row a person."""
 
 
 def shared_linear(given: Tensor, weight: Tensor, owners: Tensor | None = None, n_people: int = 0) -> Tensor:
@@ -43,3 +50,31 @@ def _outer_by_owner(left: Tensor, right: Tensor, owners: Tensor, n_people: int) 
     sizes = torch.bincount(owners, minlength=n_people).tolist()
     pairs = zip(torch.split(left[order], sizes), torch.split(right[order], sizes), strict=True)
     return torch.stack([one.T @ other for one, other in pairs])
+
+
+def shared_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """The rows of a shared `table` [n_items, dim] that people's own `rows` [n_people, length] name, [n_people, length, dim]."""
+
+    def terms(gradient: Tensor) -> list[Outer]:
+        return [Outer(one_hot(rows.flatten(), len(table)).to(gradient), gradient.flatten(0, 1), axis=0)]
+
+    return meet(lambda table: table[rows], (table,), terms)
+
+
+def shared_network(network: Network, shared: Tensors, *own: Tensor) -> Tensor:
+    """`network(shared, *own)`, [n_people, n_out], for a network of which row u depends on row u of people's `own` alone."""
+    names = list(shared)
+
+    def compute(*values: Tensor) -> Tensor:
+        return network(dict(zip(names, values, strict=True)), *own)
+
+    def terms(gradient: Tensor) -> list[Whole]:
+        def of_one(values: Tensors, gradient: Tensor, *rows: Tensor) -> Tensor:
+            return (network(values, *(row[None] for row in rows))[0] * gradient).sum()
+
+        constant = {name: value.detach() for name, value in shared.items()}
+        dims = (None, 0, *[0] * len(own))
+        found = vmap(grad(of_one), in_dims=dims)(constant, gradient, *(row.detach() for row in own))
+        return [Whole(found[name]) for name in names]
+
+    return meet(compute, list(shared.values()), terms)

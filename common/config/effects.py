@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from tessera.common.registry.backbones import BACKBONES
+from tessera.common.registry.backbones import BACKBONES, nothing
 from tessera.common.registry.component import ComponentSettings
 from tessera.common.registry.converters import CONVERTED, CONVERTERS
 from tessera.common.registry.defences import AttackersSettings
@@ -138,6 +138,15 @@ def _start(settings: "Settings") -> Reasons:
     return found
 
 
+def _head(settings: "Settings") -> Reasons:
+    """The rate of a head that nobody shares."""
+    backbone = settings.local.backbone
+    if BACKBONES[backbone.name].shared(settings.views.dim, backbone):
+        return {}
+    able = _and(name for name, spec in BACKBONES.known().items() if spec.shared is not nothing)
+    return {"server.head_learning_rate": f"backbone {backbone.name} shares no head, {able} do"}
+
+
 def _history(settings: "Settings") -> Reasons:
     """What changes the history that is read, where nothing reads it, and how views are weighed, where there is one."""
     local, found = settings.local, Reasons()
@@ -199,6 +208,7 @@ RULES: tuple[Callable[["Settings"], Reasons], ...] = (
     _groups,
     _spectral_start,
     _start,
+    _head,
     _history,
     _wire,
     _privacy,

@@ -182,8 +182,10 @@ class ServerSettings(FrozenSettings):
     """What steps all that the server learns."""
     learning_rate: Step = 0.003
     """Its rate."""
+    head_learning_rate: Step | None = None
+    """The rate of the head that a backbone shares; empty: the same."""
     weight_decay: Amount = 0.0
-    """How fast what is learnt shrinks, in units of the rate."""
+    """How fast what is learnt shrinks, in units of the rate; a shared head does not."""
     by_fan_in: bool = False
     """Divide the rate of a linear map's weights by its number of inputs (Yang et al. 2021, Tensor Programs V): under Adam
     the contents' maps, a thousand inputs wide, otherwise outrun the embeddings."""

@@ -6,11 +6,11 @@ entry-point group `tessera.backbones`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from tessera.common.registry.component import Amount, ComponentSettings, Step
+from tessera.common.registry.component import Amount, ComponentSettings, Shared, SharedTensors, Step
 from tessera.common.registry.registry import Registry
-
-Shapes = dict[str, tuple[int, ...]]
+from tessera.common.registry.sequences import GRU4RecSettings, SASRecSettings, gru4rec_tensors, sasrec_tensors
 
 
 class FCFSettings(ComponentSettings):
@@ -38,18 +38,19 @@ class FedRAPSettings(ComponentSettings):
     """Weight of the common items' absolute size."""
 
 
-def no_shapes(dim: int) -> Shapes:
+def nothing(dim: int, settings: ComponentSettings) -> SharedTensors:
     """Nothing is shared beside the views."""
     return {}
 
 
-def ncf_shapes(dim: int) -> Shapes:
-    """Shapes of the shared MLP of FedNCF over [user, item]: 2 dim -> dim -> dim / 2 -> 1."""
+def ncf_tensors(dim: int, settings: ComponentSettings) -> SharedTensors:
+    """The shared MLP of FedNCF over [user, item]: 2 dim -> dim -> dim / 2 -> 1."""
     half = max(1, dim // 2)
-    return {
+    shapes: dict[str, tuple[int, ...]] = {
         "ncf_user": (dim, dim), "ncf_item": (dim, dim), "ncf_bias": (dim,),
         "ncf_hidden": (half, dim), "ncf_hidden_bias": (half,), "ncf_out": (half,),
     }  # fmt: skip
+    return {name: Shared(shape) for name, shape in shapes.items()}
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class BackboneSpec:
 
     `history` asks the server for a history view; `reads_history` says that the model looks at the user's events by itself, and
     `asks_next` that it can be asked for the event that follows some of them. `unit_views` asks for views with rows of length 1.
-    `shared` gives the shapes of a head that is broadcast, learnt and aggregated like the views.
+    `shared` gives the head that is broadcast, learnt and aggregated like the views, by its `dim` and the settings.
     """
 
     implementation: str
@@ -67,7 +68,7 @@ class BackboneSpec:
     reads_history: bool = False
     asks_next: bool = False
     unit_views: bool = False
-    shared: Callable[[int], Shapes] = no_shapes
+    shared: Callable[[int, Any], SharedTensors] = nothing
 
 
 BACKBONES = Registry(
@@ -77,7 +78,7 @@ BACKBONES = Registry(
     {
         "fedavg": BackboneSpec("tessera.client.backbones.fedavg:FedAvg"),
         "fcf": BackboneSpec("tessera.client.backbones.fcf:FCF", FCFSettings, reads_history=True),
-        "fedncf": BackboneSpec("tessera.client.backbones.fedncf:FedNCF", shared=ncf_shapes),
+        "fedncf": BackboneSpec("tessera.client.backbones.fedncf:FedNCF", shared=ncf_tensors),
         "pfedrec": BackboneSpec("tessera.client.backbones.pfedrec:PFedRec"),
         "fedrap": BackboneSpec("tessera.client.backbones.fedrap:FedRAP", FedRAPSettings),
         "history": BackboneSpec(
@@ -89,6 +90,22 @@ BACKBONES = Registry(
             reads_history=True,
             asks_next=True,
             unit_views=True,
+        ),
+        "sasrec": BackboneSpec(
+            "tessera.client.backbones.sasrec:SASRec",
+            SASRecSettings,
+            history=True,
+            reads_history=True,
+            asks_next=True,
+            shared=sasrec_tensors,
+        ),
+        "gru4rec": BackboneSpec(
+            "tessera.client.backbones.gru4rec:GRU4Rec",
+            GRU4RecSettings,
+            history=True,
+            reads_history=True,
+            asks_next=True,
+            shared=gru4rec_tensors,
         ),
     },
 )

@@ -1,9 +1,10 @@
-"""The base of all settings: frozen, typed, and strict about names; and the numbers that settings are made of.
+"""The base of all settings: frozen, typed, and strict about names; the numbers in them; and shared tensors as specs name them.
 
 A component's own settings extend `ComponentSettings`; a component that has none of its own needs no class.
 """
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,3 +30,14 @@ class ComponentSettings(FrozenSettings):
 
     name: str
     """Which component it is."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A shared tensor: its shape, and how it starts: uniform within 1 / sqrt(its inputs), all one, or all zero."""
+
+    shape: tuple[int, ...]
+    start: Literal["uniform", "ones", "zeros"] = "uniform"
+
+
+SharedTensors = dict[str, Shared]

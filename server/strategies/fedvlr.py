@@ -21,7 +21,6 @@ from tessera.common.protocol.messages import Broadcast
 from tessera.common.protocol.projection import SKETCH, Directions, expand, leading, start
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update, check_gradients
-from tessera.common.registry.backbones import BACKBONES
 from tessera.common.utils.torch_device import resolve_device
 from tessera.server.strategies.base import Strategy
 from tessera.server.views.generator import ViewGenerator
@@ -44,8 +43,7 @@ class FedVLR(Strategy):
         self.settings, self.catalogue = settings, catalogue.sha256
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            needs = BACKBONES[settings.local.backbone.name]
-            self.generator = ViewGenerator(catalogue, settings.views, needs, dataset)
+            self.generator = ViewGenerator(catalogue, settings.views, settings.local.backbone, dataset)
         self.generator.to(device or torch.device("cpu"))
         decay = settings.server.weight_decay
         kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.AdamW}
@@ -177,8 +175,12 @@ def _longer(value: Tensor, fresh: Tensor | None, n_items: int) -> Tensor:
 def _rates(generator: ViewGenerator, settings: ServerSettings) -> list[dict[str, Any]]:
     """Each parameter with its learning rate, as torch's optimisers take them."""
     widths = {module.weight: module.in_features for module in generator.modules() if isinstance(module, nn.Linear)}
+    head = set(generator.head.values())
+    widths |= {parameter: parameter.shape[-1] for parameter in head if parameter.ndim > 1}
     divisors = widths if settings.by_fan_in else {}
-    return [
-        {"params": [parameter], "lr": settings.learning_rate / divisors.get(parameter, 1)}
-        for parameter in generator.parameters()
-    ]
+    groups = []
+    for parameter in generator.parameters():
+        rate = (settings.head_learning_rate or settings.learning_rate) if parameter in head else settings.learning_rate
+        group = {"params": [parameter], "lr": rate / divisors.get(parameter, 1)}
+        groups.append(group | ({"weight_decay": 0.0} if parameter in head else {}))  # decay is for tables of items
+    return groups

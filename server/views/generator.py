@@ -10,7 +10,8 @@ from tessera.common.config.settings import ViewSettings
 from tessera.common.data.catalogue import TEXT, Catalogue, sentences
 from tessera.common.errors import DataError
 from tessera.common.protocol.messages import HISTORY, VIEWS
-from tessera.common.registry.backbones import BackboneSpec
+from tessera.common.registry.backbones import BACKBONES
+from tessera.common.registry.component import ComponentSettings, Shared
 from tessera.server.encoders import ContentInputs, make_encoder
 from tessera.server.views.operators import OPERATORS, Operator
 
@@ -28,9 +29,10 @@ class ViewGenerator(nn.Module):
     """
 
     def __init__(
-        self, catalogue: Catalogue, settings: ViewSettings, needs: BackboneSpec, folder: Path | None = None
+        self, catalogue: Catalogue, settings: ViewSettings, backbone: ComponentSettings, folder: Path | None = None
     ) -> None:
         super().__init__()
+        needs = BACKBONES[backbone.name]
         self.contents = _choose(catalogue, settings)
         self.sources = (*self.contents, *((ID,) if settings.item_ids else ()))
         if not self.sources:
@@ -49,7 +51,8 @@ class ViewGenerator(nn.Module):
         self.embedding = nn.Parameter(embedding, requires_grad=ID not in settings.noise)
         table = settings.id_scale * torch.randn(len(catalogue), settings.dim)
         self.history = nn.Parameter(table) if needs.history else None
-        self.head = nn.ParameterDict({name: _started(shape) for name, shape in needs.shared(settings.dim).items()})
+        shared = needs.shared(settings.dim, backbone)
+        self.head = nn.ParameterDict({name: _started(one) for name, one in shared.items()})
         operators = {str(name): OPERATORS[name](len(self.sources), settings.dim) for name in settings.operators}
         self.operators = nn.ModuleDict(operators)
         self.single, self.unit = settings.single, needs.unit_views
@@ -151,10 +154,12 @@ def _regress(projection: nn.Linear, features: Tensor, wanted: Tensor, seen: Tens
     projection.bias.copy_(mean)
 
 
-def _started(shape: tuple[int, ...]) -> nn.Parameter:
-    """A matrix or vector of weights, uniform within 1 / sqrt(its inputs), as torch's linear layers start."""
-    bound = shape[-1] ** -0.5
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+def _started(shared: Shared) -> nn.Parameter:
+    """A shared tensor at its start; uniform is within 1 / sqrt(its inputs), as torch's linear layers start."""
+    if shared.start != "uniform":
+        return nn.Parameter(torch.full(shared.shape, float(shared.start == "ones")))
+    bound = shared.shape[-1] ** -0.5
+    return nn.Parameter(torch.empty(shared.shape).uniform_(-bound, bound))
 
 
 def _choose(catalogue: Catalogue, settings: ViewSettings) -> tuple[str, ...]:

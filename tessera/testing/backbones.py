@@ -110,7 +110,8 @@ class BackboneContract:
 
     def _sent(self) -> dict[str, Tensor]:
         spec = BACKBONES[self.name]
-        shapes: dict[str, tuple[int, ...]] = {VIEWS: (N_VIEWS, N_ITEMS, DIM), **spec.shared(DIM)}
+        shared = spec.shared(DIM, self._settings().backbone)
+        shapes = {VIEWS: (N_VIEWS, N_ITEMS, DIM), **{name: one.shape for name, one in shared.items()}}
         if spec.history:
             shapes[HISTORY] = (N_ITEMS, DIM)
         draws = torch.Generator().manual_seed(0)

@@ -20,6 +20,7 @@ from tessera.common.data.interactions import Split
 from tessera.common.protocol.updates import Update
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.losses import LOSSES
+from tests.support.backbones import shared_shapes
 from tests.support.catalogues import small_split
 
 N_USERS, N_ITEMS, DIM, N_VIEWS = 9, 30, 8, 5
@@ -31,7 +32,7 @@ PAIRS = [
 
 def sent(backbone: str) -> dict[str, torch.Tensor]:
     spec = BACKBONES[backbone]
-    shapes = {"views": (N_VIEWS, N_ITEMS, DIM), **spec.shared(DIM)}
+    shapes = {"views": (N_VIEWS, N_ITEMS, DIM), **shared_shapes(backbone, DIM)}
     shapes |= {"history": (N_ITEMS, DIM)} if spec.history else {}
     generator = torch.Generator().manual_seed(0)
     return {name: 0.5 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}

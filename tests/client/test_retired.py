@@ -21,6 +21,7 @@ from tessera.common.protocol.tensors import content_hash
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.losses import LOSSES
 from tessera.deploy.job import Job
+from tests.support.backbones import shared_shapes
 from tests.support.catalogues import small_job
 
 RETIRED = np.isin(np.arange(40), [0, 3, 4, 17, 39])
@@ -28,7 +29,7 @@ PAIRS = [
     (backbone, loss)
     for backbone, spec in BACKBONES.known().items()
     for loss, asks in LOSSES.known().items()
-    if spec.history or not asks.next_item
+    if spec.asks_next or not asks.next_item
 ]
 
 
@@ -37,7 +38,7 @@ def views(backbone: str) -> dict[str, torch.Tensor]:
     sent = {"views": torch.randn(2, 40, 8, generator=generator)}
     if spec.history:
         sent["history"] = torch.randn(40, 8, generator=generator)
-    return sent | {name: torch.randn(shape, generator=generator) for name, shape in spec.shared(8).items()}
+    return sent | {name: torch.randn(shape, generator=generator) for name, shape in shared_shapes(backbone, 8).items()}
 
 
 def retired_job(folder: Path, **changes: object) -> Job:

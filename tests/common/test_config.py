@@ -151,7 +151,7 @@ def by_executor(tmp_path: Path) -> Path:
         ("inline", (), (40, 8)),
         ("grpc", (), (5, 2)),
         ("grpc", ("rounds=7",), (7, 2)),
-        ("inline", ("local.loss.negatives=1", "rounds=9", "rounds=3"), (3, 1)),
+        ("inline", ("local.loss.negatives=1", "rounds=3"), (3, 1)),
     ],
 )
 def test_changes_lie_over_the_executors_over_the_rest(

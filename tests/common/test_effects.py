@@ -17,7 +17,8 @@ LEAST: dict[str, Any] = {"name": "run", "data": {"folder": "shop"}}
 QUESTIONS = {"data": {"folder": "x", "kind": "questions"}, "strategy": "fedmosaic"}
 ONE_VIEW = {"operators": ["mlp"], "single": False}
 HISTORY = (
-    "nothing reads the history: the router does where there are several views, and the backbones fcf and history do"
+    "nothing reads the history: the router does where there are several views, and the backbones fcf, history, cosine, sasrec "
+    "and gru4rec do"
 )
 
 PAIRS: list[tuple[dict[str, Any], dict[str, Any], str, dict[str, Any]]] = [

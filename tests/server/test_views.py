@@ -9,14 +9,14 @@ import torch
 from tessera.common.config.settings import ViewSettings
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import DataError
-from tessera.common.registry.backbones import BACKBONES
+from tessera.common.registry.component import ComponentSettings
 from tessera.server.views.generator import ViewGenerator
 from tests.support.catalogues import small_catalogue
 
 
 def views(catalogue: Catalogue, **changes: object) -> tuple[ViewGenerator, torch.Tensor]:
     torch.manual_seed(3)
-    generator = ViewGenerator(catalogue, ViewSettings(dim=8, id_dim=8, **changes), BACKBONES["fedavg"])
+    generator = ViewGenerator(catalogue, ViewSettings(dim=8, id_dim=8, **changes), ComponentSettings(name="fedavg"))
     return generator, generator()["views"]
 
 
