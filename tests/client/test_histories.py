@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessera.client.histories import Histories, histories, single
+from tessera.common.data.targets import Targets
 from tessera.common.utils import counter_rng
 from tests.support.splits import ragged, split_of, tries
 
@@ -152,7 +153,7 @@ def _cut(items: list[list[int]], per_user: int, salt: int, first: int = 0) -> li
 
 def test_an_extra_item_comes_last_where_there_is_one() -> None:
     split = split_of([[4, 2], [], [7], [1, 3]], N_ITEMS)
-    people = histories(split, np.array([9, 5, -1, 0]))
+    people = histories(split, Targets.single([9, 5, -1, 0]))
     rows = [people.items[people.owners == user].tolist() for user in range(4)]
     assert rows == [[4, 2, 9], [5], [7], [1, 3, 0]]
     assert people.offsets.tolist() == [0, 3, 4, 5, 8]
@@ -163,7 +164,7 @@ def test_an_extra_item_comes_last_where_there_is_one() -> None:
 
 def test_nobodys_extra_item_is_no_change() -> None:
     split = split_of([[4, 2], []], N_ITEMS)
-    plain, extra = histories(split), histories(split, np.array([-1, -1]))
+    plain, extra = histories(split), histories(split, Targets.single([-1, -1]))
     assert torch.equal(plain.items, extra.items)
     assert torch.equal(plain.offsets, extra.offsets)
 
