@@ -1,6 +1,6 @@
 """Ranks the whole catalogue for each user on the device; what leaves is sums."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -22,12 +22,14 @@ Scorer = Callable[[Histories], Tensor]
 def evaluate(
     scorer: Scorer, split: Split, settings: EvaluationSettings, counts: Tensor | None, device: torch.device = CPU
 ) -> MetricSums:
-    """Rank the catalogue for the validation and the test item of every user of `split`.
+    """Rank the catalogue for the validation and the test items of every user of `split`; without any nobody is scored.
 
-    Training items are no candidates, nor are retired ones; at test neither is the validation item. With `counts` [n_items], how
-    often each item occurs in anybody's training data, targets are counted apart: warm or cold. Also counts users whose scores
-    are all the same or not finite; one such user makes the run stop.
+    Training items are no candidates, nor are retired ones; at test neither are the validation items. With `counts` [n_items],
+    how often each item occurs in anybody's training data, targets are counted apart: warm or cold. Also counts users whose
+    scores are all the same or not finite; one such user makes the run stop.
     """
+    if not len(split.validation) and not len(split.test):
+        return MetricSums({"evaluated": float(len(split.users))})
     dtype = torch.get_default_dtype()
     known = histories(split).to(device, dtype)
     shown = settings.history_at_test == "train+validation"
@@ -37,9 +39,9 @@ def evaluate(
     if split.retired is not None:
         candidates &= ~torch.from_numpy(split.retired).to(device)
     total = MetricSums(_degenerate(scores, scores_at_test, candidates, known.lengths() > 0))
-    total += _part(VALIDATION, scores, candidates, split.validation, counts, settings.ks)
+    total += _part(VALIDATION, scores, candidates, split.validation, counts, settings)
     _exclude(candidates, split.validation)
-    return total + _part(TEST, scores_at_test, candidates, split.test, counts, settings.ks)
+    return total + _part(TEST, scores_at_test, candidates, split.test, counts, settings)
 
 
 def as_group(sums: MetricSums, group: str) -> MetricSums:
@@ -74,15 +76,22 @@ def _part(
     candidates: Tensor,
     targets: Targets,
     counts: Tensor | None,
-    ks: Sequence[int],
+    settings: EvaluationSettings,
 ) -> MetricSums:
     rows, items = (torch.from_numpy(one).to(scores.device) for one in (targets.owners, targets.items))
-    above, ties = standing(scores[rows], items, candidates[rows])
+    standings = [standing(scores[one], items[at], candidates[one]) for one, at in _batches(rows, len(scores))]
+    above, ties = (torch.cat(parts) for parts in zip(*standings, strict=True))
     groups = {ALL: torch.ones_like(items, dtype=torch.bool)}
     if counts is not None:
         warm = counts[items] > 0
         groups |= {WARM: warm, COLD: ~warm}
-    return ranking_sums(part, above, ties, groups, ks)
+    return ranking_sums(part, rows, above, ties, groups, settings.ks, settings.metrics)
+
+
+def _batches(rows: Tensor, size: int) -> Iterator[tuple[Tensor, slice]]:
+    """Rows of targets, as many at a time as there are people: several of one person need no more memory."""
+    for start in range(0, max(1, len(rows)), size):
+        yield rows[start : start + size], slice(start, start + size)
 
 
 def _exclude(candidates: Tensor, targets: Targets) -> None:

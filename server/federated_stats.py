@@ -11,16 +11,21 @@ from torch import Tensor
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import RoundAbandoned, RunError
+from tessera.common.metrics.names import VALIDATION
 from tessera.common.metrics.ranking import percentages
+from tessera.common.metrics.records import Ties
 from tessera.common.protocol.messages import BASIS, CONTENT, COUNTS, Ask, Kind
 from tessera.common.protocol.tensors import Tensors
 from tessera.server.aggregate import Aggregate
 from tessera.server.live.publication import publish
 from tessera.server.model_selection import ModelSelection
-from tessera.server.reporting import Reporter
+from tessera.server.reporting import Reporter, ties
 from tessera.server.strategies.base import Strategy
 from tessera.server.tasks import Tasks
 from tessera.server.views.spectral_init import leading_vectors
+
+MUST_HOLD_OUT = ("given", "time", "random")
+"""Splits that hold something out for validation wherever they fit the data."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,16 @@ class Statistics:
         """People who are there to train."""
         return self.answer.update.sums["users"]
 
+    @property
+    def validated(self) -> bool:
+        """Whether anybody has an event for validation."""
+        return self.answer.update.sums[VALIDATION] > 0
+
+    @property
+    def ties(self) -> Ties | None:
+        """How many targets time does not decide on, as far as it is known."""
+        return ties(self.answer.update.sums)
+
 
 def item_statistics(tasks: Tasks, n_items: int) -> Statistics:
     """Wait for the clients, and ask all for their sums. Raises `RunError` where nobody is there to train."""
@@ -48,6 +63,15 @@ def item_statistics(tasks: Tasks, n_items: int) -> Statistics:
     answer = tasks.send("item_statistics", counts={COUNTS: torch.Size([n_items])})
     if not answer.update.sums["users"]:
         raise RunError("no device has anybody to train")
+    if (
+        not answer.update.sums[VALIDATION]
+        and tasks.settings.data.split in MUST_HOLD_OUT
+        and not tasks.settings.asks_questions
+    ):
+        raise RunError(
+            f"nobody has an event for validation by data.split {tasks.settings.data.split}, so no round can be selected: "
+            "check the dates, shares or the data's own split, or set data.split to everything"
+        )
     return _statistics(answer, began)
 
 

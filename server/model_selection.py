@@ -32,13 +32,15 @@ class Best(BaseModel):
 class ModelSelection:
     """Compares the rounds of a run by their evaluations, and says when there is nothing better to wait for.
 
-    `people` are how many there are to evaluate, `told` is the best round that the clients have heard of.
+    `people` are how many there are to evaluate; where none of them is `validated`, the last round is the best. `told` is the
+    best round that the clients have heard of.
     """
 
     def __init__(self, settings: Settings, patience: int) -> None:
         self.settings, self.patience = settings, patience
         self.best: Best | None = None
         self.people = 0.0
+        self.validated = True
         self.told = 0
         self._short = 0
 
@@ -61,7 +63,8 @@ class ModelSelection:
 
     def _worth(self, round: int, scores: Scores) -> float:
         """What a round is selected by. Devices that answer questions go by the last one: a merge is good for what follows."""
-        return float(round) if self.settings.asks_questions else scores.get(criterion(self.settings), 0.0)
+        last = self.settings.asks_questions or not self.validated
+        return float(round) if last else scores.get(criterion(self.settings), 0.0)
 
     def _everybody(self, round: int, evaluated: float) -> bool:
         """Whether all people were evaluated: scores of others are not comparable, and make no round the best.

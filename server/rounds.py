@@ -8,7 +8,7 @@ from tessera.server.dispatch import Dispatcher
 from tessera.server.federated_stats import Evaluations, item_statistics, spectral_start
 from tessera.server.live.pace import Pace
 from tessera.server.model_selection import ModelSelection
-from tessera.server.reporting import Reporter, ties
+from tessera.server.reporting import Reporter
 from tessera.server.run_folder import RunFolder
 from tessera.server.strategies.base import Strategy
 from tessera.server.tasks import Tasks
@@ -34,7 +34,7 @@ def run_rounds(
 
     # 2. Ask who is there, and where the embeddings start.
     statistics = item_statistics(tasks, len(catalogue))
-    selection.people, reporter.ties = statistics.people, ties(statistics.answer.update.sums)
+    selection.people, selection.validated, reporter.ties = statistics.people, statistics.validated, statistics.ties
     if tasks.round == folder.first:
         reporter.statistics(statistics.answer, statistics.seconds, dispatcher.groups)
         spectral_start(tasks, strategy, statistics, len(catalogue), settings)

@@ -13,7 +13,9 @@ from tessera.client.histories import Histories
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.data.interactions import Split
 from tessera.common.errors import DataError
-from tessera.common.metrics.ranking import ndcg, standing
+from tessera.common.metrics.names import NDCG
+from tessera.common.metrics.ranking import standing
+from tessera.common.metrics.several import person_values
 
 Grid = Mapping[str, Sequence[Any]]
 """Hyperparameters and the values to try of each."""
@@ -69,4 +71,5 @@ def validation_ndcg(scores: Tensor, histories: Histories, split: Split, k: int =
     if not len(rows):
         raise DataError("nobody has a validation item, so there is nothing to choose by")
     above, ties = standing(scores[rows], targets, ~histories.mask()[rows])
-    return float(ndcg(above, ties, k).mean())
+    _, values = person_values(rows, above, ties, (NDCG,), (k,))
+    return float(values[NDCG, k].mean())

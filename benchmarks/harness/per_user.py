@@ -23,7 +23,8 @@ from tessera.common.config.settings import EvaluationSettings, LocalSettings
 from tessera.common.data.interactions import Split
 from tessera.common.errors import RunError
 from tessera.common.metrics.names import ALL, COVERAGE, HR, NDCG, TEST, USERS, MetricName, Scores
-from tessera.common.metrics.ranking import hit_rate, ndcg, standing
+from tessera.common.metrics.ranking import standing
+from tessera.common.metrics.several import person_values
 from tessera.common.utils.atomic_files import PRIVATE, write_bytes
 from tessera.common.utils.tables import read_table
 from tessera.common.utils.torch_device import resolve_device
@@ -85,15 +86,17 @@ def ranked(scorer: Scorer, split: Split, counts: Tensor, settings: EvaluationSet
     best = scores.masked_fill(~candidates, -torch.inf).topk(min(k, split.n_items), dim=1)
     covered = torch.zeros(split.n_items, dtype=torch.bool, device=counts.device)
     covered[best.indices[best.values > -torch.inf]] = True
-    rows = split.test.owners
-    targets, places = torch.from_numpy(split.test.items).to(counts.device), torch.from_numpy(rows).to(counts.device)
+    places, targets = (torch.from_numpy(one).to(counts.device) for one in (split.test.owners, split.test.items))
     above, ties = standing(scores[places], targets, candidates[places])
+    people, values = person_values(places, above, ties, (HR, NDCG), (k,))
+    rows, warm = people.cpu().numpy(), torch.zeros(len(split.users), dtype=torch.bool, device=counts.device)
+    warm[places[counts[targets] > 0]] = True
     columns = {
         "user": [split.users[row] for row in rows],
         "activity": np.diff(split.offsets)[rows],
-        "warm": (counts[targets] > 0).cpu().numpy(),
-        "hr": (100 * hit_rate(above, ties, k).double()).cpu().numpy(),
-        "ndcg": (100 * ndcg(above, ties, k).double()).cpu().numpy(),
+        "warm": warm[people].cpu().numpy(),
+        "hr": (100 * values[HR, k].double()).cpu().numpy(),
+        "ndcg": (100 * values[NDCG, k].double()).cpu().numpy(),
     }
     return PerUserResults(pl.DataFrame(columns, schema_overrides={"user": pl.String}), covered.cpu())
 

@@ -18,6 +18,7 @@ from tessera.client.recommend import Personal
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import load_interactions
+from tessera.common.data.splits import make_split
 from tessera.common.errors import ConfigError, DataError, TesseraError
 from tessera.common.metrics.names import Scores, names_in, written
 from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
@@ -212,7 +213,7 @@ class Session:
         dataset, k = prepared_dataset(settings.data, self.data), max(settings.evaluation.ks)
         quick = self.bench.quick is not None
         catalogue = load_catalogue(dataset)
-        split = load_interactions(dataset, len(catalogue)).split(given=settings.data.split == "given")
+        split = make_split(load_interactions(dataset, len(catalogue)), settings.data, settings.seed)
         found: dict[int, Scores] = {}
 
         def inspect(baseline: "Baseline", seed: int) -> None:

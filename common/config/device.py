@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tessera.common.config.components import Strategy
+from tessera.common.config.moments import Moment
 from tessera.common.config.settings import (
     EvaluationSettings,
     LocalSettings,
@@ -15,9 +16,10 @@ from tessera.common.config.settings import (
     Operator,
     PrivacySettings,
     Settings,
+    SplitName,
     WireSettings,
 )
-from tessera.common.registry.component import ComponentSettings, Fraction, FrozenSettings, Positive, Rate, Seed
+from tessera.common.registry.component import ComponentSettings, Fraction, FrozenSettings, Positive, Rate, Seed, Share
 from tessera.common.registry.strategies import STRATEGIES, StrategySpec
 
 LENIENT = {"lenient": True}
@@ -28,7 +30,12 @@ class SplitSettings(FrozenSettings):
     """What the data are, and how people's events are split: see `tessera.common.config.settings.DataSettings`."""
 
     kind: str
-    split: Literal["leave-one-out", "given"] = "leave-one-out"
+    split: SplitName = "leave-one-out"
+    validation_from: Moment | None = None
+    test_from: Moment | None = None
+    validation_share: Share | None = None
+    test_share: Share | None = None
+    split_seed: Seed = 0
     cold_items: Annotated[float, Field(ge=0, le=0.25)] = 0.0
     cold_users: Rate = 0.0
 

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 CONVERSION = ("min_user_events", "min_item_events", "min_rating", "user_share", "shop_seed", "encode")
 """Settings of the data that say how raw ones are converted."""
+SPLITS = {
+    "time": ("validation_from", "test_from"),
+    "random": ("validation_share", "test_share", "split_seed"),
+    "everything": ("validation_share", "split_seed"),
+}
+"""What the splits that need more than their name use."""
 MASKABLE = ("float32", "int16")
 """Formats of gradients that can be added up under masks."""
 Reasons = dict[str, str]
@@ -98,6 +104,16 @@ def _conversion(settings: "Settings") -> Reasons:
         if key not in used:
             users = [name for name, spec in CONVERTERS.known().items() if key in spec.options]
             found[f"data.{key}"] = f"data of the kind {kind} do not use it, those of {_and(users)} do"
+    return found
+
+
+def _split(settings: "Settings") -> Reasons:
+    """What only other splits use."""
+    used, found = SPLITS.get(settings.data.split, ()), Reasons()
+    for key in ("validation_from", "test_from", "validation_share", "test_share", "split_seed"):
+        if key not in used:
+            able = _and(name for name, keys in SPLITS.items() if key in keys)
+            found[f"data.{key}"] = f"data.split {settings.data.split} does not use it, {able} would"
     return found
 
 
@@ -205,6 +221,7 @@ def _adapters(settings: "Settings") -> Reasons:
 
 RULES: tuple[Callable[["Settings"], Reasons], ...] = (
     _conversion,
+    _split,
     _groups,
     _spectral_start,
     _start,

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model
 from tessera.common.config.components import Backbone, ContentEncoder, Loss, Method, Strategy
 from tessera.common.config.effects import no_secure_sums, prune, without_effect
 from tessera.common.config.federation import FederationSettings, SimulationSettings
+from tessera.common.config.moments import Moment, moment
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.component import (
     Amount,
@@ -21,6 +22,7 @@ from tessera.common.registry.component import (
     Positive,
     Rate,
     Seed,
+    Share,
     Step,
 )
 from tessera.common.registry.converters import CONVERTED, CONVERTERS
@@ -37,6 +39,7 @@ TOWER_DIM = 64
 """Size of the vectors that all towers give, and of the shared space in which they lie."""
 DeviceClass = Literal["tiny", "small", "base"]
 Operator = Literal["sum", "mlp", "gate", "attention", "concat"]
+SplitName = Literal["leave-one-out", "given", "time", "random", "everything"]
 Codec = Literal["float32", "float16", "bfloat16", "int16", "int8", "1%", "4%", "15%"]
 
 
@@ -80,8 +83,21 @@ class DataSettings(FrozenSettings):
     """Events rated lower are left out."""
     user_share: Fraction = 1.0
     """Share of the users who are kept, drawn by a hash of their id, before anything is left out."""
-    split: Literal["leave-one-out", "given"] = "leave-one-out"
-    """Which events are held out: of each user the last for the test and the last but one for validation, or as the data say."""
+    split: SplitName = "leave-one-out"
+    """Which events are held out. leave-one-out: of each user the last for the test and the last but one for validation. given:
+    as the data say. time: those from `test_from` on for the test, those from `validation_from` until then. random: shares of
+    each user's events. everything: none for the test, for a run whose model is to be used."""
+    validation_from: Moment | None = None
+    """With split time: when validation begins, an ISO 8601 date or time, or a number in the unit of the data's timestamps."""
+    test_from: Moment | None = None
+    """The same of the test."""
+    validation_share: Share | None = None
+    """With split random: the share of each user's events, 0.1 by default. With split everything: the share of the users whose
+    last event is for validation, by which the round is selected; 0 by default, and then the last round is."""
+    test_share: Share | None = None
+    """With split random: the share of each user's events, 0.1 by default."""
+    split_seed: Seed = 0
+    """What is drawn by it: the events of split random, the users of split everything. The same for runs of all seeds."""
     cold_items: Annotated[float, Field(ge=0, le=0.25)] = 0.0
     """Share of the items that nobody's training knows, drawn by seed, on which people are tested; validation has another such
     share, so that no round is chosen on the items of the test. It replaces `split`."""
@@ -94,8 +110,15 @@ class DataSettings(FrozenSettings):
 
     @model_validator(mode="after")
     def _one_split(self) -> "DataSettings":
-        if self.cold_items and self.split == "given":
+        if self.cold_items and self.split != "leave-one-out":
             raise ValueError("cold_items replaces the split: leave split out")
+        begins = [moment(one) for one in (self.validation_from, self.test_from) if one is not None]
+        if self.split == "time" and (
+            len(begins) < 2 or begins[0].unit != begins[1].unit or begins[0].value >= begins[1].value
+        ):
+            raise ValueError("split time needs validation_from and, later, test_from: two dates, or two numbers")
+        if self.split == "random" and (self.validation_share or 0.0) + (self.test_share or 0.0) >= 1:
+            raise ValueError("validation_share and test_share leave nothing to train on: lower them")
         return self
 
 
@@ -198,12 +221,21 @@ class EvaluationSettings(FrozenSettings):
     """Rounds from one evaluation to the next; the last round is always evaluated."""
     ks: Annotated[tuple[Positive, ...], Field(min_length=1), OnceEach] = (10, 20, 50)
     """Lengths of the lists for which hits and gains are reported; the longest selects the round."""
+    metrics: Annotated[tuple[Literal["hr", "ndcg", "recall", "mrr", "map"], ...], OnceEach] = ("hr", "ndcg")
+    """What is reported at each of `ks`. With one target a person recall is hr, and map is mrr; with several, hr asks whether
+    any is found, recall which share, and ndcg and map are of all of them."""
     patience: Natural = 0
     """Evaluations without a better validation NDCG before the run stops early; 0 never stops it."""
     history_at_test: Literal["train", "train+validation"] = "train"
     """What is known of a person at the test; with the validation event, as it is in life."""
     baselines: bool = True
     """Whether trivial methods are scored on the same people: random, popularity, content."""
+
+    @model_validator(mode="after")
+    def _what_rounds_are_chosen_by(self) -> "EvaluationSettings":
+        if missing := {"hr", "ndcg"} - set(self.metrics):
+            raise ValueError(f"metrics lacks {min(missing)}: rounds are chosen by ndcg, and tables show hr beside it")
+        return self
 
 
 class WireSettings(FrozenSettings):

@@ -152,7 +152,7 @@ class Interactions:
             return self.split_by(self.parts)
         parts, last = np.zeros(len(self), dtype=np.uint8), self.offsets[1:][np.diff(self.offsets) >= 3] - 1
         parts[last], parts[last - 1] = Part.TEST, Part.VALIDATION
-        return self.split_by(parts, self._tied())
+        return self.split_by(parts, self.tied())
 
     def split_by(self, parts: NDArray[np.uint8], tied: NDArray[np.bool_] | None = None) -> Split:
         """Split by each event's part, [n_events] of `Part` or `NO_PART`; `tied` [n_events] marks those in theirs by chance."""
@@ -169,14 +169,14 @@ class Interactions:
 
     def split_last(self, parts: NDArray[np.uint8]) -> Split:
         """The same, where only a user's last event of a part is held out for it; the others are in no part."""
-        kept, tied = np.where(parts == Part.TRAIN, parts, NO_PART), self._tied(parts)
+        kept, tied = np.where(parts == Part.TRAIN, parts, NO_PART), self.tied(parts)
         for part in (Part.VALIDATION, Part.TEST):
             rows = np.flatnonzero(parts == part)
             last = rows[np.flatnonzero(np.diff(self.owners[rows], append=-1))]
             kept[last] = part
         return self.split_by(kept, tied)
 
-    def _tied(self, among: NDArray[np.uint8] | None = None) -> NDArray[np.bool_]:
+    def tied(self, among: NDArray[np.uint8] | None = None) -> NDArray[np.bool_]:
         """Which events have the time of another of the same user, where given of the same part `among` [n_events]."""
         columns = {"owner": self.owners, "timestamp": self.timestamps} | ({} if among is None else {"among": among})
         return pl.DataFrame(columns).is_duplicated().to_numpy()

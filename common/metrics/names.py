@@ -6,7 +6,7 @@ BASELINE   whose figure it is where it is not the run's own: a trivial ranking, 
 PART       which items are asked for (validation, test) or, of devices that answer questions, how the device stands (before or
            after a merge, local, global, chance, frozen)
 GROUP      of whom or of what: all, warm and cold items, new-users, quartiles q1 to q4; self, others and validation questions
-METRIC     hr, ndcg, coverage, accuracy, auc; users counts whom the others are means over
+METRIC     hr, ndcg, recall, mrr, map, coverage, accuracy, auc; users counts whom the others are means over
 K          how many items are looked at, where the metric depends on it
 """
 
@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, PlainSerializer
 from tessera.common.errors import DataError
 
 USERS, HR, NDCG, ACCURACY, AUC, COVERAGE = "users", "hr", "ndcg", "accuracy", "auc", "coverage"
+RECALL, MRR, MAP = "recall", "mrr", "map"
 """Metrics; AUC is the mean of the accuracies of a run's evaluations (A_AUC, Koh et al. 2022)."""
 VALIDATION, TEST, BEFORE = "validation", "test", "before"
 """Parts that runs are selected and reported on."""

@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 
 from tessera.common.metrics.names import HR, NDCG, USERS, MetricName
+from tessera.common.metrics.several import person_values
+from tessera.common.metrics.single import hit_rate, ndcg
+
+__all__ = ["MetricSums", "hit_rate", "ndcg", "percentages", "ranking_means", "ranking_sums", "standing"]
 
 
 @dataclass(frozen=True)
@@ -61,27 +65,32 @@ def standing(scores: Tensor, targets: Tensor, candidates: Tensor) -> tuple[Tenso
     return above.long(), ties.long()
 
 
-def hit_rate(above: Tensor, ties: Tensor, k: int) -> Tensor:
-    """Expected HR@k of each user, [n_users]: the share of the tied positions that lie within the first k."""
-    return (k - above).clamp(min=0).minimum(ties) / ties
+def ranking_sums(
+    part: str,
+    owners: Tensor,
+    above: Tensor,
+    ties: Tensor,
+    groups: Mapping[str, Tensor],
+    ks: Sequence[int],
+    metrics: Sequence[str] = (HR, NDCG),
+) -> MetricSums:
+    """Sum metrics of a part over the people of each group, and count these people.
 
-
-def ndcg(above: Tensor, ties: Tensor, k: int) -> Tensor:
-    """Expected NDCG@k of each user with one target, [n_users]: the mean of 1 / log2(position + 2) over tied positions."""
-    gains = 1 / torch.log2(torch.arange(k, dtype=torch.float64, device=above.device) + 2)
-    before = torch.cat([gains.new_zeros(1), gains.cumsum(0)])
-    first, last = above.clamp(max=k), (above + ties).clamp(max=k)
-    return (before[last] - before[first]) / ties
-
-
-def ranking_sums(part: str, above: Tensor, ties: Tensor, groups: Mapping[str, Tensor], ks: Sequence[int]) -> MetricSums:
-    """Sum HR@k and NDCG@k of a part over the users of each group, boolean masks [n_users], and count these users."""
+    `owners` [n_targets] are rows of people, sorted. Groups are boolean masks [n_targets]: a person is in one with the targets
+    of theirs that are, and those alone are asked for there.
+    """
     sums: dict[MetricName, float] = {}
-    values = {(HR, k): hit_rate(above, ties, k) for k in ks} | {(NDCG, k): ndcg(above, ties, k) for k in ks}
+    single = not bool((owners[1:] == owners[:-1]).any())
+    _, values = person_values(owners, above, ties, metrics, ks) if single else (None, {})
     for group, members in groups.items():
-        sums[MetricName(part, group, USERS)] = float(members.sum())
-        for (metric, k), each in values.items():
-            sums[MetricName(part, group, metric, k)] = float(each[members].double().sum())
+        if single:
+            count, own = float(members.sum()), {name: each[members] for name, each in values.items()}
+        else:
+            people, own = person_values(owners[members], above[members], ties[members], metrics, ks)
+            count = float(len(people))
+        sums[MetricName(part, group, USERS)] = count
+        for (metric, k), each in own.items():
+            sums[MetricName(part, group, metric, k)] = float(each.double().sum())
     return MetricSums.of_metrics(sums)
 
 

@@ -6,8 +6,6 @@ from tessera.common.config.device import DeviceSettings
 from tessera.common.metrics.names import (
     ALL,
     COLD,
-    HR,
-    NDCG,
     NEW_USERS,
     TEST,
     UNTRAINED,
@@ -51,7 +49,7 @@ def _scores(kind: Kind, settings: DeviceSettings, inputs: Collection[str]) -> li
     if settings.data.cold_users:
         groups += [NEW_USERS, UNTRAINED]
     parts = [(part, group) for part in (VALIDATION, TEST) for group in groups]
-    ranked = [(metric, k) for metric in (HR, NDCG) for k in settings.evaluation.ks]
+    ranked = [(metric, k) for metric in settings.evaluation.metrics for k in settings.evaluation.ks]
     return [MetricName(*part, USERS) for part in parts] + [MetricName(*part, *one) for part in parts for one in ranked]
 
 

@@ -12,6 +12,16 @@ from tessera.common.registry.losses import LOSSES
 from tessera.common.utils.atomic_files import digest, read_json
 
 VARIABLE = "TESSERA_DATA"
+NO_CONVERSION = {
+    "cold_items",
+    "cold_users",
+    "validation_from",
+    "test_from",
+    "validation_share",
+    "test_share",
+    "split_seed",
+}
+"""Settings of the data that change nothing about a conversion."""
 
 
 def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Path("prepared")) -> Path:
@@ -33,7 +43,7 @@ def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Pa
         if read_json(source / DATASET).get("kind") != settings.kind:
             raise DataError(f"{source} is a converted dataset, but not of the kind {settings.kind}")
         return source
-    kept = settings.model_dump_json(exclude={"cold_items", "cold_users"})
+    kept = settings.model_dump_json(exclude=NO_CONVERSION)
     key = digest((kept + json.dumps(_listing(source))).encode())[:12]
     destination = cache / f"{Path(settings.folder).name}-{key}"
     if not (destination / DATASET).is_file():
