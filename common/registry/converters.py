@@ -66,6 +66,11 @@ CONVERTERS: Registry[ConverterSpec] = Registry(
             "a folder with inter.csv of the FedVLR authors, whose split is kept, and features",
             f"{_HERE}.fedvlr_release:read_fedvlr",
         ),
+        "recbole": ConverterSpec(
+            "a folder with RecBole's atomic files: NAME.inter, or NAME.train, .valid and .test.inter, optionally NAME.item",
+            f"{_HERE}.recbole:read_recbole",
+            (*LEAST, "min_rating", "user_share", "in_order", "encode"),
+        ),
         "sequences": ConverterSpec(
             "a text file, or a folder with one, of lines 'user item item ...', oldest item first",
             f"{_HERE}.sequences:read_sequences",
