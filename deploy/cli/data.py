@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tessera.common.config.loading import load_settings
+from tessera.common.data.catalogue import DATASET
 from tessera.common.datasets import Options, convert, convert_shop, describe
 from tessera.common.datasets.demo_shop import N_ITEMS, N_USERS
 from tessera.common.datasets.published_counts import in_the_paper, verdict
@@ -27,7 +28,7 @@ app.command("encode", epilog=EPILOG)(encode_command)
 app.add_typer(catalogue_app, name="catalogue")
 
 SHOP_EPILOG = "Example: tessera data shop data/shop --items 1600 --users 500 --seed 0"
-DESCRIBE_EPILOG = "Example: tessera data describe data/ml"
+DESCRIBE_EPILOG = "Examples: tessera data describe data/ml   |   tessera data describe raw/ml-1m"
 CONVERT_EPILOG = (
     "Examples: tessera data convert movielens raw/ml-latest-small data/ml --images   |   "
     "tessera data convert table events.parquet data/mine --user-column customer --item-column sku --encode builtin"
@@ -156,9 +157,29 @@ def partition_command(
 
 
 @app.command("describe", epilog=DESCRIBE_EPILOG)
-def describe_command(folder: Path) -> None:
-    """Say what the dataset in FOLDER holds, where it comes from and how it is split."""
-    _show(folder)
+def describe_command(folder: Annotated[Path, typer.Argument(help="A dataset, or raw data.")]) -> None:
+    """Say what the dataset in FOLDER holds, where it comes from and how it is split; of raw data, which converter fits."""
+    if (folder / DATASET).exists():
+        _show(folder)
+    else:
+        _recognised(folder)
+
+
+def _recognised(source: Path) -> None:
+    """Say which converters fit raw data, and how they are called. Raises `DataError` where none does."""
+    from tessera.common.datasets.recognise import recognise
+
+    found = recognise(source)
+    if not found:
+        raise DataError(
+            f"{source} holds neither a dataset (there is no {DATASET}) nor raw data of a known kind: make a table of events "
+            "with the columns user and item (events.csv), or see tessera data kinds"
+        )
+    console.print(
+        f"{source} holds raw data, not a dataset. To convert it:", markup=False, highlight=False, soft_wrap=True
+    )
+    for fit in found:
+        console.print(f"    {fit.command}\n        {fit.why}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _encoder(encode: str | None, pretrained: str | None) -> Encoder | None:
