@@ -167,6 +167,7 @@ class Evaluations:
         """
         if self.tasks.dispatcher.outdated and (found := recount(self.tasks, len(self.catalogue))):  # people have come
             self.statistics, self.selection.people, self.tells_counts = found, found.people, False
+            self.selection.validated = found.validated
         if not self.goes_along:
             self.finish()
         also = tuple(Ask(*due) for due in self.due.items())
