@@ -19,6 +19,7 @@ from tessera.common.registry.component import (
     Fraction,
     FrozenSettings,
     Natural,
+    OnceEach,
     Positive,
     Rate,
     Seed,
@@ -47,17 +48,6 @@ def _known_kind(name: str) -> str:
     if name != CONVERTED and name not in CONVERTERS:
         raise ValueError(f"there is no kind of data {name!r}; known are {', '.join((CONVERTED, *CONVERTERS))}")
     return name
-
-
-def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    for place, value in enumerate(values):
-        if value in values[:place]:
-            raise ValueError(f"{value!r} is given twice: leave one")
-    return values
-
-
-OnceEach = AfterValidator(_each_once)
-"""Of a tuple whose values differ."""
 
 
 def _ready_encoder(name: str) -> str:

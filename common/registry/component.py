@@ -4,9 +4,9 @@ A component's own settings extend `ComponentSettings`; a component that has none
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**31)]
@@ -17,6 +17,17 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Amount = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
 Step = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 """Rates, sizes and times. All of these fit into the 32 or 64 bits that they are computed in."""
+
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise ValueError(f"{value!r} is given twice: leave one")
+    return values
+
+
+OnceEach = AfterValidator(_each_once)
+"""Of a tuple whose values differ."""
 
 
 class FrozenSettings(BaseModel):
