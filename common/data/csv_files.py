@@ -63,10 +63,12 @@ class CsvFile:
 
     def explained(self, error: Exception) -> DataError:
         """Say in which line a table could not be read, and what to do about it."""
+        written = text_lines(self.path)
         for line, row in self._rows():
-            if isinstance(row, str):
+            if isinstance(row, str) or (written[line - 1].count('"') % 2 and "\n" not in "".join(row)):
+                why = row if isinstance(row, str) else "a quote within a field"
                 remedy = 'put a field with quotes into quotes, and write each quote in it twice ("12"" vinyl")'
-                return DataError(f"{self.path} line {line} is no row of a CSV file ({row}): {remedy}")
+                return DataError(f"{self.path} line {line} is no row of a CSV file ({why}): {remedy}")
             if len(row) > len(self.columns):
                 remedy = f"put a field with {SEPARATORS[self.separator]} in it into quotes, or remove what is too much"
                 return DataError(f"{self.path} line {line} has {len(row)} fields, not {len(self.columns)}: {remedy}")

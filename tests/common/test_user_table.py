@@ -201,7 +201,7 @@ def test_parquet_times(tmp_path: Path) -> None:
             "user,item\nu,tea\nu,cup,oops\n",
             r"events.csv line 3 has 3 fields, not 2: put a field with commas",
         ),
-        ("items.csv", 'item,title\ntea,\ncup,12" vinyl\n"x,\n', r"items.csv line 4 is no row of a CSV file .*twice"),
+        ("items.csv", 'item,title\ntea,\ncup,12" vinyl\n"x,\n', r"items.csv line 3 is no row of a CSV file .*twice"),
         (
             "events.csv",
             "user,item,split\nu,tea,later\n",
