@@ -63,7 +63,7 @@ def test_shop(tmp_path: Path) -> None:
     [
         (
             ("shop", "-", "out", "--min-rating", "1"),
-            "--min-rating has no effect on .*shop.* for movielens, amazon, table",
+            "--min-rating has no effect on .*shop.* for movielens, amazon, recbole, table",
         ),
         (("fedvlr", "ku", "out", "--min-user-events", "5"), "--min-user-events has no effect on .*fedvlr"),
         (("movielens", "nowhere", "out"), "nowhere does not exist"),
