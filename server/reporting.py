@@ -124,6 +124,7 @@ class Reporter:
             "name": self.settings.name,
             "seed": self.settings.seed,
             "rounds": round,
+            "first": self.folder.first or None,
             "selected_round": best.round if best else None,
             "scores": (best.scores if best else {}) | areas(self.folder.path),
             "baselines": self.baselines,

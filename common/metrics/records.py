@@ -178,6 +178,8 @@ class ResultRecord(_Traffic):
     """Its seed."""
     rounds: int
     """The last round."""
+    first: int | None = None
+    """The round of another run that this one went on from; left out where it began by itself."""
     selected_round: int | None = None
     """The round that validation selected; left out where none was evaluated."""
     scores: Scores
@@ -195,10 +197,15 @@ class ResultRecord(_Traffic):
     strategy: dict[str, JsonValue] = {}
     """What the strategy adds, such as who learns from whom (relevance)."""
 
+    @property
+    def trained(self) -> int:
+        """How many rounds the run itself trained."""
+        return self.rounds - (self.first or 0)
+
     def sentence(self) -> str:
         """Where the run ended, and which round was selected."""
         selected = f"; round {self.selected_round} was selected" if self.selected_round else ""
-        told = f"the run ended after {self.rounds} rounds and {self.seconds:.1f} s{selected}"
+        told = f"the run ended after {self.trained} rounds and {self.seconds:.1f} s{selected}"
         return f"{told}; epsilon {told_epsilon(self.epsilon)}"
 
 

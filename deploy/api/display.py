@@ -174,7 +174,7 @@ def privacy_line(result: ResultRecord, settings: Settings) -> str:
     told += "of each person's uploads" if settings.privacy.noise == "local" else "of the sums that the server sees"
     most = settings.privacy.max_epsilon
     ended = (
-        f"; another round would pass privacy.max_epsilon {most:g}" if most and result.rounds < settings.rounds else ""
+        f"; another round would pass privacy.max_epsilon {most:g}" if most and result.trained < settings.rounds else ""
     )
     return f"{told}; counts of items and evaluations have no noise{ended}"
 
@@ -239,7 +239,7 @@ def summary(result: ResultRecord) -> dict[str, Any]:
     traffic = {name: value for name, value in told.items() if name.startswith("bytes_")}
     seconds = {
         "seconds": round(result.seconds, 1),
-        "seconds_per_round": round(result.seconds / max(1, result.rounds), 3),
+        "seconds_per_round": round(result.seconds / max(1, result.trained), 3),
     }
     private = {"epsilon": "none" if result.epsilon is None else round(result.epsilon, 3)}
     private |= {"delta": result.delta} if result.delta else {}

@@ -14,6 +14,7 @@ from tessera.client.recommend import Personal
 from tessera.common.data.catalogue import Catalogue, Features, load_catalogue
 from tessera.common.data.interactions import load_interactions
 from tessera.common.errors import ConfigError, RunError
+from tessera.common.metrics.records import read_result
 from tessera.common.utils.atomic_files import read_json, read_tensors
 from tessera.deploy.executors import inline
 from tessera.deploy.executors.run import make_job, run_job
@@ -100,6 +101,8 @@ def test_a_run_that_is_continued_with_nothing_changed_is_the_run_that_never_stop
             torch.testing.assert_close(other[user][name], value, msg=f"{user} {name}", **near)
     evaluated = [line["round"] for line in read_metrics(second) if line["kind"] == "evaluation"]
     assert evaluated == [3, 4, 6]
+    result = read_result(second)
+    assert (result.first, result.rounds, result.trained) == (3, 6, 3)
     assert read_json(second / "origin.json")["continues"] == [[RunFolder.look(first).run, 3]]
 
 
