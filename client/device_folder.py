@@ -157,14 +157,16 @@ class DeviceFolder:
             write_json(path, note.model_dump(mode="json"))
         return replace(task, durable=(*task.durable, *(moment.round for moment in note.kept)))
 
-    def conclude(self, task: Task) -> None:
+    def conclude(self, task: Task) -> RunNote:
         """Note which tensors belong to the state that `task` left, and drop those that no run needs any more."""
         path = self.private(task.run) / NOTE
         now = Moment(round=task.round, tensors=task.tensors)
         before = self._note(path) or RunNote(run=task.run, views=task.views, settings=task.settings, last=now)
-        write_json(path, before.after(task).model_dump(mode="json"))
+        note = before.after(task)
+        write_json(path, note.model_dump(mode="json"))
         sweep(path.parent)
         self.tidy()
+        return note
 
     def tidy(self) -> None:
         """Drop the tensors that no run needs any more."""

@@ -179,7 +179,7 @@ class Store:
     def version(self) -> Version:
         """What tells the files that are here now from those of another moment: each is written anew when it changes."""
         found = []
-        for path in self.folder.glob("block-*/round-*"):
+        for path in (*self.folder.glob("block-*/round-*"), *self.folder.glob("refreshed/*")):
             with suppress(FileNotFoundError):  # another process has just dropped it
                 stat = path.stat()
                 found.append((str(path), stat.st_ino, stat.st_mtime_ns))
@@ -254,31 +254,33 @@ def _users(source: str | Path, metadata: dict[str, str]) -> tuple[str, ...]:
 
 def write_state(path: Path, state: PrivateState) -> None:
     """Write a state as safetensors, which say whose it is. Raises `StorageError`."""
-    write_tensors(path, *_tensors(state), PRIVATE)
+    write_tensors(path, *state_tensors(state), PRIVATE)
 
 
 def pack_state(state: PrivateState) -> bytes:
     """What `write_state` writes."""
-    return b"".join(pack_tensors(*_tensors(state)))
+    return b"".join(pack_tensors(*state_tensors(state)))
 
 
 def read_state(path: Path) -> PrivateState:
     """Read what `write_state` wrote. Raises `DamagedError`, or `DataError` for a file that was written by something else."""
-    return _state(path, *read_tensors(path))
+    return state_of(path, *read_tensors(path))
 
 
 def unpack_state(content: bytes, source: str) -> PrivateState:
     """The same of what a file that is called `source` holds."""
-    return _state(source, *unpack_tensors(content, source))
+    return state_of(source, *unpack_tensors(content, source))
 
 
-def _tensors(state: PrivateState) -> tuple[dict[str, Tensor], dict[str, str]]:
+def state_tensors(state: PrivateState) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and metadata of a state's file."""
     tensors = {f"parameter/{name}": value for name, value in state.parameters.items()}
     tensors |= {f"optimizer/{name}": value for name, value in state.optimizer.items()}
     return tensors, {"users": json.dumps(state.users)}
 
 
-def _state(source: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> PrivateState:
+def state_of(source: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> PrivateState:
+    """The state that the tensors and metadata of the file `source` are of. Raises `DataError`."""
     users = _users(source, metadata)
     groups: dict[str, dict[str, Tensor]] = {"parameter": {}, "optimizer": {}}
     for name, value in tensors.items():

@@ -15,11 +15,12 @@ from torch.nn.functional import pad
 from tessera.client import cohort
 from tessera.client.backbones import make_backbone
 from tessera.client.histories import Histories, histories
+from tessera.client.people.refresh import Refreshed, refreshed
 from tessera.client.private_state import PrivateState, Store, Version
 from tessera.client.published.model import held_model, popularity
 from tessera.client.recommendation import RecommendationClient, blocks
 from tessera.client.router import Routed
-from tessera.client.run_note import RunNote
+from tessera.client.run_note import Moment, RunNote
 from tessera.common.data.interactions import Split
 from tessera.common.errors import DataError
 from tessera.common.protocol.codecs import ITEMS as LISTED
@@ -236,11 +237,16 @@ class Personal:
     def _scored(self, user: str) -> tuple[Histories, Tensor, list[Tensor]]:
         """Everything a person had, their scores [n_items], and each view's part in them, [1, n_items] each."""
         person = self._person(user)
-        known, private = _everything(person.split), person.state.parameters
-        if not len(known.items):
-            raise DataError(f"{user!r} has no event yet: add one with `tessera device add-event`")
+        known, private = self._known(user, person), person.state.parameters
         scores = cohort.scores(private, self.sent, known, self.task.settings.local)[0][0]
         return known, scores, list(self._parts(private, known))
+
+    def _known(self, user: str, person: _Person) -> Histories:
+        """All that a person had. Raises `DataError` for somebody without any event."""
+        known = _everything(person.split)
+        if not len(known.items):
+            raise DataError(f"{user!r} has no event yet: add one with `tessera device add-event`")
+        return known
 
     def _popular(self, user: str, known: Histories, k: int) -> list[Recommendation]:
         """The k most popular items a person has not had, of equally popular ones the first. Raises `DataError`."""
@@ -266,14 +272,28 @@ class Personal:
         if user not in split.users:
             raise DataError(f"user {user!r} is not on this device ({self.device.folder})")
         row = split.users.index(user)
-        store = Store(self.device.private(self.task.run))
-        version = store.version()
+        runs = (self.task.run, *(earlier.run for earlier in self.task.continues))
+        version = tuple(file for run in runs for file in Store(self.device.private(run)).version())
         if (kept := self._read.get(user)) is None or kept[0] != version:
             block = row // self.task.settings.local.batch_users
-            trained = self.device.kept(self.task, (user,), block, self.sent[VIEWS]) is not None
-            kept = version, self.device.state(self.task, (user,), block, self.sent[VIEWS]), trained
+            state = Refreshed(self.device, self.task.run).load(user, self._moment)
+            trained = (state or self.device.kept(self.task, (user,), block, self.sent[VIEWS])) is not None
+            kept = version, state or self.device.state(self.task, (user,), block, self.sent[VIEWS]), trained
             self._read[user] = kept
         return _Person(split.take(np.array([row])), *kept[1:])
+
+    def refresh(self, user: str, steps: int) -> None:
+        """Train a person's private state on by `steps` local steps on all that they had, and keep it for recommendations until
+        these come from another round. Raises `DataError` for a stranger, or somebody without any event."""
+        person = self._person(user)
+        known = self._known(user, person)
+        settings, seed, round = self.task.settings.local, self.task.settings.seed, self.task.round
+        moved = refreshed(person.state, self.sent, known, settings, seed, round + 1, steps)
+        Refreshed(self.device, self.task.run).save(user, self._moment, moved)
+
+    @property
+    def _moment(self) -> Moment:
+        return Moment(round=self.task.round, tensors=self.task.tensors)
 
     def _parts(self, private: dict[str, Tensor], known: Histories) -> Iterator[Tensor]:
         """Each view's part in the scores, [n_users, n_items]: what it adds alone to no view at all, its mean taken off."""

@@ -20,6 +20,7 @@ from tessera.client.base import Client
 from tessera.client.histories import Histories, histories
 from tessera.client.owner.rules import Own
 from tessera.client.people.events import PEOPLE, in_use, load_people
+from tessera.client.people.refresh import Refreshed
 from tessera.client.per_person.training import CohortTraining
 from tessera.client.privacy import without_figures
 from tessera.client.private_state import PrivateState, Store, together
@@ -112,7 +113,9 @@ class RecommendationClient(Client):
         if settings.privacy.distributed and task.kind == "train":
             people_there = np.count_nonzero(np.diff(split.training_users().offsets))
             total = without_figures(total, settings.fraction * people_there)
-        self.conclude(task)
+        note = self.conclude(task)
+        if task.kind == "train":
+            Refreshed(self, task.run).tidy((note.last, *note.kept))
         return total
 
     def sent(self, task: Task, held: Tensors) -> dict[str, Tensor]:

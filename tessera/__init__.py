@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Locked,
         PolicyRefused,
         RunError,
+        RunStopped,
         StorageError,
         TesseraError,
     )
@@ -47,6 +48,7 @@ __all__ = [
     "Recommendations",
     "Result",
     "RunError",
+    "RunStopped",
     "Settings",
     "StorageError",
     "TesseraError",

@@ -7,6 +7,7 @@ An archive is a zip of
     events.csv                      item (its id), title, timestamp and, where the data mark them, part
     states/RUN/ROUND.safetensors    the person's private parameters and the optimiser's moments, after the round that is
                                     recommended by and after the last one
+    refreshed/RUN.safetensors       the same after local steps since the round that is recommended by, where there were any
     ledger.jsonl, policy.yaml       what their device answered, and what it would
 
 and is read with suspicion: nothing of it is unpacked to a path that it names, and what does not fit changes nothing.
@@ -22,18 +23,21 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tessera.client.device_folder import NOTE, POLICY
+from tessera.client.device_folder import NOTE, POLICY, DeviceFolder
 from tessera.client.owner.ledger import LEDGER, Ledger
 from tessera.client.people.events import People, in_use
+from tessera.client.people.refresh import Refreshed
 from tessera.client.private_state import PrivateState, Store, pack_state, unpack_state
-from tessera.client.run_note import RunNote
+from tessera.client.run_note import Moment, RunNote
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import PRIVATE, digest, read_bytes, write_bytes
 
 MANIFEST, EVENTS, README = "manifest.json", "events.csv", "README.txt"
+REFRESHED = "refreshed/{}.safetensors"
 LARGEST = 1 << 30
 """Bytes that an archive may unpack to."""
 STATE = re.compile(r"states/([A-Za-z0-9][A-Za-z0-9._-]*)/(\d{1,9})\.safetensors")
+REFRESHED_STATE = re.compile(r"refreshed/([A-Za-z0-9][A-Za-z0-9._-]*)\.safetensors")
 TEXT = """\
 This is what a device knew of one person: {user}.
 
@@ -55,6 +59,8 @@ class RunFacts(BaseModel):
     shown: int
     tensors: str
     views: tuple[str, ...]
+    refreshed: bool = False
+    """Whether there is a state that was refreshed since the round that is recommended by."""
 
 
 class Manifest(BaseModel):
@@ -96,8 +102,16 @@ def export_person(folder: Path, user: str, path: Path) -> Manifest:
                 if state := Store(note_path.parent).find((user,), round + 1, 0):
                     files[f"states/{note.run}/{round}.safetensors"] = pack_state(state)
                     rounds.append(round)
+            fresh = Refreshed(DeviceFolder(folder), note.run).load(user, note.shown)
+            if fresh:
+                files[REFRESHED.format(note.run)] = pack_state(fresh)
+            shown, views = note.shown, note.views
             runs[note.run] = RunFacts(
-                rounds=tuple(rounds), shown=note.shown.round, tensors=note.shown.tensors, views=note.views
+                rounds=tuple(rounds),
+                shown=shown.round,
+                tensors=shown.tensors,
+                views=views,
+                refreshed=fresh is not None,
             )
         if (folder / LEDGER).exists():
             files[LEDGER] = Ledger(folder).content()
@@ -131,6 +145,8 @@ def import_person(folder: Path, path: Path) -> Imported:
         for run, facts in manifest.runs.items():
             if why := _put(folder, run, facts, states.get(run, {})):
                 left_out[run] = why
+            elif facts.refreshed and (content := files.get(REFRESHED.format(run))):
+                _put_refreshed(folder, run, facts, unpack_state(content, str(path)))
         people.take_in(manifest.user, rows, parts)
         return Imported(manifest.user, len(rows), tuple(run for run in manifest.runs if run not in left_out), left_out)
 
@@ -146,6 +162,13 @@ def _put(folder: Path, run: str, facts: RunFacts, states: dict[int, PrivateState
     for round, state in sorted(states.items()):
         store.save(store.next_block(), min(round, note.last.round), state)
     return ""
+
+
+def _put_refreshed(folder: Path, run: str, facts: RunFacts, state: PrivateState) -> None:
+    """Keep a refreshed state where the round that it began from is here; elsewhere it would not count."""
+    note = RunNote.read(folder / "private" / run / NOTE)
+    if note.shown == Moment(round=facts.shown, tensors=facts.tensors):
+        Refreshed(DeviceFolder(folder), run).save(state.users[0], note.shown, state)
 
 
 def _events(people: People, user: str) -> bytes:
@@ -192,12 +215,14 @@ def _checked(path: Path, files: dict[str, bytes]) -> tuple[Manifest, dict[str, d
         raise DataError(f"{path} is no archive of a person: it names nobody, or has no {EVENTS}")
     states: dict[str, dict[int, PrivateState]] = {}
     for name, content in files.items():
-        if not (match := STATE.fullmatch(name)):
+        match = STATE.fullmatch(name)
+        if not match and not REFRESHED_STATE.fullmatch(name):
             continue
         state = unpack_state(content, f"{path}, {name}")
         if state.users != (manifest.user,):
             raise DataError(f"{path}, {name}: it is somebody else's state")
-        states.setdefault(match.group(1), {})[int(match.group(2))] = state
+        if match:
+            states.setdefault(match.group(1), {})[int(match.group(2))] = state
     return manifest, states
 
 

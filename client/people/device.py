@@ -226,6 +226,23 @@ class Device:
     def correct(self, user: str, item: str, instead: str | None = None) -> None:
         """Take an event back, or say that it was of another item. What was added into past sums stays there."""
         self._owned.correct(user, item, instead)
+        from tessera.client.people.refresh import drop_refreshed
+
+        drop_refreshed(self.folder, user)  # it has learnt from the event that was taken back
+
+    def refresh(self, user: str, steps: int | None = None) -> None:
+        """Teach a person's own state what they did since it was trained, by a few local steps; nothing leaves the device.
+
+        It counts for recommendations until these come from another round of the run. Models that read the history (`history`,
+        `fcf`) know a new event without it, and then better; the others only leave it out of the list. Raises `DataError` for
+        somebody without any event.
+        """
+        from tessera.client.people.refresh import STEPS
+
+        if steps is not None and steps < 1:
+            raise DataError(f"steps is {steps}: take at least one")
+        with in_use(self.folder):
+            self._by(lambda personal: personal.refresh(user, steps or STEPS))
 
     def export(self, user: str, file: str | os.PathLike[str]) -> "Manifest":
         """Write all that the device knows of a person to an open archive (docs/people.md), which another device can import."""

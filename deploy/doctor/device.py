@@ -8,12 +8,14 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
+from tessera.client.people.device import Device
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import INTERACTIONS, load_interactions
 from tessera.common.data.questions import Questions
-from tessera.common.errors import DataError
+from tessera.common.errors import DataError, TesseraError
 from tessera.common.secure.keys import NODE_KEY_FILE
 from tessera.common.utils.atomic_files import read_bytes
+from tessera.common.utils.encryption.seam import is_encrypted
 from tessera.deploy.doctor.finding import Finding, ok, problem, warning
 
 OTHERS = 0o077
@@ -28,6 +30,12 @@ def check_device(folder: Path) -> Iterator[Finding]:
     yield access
     if access.remedy:
         return
+    if is_encrypted(folder):
+        try:
+            yield ok("encryption", f"private files are encrypted with a {Device(folder).encryption}, which is here")
+        except TesseraError as error:
+            yield problem("encryption", str(error), "pass the key by TESSERA_KEY_FILE or TESSERA_PASSPHRASE")
+            return
     yield from _key(folder)
     yield _privacy(folder)
     yield _data(folder)

@@ -66,6 +66,12 @@ def test_a_persons_life_by_commands(trained: Path, tmp_path: Path) -> None:
         (("export", "nobody", "nobody.zip"), "user 'nobody' is not on this device"),
         (("import", "none.zip"), "none.zip does not exist"),
         (("forget", "nobody", "--yes"), "user 'nobody' is not on this device"),
+        (("refresh", "nobody"), "user 'nobody' is not on this device"),
+        (("encrypt",), "pass --passphrase or --key-file FILE"),
+        (("encrypt", "--key-file", "."), "key file . cannot be read: Is a directory"),
+        (("decrypt",), "is not encrypted"),
+        (("policy", "set", "sekure=off"), "the nearest known one is 'secure'"),
+        (("keys", "drop", "SHA256:none"), "was never seen here"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_changes_nothing(

@@ -56,6 +56,7 @@ def commands(folder: Path, key: Path) -> dict[str, Command]:
         "correct": lambda device: device.correct(WHO, device.events(WHO)[0].item, "i037"),
         "export": lambda device: device.export(WHO, out),
         "import": lambda device: device.import_(archive),
+        "refresh": lambda device: device.refresh(WHO),
         "forget": lambda device: device.forget(WHO),
         "encrypt": lambda device: device.encrypt(key_file=key),
         "decrypt": lambda device: device.decrypt(),

@@ -54,6 +54,7 @@ class Secret:
     def of_environment(cls) -> "Secret | None":
         """What environment variables name or hold. Raises `ConfigError` for what cannot be."""
         if name := os.environ.get(KEY_FILE):
+            os.environ[KEY_FILE] = str(Path(name).absolute())  # processes that are started elsewhere find it too
             return cls.key_file(Path(name))
         return cls.passphrase(given) if (given := os.environ.get(PASSPHRASE)) else None
 

@@ -88,6 +88,21 @@ def correct(
     _said({"user": user, "item": item, "instead": instead}, said, as_json)
 
 
+@app.command(epilog="Example: tessera device refresh zoe --data-dir DEVICE")
+def refresh(
+    user: User,
+    data_dir: DataDir,
+    steps: Annotated[int | None, typer.Option(min=1, help="Local steps; 10 by default.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Teach a person's own state what they did since the last round, by a few local steps; nothing leaves the device.
+
+    It counts for recommendations until these come from another round.
+    """
+    Device.open(data_dir).refresh(user, steps)
+    _said({"user": user}, f"what the device knows of {user} has taken in what they did", as_json)
+
+
 @app.command(epilog="Example: tessera device show zoe --data-dir DEVICE")
 def show(user: User, data_dir: DataDir, as_json: Json = False) -> None:
     """Show all that a device knows of a person: events, what they go by and since when, and what left the device."""
