@@ -159,8 +159,8 @@ def test_what_fails_is_left_out_with_its_reason_and_the_rest_goes_on(tmp_path: P
     """A rate that diverges is not chosen; a method that always diverges, and a baseline without content, are rows saying so."""
     small_dataset(tmp_path / "small")
     shutil.rmtree(tmp_path / "small" / FEATURES)
-    diverging = {"local": {"backbone": "history"}, "choose": {"server.learning_rate": [1e30, 0.01]}}
-    methods = {"lost": ONE["history"] | {"rounds": 4, "server": {"learning_rate": 1e30}}, "history": diverging}
+    diverging = {"local": {"backbone": "history"}, "choose": {"server.learning_rate": [1e9, 0.01]}}
+    methods = {"lost": ONE["history"] | {"rounds": 4, "server": {"learning_rate": 1e9}}, "history": diverging}
     grid = written(tmp_path, methods=methods, baselines=["vbpr", "itemknn"], reference="history")
     told: list[str] = []
     outcome = run_bench(BenchSpec.load(grid, only=[]), tmp_path, tmp_path / "runs", told.append)
