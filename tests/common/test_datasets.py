@@ -262,7 +262,7 @@ def test_ratings_are_needed_for_a_minimum(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"min_rating 2.0 needs ratings"):
         convert("table", tmp_path / "log.csv", tmp_path / "out", options(min_rating=2.0))
     with pytest.raises(
-        DataError, match=r"min_rating has no effect on .* sequences: .*; it is for movielens, amazon, table"
+        DataError, match=r"min_rating has no effect on .* sequences: .*; it is for movielens, amazon, recbole, table"
     ):
         convert("sequences", tmp_path / "log.csv", tmp_path / "out", options(min_rating=2.0))
 

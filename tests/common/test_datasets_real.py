@@ -38,8 +38,8 @@ def test_movielens_gives_the_papers_numbers(tmp_path: Path) -> None:
     new_user = np.zeros(len(events), dtype=bool)
     new_user[events.offsets[1:-1]] = True
     tied = (np.diff(events.timestamps) == 0) & ~new_user[1:]
-    assert tied.any()
-    assert (np.diff(events.items)[tied] > 0).all()
+    assert tied.sum() > 10_000
+    assert 0.45 < (np.diff(events.items)[tied] > 0).mean() < 0.55  # ties are in no order of items
 
 
 def test_movielens_features_are_those_of_the_items(tmp_path: Path) -> None:

@@ -125,8 +125,8 @@ def hits(scores: NDArray[np.floating], interactions: Interactions, k: int = 50) 
     split = interactions.split()
     users = np.repeat(np.arange(N_USERS), np.diff(split.offsets))
     scores = scores + 1e-9 * np.random.default_rng(0).random(scores.shape)
-    scores[users, split.train_items] = scores[np.arange(N_USERS), split.validation] = -np.inf
-    target = scores[np.arange(N_USERS), split.test][:, None]
+    scores[users, split.train_items] = scores[np.arange(N_USERS), split.validation.first()] = -np.inf
+    target = scores[np.arange(N_USERS), split.test.first()][:, None]
     return (scores > target).sum(axis=1) < k
 
 

@@ -6,7 +6,7 @@ import torch
 
 from tessera.common.config.device import DeviceSettings
 from tessera.common.protocol.masked.masking import terms
-from tessera.common.protocol.messages import Masking, Task, pack_task, unpack_task
+from tessera.common.protocol.messages import Ancestor, Masking, Task, pack_task, unpack_task
 from tests.support.catalogues import small_settings
 
 SETTINGS = DeviceSettings.of(small_settings())
@@ -27,6 +27,7 @@ def test_masks_are_bound_to_all_that_a_task_says() -> None:
         "selected": 2,
         "components": ((1.0, 0.0),),
         "masking": Masking(8, (0,), ()),
+        "continues": (Ancestor("before", 3),),
     }
     assert {one.name for one in fields(Task)} == {*other, "tensors", "also"}
     bound = terms(TASK, "shared", INPUTS)

@@ -98,7 +98,7 @@ def test_groups_share_their_users() -> None:
     above, ties = torch.tensor([0, 3, 1, 60]), torch.tensor([1, 2, 1, 1])
     warm = torch.tensor([True, False, True, False])
     groups = {"all": torch.ones(4, dtype=torch.bool), "warm": warm, "cold": ~warm}
-    sums = ranking_sums("test", above, ties, groups, (2, 50))
+    sums = ranking_sums("test", torch.arange(4), above, ties, groups, (2, 50))
     assert (sums["test/all/users"], sums["test/warm/users"], sums["test/cold/users"]) == (4, 2, 2)
     for metric in ("hr@2", "hr@50", "ndcg@2", "ndcg@50"):
         assert sums[f"test/warm/{metric}"] + sums[f"test/cold/{metric}"] == pytest.approx(sums[f"test/all/{metric}"])
@@ -107,7 +107,8 @@ def test_groups_share_their_users() -> None:
 
 def test_means_leave_empty_groups_out() -> None:
     nobody = torch.zeros(2, dtype=torch.bool)
-    sums = ranking_sums("test", torch.tensor([0, 1]), torch.tensor([1, 1]), {"all": ~nobody, "cold": nobody}, (1,))
+    groups = {"all": ~nobody, "cold": nobody}
+    sums = ranking_sums("test", torch.arange(2), torch.tensor([0, 1]), torch.tensor([1, 1]), groups, (1,))
     assert written(ranking_means(sums)) == {"test/all/users": 2, "test/all/hr@1": 0.5, "test/all/ndcg@1": 0.5}
     assert written(percentages(sums)) == {"test/all/users": 2, "test/all/hr@1": 50, "test/all/ndcg@1": 50}
 
@@ -121,7 +122,8 @@ def test_devices_added_up_are_one_device(places: list[int], data: st.DataObject)
     def sums(some: list[int]) -> MetricSums:
         above = torch.tensor(some, dtype=torch.int64)
         everybody = {"all": torch.ones(len(some), dtype=torch.bool)}
-        return ranking_sums("test", above, torch.ones_like(above), everybody, (5, 20))
+        owners = torch.arange(len(some))
+        return ranking_sums("test", owners, above, torch.ones_like(above), everybody, (5, 20))
 
     apart = ranking_means(sums(places[:cut]) + sums(places[cut:]))
     assert apart == pytest.approx(ranking_means(sums(places)))

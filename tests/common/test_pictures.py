@@ -142,7 +142,7 @@ def test_what_cannot_be_read_names_item_and_file_and_may_be_skipped(tmp_path: Pa
 def test_pictures_of_any_suffix_are_found(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "posters").mkdir()
     for movie in (1, 2):
-        Image.fromarray(COLOURS).convert("L").save(tmp_path / "posters" / f"{movie}.{suffix}")
+        Image.fromarray(COLOURS // movie).convert("L").save(tmp_path / "posters" / f"{movie}.{suffix}")
     (tmp_path / "posters" / "3.heic").write_bytes(b"")
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,5,1\n1,2,5,2\n1,3,5,3\n")
     (tmp_path / "movies.csv").write_text("movieId,title\n1,a\n2,b\n3,c\n")

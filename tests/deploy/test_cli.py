@@ -269,7 +269,18 @@ def test_nothing_is_recommended_before_training(desk: Path) -> None:
 
 
 def test_a_run_that_diverges_stops_and_says_so(desk: Path) -> None:
-    changes = ("--set", "name=wild", "--set", "local.optimizer=sgd", "--set", "local.learning_rate=1e38")
+    changes = (
+        "--set",
+        "name=wild",
+        "--set",
+        "local.optimizer=sgd",
+        "--set",
+        "local.learning_rate=1e9",
+        "--set",
+        "server.optimizer=sgd",
+        "--set",
+        "server.learning_rate=1e9",
+    )
     options = ("--data", "data", "--runs", "runs", "--set", "rounds=10", *changes)
     message = refusal(tessera("train", "small.yaml", *options, cwd=desk))
     told = re.search(r"round (\d+): the (?:loss|scores) of (\d+) of (\d+) users (?:is|are) not finite", message)

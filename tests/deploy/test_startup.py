@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tessera.client.people.device import Device
 from tessera.deploy.federation.superlink import Server
 
 HEAVY = {"torch", "flwr", "polars", "ray", "peft", "open_clip", "transformers", "torchvision", "pydantic"}
@@ -33,13 +34,6 @@ def test_to_say_what_there_is_nothing_heavy_is_imported(arguments: list[str], tm
     assert not imported(*arguments, cwd=tmp_path) & HEAVY
 
 
-def test_recommending_needs_neither_flower_nor_what_adapts_towers(tmp_path: Path) -> None:
-    (tmp_path / "device").mkdir()
-    loaded = imported("recommend", "--data-dir", "device", "--user", "u", cwd=tmp_path)
-    assert "torch" in loaded
-    assert not loaded & {"flwr", "ray", "peft", "open_clip", "transformers", "torchvision"}
-
-
 def test_listing_devices_needs_no_torch(tmp_path: Path) -> None:
     Server.local(tmp_path / "server").save()
     loaded = imported("federate", "list", "--dir", "server", cwd=tmp_path)
@@ -47,13 +41,17 @@ def test_listing_devices_needs_no_torch(tmp_path: Path) -> None:
     assert not loaded & (HEAVY - {"flwr"})
 
 
-def test_training_in_one_process_needs_nothing_that_asks_a_server(tmp_path: Path) -> None:
+def test_training_here_asks_no_server_and_recommending_needs_neither_flower_nor_towers(tmp_path: Path) -> None:
     imported("data", "shop", "shop", "--items", "80", "--users", "20", cwd=tmp_path)
     settings = "name: small\ndata: {folder: shop, kind: converted}\nrounds: 1\nviews: {dim: 8, id_dim: 8}\n"
     (tmp_path / "small.yaml").write_text(settings)
     loaded = imported("train", "small.yaml", "--data", "shop", cwd=tmp_path)
     assert json.loads((tmp_path / "runs" / "small" / "status.json").read_text())["state"] == "completed"
     assert not loaded & {"fastapi", "sqlalchemy"}  # which Flower's grid over HTTP takes along
+    user = Device.open(tmp_path / "runs" / "small" / "devices" / "node-0").people()[0].user
+    loaded = imported("recommend", "--data-dir", "runs/small/devices/node-0", "--user", user, cwd=tmp_path)
+    assert "torch" in loaded
+    assert not loaded & {"flwr", "ray", "peft", "open_clip", "transformers", "torchvision"}
 
 
 def test_a_broken_package_spoils_its_own_command_alone(tmp_path: Path) -> None:
