@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from tessera.common.utils.folder_lock import hold_folder
+from tessera.common.utils.logs import only_from
 
 demo = typer.Typer(add_completion=False)
 bench = typer.Typer(add_completion=False)
@@ -110,8 +111,8 @@ def run_audit(
     settings = load_settings(config, "inline", [f"federation.nodes={size.nodes}", *(change or ())])
     drawn = [int(seed) for seed in _split(seeds)]
     dataset = prepared_dataset(settings.data, data)
-    logging.getLogger("tessera").setLevel(logging.CRITICAL)  # devices log each refusal
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+    bar = Progress(console=console, disable=not console.is_terminal, transient=True)
+    with only_from(logging.CRITICAL), bar:  # devices log each refusal
         shown = bar.add_task("", total=None)
         found = carry_out(settings, dataset, drawn, size, only or (), lambda text: bar.update(shown, description=text))
     table = Table("attack", "measure", "got", "prior", "gate", "")

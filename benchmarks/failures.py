@@ -25,6 +25,7 @@ from tessera.common.metrics.names import ALL, HR, NDCG, TEST, MetricName
 from tessera.common.metrics.records import read_result, read_rounds
 from tessera.common.protocol.messages import unpack_task
 from tessera.common.utils import counter_rng
+from tessera.common.utils.logs import only_from
 from tessera.deploy.executors.inline import CLIENT_APP_FAILED, InlineGrid
 from tessera.deploy.executors.run import make_job
 from tessera.deploy.provisioning.datasets import prepared_dataset
@@ -59,8 +60,8 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=100)
     arguments = parser.parse_args()
-    logging.getLogger("tessera").setLevel(logging.ERROR)  # each failure would be a line
-    runs = {share: [run(arguments, seed, share) for seed in arguments.seeds] for share in (0.0, arguments.share)}
+    with only_from(logging.ERROR):  # each failure would be a line
+        runs = {share: [run(arguments, seed, share) for seed in arguments.seeds] for share in (0.0, arguments.share)}
     whole, failing = (mean(one["ndcg"] for one in several) for several in runs.values())
     print(f"{'share failing':>14} {'seed':>5} {'rounds':>7} {'lost':>6} {'HR@50':>7} {'NDCG@50':>8}")
     for share, several in runs.items():

@@ -33,6 +33,7 @@ from tessera.common.config.settings import Settings
 from tessera.common.metrics.names import ALL, NDCG, TEST, MetricName
 from tessera.common.metrics.records import read_result, read_rounds
 from tessera.common.utils import counter_rng
+from tessera.common.utils.logs import only_from
 from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.executors.run import make_job
 from tessera.deploy.provisioning.datasets import prepared_dataset
@@ -131,12 +132,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    logging.getLogger("tessera").setLevel(logging.ERROR)
     changes = [f"federation.nodes={arguments.nodes}", f"rounds={arguments.rounds}", *arguments.set]
     settings = load_settings(arguments.config, "inline", changes)
     dataset, rows = prepared_dataset(settings.data, arguments.data), []
     for seed, attack, defence in product(arguments.seeds, arguments.attacks, arguments.defences):
-        rows.append(run_poisoning(settings, dataset, attack, defence, seed))
+        with only_from(logging.ERROR):
+            rows.append(run_poisoning(settings, dataset, attack, defence, seed))
         print(json.dumps(rows[-1]), flush=True)
     means = gates(rows)
     print(f"{'attack':>16} {'defence':>8} {'ER@5':>7} {'ER@50':>7} {'NDCG@50':>8} {'lost':>7} {'holds':>6}")

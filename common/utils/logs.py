@@ -48,6 +48,18 @@ def is_quiet() -> bool:
 
 
 @contextmanager
+def only_from(level: int) -> Iterator[None]:
+    """Within it, messages below `level` are written nowhere."""
+    logger = logging.getLogger(ROOT)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
 def run_log(folder: Path) -> Iterator[None]:
     """Within it, messages of INFO and above are added to the folder's run.log too, each with its time."""
     logger = logging.getLogger(ROOT)
