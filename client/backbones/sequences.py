@@ -3,14 +3,20 @@
 Windows are padded at their end, so that an event's place does not depend on what comes after it.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear, pad
 
+from tessera.client.backbones.base import BackboneInput
+from tessera.client.backbones.history import History
 from tessera.client.histories import Histories
+from tessera.client.per_person.layers import shared_network, shared_rows
+from tessera.common.protocol.messages import HISTORY
 from tessera.common.protocol.tensors import Tensors
+from tessera.common.registry.sequences import GRU4RecSettings
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,30 @@ class Windows:
         at = owners[kept], place[kept]
         table[at], mask[at] = items[kept], True
         return cls(table, mask)
+
+
+class Sequential(History):
+    """History's query, and what a network that all share reads out of its state at a user's last event.
+
+    Shared tensors are named by the backbone: NAME_read is the read-out, the rest is the network's.
+    """
+
+    settings: GRU4RecSettings
+
+    @abstractmethod
+    def states(self, shared: Tensors, events: Tensor, mask: Tensor) -> Tensor:
+        """The network's states after each of the events [n_users, length, dim], of that shape, from its tensors alone."""
+
+    def query(self, given: BackboneInput) -> Tensor:
+        """Add what is read out at the last event."""
+        windows = Windows.of(given.histories, self.settings.length)
+        events = shared_rows(given.sent[HISTORY], windows.items)
+        shared = {name: value for name, value in given.sent.items() if name.startswith(f"{self.settings.name}_")}
+        return super().query(given) + shared_network(self._added, shared, events, windows.mask)
+
+    def _added(self, shared: Tensors, events: Tensor, mask: Tensor) -> Tensor:
+        """What is added to queries, [n_users, dim]."""
+        return _mapped(shared, f"{self.settings.name}_read", last(self.states(shared, events, mask), mask))
 
 
 def last(states: Tensor, mask: Tensor) -> Tensor:
@@ -78,11 +108,6 @@ def gated_recurrence(sent: Tensors, prefix: str, inputs: Tensor) -> Tensor:
     start = inputs.new_zeros(1, len(inputs), inputs.shape[2])
     states, _ = torch.gru(inputs, start, weights, True, 1, 0.0, False, False, True)
     return states
-
-
-def read_out(sent: Tensors, prefix: str, states: Tensor) -> Tensor:
-    """What a network's states [n_users, dim] add to a query, [n_users, dim]."""
-    return _mapped(sent, f"{prefix}_read", states)
 
 
 def _mapped(sent: Tensors, name: str, value: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ def standardised(hidden: HiddenStates) -> Tensor:
     rows = hidden.values[hidden.present]
     if not len(rows):
         raise DataError(f"no item has states by {hidden.encoder}")
-    centred = torch.where(hidden.present[:, None, None], hidden.values - rows.mean(0), torch.zeros(()))
-    scale = (rows - rows.mean(0)).square().mean((0, 2), keepdim=True).sqrt()
+    mean = rows.mean(0)
+    centred = torch.where(hidden.present[:, None, None], hidden.values - mean, torch.zeros(()))
+    scale = (rows - mean).square().mean((0, 2), keepdim=True).sqrt()
     return centred / scale.clamp(min=torch.finfo(torch.float32).tiny)
