@@ -1,6 +1,7 @@
 """What `tessera bench` reads from a YAML file: a grid of methods, seeds and centralised baselines, all checked at once.
 
 name: ml-latest-small-table2
+extends: ../ku/table2.yaml                optional: another grid, read first; `base` is laid over its base, other keys replace its
 base: {data: ..., rounds: 60}             settings that all methods share
 datasets:                                 optional: the whole grid once for each, laid over the base
   ku: {data: {folder: ku, kind: fedvlr, split: given}}
@@ -106,7 +107,7 @@ class BenchSpec(BaseModel):
         Raises `ConfigError` that names the file and what is wrong; every method, with everything it may choose, is checked.
         """
         try:
-            spec = cls.model_validate(read_yaml(path))
+            spec = cls.model_validate(_read(path))
         except ValidationError as error:
             problems = (_explain(one["type"], one["loc"], one["msg"]) for one in error.errors())
             raise ConfigError(f"{path}: " + "; ".join(dict.fromkeys(problems))) from None
@@ -182,6 +183,21 @@ class BenchSpec(BaseModel):
             drawn = shared.data.cold_items or shared.data.cold_users
             if drawn and len({self.method_seeds(method) for method in self.methods}) > 1:
                 raise ConfigError(f"{path}: a seed draws what is cold: all methods must have the same seeds")
+
+
+def _read(path: Path) -> Content:
+    """The content of a grid's file, over that of the grid it extends. Raises `ConfigError` that names the file."""
+    content = read_yaml(path)
+    if not isinstance(content, dict) or "extends" not in content:
+        return content
+    named = content.pop("extends")
+    if not isinstance(named, str):
+        raise ConfigError(f"{path}: extends: the path of another grid, from this file's folder, not {named!r}")
+    other = read_yaml(path.parent / named)
+    if not isinstance(other, dict) or "extends" in other:
+        raise ConfigError(f"{path}: extends: {named} is no grid, or extends another one itself")
+    base = overlaid(other.get("base") or {}, content.get("base") or {})
+    return {**other, **content, "base": base}
 
 
 def _explain(kind: str, location: tuple[int | str, ...], message: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 import torch
 import yaml
 
@@ -257,6 +258,59 @@ def test_the_published_grids_compare_what_they_should(grid: Path) -> None:
     assert {(f"{name}-views", f"{name}-{kind}") for name in backbones for kind in ("id", "mlp")} <= set(bench.pairs)
     assert bench.baselines == tuple(BASELINES)
     assert grid.read_text().startswith(f"# tessera bench benchmarks/{grid.parent.name}/table2.yaml --data DATA")
+
+
+PUBLISHED = ("beauty-2023", "gift-cards-2023", "bili-dance", "bili-food", "bili-movie")
+
+
+def published_files(folder: Path, people: int = 12, items: int = 9) -> None:
+    """Write a dataset as Amazon's 2023 release or NineRec publish theirs: each person has had all items but a few."""
+    folder.mkdir(parents=True)
+    events = [(person, item) for person in range(people) for item in range(items) if (person + item) % 4]
+    if folder.name.startswith("bili"):
+        name = folder.name.title().replace("-", "_")
+        rows = (f"u{person},v{item},{100 * item + person}\n" for person, item in events)
+        (folder / f"{name}_pair.csv").write_text("".join(rows))
+        titles = (f"v{item},第{item}部,Film number {item}\n" for item in range(items))
+        (folder / f"{name}_item.csv").write_text("".join(titles))
+        (folder / f"{name}_cover").mkdir()
+        for item in range(items):
+            Image.new("RGB", (24, 16), (25 * item, 80, 200 - 20 * item)).save(folder / f"{name}_cover" / f"v{item}.jpg")
+        return
+    reviews = [
+        {"user_id": f"u{person}", "parent_asin": f"B{item}", "rating": 5.0, "timestamp": 1_588_615_855_000 + 100 * item}
+        for person, item in events
+    ]
+    meta = [
+        {"parent_asin": f"B{item}", "title": f"Thing {item}", "description": [], "features": ["Soft"]}
+        for item in range(items)
+    ]
+    (folder / "Things.jsonl").write_text("\n".join(map(json.dumps, reviews)))
+    (folder / "meta_Things.jsonl").write_text("\n".join(map(json.dumps, meta)))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_other_datasets_run_from_files_as_they_are_published(tmp_path: Path, name: str) -> None:
+    published_files(tmp_path / name)
+    grid = ROOT / "benchmarks" / name / "table2.yaml"
+    bench = BenchSpec.load(grid, quick=True, only=["fcf-id", "history-views", "popularity"])
+    outcome = run_bench(bench, tmp_path, tmp_path / "runs", lambda line: None)
+    rows = outcome.table.filter(pl.col("method").is_in(["fcf-id", "history-views", "popularity"]))
+    assert rows["left_out"].null_count() == rows.height == 3
+    assert rows["test/all/hr@50"].to_list() == [100.0] * 3  # of nine items
+
+
+def test_a_grid_extends_another(tmp_path: Path) -> None:
+    first = written(tmp_path, baselines=["popularity"])
+    second = tmp_path / "second.yaml"
+    second.write_text("name: second\nextends: grid.yaml\nbase: {rounds: 7}\n")
+    one, other = BenchSpec.load(first), BenchSpec.load(second)
+    assert (other.name, other.base["rounds"], other.base["data"]) == ("second", 7, one.base["data"])
+    assert (other.methods, other.baselines) == (one.methods, one.baselines)
+    for wrong, message in (("3", "the path of another grid, .* not 3"), ("second.yaml", "extends another one itself")):
+        (tmp_path / "third.yaml").write_text(f"name: third\nextends: {wrong}\n")
+        with pytest.raises(ConfigError, match=rf"third\.yaml: extends: .*{message}"):
+            BenchSpec.load(tmp_path / "third.yaml")
 
 
 def test_a_run_can_ask_for_features_of_raw_texts(tmp_path: Path) -> None:
