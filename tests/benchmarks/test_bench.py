@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from PIL import Image
 import torch
 import yaml
+from PIL import Image
 
 from tessera.benchmarks.baselines.selection import BASELINES
 from tessera.benchmarks.harness.bootstrap import bootstrap, paired_differences
