@@ -1,7 +1,7 @@
 """What `tessera bench` reads from a YAML file: a grid of methods, seeds and centralised baselines, all checked at once.
 
 name: ml-latest-small-table2
-extends: ../ku/table2.yaml                optional: another grid, read first; `base` is laid over its base, other keys replace its
+extends: ../ku/table2.yaml                optional: another grid, read first: `base` is laid over its base, other keys replace
 base: {data: ..., rounds: 60}             settings that all methods share
 datasets:                                 optional: the whole grid once for each, laid over the base
   ku: {data: {folder: ku, kind: fedvlr, split: given}}
