@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tessera.client import optimizers
-from tessera.client.backbones import BackboneInput, LazyScores, make_backbone
+from tessera.client.backbones import BackboneInput, Comparison, LazyScores, make_backbone
 from tessera.client.histories import Histories
 from tessera.client.losses import find_loss
 from tessera.client.per_person.gradients import PersonGradients, PersonUpdates
@@ -84,6 +84,11 @@ def scores(
     """Score the catalogue for every user, [n_users, n_items], and say how the views were weighed, [n_users, n_views]."""
     everything = routed(private, sent, histories, settings)
     return make_backbone(settings.backbone).scores(everything), everything.routed.weights
+
+
+def compare(private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings) -> Comparison:
+    """What the views say of histories and items together and alone, for backbones that can tell."""
+    return make_backbone(settings.backbone).comparison(routed(private, sent, histories, settings))
 
 
 def train(

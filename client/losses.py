@@ -25,6 +25,9 @@ class Scores(Protocol):
     def pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Those of users and items side by side, [n_pairs] each."""
 
+    def alone(self, items: Tensor) -> Tensor:
+        """Cosines of each user's history and some items, both in one view, [n_users, n_views, n_asked]."""
+
 
 Loss = Callable[[Scores, Histories, Any, int], Tensor]
 """From scores, the histories that are asked for, the loss's own settings and a salt for its draws."""
@@ -41,7 +44,7 @@ def softmax(scored: Scores, histories: Histories, settings: ComponentSettings, s
     scores = scored.everything()
     picked = pick(scores, histories.owners, histories.items)
     total = scores.new_zeros(len(histories)).index_add(0, histories.owners, picked)
-    scores = _without(histories, scores, -torch.inf)
+    scores = without_cold(histories, scores, -torch.inf)
     return torch.logsumexp(scores, dim=1) - total / histories.lengths().clamp(min=1)
 
 
@@ -63,7 +66,7 @@ def squares(scored: Scores, histories: Histories, settings: SquaresSettings, sal
     An event counts 1 + confidence times and should score 1; anything else counts once and should score 0.
     """
     scores = scored.everything()
-    everything = (_without(histories, scores, 0.0) ** 2).sum(1)
+    everything = (without_cold(histories, scores, 0.0) ** 2).sum(1)
     picked = pick(scores, histories.owners, histories.items)
     events = (1 + settings.confidence) * (1 - picked) ** 2 - picked**2
     return everything.index_add(0, histories.owners, events) / histories.n_items
@@ -90,7 +93,7 @@ def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:
     return drawn
 
 
-def _without(histories: Histories, scores: Tensor, value: float) -> Tensor:
+def without_cold(histories: Histories, scores: Tensor, value: float) -> Tensor:
     """Scores with `value` for items that training must not know of."""
     return scores if histories.cold_items is None else scores.masked_fill(histories.cold_items, value)
 

@@ -7,7 +7,7 @@ features/, tower/                       in runs with towers: what the device's o
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tessera.client import cohort, evaluation
 from tessera.client.base import Client
+from tessera.client.contrast.collapse import collapse_sums
 from tessera.client.histories import Histories, histories
 from tessera.client.owner.rules import Own
 from tessera.client.people.events import PEOPLE, in_use, load_people
@@ -207,6 +208,10 @@ class RecommendationClient(Client):
             return evaluation.evaluate(scorer, block, settings.evaluation, inputs.get(COUNTS), target)
 
         total = _reported(block, sums(self.state(task, block.users, number, sent[VIEWS])))
+        if settings.evaluation.collapse and not block.is_new:
+            private = self.state(task, block.users, number, sent[VIEWS]).parameters
+            shown = partial(cohort.compare, private, sent, settings=settings.local)
+            total += collapse_sums(shown, block, settings.evaluation, task.views, target)
         if block.is_new:
             fresh = cohort.start_state(block.users, settings.local, sent[VIEWS].cpu(), settings.seed)
             total += evaluation.as_group(sums(fresh.to(target)), UNTRAINED)

@@ -58,6 +58,22 @@ class Routed:
 
         return meet(products, (self.views,), lambda gradient: [Outer(gradient, left.detach(), axis=1)])
 
+    def each(self, query: Tensor, items: Tensor) -> Tensor:
+        """Inner products of each user's query in each view, [n_users, n_views, dim], with some items [n_asked] in that view:
+        [n_users, n_views, n_asked]."""
+
+        def products(views: Tensor) -> Tensor:
+            return torch.einsum("ugd,gkd->ugk", query, views[:, items])
+
+        def terms(gradient: Tensor) -> list[Outer]:
+            n_views, n_items, _ = self.views.shape
+            left = gradient.new_zeros(*gradient.shape[:2], n_items).index_add(2, items, gradient)
+            one = torch.eye(n_views, dtype=gradient.dtype, device=gradient.device)
+            right = one[None, :, :, None] * query.detach()[:, :, None]  # row (u, g) is user u's query, in view g alone
+            return [Outer(left.flatten(0, 1), right.flatten(0, 1), axis=1)]
+
+        return meet(products, (self.views,), terms)
+
     def squared_norms(self) -> Tensor:
         """Squared lengths of the personalised items, [n_users, n_items]: |Fbar_ui|^2 = sum_jk w_uj w_uk F_ji . F_ki."""
         pairs = self.weights[:, :, None] * self.weights[:, None, :]

@@ -38,6 +38,16 @@ class BackboneInput:
     routed: Routed
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Cosines of users' histories and all items: `fused` [n_users, n_items] by all views together, `alone` [n_users, n_views,
+    n_items] both in one view, `crossed` of that shape histories in one view and items in all of them."""
+
+    fused: Tensor
+    alone: Tensor
+    crossed: Tensor
+
+
 class Backbone(ABC):
     """A prediction model f(Fbar_i; theta_u) (FedVLR Eq. 5), computed for all users of a cohort at once.
 
@@ -59,6 +69,15 @@ class Backbone(ABC):
     def pairs(self, given: BackboneInput, users: Tensor, items: Tensor) -> Tensor:
         """Score users and items side by side, [n_pairs] each; worth a way of its own where a score is dear."""
         return pick(self.scores(given), users, items)
+
+    def alone(self, given: BackboneInput, items: Tensor) -> Tensor:
+        """Cosines of each user's history and some `items` [n_asked], both in one view, [n_users, n_views, n_asked]; of
+        backbones whose spec says `views_alone`."""
+        raise NotImplementedError(f"{self.settings.name} compares by all views together")
+
+    def comparison(self, given: BackboneInput) -> "Comparison":
+        """What views say together and alone; likewise."""
+        raise NotImplementedError(f"{self.settings.name} compares by all views together")
 
     def penalty(self, given: BackboneInput, round: int) -> Tensor:
         """What is added to each user's loss, [n_users]; nothing by default."""
@@ -87,3 +106,7 @@ class LazyScores:
     def pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Score users and items side by side, [n_pairs] each."""
         return self.backbone.pairs(self.given, users, items)
+
+    def alone(self, items: Tensor) -> Tensor:
+        """Cosines of each user's history and some items, both in one view, [n_users, n_views, n_asked]."""
+        return self.backbone.alone(self.given, items)

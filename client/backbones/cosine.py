@@ -7,10 +7,11 @@ Nothing in it belongs to an item but its contents, so it serves new items and ot
 `next` it is trained by InfoNCE with the whole catalogue as negatives (VLM2Rec, arXiv 2603.17450, Eq. 3).
 """
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tessera.client.backbones.base import Backbone, BackboneInput, Parameter
+from tessera.client.backbones.base import Backbone, BackboneInput, Comparison, Parameter
 from tessera.client.router import pool
 from tessera.common.registry.backbones import CosineSettings
 
@@ -31,5 +32,21 @@ class Cosine(Backbone):
         """Compare the personalised items with what of the history is shown."""
         pooled = pool(given.histories, given.routed.views)
         query = (given.routed.weights[:, :, None] * pooled).sum(1) + given.private["user"]
-        lengths = given.routed.squared_norms().clamp(min=SMALLEST).sqrt()
-        return given.routed.scores(normalize(query, dim=1)) / lengths / self.settings.temperature
+        return given.routed.scores(normalize(query, dim=1) / self.settings.temperature) * _shorter(given)
+
+    def alone(self, given: BackboneInput, items: Tensor) -> Tensor:
+        """Compare the history in each view with items in that view, whose rows are of length 1."""
+        return given.routed.each(normalize(pool(given.histories, given.routed.views), dim=2), items)
+
+    def comparison(self, given: BackboneInput) -> Comparison:
+        """Compare by all views, by each alone, and the history in each view with the personalised items."""
+        everything = torch.arange(given.histories.n_items, device=given.routed.views.device)
+        pooled = normalize(pool(given.histories, given.routed.views), dim=2)
+        crossed = [given.routed.scores(one) * _shorter(given) for one in pooled.unbind(1)]
+        fused = self.scores(given) * self.settings.temperature
+        return Comparison(fused, self.alone(given, everything), torch.stack(crossed, dim=1))
+
+
+def _shorter(given: BackboneInput) -> Tensor:
+    """One over the lengths of the personalised items, [n_users, n_items]."""
+    return given.routed.squared_norms().clamp(min=SMALLEST).rsqrt()

@@ -14,6 +14,7 @@ from tessera.common.registry.backbones import BACKBONES, nothing
 from tessera.common.registry.component import ComponentSettings
 from tessera.common.registry.converters import CONVERTED, CONVERTERS
 from tessera.common.registry.defences import AttackersSettings
+from tessera.common.registry.losses import LOSSES, WPCLSettings
 from tessera.common.registry.strategies import STRATEGIES, TOWER_GROUPS, VIEWS_GROUPS
 from tessera.common.secure.groups import FEWEST, SMALLEST, group_sizes
 
@@ -64,6 +65,19 @@ def prune(content: dict[str, Any], keys: Iterable[str]) -> None:
             place = place.get(group) if isinstance(place, dict) else None
         if isinstance(place, dict):
             place.pop(last, None)
+
+
+def backbone_lacks(backbone: ComponentSettings, loss: ComponentSettings | None = None) -> str:
+    """What a loss, or looking at each view by itself where none is given, needs of a backbone that it has not; "" where
+    nothing is missing."""
+    spec, known = BACKBONES[backbone.name], BACKBONES.known().items()
+    if loss and LOSSES[loss.name].next_item and not spec.asks_next:
+        able = ", ".join(name for name, one in known if one.asks_next)
+        return f"needs a backbone that scores by the events before: {able}, not {backbone.name}"
+    if (loss is None or LOSSES[loss.name].views_alone) and not spec.views_alone:
+        able = ", ".join(name for name, one in known if one.views_alone)
+        return f"needs a backbone that compares by each view alone: {able}, not {backbone.name}"
+    return ""
 
 
 def no_secure_sums(settings: "Settings") -> str:
@@ -163,6 +177,21 @@ def _head(settings: "Settings") -> Reasons:
     return {"server.head_learning_rate": f"backbone {backbone.name} shares no head, {able} do"}
 
 
+def _objective(settings: "Settings") -> Reasons:
+    """What parts of a loss need that weigh nothing in it."""
+    loss, found = settings.local.loss, Reasons()
+    if isinstance(loss, WPCLSettings):
+        if not loss.penalty:
+            keys = ("penalty_slope", "hold_strong")
+            found |= dict.fromkeys((f"local.loss.{key}" for key in keys), "it is for local.loss.penalty above 0")
+        if not loss.relation:
+            keys = ("relation_temperature", "guide")
+            found |= dict.fromkeys((f"local.loss.{key}" for key in keys), "it is for local.loss.relation above 0")
+        if not loss.penalty and not loss.relation:
+            found["local.loss.drawn_items"] = "nothing is compared: local.loss.penalty and relation are 0"
+    return found
+
+
 def _history(settings: "Settings") -> Reasons:
     """What changes the history that is read, where nothing reads it, and how views are weighed, where there is one."""
     local, found = settings.local, Reasons()
@@ -226,6 +255,7 @@ RULES: tuple[Callable[["Settings"], Reasons], ...] = (
     _spectral_start,
     _start,
     _head,
+    _objective,
     _history,
     _wire,
     _privacy,

@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tessera.common.config.components import Backbone, ContentEncoder, Loss, Method, Strategy
-from tessera.common.config.effects import no_secure_sums, prune, without_effect
+from tessera.common.config.effects import backbone_lacks, no_secure_sums, prune, without_effect
 from tessera.common.config.federation import FederationSettings, SimulationSettings
 from tessera.common.config.moments import Moment, moment
-from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.component import (
     Amount,
     ComponentSettings,
@@ -28,7 +27,6 @@ from tessera.common.registry.component import (
 )
 from tessera.common.registry.converters import CONVERTED, CONVERTERS
 from tessera.common.registry.encoders import ENCODERS
-from tessera.common.registry.losses import LOSSES
 from tessera.common.registry.methods import METHODS, FedMosaicSettings, MethodSpec, PQSettings
 from tessera.common.registry.strategies import STRATEGIES, StrategySpec
 from tessera.common.secure.groups import LARGEST, SMALLEST, USUAL
@@ -179,12 +177,9 @@ class LocalSettings(FrozenSettings):
     """Users trained at once. Bounds the memory of a node; changes no result."""
 
     @model_validator(mode="after")
-    def _next_after_something(self) -> "LocalSettings":
-        if LOSSES[self.loss.name].next_item and not BACKBONES[self.backbone.name].asks_next:
-            able = ", ".join(name for name, spec in BACKBONES.known().items() if spec.asks_next)
-            raise ValueError(
-                f"loss {self.loss.name} needs a backbone that scores by the events before: {able}, not {self.backbone.name}"
-            )
+    def _loss_of_backbone(self) -> "LocalSettings":
+        if why := backbone_lacks(self.backbone, self.loss):
+            raise ValueError(f"loss {self.loss.name} {why}")
         return self
 
 
@@ -218,6 +213,9 @@ class EvaluationSettings(FrozenSettings):
     """Evaluations without a better validation NDCG before the run stops early; 0 never stops it."""
     history_at_test: Literal["train", "train+validation"] = "train"
     """What is known of a person at the test; with the validation event, as it is in life."""
+    collapse: bool = False
+    """Whether each view is evaluated by itself too: how well histories seen through it alone rank, and the alignment,
+    uniformity and separability of what it shows (VLM2Rec), for backbones that compare by each view alone."""
     baselines: bool = True
     """Whether trivial methods are scored on the same people: random, popularity, content."""
 
@@ -379,6 +377,8 @@ class Settings(FrozenSettings):
 
     @model_validator(mode="after")
     def _sums_that_can_be(self) -> "Settings":
+        if self.evaluation.collapse and (why := backbone_lacks(self.local.backbone)):
+            raise ValueError(f"evaluation.collapse {why}")
         if self.privacy.secure is True and (why := no_secure_sums(self)):
             raise ValueError(f"privacy.secure: {why}")
         return self

@@ -5,8 +5,10 @@ A name is [BASELINE/]PART/GROUP/METRIC[@K]:
 BASELINE   whose figure it is where it is not the run's own: a trivial ranking, such as "popularity"
 PART       which items are asked for (validation, test) or, of devices that answer questions, how the device stands (before or
            after a merge, local, global, chance, frozen)
-GROUP      of whom or of what: all, warm and cold items, new-users, quartiles q1 to q4; self, others and validation questions
-METRIC     hr, ndcg, recall, mrr, map, coverage, accuracy, auc; users counts whom the others are means over
+GROUP      of whom or of what: all, warm and cold items, new-users, quartiles q1 to q4; by-VIEW, of all with histories seen
+           through one view; self, others and validation questions
+METRIC     hr, ndcg, recall, mrr, map, coverage, accuracy, auc; users counts whom the others are means over; alignment,
+           distance, uniformity and separability are no percentages, see `tessera.common.metrics.collapse`
 K          how many items are looked at, where the metric depends on it
 """
 
@@ -26,6 +28,8 @@ VALIDATION, TEST, BEFORE = "validation", "test", "before"
 """Parts that runs are selected and reported on."""
 ALL, WARM, COLD, NEW_USERS, UNTRAINED = "all", "warm", "cold", "new-users", "new-users-untrained"
 """Groups: targets that occur in training and those that do not, and new users, trained on their own device or not."""
+BY = "by-{}"
+"""The group of people whose histories are seen through the view of a name alone."""
 _WORD = r"[A-Za-z0-9_-]{1,40}"
 _NAME = re.compile(rf"(?:({_WORD})/)?({_WORD})/({_WORD})/({_WORD})(?:@([1-9][0-9]{{0,8}}))?")
 _PART = re.compile(_WORD)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tessera.common.metrics.collapse import GEOMETRY, geometry
 from tessera.common.metrics.names import HR, NDCG, USERS, MetricName
 from tessera.common.metrics.several import person_values
 from tessera.common.metrics.single import hit_rate, ndcg
@@ -105,5 +106,9 @@ def ranking_means(sums: MetricSums) -> dict[MetricName, float]:
 
 
 def percentages(sums: MetricSums) -> dict[MetricName, float]:
-    """The same means in %; numbers of users as they are."""
-    return {name: value if name.counts else 100 * value for name, value in ranking_means(sums).items()}
+    """The same means in %; numbers of users as they are, and what tells how views lie in units of their own."""
+    means = ranking_means(sums)
+    found = {
+        name: value if name.counts else 100 * value for name, value in means.items() if name.metric not in GEOMETRY
+    }
+    return found | geometry(means)

@@ -58,7 +58,8 @@ class BackboneSpec:
     """A backbone: a `tessera.client.backbones.Backbone`, named by `implementation`, and what both sides must know of it.
 
     `history` asks the server for a history view; `reads_history` says that the model looks at the user's events by itself, and
-    `asks_next` that it can be asked for the event that follows some of them. `unit_views` asks for views with rows of length 1.
+    `asks_next` that it can be asked for the event that follows some of them. `unit_views` asks for views with rows of length 1,
+    and `views_alone` says that it can compare histories and items by each view alone.
     `shared` gives the head that is broadcast, learnt and aggregated like the views, by its `dim` and the settings.
     """
 
@@ -68,6 +69,7 @@ class BackboneSpec:
     reads_history: bool = False
     asks_next: bool = False
     unit_views: bool = False
+    views_alone: bool = False
     shared: Callable[[int, Any], SharedTensors] = nothing
 
 
@@ -90,6 +92,7 @@ BACKBONES = Registry(
             reads_history=True,
             asks_next=True,
             unit_views=True,
+            views_alone=True,
         ),
         "sasrec": BackboneSpec(
             "tessera.client.backbones.sasrec:SASRec",

@@ -98,7 +98,7 @@ class Result:
     def _repr_html_(self) -> str:
         if self.config.asks_questions:
             return html_table(str(self.path), ("figure", "%"), list(self.scores.items()))
-        names = [name for name in self.record.scores if name.part == TEST and name.group == "all" and not name.counts]
+        names = [name for name in self.record.scores if name.part == TEST and name.group == "all" and name.k]
         names.sort(key=lambda name: ((HR, NDCG).index(name.metric) if name.metric in (HR, NDCG) else 2, name.k or 0))
         rows = [(row, *(scores.get(name, "-") for name in names)) for row, scores in methods(self.record).items()]
         columns = ("method", *(name.measure for name in names))

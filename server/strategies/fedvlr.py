@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from tessera.common.config.settings import ServerSettings, Settings
 from tessera.common.data.catalogue import Catalogue
-from tessera.common.errors import RoundAbandoned, RunError
+from tessera.common.errors import DataError, RoundAbandoned, RunError
 from tessera.common.protocol.codecs import encode, rotation
 from tessera.common.protocol.messages import Broadcast
 from tessera.common.protocol.projection import SKETCH, Directions, expand, leading, start
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update, check_gradients
+from tessera.common.registry.losses import LOSSES
 from tessera.common.utils.torch_device import resolve_device
 from tessera.server.strategies.base import Strategy
 from tessera.server.views.generator import ViewGenerator
@@ -44,6 +45,10 @@ class FedVLR(Strategy):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.generator = ViewGenerator(catalogue, settings.views, settings.local.backbone, dataset)
+        if LOSSES[settings.local.loss.name].views_alone and len(self.views) < 2:
+            raise DataError(
+                f"local.loss {settings.local.loss.name} holds views against one another, and there is one: use another"
+            )
         self.generator.to(device or torch.device("cpu"))
         decay = settings.server.weight_decay
         kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.AdamW}

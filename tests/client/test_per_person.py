@@ -26,7 +26,7 @@ from tests.support.catalogues import small_split
 N_USERS, N_ITEMS, DIM, N_VIEWS = 9, 30, 8, 5
 PAIRS = [
     (backbone, loss) for backbone, spec in BACKBONES.known().items() for loss in LOSSES
-    if spec.asks_next or not LOSSES[loss].next_item
+    if (spec.asks_next or not LOSSES[loss].next_item) and (spec.views_alone or not LOSSES[loss].views_alone)
 ]  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_clipped_sums_equal_those_of_each_person_alone(
     each = alone(method, split)
     lengths = [norm(update.gradients) for _, update in each]
     clip = float(np.median(lengths))
-    cut = [min(1.0, clip / length) for length in lengths]
+    cut = [min(1.0, clip / max(length, 1e-30)) for length in lengths]  # one event alone tells some losses nothing
     wanted = sum(
         (Update({name: g * part for name, g in update.gradients.items()}, update.weight, update.sums)
          for (_, update), part in zip(each, cut, strict=True)), Update(),

@@ -215,7 +215,10 @@ def test_a_component_is_laid_over_another_one(below: Any, above: Any, expected: 
         ({"local": {"loss": {"name": "softmax", "x": 8}}}, "softmax has no setting 'x', nor any other"),
         ({"local": {"backbone": {"l1_weight": 1}}}, "history has no setting 'l1_weight'; fedrap has"),
         ({"local": {"backbone": {"ridge": 1}}}, "history has no setting 'ridge'; fcf has"),
-        ({"local": {"loss": {"name": "softmax", "next_item_samples": 8}}}, "'next_item_samples'; next has"),
+        (
+            {"local": {"loss": {"name": "softmax", "next_item_samples": 8}}},
+            "'next_item_samples'; next and wpcl and crtr have",
+        ),
         ({"mosaic": {"method": {"name": "sft", "blocks": 2}}}, "sft has no setting 'blocks'; pq and fedmosaic have"),
         ({"mosaic": {"method": {"name": "pq", "temperature": 2}}}, "pq has no setting 'temperature'; fedmosaic has"),
         ({"mosaic": {"method": {"proximity": 2}}}, "fedmosaic has no setting 'proximity'; ditto has"),

@@ -95,7 +95,7 @@ def terms(task: Task, shared: str, inputs: Tensors) -> Terms:
     """
     assert task.masking
     said = header_of(replace(task, tensors=""))  # which may differ from device to device: `shared` stands in its place
-    figures = figure_names(task.kind, task.settings, inputs.keys())
+    figures = figure_names(task.kind, task.settings, inputs.keys(), task.views)
     scalars = [Spec("weight", (), "scalar", MOST), Spec("sums", (len(figures),), "scalar", MOST)]
     tables = () if task.kind in RIDERS else task.masking.tables
     worked_on = hashlib.sha256(f"{shared} {content_hash(inputs)}".encode()).digest()
