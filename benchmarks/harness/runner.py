@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tessera.benchmarks.baselines.base import Baseline
 
 RESULT = "result.json"
-TRAFFIC = ("bytes_down_per_node", "bytes_up_per_node", "bytes_down_per_user", "bytes_up_per_user")
+TRAFFIC = tuple(f"bytes_{way}_{of}" for of in ("per_node", "per_user", "alone") for way in ("down", "up"))
 COLUMNS = {
     "dataset": pl.String,
     "method": pl.String,

@@ -91,8 +91,9 @@ def _served(k: int) -> dict[str, str]:
 
 def _cost() -> dict[str, str]:
     columns = {"private numbers a person": "private_parameters"}
-    for of in ("user", "node"):
-        columns |= {f"kB {way} a {of} and round": f"bytes_{way}_per_{of}" for way in ("down", "up")}
+    traffic = {"a person alone on a device": "alone", "a share in a node": "per_user", "a node": "per_node"}
+    for who, of in traffic.items():
+        columns |= {f"kB {way} a round, {who}": f"bytes_{way}_{of}" for way in ("down", "up")}
     return columns | {"seconds a round": "seconds_per_round", "seconds in all": "seconds", "epsilon": "epsilon"}
 
 

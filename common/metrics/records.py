@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 
 from tessera.common.errors import DataError
 from tessera.common.metrics.names import Scores
+from tessera.common.utils.atomic_files import write_bytes
 
 FILE = "metrics.jsonl"
 Figure = Annotated[float, Field(allow_inf_nan=False)]
@@ -22,8 +23,8 @@ class _Line(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    version: Literal[1, 2] = 2
-    """The version of this schema; 1 had no `ties`."""
+    version: Literal[1, 2, 3] = 3
+    """The version of this schema; 1 had no `ties`, 2 no bytes of one person alone."""
 
     def to_json(self) -> dict[str, Any]:
         """The line as an object of JSON."""
@@ -188,6 +189,10 @@ class ResultRecord(_Traffic):
     """Figures of the trivial rankings, their names in front."""
     ties: Ties | None = None
     """Targets that time alone does not decide on, as the first line has them."""
+    bytes_down_alone: Figure | None = None
+    """Bytes of tensors that a device with one person alone gets in a round of training; left out where it is not known."""
+    bytes_up_alone: Figure | None = None
+    """Bytes of tensors that it sends in such a round, the mean over some of the run's people."""
     seconds: Figure
     """Time of all rounds together."""
     epsilon: Figure | None = None
@@ -256,6 +261,16 @@ def read_rounds(run: Path) -> list[RoundRecord]:
 def evaluations(run: Path) -> list[Scores]:
     """The scores of a run's evaluations, one after the other."""
     return [line.scores for line in read_records(run) if isinstance(line, EvaluationRecord)]
+
+
+def amend_result(run: Path, **more: Any) -> ResultRecord:
+    """Add fields to the line that a completed run ended with, and return it. Raises `DataError` where it has no result."""
+    amended = read_result(run).model_copy(update=more)
+    records = read_records(run)
+    last = max(place for place, line in enumerate(records) if isinstance(line, ResultRecord))
+    lines = [*records[:last], amended, *records[last + 1 :]]
+    write_bytes(run / FILE, "".join(map(write_line, lines)).encode())
+    return amended
 
 
 def read_result(run: Path) -> ResultRecord:

@@ -135,7 +135,7 @@ class RunDisplay:
         metric = "right on validation" if self.settings.asks_questions else f"ndcg@{self.criterion.k}"
         down, up = _bytes(line.bytes_down_per_user), _bytes(line.bytes_up_per_user)
         loss = "-" if line.loss is None else f"{line.loss:.3f}"
-        told = f"loss {loss}  {metric} {self.score}%  per user {down} down {up} up"
+        told = f"loss {loss}  {metric} {self.score}%  a user's share {down} down {up} up"
         return f"{told}  epsilon {told_epsilon(line.epsilon)}"
 
 
@@ -153,10 +153,18 @@ def show_result(console: Console, result: ResultRecord, settings: Settings, run_
     console.print(table)
     if told := tied_line(result.ties):
         console.print(told, highlight=False)
-    down, up = _bytes(result.bytes_down_per_user), _bytes(result.bytes_up_per_user)
-    console.print(f"a round, for each user: {down} down, {up} up", highlight=False)
+    console.print(traffic_line(result), highlight=False)
     console.print(privacy_line(result, settings), highlight=False)
     console.print(f"run folder: {run_dir}", markup=False, soft_wrap=True)
+
+
+def traffic_line(result: ResultRecord) -> str:
+    """Bytes of a round: of one person alone on a device, and of a share in a node that hosts many."""
+    share = f"{_bytes(result.bytes_down_per_user)} down and {_bytes(result.bytes_up_per_user)} up"
+    if result.bytes_up_alone is None or result.bytes_down_alone is None:
+        return f"a round: {share} for each user, by their share of a node's messages"
+    own = f"{_bytes(result.bytes_down_alone)} down and {_bytes(result.bytes_up_alone)} up"
+    return f"a round: {own} for one person alone on a device; {share} for each user of this run, by their share of a node's"
 
 
 def tied_line(ties: Ties | None) -> str:

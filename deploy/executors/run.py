@@ -10,9 +10,10 @@ from typing import cast
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.errors import RunError
-from tessera.common.metrics.records import ResultRecord, read_result
+from tessera.common.metrics.records import ResultRecord, amend_result, read_result
 from tessera.common.utils.atomic_files import read_json
 from tessera.common.utils.folder_lock import SERVING, clear, hold_folder
+from tessera.deploy.executors.alone import alone
 from tessera.deploy.job import Executor, Job, Report
 from tessera.deploy.provisioning.datasets import check_order
 from tessera.deploy.provisioning.handing_on import hand_on
@@ -107,4 +108,6 @@ def run_job(job: Job, executor: str, report: Report) -> ResultRecord:
     status = read_json(job.run_dir / "status.json")
     if status["state"] != "completed":
         raise RunError(f"the run ended {status['state']}: {status['reason']}")
-    return read_result(job.run_dir)
+    result = read_result(job.run_dir)
+    found = alone(job)
+    return amend_result(job.run_dir, bytes_down_alone=found.down, bytes_up_alone=found.up) if found else result

@@ -13,7 +13,7 @@ def partition(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, ...]:
     interactions = load_interactions(dataset, len(catalogue))
     folders = tuple(device_folders(out, n_nodes))
     for folder, rows in zip(folders, assign(interactions.users, n_nodes), strict=True):
-        _hand_out(catalogue, interactions.take(rows), folder)
+        hand_out(catalogue, interactions.take(rows), folder)
     return folders
 
 
@@ -21,10 +21,11 @@ def partition_one(dataset: Path, folder: Path, node: int, n_nodes: int) -> None:
     """Give one device folder what `partition` would give node `node` of `n_nodes`."""
     catalogue = load_catalogue(dataset, modalities=False)
     interactions = load_interactions(dataset, len(catalogue))
-    _hand_out(catalogue, interactions.take(assign(interactions.users, n_nodes)[node]), folder)
+    hand_out(catalogue, interactions.take(assign(interactions.users, n_nodes)[node]), folder)
 
 
-def _hand_out(catalogue: Catalogue, own: Interactions, folder: Path) -> None:
+def hand_out(catalogue: Catalogue, own: Interactions, folder: Path) -> None:
+    """Give one device folder people's events and the items' titles."""
     save_items(catalogue, folder)
     own.save(folder)
 

@@ -18,6 +18,7 @@ from tessera.common.metrics.records import (
     ResultRecord,
     RoundRecord,
     StatisticsRecord,
+    amend_result,
     evaluations,
     read_line,
     read_records,
@@ -65,7 +66,7 @@ def test_no_digit_of_a_figure_is_lost(loss: float, seconds: float, scores: dict[
 
 def test_other_programs_find_the_kind_the_version_and_no_empty_field() -> None:
     line = json.loads(write_line(LINES[2]))
-    assert (line["kind"], line["version"]) == ("round", 2)
+    assert (line["kind"], line["version"]) == ("round", 3)
     assert "dropped" not in json.loads(write_line(LINES[0]))
     assert json.loads(write_line(LINES[4]))["scores"] == {"validation/all/ndcg@50": 12.5}
 
@@ -73,7 +74,7 @@ def test_other_programs_find_the_kind_the_version_and_no_empty_field() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"version": 3}, "version: Input should be 1 or 2"),
+        ({"version": 4}, "version: Input should be 1, 2 or 3"),
         ({"kind": "rund"}, "'kind'"),
         ({"loss": "much"}, "loss: "),
         ({"kind": "evaluation", "scores": {"ndcg": 1.0}}, "'ndcg' is no metric's name"),
@@ -92,6 +93,14 @@ def test_a_line_that_cannot_be_read_is_named(change: dict, said: str, tmp_path: 
 def test_a_run_that_did_not_end_has_no_result(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no result: the run did not come to its end"):
         read_result(written(tmp_path, write_line(LINES[0])))
+
+
+def test_a_result_is_amended_in_its_place(tmp_path: Path) -> None:
+    run = written(tmp_path, "".join(map(write_line, LINES)))
+    amended = amend_result(run, bytes_up_alone=7.5)
+    assert read_records(run) == [*LINES[:-1], amended]
+    assert read_result(run) == amended
+    assert amended.model_copy(update={"bytes_up_alone": None}) == LINES[-1]
 
 
 @pytest.mark.parametrize("record", LINES, ids=lambda line: line.kind)
