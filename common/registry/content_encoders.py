@@ -7,7 +7,7 @@ one as a `ContentEncoderSpec` in the entry-point group `tessera.content_encoders
 
 from dataclasses import dataclass
 
-from tessera.common.registry.component import ComponentSettings, Natural, Positive
+from tessera.common.registry.component import ComponentSettings, Fraction, Natural, Positive
 from tessera.common.registry.registry import Registry
 
 
@@ -32,6 +32,9 @@ class PretrainedSettings(ComponentSettings):
     """The encoder: a folder that transformers can load, or a name on the hub."""
     tokens: Positive = 64
     """Tokens of a text that are read."""
+    share: Fraction = 1.0
+    """Share of the items that a step's gradient goes through, drawn anew for each and weighed up: in expectation it is the step
+    of all items, at a cost that falls from four forward passes over all items towards one."""
     targets: tuple[str, ...] = ()
     """Names of the layers that are adapted; those that PEFT adapts in models of this kind, where there are none."""
     beside: BottleneckSettings = BottleneckSettings(name="bottleneck")

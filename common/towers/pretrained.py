@@ -32,6 +32,10 @@ class Tokens:
         """Move them."""
         return Tokens(self.ids.to(device), self.mask.to(device))
 
+    def take(self, rows: Tensor) -> "Tokens":
+        """Some of the texts."""
+        return Tokens(self.ids[rows], self.mask[rows])
+
     def chunks(self, size: int) -> Iterator["Tokens"]:
         """`size` texts at a time, each chunk as long as its longest text."""
         for start in range(0, len(self), size):

@@ -37,3 +37,7 @@ class ContentEncoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
         """Encode the items that have these `features` [n_items, width]."""
+
+    def stepped(self) -> None:
+        """Hear that the server took a step: what is drawn for a step is drawn anew. Nothing by default."""
+        return None

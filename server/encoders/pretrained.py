@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from tessera.common.errors import ConfigError, DataError
 from tessera.common.registry.content_encoders import IA3Settings, LoRASettings, PretrainedSettings
 from tessera.common.towers.pretrained import TextTower, Tokens, load_text_tower
+from tessera.common.utils import counter_rng
 from tessera.common.utils.torchvision_operators import define_missing_operators
 from tessera.server.encoders.base import ContentEncoder, ContentInputs
 from tessera.server.encoders.bottleneck import Bottleneck
@@ -70,7 +71,11 @@ class Pretrained(ContentEncoder):
             )
         rows = sorted((row for row, text in enumerate(texts) if text), key=lambda row: len(texts[row]))
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
-        self._chunks = list(tower.tokens([texts[row] for row in rows], settings.tokens).chunks(CHUNK))
+        self._tokens = tower.tokens([texts[row] for row in rows], settings.tokens)
+        self._drawn = max(1, round(settings.share * len(rows)))
+        if self._drawn < len(rows):
+            self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+            self.salt = int(torch.randint(2**31, ()))
         _fill_targets(config, tower)
         try:
             inject_adapter_in_model(config, tower.model)
@@ -86,11 +91,35 @@ class Pretrained(ContentEncoder):
         if self._before is None:
             with torch.no_grad(), _unadapted(self._tower[0]):
                 self._before = self._read_all(features.device)
-        now = self._read_all(features.device)
+        now = self._read_some(features.device) if torch.is_grad_enabled() else self._read_all(features.device)
         return features.index_add(0, self.rows, ((now - self._before) / self.scale).to(features.dtype))
 
+    def stepped(self) -> None:
+        """Draw other items for the next step."""
+        if "steps" in self._buffers:
+            self.get_buffer("steps").add_(1)
+
+    def drawn(self) -> Tensor:
+        """Places of the texts that the coming step's gradient goes through, in their order, [n_drawn]: each text is as likely
+        as any other. By the run's seed and the number of steps alone, so that a resumed run draws the same."""
+        places = torch.arange(len(self._tokens))
+        if self._drawn == len(places):
+            return places
+        draws = counter_rng.uniform(counter_rng.key("drawn share", self.salt, int(self.get_buffer("steps"))), places)
+        return draws.argsort(stable=True)[: self._drawn].sort().values
+
+    def _read_some(self, device: torch.device) -> Tensor:
+        """Read all texts, of which the gradient reaches the drawn ones, as many times as large as they are fewer."""
+        drawn = self.drawn()
+        if len(drawn) == len(self._tokens):
+            return self._read_all(device)
+        with torch.no_grad():
+            everything = self._read_all(device)
+        part = torch.cat([self._read(chunk.to(device)) for chunk in self._tokens.take(drawn).chunks(CHUNK)])
+        return everything.index_add(0, drawn.to(device), (part - part.detach()) * (len(everything) / len(drawn)))
+
     def _read_all(self, device: torch.device) -> Tensor:
-        return torch.cat([self._read(chunk.to(device)) for chunk in self._chunks])
+        return torch.cat([self._read(chunk.to(device)) for chunk in self._tokens.chunks(CHUNK)])
 
     def _read(self, tokens: Tokens) -> Tensor:
         read: Tensor = (

@@ -104,6 +104,7 @@ class FedVLR(Strategy):
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(list(self._outputs.values()), gradients)
         self.optimizer.step()
+        self.generator.stepped()
         if found is not None and found.any():
             self._directions = leading(found, self.settings.wire.explained)
         self._moved()

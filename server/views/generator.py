@@ -12,7 +12,7 @@ from tessera.common.errors import DataError
 from tessera.common.protocol.messages import HISTORY, VIEWS
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.component import ComponentSettings, Shared
-from tessera.server.encoders import ContentInputs, make_encoder
+from tessera.server.encoders import ContentEncoder, ContentInputs, make_encoder
 from tessera.server.views.operators import OPERATORS, Operator
 
 ID = "id"
@@ -131,6 +131,11 @@ class ViewGenerator(nn.Module):
         """What the encoder makes of a modality's features, [n_items, width]."""
         found: Tensor = self.encoders[modality](self.get_buffer(f"features_{modality}"))
         return found
+
+    def stepped(self) -> None:
+        """Tell the encoders that a step was taken."""
+        for encoder in self.encoders.values():
+            cast(ContentEncoder, encoder).stepped()
 
     def forward(self) -> dict[str, Tensor]:
         """Build what is broadcast: "views" [n_views, n_items, dim], "history" [n_items, dim] and the shared head by name."""

@@ -122,6 +122,50 @@ def test_devices_sums_give_the_gradient_through_the_encoder(kind: str, dataset: 
             torch.testing.assert_close(step, wanted[name], rtol=1e-6, atol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_a_drawn_share_of_the_items_is_the_full_step_in_expectation(
+    kind: str, dataset: tuple[Path, Path, Catalogue]
+) -> None:
+    """A step's gradient is that of the drawn items, weighed up; items are drawn alike; all of them is all."""
+    whole, some, all_drawn = start(kind, dataset), start(kind, dataset, share=0.3), start(kind, dataset, share=1.0)
+    for strategy in (whole, some, all_drawn):
+        strategy.restore({**strategy.state(), **moved(kind, dataset)})
+        assert torch.equal(strategy.build_views()["views"], whole.build_views()["views"])
+    encoder, pull = some.generator.encoders["text"], torch.randn(N_ITEMS, WIDTH, dtype=torch.float64)
+    drawn = encoder.drawn()
+    assert len(drawn) == 9
+    mask = torch.zeros(N_ITEMS, 1, dtype=torch.float64)
+    mask[encoder.rows[drawn]] = N_ITEMS / 9
+    wanted, found = gradients(whole, mask * pull), gradients(some, pull)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-12)
+    for name, value in gradients(whole, pull).items():
+        assert torch.equal(gradients(all_drawn, pull)[name], value)
+    times = torch.zeros(N_ITEMS)
+    for _ in range(400):
+        times[encoder.drawn()] += 1
+        encoder.stepped()
+    assert abs(times / 400 - 0.3).max() < 0.1  # more than four standard deviations
+    again = start(kind, dataset, share=0.3)
+    again.restore(some.state())
+    assert torch.equal(again.generator.encoders["text"].drawn(), encoder.drawn())
+
+
+def gradients(strategy: FedVLR, pull: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of what the text's encoder makes, pulled along `pull`."""
+    encoder = strategy.generator.encoders["text"]
+    loss = (strategy.generator.encoded("text") * pull).sum()
+    names = [name for name, _ in encoder.named_parameters()]
+    return dict(zip(names, torch.autograd.grad(loss, list(encoder.parameters())), strict=True))
+
+
+def moved(kind: str, dataset: tuple[Path, Path, Catalogue]) -> dict[str, torch.Tensor]:
+    """What the encoder has learnt after a step."""
+    strategy = start(kind, dataset)
+    strategy.aggregate(trained(strategy))
+    return {name: value for name, value in strategy.state().items() if name.startswith("model/")}
+
+
 @learning
 def test_a_state_holds_what_learns_and_nothing_of_what_is_frozen(
     kind: str, dataset: tuple[Path, Path, Catalogue]
