@@ -51,7 +51,7 @@ def as_group(sums: MetricSums, group: str) -> MetricSums:
 
 
 def baselines(split: Split, settings: EvaluationSettings, inputs: Tensors, device: torch.device = CPU) -> MetricSums:
-    """Evaluate what needs no learning, each as "name/..." sums: the trivial rankings beside every result."""
+    """Evaluate what needs no learning, each as "name/..." sums: the trivial rankings beside every result. Also counts users."""
     counts = inputs.get(COUNTS)
     order = torch.arange(split.n_items, dtype=torch.get_default_dtype(), device=device)
     # Constant scores are worth what a random order is worth, exactly.
@@ -63,7 +63,7 @@ def baselines(split: Split, settings: EvaluationSettings, inputs: Tensors, devic
     scorers |= {f"content-{name}": _content(table) for name, table in tables.items()}
     if len(tables) > 1:
         scorers["content-all"] = _content(torch.cat(list(tables.values()), dim=1))
-    total = MetricSums()
+    total = MetricSums({"evaluated": float(len(split.users))})
     for name, scorer in scorers.items():
         sums = evaluate(scorer, split, settings, counts, device)
         total += MetricSums.of_metrics({own.of(name): value for own, value in sums.metrics().items()})

@@ -217,7 +217,7 @@ def _score(variant: str, name: str, logits: Tensor, asked: QADataset, tower: str
 
 def _baselines(own: QAContext) -> MetricSums:
     """Accuracy by chance, and of the frozen tower before any training."""
-    sums = MetricSums()
+    sums = MetricSums({"evaluated": 1.0})
     own.adapted.restart()
     for name, asked in own.tests.items():
         offered = (asked.questions.choices[..., 0] != NOTHING).to(asked.offered.device)

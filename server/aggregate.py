@@ -18,18 +18,23 @@ SAID = 300
 class Aggregate:
     """What the nodes answered to one thing that was asked, combined as it came in; bytes are of tensors, over all messages.
 
-    `dropped` counts by kind what was not added, `troubles` say why, node by node, and `lost` are sums of what was not valid.
-    `failure` is what there is to say where the sum is of no use.
+    `answered` are the nodes whose answers are in it, `dropped` counts by kind what was not added, `troubles` say why, node by
+    node, and `lost` are sums of what was not valid. `failure` is what there is to say where the sum is of no use.
     """
 
     combiner: Combiner = field(default_factory=Sum)
-    nodes: int = 0
+    answered: set[int] = field(default_factory=set)
     bytes_down: int = 0
     bytes_up: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     troubles: list[str] = field(default_factory=list)
     lost: MetricSums = field(default_factory=MetricSums)
     failure: TesseraError | None = None
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes' answers are in it."""
+        return len(self.answered)
 
     @property
     def update(self) -> Update:
@@ -43,7 +48,7 @@ class Aggregate:
 
     def drop_group(self, kind: str, nodes: Sequence[int], why: str) -> None:
         """Count the answers of a group that cannot be added, which were taken one by one before."""
-        self.nodes -= len(nodes)
+        self.answered -= set(nodes)
         self.dropped[kind] += len(nodes)
         self.troubles.append(f"the group of nodes {', '.join(map(str, sorted(nodes)))}: {why}")
 

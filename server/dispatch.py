@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -98,6 +98,10 @@ class Dispatcher:
         """Whether a node had more people than it has said, or came after they were asked: they are to be counted again."""
         return self._exaggerated or bool(set(self.grid.get_node_ids()) - self._asked_whom)
 
+    def online(self, only: Collection[int] | None = None) -> list[int]:
+        """The nodes that are online, or those of `only` some."""
+        return [node for node in self.grid.get_node_ids() if only is None or node in only]
+
     def wait(self, nodes: int, limit: float) -> None:
         """Wait until so many nodes are online. Raises `RunError` when they are not within `limit` seconds."""
         deadline, pauses, told = time.monotonic() + limit, Pauses(), False
@@ -116,12 +120,13 @@ class Dispatcher:
         inputs: Tensors | None = None,
         check: Check = lambda update: None,
         counts: Mapping[str, torch.Size] | None = None,
+        only: Collection[int] | None = None,
     ) -> dict[Kind, Aggregate]:
         """Give nodes `task` and add up their updates as they arrive, so memory does not grow with the nodes.
 
-        All are asked, and to train as many as the settings say. A client's broadcast goes only to nodes that lack its tensors
-        by their content hash; `inputs` always. Vectors come back by the names and shapes in `counts`, and no others. What is
-        not valid, or does not pass `check`, is dropped, counted and its node named.
+        All are asked, or `only` some; and to train as many as the settings say. A client's broadcast goes only to nodes that
+        lack its tensors by their content hash; `inputs` always. Vectors come back by the names and shapes in `counts`, and no
+        others. What is not valid, or does not pass `check`, is dropped, counted and its node named.
 
         Returns the sum for each thing that was asked, the task itself and what goes along. One of no use has a `failure`:
         `RoundAbandoned` where too few answered in time (all nodes must where the sum stands for the whole run), `RunError`
@@ -129,7 +134,7 @@ class Dispatcher:
         """
         totals = {one.kind: Aggregate(combiner(self.settings.defence, one, self._claims)) for one in task.asks()}
         try:
-            asked = self._draw(self._ready(task, totals), task)
+            asked = self._draw(self._ready(task, totals, only), task)
         except RoundAbandoned as reason:
             return {kind: replace(total, failure=reason) for kind, total in totals.items()}
         if task.kind == "item_statistics":
@@ -151,7 +156,7 @@ class Dispatcher:
             totals[one.kind].failure = self._failure(totals[one.kind], one)
         return totals
 
-    def _ready(self, task: Task, totals: Mapping[Kind, Aggregate]) -> list[int]:
+    def _ready(self, task: Task, totals: Mapping[Kind, Aggregate], only: Collection[int] | None = None) -> list[int]:
         """Wait until as many nodes are online as must answer, and, but for hasty tasks, until none is still at an earlier one.
 
         A node works off its tasks one after the other: one that owes an answer would answer this one ever later.
@@ -160,13 +165,13 @@ class Dispatcher:
         deadline, pauses = time.monotonic() + self._limit(task), Pauses()
         while True:
             self._drop_late()
-            online, owing = list(self.grid.get_node_ids()), {node for node, _ in self._late.values()}
+            online, owing = self.online(only), {node for node, _ in self._late.values()}
             ready = [node for node in online if node not in owing]
             enough = len(ready) >= self._least(task) and (hasty or len(ready) == len(online))
             if enough or time.monotonic() > deadline:
                 break
             pauses.wait()
-        if 0 < len(online) < self.settings.nodes:
+        if only is None and 0 < len(online) < self.settings.nodes:
             for total in totals.values():
                 total.troubles.append(f"only {len(online)} of {self.settings.nodes} nodes are online")
         return ready
@@ -322,7 +327,7 @@ class Dispatcher:
             total.lost += rejected.sums
             self._exaggerated |= rejected.kind == EXAGGERATED
             return
-        total.nodes += 1
+        total.answered.add(node)
         self._held[node] = request.broadcasts[node].name or self._held.get(node, "")
 
     def _fitting(self, content: RecordDict, asked: Asked, request: Request) -> Update:

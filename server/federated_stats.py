@@ -14,7 +14,7 @@ from tessera.common.errors import RoundAbandoned, RunError
 from tessera.common.metrics.names import VALIDATION
 from tessera.common.metrics.ranking import percentages
 from tessera.common.metrics.records import Ties
-from tessera.common.protocol.messages import BASIS, CONTENT, COUNTS, Ask, Kind
+from tessera.common.protocol.messages import BASIS, CONTENT, COUNTS, Ask
 from tessera.common.protocol.tensors import Tensors
 from tessera.server.aggregate import Aggregate
 from tessera.server.live.publication import publish
@@ -26,6 +26,10 @@ from tessera.server.views.spectral_init import leading_vectors
 
 MUST_HOLD_OUT = ("given", "time", "random")
 """Splits that hold something out for validation wherever they fit the data."""
+WITHHELD = "{} with one person, outside secure sums, keep to themselves how often that person's items occur in training"
+LATER = "people came during the run, and devices take the item counts of its beginning alone"
+ENDLESS = "item counts change in a run without an end"
+"""Why warm and cold targets are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def recount(tasks: Tasks, n_items: int) -> Statistics | None:
     None where not as many devices as the run began with are there to say it.
     """
     began = time.monotonic()
-    answer = tasks.ask("item_statistics", {COUNTS: torch.Size([n_items])})
+    answer = tasks.ask("item_statistics", counts={COUNTS: torch.Size([n_items])})
     whole = not answer.failure and answer.nodes >= tasks.settings.federation.nodes
     return _statistics(answer, began) if whole else None
 
@@ -121,11 +125,11 @@ def _among(known: Tensor, rows: Tensor, n_items: int) -> Tensor:
 
 
 class Evaluations:
-    """What all clients rank for their people: once the baselines, and every few rounds what they have by then.
+    """What all clients rank for their people: every few rounds what they have by then, and at the end the baselines.
 
-    Where all nodes train in each round, what is `due` goes along with the next round's training: they evaluate first, on the
-    same tensors and from the same states, and one reply holds both. Elsewhere, and where nothing comes after it, it is asked
-    apart. The figures are the same, since nothing moves in between.
+    Where all nodes train in each round, the evaluation of the round that is `due`, if any, goes along with the next training:
+    they evaluate first, on the same tensors and from the same states, and one reply holds both. Elsewhere, and where nothing
+    comes after it, it is asked apart. The figures are the same, since nothing moves in between.
     """
 
     def __init__(
@@ -140,23 +144,16 @@ class Evaluations:
     ) -> None:
         self.tasks, self.selection, self.reporter = tasks, selection, reporter
         self.statistics, self.catalogue, self.save = statistics, catalogue, save
-        self.tells_counts = tasks.pace.tells_counts
+        self.counts, self._told = statistics.counts, False
         self.goes_along = not tasks.settings.federation.clients_per_round
-        self.due: dict[Kind, int] = {"evaluate": due} if due else {}
+        self.due = due
         tasks.dispatcher.begun = True
-        if tasks.settings.evaluation.baselines and not reporter.baselines:
-            self.due["baselines"] = tasks.round
-
-    @property
-    def round(self) -> int:
-        """The round whose evaluation is due; 0 for none."""
-        return self.due.get("evaluate", 0)
+        reporter.uncounted = _uncounted(statistics, tasks)
 
     def schedule(self, round: int) -> None:
         """Have the clients evaluate a round before anything moves: with the next training or, where it cannot be, now."""
-        if self.round:  # rounds were abandoned since, the last one too
-            self.finish()
-        self.due["evaluate"] = round
+        self.finish()  # where rounds were abandoned since, the last one too
+        self.due = round
         if not self.goes_along:
             self.finish()
 
@@ -165,58 +162,89 @@ class Evaluations:
 
         Raises `RunError` where what was due cannot be had. What too few answered remains due where training is abandoned too.
         """
-        if self.tasks.dispatcher.outdated and (found := recount(self.tasks, len(self.catalogue))):  # people have come
-            self.statistics, self.selection.people, self.tells_counts = found, found.people, False
-            self.selection.validated = found.validated
+        if self.tasks.dispatcher.outdated and (found := recount(self.tasks, len(self.catalogue))):
+            self._people_have_come(found)
         if not self.goes_along:
             self.finish()
-        also = tuple(Ask(*due) for due in self.due.items())
+        also = [Ask("evaluate", self.due)] if self.due else []
         self.reporter.account.rounds += 1
         answers = self.tasks.train(also, self._inputs())
         for ask in also:
             if not isinstance(answers[ask.kind].failure, RoundAbandoned):
-                self._take(ask, answers[ask.kind].require(), along=True)
+                self._take(answers[ask.kind].require(), along=True)
         if not answers["train"].failure:
             self.finish()  # before anything moves
         return answers["train"]
 
     def finish(self) -> None:
         """Ask now for what is due."""
-        for kind, round in list(self.due.items()):
-            self._take(Ask(kind, round), self.tasks.send(kind, self._inputs(), round=round), along=False)
+        if self.due:
+            self._take(self.tasks.send("evaluate", self._inputs(), round=self.due), along=False)
 
     def stale(self, round: int) -> bool:
         """Whether nothing has got better for long by `round`, as far as that is known."""
-        return not self.round and self.selection.stale(round)
+        return not self.due and self.selection.stale(round)
 
-    def _take(self, ask: Ask, answer: Aggregate, along: bool) -> None:
+    def end(self) -> None:
+        """Ask for what is still due, write a last checkpoint, and have the trivial rankings evaluated on the people of the
+        selected round: on the nodes that evaluated it, as far as they are there.
+
+        They are asked for once in a run: under secure sums the difference of two answers, of nearly the same people, would be
+        the figures of a few.
+        """
+        self.finish()
+        self.save(self.tasks.round)
+        if not self.tasks.settings.evaluation.baselines:
+            return
+        asks_questions, dispatcher, nodes = (
+            self.tasks.settings.asks_questions,
+            self.tasks.dispatcher,
+            self.selection.nodes,
+        )
+        if len(dispatcher.online(nodes)) < self.tasks.settings.federation.min_nodes:
+            nodes = None
+        inputs = {} if asks_questions else {**self.counts, **_content(self.catalogue)}
+        self.reporter.trivial(self.tasks.ask("baselines", inputs, only=nodes), self.selection)
+
+    def _take(self, answer: Aggregate, along: bool) -> None:
         """Report what the clients found, and decide whether their round is the best so far: that one has a checkpoint."""
-        del self.due[ask.kind]
+        round, self.due = self.due, 0
         sums = answer.update.sums
         scores = percentages(sums)
-        if ask.kind == "baselines":
-            self.reporter.trivial(answer, scores)
-            return
-        self.selection.consider(ask.round, scores, sums["evaluated"])
-        self.reporter.evaluation(ask.round, answer, scores, self.selection.people, along)
-        if self.selection.round != ask.round:
+        self.selection.consider(round, scores, sums["evaluated"], answer.answered)
+        self.reporter.evaluation(round, answer, scores, self.selection.people, along)
+        if self.selection.round != round:
             return
         if self.tasks.folder.published:
-            publish(self.tasks.folder.published, self.tasks, self.catalogue, self.statistics.counts, ask.round)
-        if not self.tasks.folder.holds(ask.round):
-            self.save(ask.round)
+            publish(self.tasks.folder.published, self.tasks, self.catalogue, self.statistics.counts, round)
+        if not self.tasks.folder.holds(round):
+            self.save(round)
+
+    def _people_have_come(self, found: Statistics) -> None:
+        """Go on with what devices say anew. Those that were told item counts before take no others."""
+        self.statistics, self.selection.people, self.selection.validated = found, found.people, found.validated
+        self.counts = {} if self._told else found.counts
+        self.reporter.uncounted = _uncounted(found, self.tasks) or (LATER if self._told else None)
 
     def _inputs(self) -> Tensors:
-        """What clients need for what is due.
+        """What clients need for what is due: item counts, which tell warm targets from cold ones.
 
-        Item counts tell warm targets from cold ones. Devices take those of a run's beginning and no others, which would tell
-        targets apart: once people have come, evaluations do without.
+        Devices take those that they hear of first in a run and no others, which would tell targets apart: once people have
+        come, evaluations do without.
         """
-        if not self.due or self.tasks.settings.asks_questions:
+        if not self.due or self.tasks.settings.asks_questions or not self.tasks.pace.tells_counts:
             return {}
-        if "baselines" in self.due:
-            return {**self.statistics.counts, **_content(self.catalogue)}
-        return dict(self.statistics.counts) if self.tells_counts else {}
+        self._told = self._told or bool(self.counts)
+        return dict(self.counts)
+
+
+def _uncounted(statistics: Statistics, tasks: Tasks) -> str | None:
+    """Why warm targets are not told from cold ones, if they are not: nobody knows how often items occur in training."""
+    if tasks.settings.asks_questions:
+        return None
+    if alone := statistics.answer.update.sums["withheld"]:
+        return WITHHELD.format(f"{alone:.0f} devices" if alone > 1 else "a device")
+    return None if tasks.pace.tells_counts else ENDLESS
 
 
 def _content(catalogue: Catalogue) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Which round's model is kept: the one that ranks best on validation when everybody is evaluated, never one chosen on test."""
 
 import logging
+from collections.abc import Collection
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,25 +21,29 @@ def criterion(settings: Settings) -> MetricName:
 
 
 class Best(BaseModel):
-    """The best round so far, what it reached on validation, and its scores."""
+    """The best round so far, what it reached on validation, its scores, and how many people on how many nodes they are of."""
 
     model_config = ConfigDict(frozen=True)
 
     round: int
     criterion: float
     scores: Scores
+    people: float = 0.0
+    nodes: int = 0
 
 
 class ModelSelection:
     """Compares the rounds of a run by their evaluations, and says when there is nothing better to wait for.
 
     `people` are how many there are to evaluate; where none of them is `validated`, the last round is the best. `told` is the
-    best round that the clients have heard of.
+    best round that the clients have heard of, and `nodes` are those that evaluated the best one; None where an earlier process
+    of this run found it: over gRPC nodes may be called otherwise since.
     """
 
     def __init__(self, settings: Settings, patience: int) -> None:
         self.settings, self.patience = settings, patience
         self.best: Best | None = None
+        self.nodes: frozenset[int] | None = None
         self.people = 0.0
         self.validated = True
         self.told = 0
@@ -49,12 +54,13 @@ class ModelSelection:
         """The best round so far; 0 when none was evaluated."""
         return self.best.round if self.best else 0
 
-    def consider(self, round: int, scores: Scores, evaluated: float) -> None:
-        """Take the scores of a round, for which clients that knew of the best one till then `evaluated` so many people."""
+    def consider(self, round: int, scores: Scores, evaluated: float, nodes: Collection[int]) -> None:
+        """Take the scores of a round, for which `nodes` that knew of the best one till then `evaluated` so many people."""
         self.told = self.round
         worth, everybody = self._worth(round, scores), self._everybody(round, evaluated)
         if self.best is None or (everybody and worth > self.best.criterion):
-            self.best = Best(round=round, criterion=worth, scores=scores)
+            self.best = Best(round=round, criterion=worth, scores=scores, people=evaluated, nodes=len(nodes))
+            self.nodes = frozenset(nodes)
 
     def stale(self, round: int) -> bool:
         """Whether the evaluations up to `round`, as many as the patience allows, brought nothing better."""

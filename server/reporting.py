@@ -10,10 +10,11 @@ from tessera.common.config.settings import Settings
 from tessera.common.data.interactions import TIES
 from tessera.common.errors import RoundAbandoned, RunError
 from tessera.common.metrics.names import ACCURACY, AUC, MetricName, Scores
-from tessera.common.metrics.ranking import MetricSums
+from tessera.common.metrics.ranking import MetricSums, percentages
 from tessera.common.metrics.records import (
     AbandonedRecord,
     BaselinesRecord,
+    Compared,
     EvaluationRecord,
     ResultRecord,
     RoundRecord,
@@ -36,12 +37,15 @@ WAYS = ("bytes_down", "bytes_up")
 
 class Reporter:
     """Reports one run, and counts the `seconds` that its rounds took and, in `account`, what they tell of a person; `baselines`
-    are the trivial rankings' scores."""
+    are the trivial rankings' scores, `compared` whom they are of, and `uncounted` says why warm and cold targets are not told
+    apart, if they are not."""
 
     def __init__(self, settings: Settings, folder: RunFolder) -> None:
         self.settings, self.folder = settings, folder
         self.seconds = 0.0
         self.baselines: Scores = {}
+        self.compared: Compared | None = None
+        self.uncounted: str | None = None
         self.ties: Ties | None = None
         self.account = Account(settings.privacy, settings.fraction)
         self._since = time.monotonic()
@@ -52,8 +56,7 @@ class Reporter:
 
     def go_on(self, progress: Progress) -> None:
         """Go on from a checkpoint."""
-        self.baselines, self.seconds = progress.baselines, progress.seconds
-        self.account.rounds = progress.trained
+        self.seconds, self.account.rounds = progress.seconds, progress.trained
 
     def progress(self, selection: ModelSelection, due: int) -> Progress:
         """What a checkpoint is to hold of a run, whose evaluation of the round `due` is still to come."""
@@ -61,7 +64,6 @@ class Reporter:
             best=selection.best,
             told=selection.told,
             due=due,
-            baselines=self.baselines,
             seconds=self.seconds,
             trained=self.account.rounds,
         )
@@ -82,10 +84,21 @@ class Reporter:
         sums = {name: value for name, value in answer.update.sums.values.items() if name not in TIED.values()}
         self.folder.report(StatisticsRecord.model_validate(sums | facts | answer.faults()))
 
-    def trivial(self, answer: Aggregate, scores: Scores) -> None:
-        """Report the trivial rankings' figures."""
-        self.baselines = scores
-        self.folder.report(BaselinesRecord(nodes=answer.nodes, scores=scores, **answer.faults()))
+    def trivial(self, answer: Aggregate, selection: ModelSelection) -> None:
+        """Report the trivial rankings' figures, and whether they are of the people of the selected round."""
+        if answer.failure:
+            log.warning("the baselines are left out: %s", answer.failure)
+        sums, best = MetricSums() if answer.failure else answer.update.sums, selection.best
+        self.baselines = percentages(sums)
+        people, nodes = sums["evaluated"], answer.nodes if sums.values else 0
+        line = BaselinesRecord(nodes=nodes, people=people, scores=self.baselines, **answer.faults())
+        self.folder.report(line)
+        if best:
+            known = selection.nodes is None or selection.nodes == answer.answered
+            same = known and (people, nodes) == (best.people, best.nodes) and _as_many(best.scores, self.baselines)
+            self.compared = Compared(
+                people=best.people, nodes=best.nodes, baselines_people=people, baselines_nodes=nodes, same=same
+            )
 
     def abandoned(self, round: int, reason: RoundAbandoned) -> None:
         """Report that a round brought nothing."""
@@ -100,7 +113,8 @@ class Reporter:
 
     def evaluation(self, round: int, answer: Aggregate, scores: Scores, people: float, along: bool) -> None:
         """Report what a round reached; `along` with a training, whose time is that of both."""
-        facts = _facts(round, answer, people) | {"scores": scores, "seconds": 0.0 if along else self._took()}
+        facts = _facts(round, answer, people) | {"scores": scores, "people": answer.update.sums["evaluated"]}
+        facts |= {"seconds": 0.0 if along else self._took()}
         self.folder.report(EvaluationRecord.model_validate(facts))
 
     def _took(self) -> float:
@@ -128,6 +142,8 @@ class Reporter:
             "selected_round": best.round if best else None,
             "scores": (best.scores if best else {}) | areas(self.folder.path),
             "baselines": self.baselines,
+            "compared": self.compared,
+            "uncounted": self.uncounted,
             "ties": self.ties,
             "seconds": self.seconds,
             "strategy": strategy.report(),
@@ -146,6 +162,11 @@ def _facts(round: int, answer: Aggregate, people: float) -> dict[str, Any]:
         there = getattr(answer, way)
         facts |= {f"{way}_per_user": there / people, f"{way}_per_node": there / answer.nodes}
     return facts
+
+
+def _as_many(scores: Scores, baselines: Scores) -> bool:
+    """Whether the baselines have as many people with targets as the run, in each part and group that both tell of."""
+    return all(scores.get(name.of(""), users) == users for name, users in baselines.items() if name.counts)
 
 
 def ties(sums: MetricSums) -> Ties | None:

@@ -30,7 +30,7 @@ def run_rounds(
     last = reporter.last_round(tasks.round, pace.wanted(tasks.round - folder.first))
 
     def save(round: int) -> None:
-        folder.save(round, strategy.state(), reporter.progress(selection, evaluations.round))
+        folder.save(round, strategy.state(), reporter.progress(selection, evaluations.due))
 
     # 2. Ask who is there, and where the embeddings start.
     statistics = item_statistics(tasks, len(catalogue))
@@ -68,9 +68,8 @@ def run_rounds(
         if round % settings.federation.checkpoint_every == 0 and not folder.holds(round):
             save(round)
 
-    # 7. Ask for what is still due, write the result, and let the clients know which round was selected.
-    evaluations.finish()
-    save(tasks.round)
+    # 7. Ask for what is still due and for the baselines, write the result, and tell the clients which round was selected.
+    evaluations.end()
     result = reporter.result(tasks.round, selection, strategy)
     tasks.tell_selection()
     return result

@@ -21,7 +21,6 @@ from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import CatalogueVersion
 from tessera.common.errors import ConfigError, DamagedError, DataError, RunError, StorageError
-from tessera.common.metrics.names import Scores
 from tessera.common.metrics.records import (
     FILE,
     AbandonedRecord,
@@ -69,7 +68,6 @@ class Progress(BaseModel):
     """The best round that the clients have heard of."""
     due: int
     """The round whose evaluation is still to come; 0 for none."""
-    baselines: Scores
     seconds: float
     trained: int = 0
     """How often training was asked for, whatever came of it: what the account of epsilon counts."""
@@ -229,7 +227,8 @@ class RunFolder:
 
     def _forget_after(self, round: int, progress: Progress | None = None) -> None:
         before = read_records(self.path)
-        lines = [line for line in before if not isinstance(line, ResultRecord) and line.round <= round]
+        ended = (BaselinesRecord, ResultRecord)
+        lines = [line for line in before if not isinstance(line, ended) and line.round <= round]
         if round <= self.first:  # it begins again, and tells all of it again
             lines = []
         elif progress:
@@ -243,9 +242,7 @@ class RunFolder:
 
     def _comes_again(self, line: Record, progress: Progress) -> bool:
         """Whether a line says what was not known yet when a checkpoint was written, and will be asked again."""
-        if isinstance(line, EvaluationRecord):
-            return 0 < progress.due <= line.round
-        return isinstance(line, BaselinesRecord) and not progress.baselines
+        return isinstance(line, EvaluationRecord) and 0 < progress.due <= line.round
 
     def _drop(self, newest: int) -> None:
         """Remove the checkpoints after `newest`; up to it keep the last three, each with the round that was best by then.

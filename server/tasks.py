@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -57,9 +57,15 @@ class Tasks:
                 break
         raise RunError(str(answer.failure))
 
-    def ask(self, kind: Kind, counts: Mapping[str, torch.Size]) -> Aggregate:
-        """Give nodes a task once and add up what they return, whoever answers."""
-        return self._dispatch(Ask(kind, self.round), (), None, counts)[kind]
+    def ask(
+        self,
+        kind: Kind,
+        inputs: Tensors | None = None,
+        counts: Mapping[str, torch.Size] | None = None,
+        only: Collection[int] | None = None,
+    ) -> Aggregate:
+        """Give nodes, or `only` some, a task once and add up what they return, whoever answers."""
+        return self._dispatch(Ask(kind, self.round), (), inputs, counts, only)[kind]
 
     def train(self, also: Sequence[Ask], inputs: Tensors) -> Mapping[Kind, Aggregate]:
         """Have nodes train for the current round, and before that do what is asked along; return the sums of each.
@@ -69,7 +75,12 @@ class Tasks:
         return self._dispatch(Ask("train", self.round), also, inputs, None)
 
     def _dispatch(
-        self, ask: Ask, also: Sequence[Ask], inputs: Tensors | None, counts: Mapping[str, torch.Size] | None
+        self,
+        ask: Ask,
+        also: Sequence[Ask],
+        inputs: Tensors | None,
+        counts: Mapping[str, torch.Size] | None,
+        only: Collection[int] | None = None,
     ) -> Mapping[Kind, Aggregate]:
         task = Task(
             ask.kind,
@@ -85,7 +96,7 @@ class Tasks:
             continues=self.folder.continues,
         )
         broadcast = self.strategy.broadcast if ask.kind in ("train", "evaluate") else no_broadcast
-        return self.dispatcher.dispatch(task, broadcast, inputs, self.strategy.check, counts)
+        return self.dispatcher.dispatch(task, broadcast, inputs, self.strategy.check, counts, only)
 
     def tell_selection(self) -> None:
         """Let the clients know which round was selected, where that is news to them, so that they recommend by it.

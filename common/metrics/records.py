@@ -24,7 +24,7 @@ class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     version: Literal[1, 2, 3] = 3
-    """The version of this schema; 1 had no `ties`, 2 no bytes of one person alone."""
+    """The version of this schema; 1 had no `ties`, 2 neither bytes of one person alone nor how many people figures are of."""
 
     def to_json(self) -> dict[str, Any]:
         """The line as an object of JSON."""
@@ -66,6 +66,24 @@ class Ties(BaseModel):
     """The same of the test item."""
 
 
+class Compared(BaseModel):
+    """Whom the figures of a run and of the trivial rankings beside it are of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    people: Figure
+    """People who were evaluated in the selected round."""
+    nodes: int
+    """Nodes that they are on."""
+    baselines_people: Figure
+    """People of whom the baselines are; 0 where nobody answered to them."""
+    baselines_nodes: int
+    """Nodes that they are on."""
+    same: bool
+    """Whether these are the same nodes, and as many people with targets of each kind. Where a run was resumed since, and its
+    nodes may have other numbers, only how many are compared."""
+
+
 class StatisticsRecord(_Faults):
     """What the federation is before it trains: its first line."""
 
@@ -97,13 +115,15 @@ class StatisticsRecord(_Faults):
 
 
 class BaselinesRecord(_Faults):
-    """What needs no training: the trivial rankings, evaluated on the same people. Comes with the first round, or before it."""
+    """What needs no training: the trivial rankings, asked of the nodes that evaluated the selected round. Comes at the end."""
 
     kind: Literal["baselines"] = "baselines"
     round: int = 0
     """0: of no round."""
     nodes: int
     """Nodes that answered."""
+    people: Figure | None = None
+    """People on them; left out by version 2."""
     scores: Scores
     """Figures of the trivial rankings, their names in front."""
 
@@ -145,6 +165,8 @@ class EvaluationRecord(_OfRound):
     kind: Literal["evaluation"] = "evaluation"
     seconds: Figure
     """Time it took; 0 where it came along with the next round's training."""
+    people: Figure | None = None
+    """People who were evaluated, with targets or without; left out by version 2."""
     scores: Scores
     """Figures by name."""
 
@@ -187,6 +209,10 @@ class ResultRecord(_Traffic):
     """Figures of that round; of devices that answer questions, also the mean accuracy of all evaluations (auc)."""
     baselines: Scores
     """Figures of the trivial rankings, their names in front."""
+    compared: Compared | None = None
+    """Whether the baselines are of the same people; left out where none were asked for, and by version 2."""
+    uncounted: str | None = None
+    """Why warm and cold targets are not told apart, where they are not."""
     ties: Ties | None = None
     """Targets that time alone does not decide on, as the first line has them."""
     bytes_down_alone: Figure | None = None

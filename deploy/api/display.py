@@ -26,6 +26,7 @@ from tessera.common.metrics.names import (
 )
 from tessera.common.metrics.records import (
     AbandonedRecord,
+    Compared,
     EvaluationRecord,
     Record,
     ResultRecord,
@@ -151,7 +152,7 @@ def show_result(console: Console, result: ResultRecord, settings: Settings, run_
     """Print what a run ended with: the table, and where its folder is."""
     table = answers_table(result) if settings.asks_questions else result_table(result, settings.evaluation.ks)
     console.print(table)
-    if told := tied_line(result.ties):
+    for told in filter(None, (compared_line(result.compared), uncounted_line(result), tied_line(result.ties))):
         console.print(told, highlight=False)
     console.print(traffic_line(result), highlight=False)
     console.print(privacy_line(result, settings), highlight=False)
@@ -165,6 +166,31 @@ def traffic_line(result: ResultRecord) -> str:
         return f"a round: {share} for each user, by their share of a node's messages"
     own = f"{_bytes(result.bytes_down_alone)} down and {_bytes(result.bytes_up_alone)} up"
     return f"a round: {own} for one person alone on a device; {share} for each user of this run, by their share of a node's"
+
+
+def compared_line(compared: Compared | None) -> str:
+    """Say that the baselines are not of the run's people, where they are not."""
+    if compared is None or compared.same:
+        return ""
+    if not compared.baselines_nodes:
+        return "no baselines: no device answered to them"
+    row, others = (
+        f"{people:.0f} people on {nodes} node{'s' * (nodes != 1)}"
+        for people, nodes in (
+            (compared.people, compared.nodes),
+            (compared.baselines_people, compared.baselines_nodes),
+        )
+    )
+    told = "other people, or other targets: the run's nodes were no longer the same" if row == others else others
+    return f"not of the same people: the run's row is of {row}, the baselines are of {told}"
+
+
+def uncounted_line(result: ResultRecord) -> str:
+    """Why the table does not tell warm from cold targets, where it does not."""
+    if not result.uncounted:
+        return ""
+    known = any(name.baseline == "popularity" for name in result.baselines)
+    return f"warm and cold targets are not told apart{'' if known else ', nor is there popularity'}: {result.uncounted}"
 
 
 def tied_line(ties: Ties | None) -> str:
@@ -199,7 +225,9 @@ def result_table(result: ResultRecord, ks: tuple[int, ...]) -> Table:
     """The run beside the trivial baselines on test: all targets, and warm and cold ones apart at the largest K."""
     rows, k, own = methods(result), max(ks), result.scores
     sizes = {group: int(own.get(MetricName(TEST, group, USERS), 0)) for group in (WARM, COLD)}
-    title = f"test, in %, ties at their expected value; {sizes[WARM]} warm and {sizes[COLD]} cold targets"
+    title = "test, in %, ties at their expected value"
+    if any(sizes.values()):
+        title += f"; {sizes[WARM]} people with warm and {sizes[COLD]} with cold targets"
     columns = {f"{metric.upper()}\n@{cut}": MetricName(TEST, ALL, metric, cut) for metric in (HR, NDCG) for cut in ks}
     columns |= {f"{group} HR\n@{k}": MetricName(TEST, group, HR, k) for group, size in sizes.items() if size}
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
@@ -251,5 +279,5 @@ def summary(result: ResultRecord) -> dict[str, Any]:
     }
     private = {"epsilon": "none" if result.epsilon is None else round(result.epsilon, 3)}
     private |= {"delta": result.delta} if result.delta else {}
-    private |= {"ties": told["ties"]} if result.ties else {}
+    private |= {name: told[name] for name in ("compared", "uncounted", "ties") if name in told}
     return {**figures, **nested, "baselines": baselines, **seconds, **traffic, **private}

@@ -105,7 +105,7 @@ def start_from(source: Source, strategy: Strategy, settings: Settings, catalogue
     source.require(settings, catalogue)
     strategy.grow(source.tensors, source.catalogue.n_items)
     spent = source.progress.trained
-    progress = Progress(best=None, told=0, due=source.round, baselines={}, seconds=0.0, trained=spent)
+    progress = Progress(best=None, told=0, due=source.round, seconds=0.0, trained=spent)
     return Start(catalogue.version, source.round, strategy.state(), progress, source.ancestors)
 
 

@@ -1,4 +1,4 @@
-"""What goes along with a round's training: the baselines, and the evaluation of the round before."""
+"""What goes along with a round's training: the evaluation of the round before."""
 
 from pathlib import Path
 
@@ -36,12 +36,13 @@ def test_a_round_of_all_nodes_is_one_message_and_takes_along_what_is_due(tmp_pat
     trained = [("train", round) for round in range(1, 6)]
     assert asked["together"] == [
         [("item_statistics", 0)],
-        [("baselines", 0), trained[0]],
+        [trained[0]],
         [trained[1]],
         [("evaluate", 2), trained[2]],
         [trained[3]],
         [("evaluate", 4), trained[4]],
         [("evaluate", 5)],
+        [("baselines", 5)],
     ]
     assert [one for message in asked["together"] for one in message] == [one for (one,) in asked["apart"]]
     assert_bitwise(tmp_path / "apart", tmp_path / "together")
@@ -106,8 +107,8 @@ def test_what_is_due_stays_due_when_a_round_is_abandoned(tmp_path: Path) -> None
         [("evaluate", 2), ("train", 3)],
         [("evaluate", 2), ("train", 4)],
     ]
-    assert [line["kind"] for line in read_metrics(job.run_dir)][-5:] == [
-        *("abandoned", "evaluation", "round", "evaluation", "result"),
+    assert [line["kind"] for line in read_metrics(job.run_dir)][-6:] == [
+        *("abandoned", "evaluation", "round", "evaluation", "baselines", "result"),
     ]
     assert evaluated(job, 2)["scores"]["test/all/users"] == 14
 

@@ -211,7 +211,12 @@ def test_a_last_round_that_is_abandoned_is_evaluated_and_saved_all_the_same(tmp_
     federation = {"min_nodes": 3, "checkpoint_every": 3}
     job = small_job(tmp_path, "run", 3, evaluation={"every": 4}, federation=federation)
     carry_out(job, gone_from(4, 2, "train"))
-    assert [line["kind"] for line in read_metrics(job.run_dir)][-3:] == ["abandoned", "evaluation", "result"]
+    assert [line["kind"] for line in read_metrics(job.run_dir)][-4:] == [
+        "abandoned",
+        "evaluation",
+        "baselines",
+        "result",
+    ]
     assert read_metrics(job.run_dir)[-1]["selected_round"] == 4
     assert read_metrics(job.run_dir)[-1]["scores"]["test/all/users"] == 14
     assert (job.run_dir / "checkpoints" / "round-000004.safetensors").exists()
@@ -348,9 +353,8 @@ def test_slow_nodes_are_left_out_at_the_deadline_and_their_late_updates_dropped(
 
 def test_a_question_to_all_is_asked_again_when_a_node_fails_once(tmp_path: Path) -> None:
     """So that a run does not end because a device was restarting while item statistics were taken."""
-    federation = {"clients_per_round": 3}  # or the baselines would come with the first round's training
-    inline.execute(small_job(tmp_path, "whole", 3, federation=federation), silent)
-    job, failed = small_job(tmp_path, "run", 3, federation=federation), list[str]()
+    inline.execute(small_job(tmp_path, "whole", 3), silent)
+    job, failed = small_job(tmp_path, "run", 3), list[str]()
 
     def reply(question: Message, honest: Message) -> list[Message]:
         kind = task_of(question).kind
