@@ -212,9 +212,10 @@ class Step:
         known, asked, cuts, own = self.histories, self.histories, 1, self.settings.loss
         if isinstance(own, NextItemSettings):
             cuts = own.next_item_samples
-            known, asked = self.histories.cuts(cuts, salt)
+            known, asked = self.histories.cuts(cuts, salt, self.backbone.window)
             private = {name: value.repeat_interleave(cuts, dim=0) for name, value in private.items()}
-        everything = routed(private, received, known.hidden(self.settings.history_mask, salt), self.settings)
+        shown = known.hidden(self.settings.history_mask, salt)
+        everything = replace(routed(private, received, shown, self.settings), salt=salt)
         losses = find_loss(own)(LazyScores(self.backbone, everything), asked, own, salt)
         losses = losses + self.backbone.penalty(everything, self.round)
         return losses.view(-1, cuts).mean(1)

@@ -16,6 +16,15 @@ from tessera.common.utils import counter_rng
 
 
 @dataclass(frozen=True)
+class Cuts:
+    """What cut histories have in common: `per_user` of them side by side begin one user's history, and all but its first
+    `skipped` [n_users * per_user] events lie in one window."""
+
+    per_user: int
+    skipped: Tensor
+
+
+@dataclass(frozen=True)
 class Histories:
     """User u's items are `items[offsets[u]:offsets[u + 1]]`; `owners` [n_events] gives each event's u.
 
@@ -31,6 +40,8 @@ class Histories:
     n_items: int
     cold_items: Tensor | None = None
     """Items that training must not know of, [n_items] boolean: neither as events nor as what events are held against."""
+    cut: Cuts | None = None
+    """Where these begin longer ones and were cut within windows: how."""
 
     def __len__(self) -> int:
         """Return the number of users."""
@@ -57,16 +68,22 @@ class Histories:
         age = last - torch.arange(len(self.items), device=self.items.device)
         return replace(self, shown=self.shown * (1 + age.to(self.shown.dtype)) ** -recency)
 
-    def cuts(self, per_user: int, salt: int) -> tuple["Histories", "Histories"]:
+    def cuts(self, per_user: int, salt: int, window: int | None = None) -> tuple["Histories", "Histories"]:
         """Cut each history `per_user` times at drawn places, never before its first event if it has two.
 
         Returns what came before each cut, and the one event that followed it: as if [n_users * per_user] people had these
-        histories, a user's side by side. Everybody needs an event.
+        histories, a user's side by side. With a `window`, histories are divided into windows of so many events, and one is
+        drawn of each user in which all cuts lie: each place is as likely as any. Everybody needs an event.
         """
         salts = torch.arange(per_user, device=self.keys.device)
         draws = counter_rng.uniform(counter_rng.key("cut", salt), self.keys[:, None], salts)
         spans = self.lengths()[:, None] - 1
-        before = torch.minimum((draws * spans).long() + 1, spans).flatten()
+        skipped = torch.zeros_like(spans)
+        if window is not None:
+            drawn = counter_rng.uniform(counter_rng.key("cut window", salt), self.keys[:, None])
+            skipped = (drawn * spans).long() // window * window
+            spans = torch.minimum(spans - skipped, torch.full_like(spans, window))
+        before = (skipped + torch.minimum((draws * spans).long() + 1, spans)).flatten()
         starts = self.offsets[:-1].repeat_interleave(per_user)
         offsets = torch.cat([before.new_zeros(1), before.cumsum(0)])
         rows = torch.arange(len(before), device=before.device)
@@ -74,8 +91,11 @@ class Histories:
         events = starts[owners] + torch.arange(len(owners), device=owners.device) - offsets[:-1][owners]
         keys, followed = self.keys.repeat_interleave(per_user), starts + before
         ends = torch.arange(len(rows) + 1, device=rows.device)
+        cut = None if window is None else Cuts(per_user, skipped.expand(-1, per_user).flatten())
         return (
-            Histories(keys, self.items[events], offsets, owners, self.shown[events], self.n_items, self.cold_items),
+            Histories(
+                keys, self.items[events], offsets, owners, self.shown[events], self.n_items, self.cold_items, cut
+            ),
             Histories(keys, self.items[followed], ends, rows, self.shown[followed], self.n_items, self.cold_items),
         )
 

@@ -29,13 +29,15 @@ class BackboneInput:
     """What a backbone computes from, for all users of a cohort.
 
     `private` holds the stacked parameters [n_users, ...], `sent` what the server broadcast, `histories` the events shown to
-    the model, `routed` the views with each user's weights for them.
+    the model, `routed` the views with each user's weights for them. `salt` seeds what is drawn in a step of training; without
+    one nothing is drawn.
     """
 
     private: dict[str, Tensor]
     sent: Tensors
     histories: Histories
     routed: Routed
+    salt: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Backbone(ABC):
 
     def __init__(self, settings: ComponentSettings) -> None:
         self.settings = settings
+
+    @property
+    def window(self) -> int | None:
+        """How many events in a row it reads at once, where the next ones are asked for within so many; None: any."""
+        return None
 
     @abstractmethod
     def parameters(self, dim: int, n_items: int) -> dict[str, Parameter]:

@@ -16,6 +16,13 @@ class GRU4Rec(Sequential):
 
     settings: GRU4RecSettings
 
-    def states(self, shared: Tensors, events: Tensor, mask: Tensor) -> Tensor:
+    @property
+    def dropped(self) -> int:
+        """The inputs, and the states."""
+        return 2
+
+    def states(self, shared: Tensors, events: Tensor, kept: Tensor | None) -> Tensor:
         """Go from event to event."""
-        return gated_recurrence(shared, "gru4rec", events)
+        if kept is None:
+            return gated_recurrence(shared, "gru4rec", events)
+        return gated_recurrence(shared, "gru4rec", events * kept[:, 0]) * kept[:, 1]

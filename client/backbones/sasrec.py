@@ -2,7 +2,7 @@
 
 q_u = History's query + W s_u + b, with s_u the blocks' state at the last event shown; events enter as rows of the history view,
 with a vector for their place. W and b are zero at the start, where it scores exactly as History does: what is learnt is what a
-history tells beyond a sum. Dropout is `local.history_mask`, drawn by user and event: the same in any company.
+history tells beyond a sum.
 """
 
 from torch import Tensor
@@ -17,7 +17,12 @@ class SASRec(Sequential):
 
     settings: SASRecSettings
 
-    def states(self, shared: Tensors, events: Tensor, mask: Tensor) -> Tensor:
+    @property
+    def dropped(self) -> int:
+        """The inputs, and what each half of a block adds."""
+        return 1 + 2 * self.settings.blocks
+
+    def states(self, shared: Tensors, events: Tensor, kept: Tensor | None) -> Tensor:
         """Attend to the events so far, each at its place."""
         inputs = events + shared["sasrec_places"][: events.shape[1]]
-        return self_attention(shared, "sasrec", inputs, mask, self.settings.blocks, self.settings.heads)
+        return self_attention(shared, "sasrec", inputs, self.settings.blocks, self.settings.heads, kept)

@@ -62,7 +62,7 @@ def shared_rows(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def shared_network(network: Network, shared: Tensors, *own: Tensor) -> Tensor:
-    """`network(shared, *own)`, [n_people, n_out], for a network of which row u depends on row u of people's `own` alone."""
+    """`network(shared, *own)`, [n_people, ...], for a network of which row u depends on row u of people's `own` alone."""
     names = list(shared)
 
     def compute(*values: Tensor) -> Tensor:

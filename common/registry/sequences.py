@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tessera.common.errors import ConfigError
-from tessera.common.registry.component import ComponentSettings, Positive, Shared, SharedTensors
+from tessera.common.registry.component import ComponentSettings, Positive, Rate, Shared, SharedTensors
 
 
 class GRU4RecSettings(ComponentSettings):
@@ -13,6 +13,8 @@ class GRU4RecSettings(ComponentSettings):
 
     length: Positive = 50
     """How many of the last events are read."""
+    dropout: Rate = 0.0
+    """Share of the network's numbers that are set to zero in each local step, drawn by user and number."""
 
 
 class SASRecSettings(GRU4RecSettings):

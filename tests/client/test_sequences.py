@@ -1,14 +1,18 @@
 """Models that read events one after the other: what comes later, and who is beside, changes nothing."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from tessera.client import cohort
+from tessera.client.backbones import BackboneInput, make_backbone
+from tessera.client.backbones.history import History
 from tessera.client.backbones.sequences import Windows, gated_recurrence, self_attention
-from tessera.client.histories import histories
+from tessera.client.histories import Cuts, histories, single
+from tessera.client.router import Routed
 from tessera.common.config.settings import LocalSettings
 from tessera.common.errors import ConfigError
 from tessera.common.registry.backbones import BACKBONES
@@ -27,36 +31,29 @@ def head(backbone: str, dim: int = DIM, **changes: object) -> dict[str, torch.Te
     return {name: 0.4 * torch.randn(one.shape, generator=draws, dtype=torch.float64) for name, one in shared.items()}
 
 
-def states(backbone: str, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def states(backbone: str, inputs: torch.Tensor) -> torch.Tensor:
     if backbone == "gru4rec":
         return gated_recurrence(head(backbone), backbone, inputs)
-    return self_attention(head(backbone), backbone, inputs, mask, blocks=2, heads=2)
+    return self_attention(head(backbone), backbone, inputs, blocks=2, heads=2)
 
 
 @sequential
 def test_a_state_knows_nothing_of_what_comes_later(backbone: str) -> None:
     inputs = torch.randn(3, 7, DIM, dtype=torch.float64)
-    mask = torch.arange(7) < torch.tensor([[7], [5], [3]])
-    before = states(backbone, inputs, mask)
+    before = states(backbone, inputs)
     for at in range(7):
         other = inputs.clone()
         other[:, at:] += 1
-        assert torch.equal(states(backbone, other, mask)[:, :at], before[:, :at])
-        assert not torch.equal(states(backbone, other, mask)[:, at], before[:, at])
+        assert torch.equal(states(backbone, other)[:, :at], before[:, :at])
+        assert not torch.equal(states(backbone, other)[:, at], before[:, at])
 
 
 @sequential
 def test_a_longer_window_and_company_change_no_ones_state(backbone: str) -> None:
     inputs = torch.randn(2, 4, DIM, dtype=torch.float64)
-    mask = torch.ones(2, 4, dtype=torch.bool)
     padded = torch.cat([inputs, torch.randn(2, 3, DIM, dtype=torch.float64)], dim=1)
-    longer = torch.cat([mask, torch.zeros(2, 3, dtype=torch.bool)], dim=1)
-    torch.testing.assert_close(
-        states(backbone, padded, longer)[:, :4], states(backbone, inputs, mask), rtol=0, atol=1e-12
-    )
-    torch.testing.assert_close(
-        states(backbone, inputs[:1], mask[:1]), states(backbone, inputs, mask)[:1], rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(states(backbone, padded)[:, :4], states(backbone, inputs), rtol=0, atol=1e-12)
+    torch.testing.assert_close(states(backbone, inputs[:1]), states(backbone, inputs)[:1], rtol=0, atol=1e-12)
 
 
 def test_windows_hold_the_last_events_that_are_shown() -> None:
@@ -67,9 +64,78 @@ def test_windows_hold_the_last_events_that_are_shown() -> None:
         for user in range(5):
             at = slice(int(people.offsets[user]), int(people.offsets[user + 1]))
             kept = [int(item) for item, one in zip(people.items[at], shown.shown[at], strict=True) if one > 0][-3:]
-            assert windows.items[user][windows.mask[user]].tolist() == kept
+            assert windows.items[user, : windows.ends[user, 0]].tolist() == kept
     nobody = Windows.of(histories(small_split(5, 30).take(np.array([], dtype=int))), 3)
     assert nobody.items.shape[0] == 0
+
+
+@sequential
+def test_all_that_is_asked_of_a_person_is_read_in_one_pass(backbone: str) -> None:
+    """Gradients and losses of a local step are those of one person and one place after the other, each read by itself."""
+    split, length, changes = small_split(6, 30), 3, {"length": 3, "dropout": 0.25}
+    local = {
+        "backbone": {"name": backbone, **changes},
+        "loss": {"name": "next", "next_item_samples": 7},
+        "recency": 1.0,
+        "history_mask": 0.3,
+    }
+    settings = LocalSettings.model_validate(local)
+    sent = {"views": torch.randn(1, 30, DIM), "history": torch.randn(30, DIM)}
+    sent |= {name: value.float() for name, value in head(backbone, **changes).items()}
+    step = cohort.Step(sent, histories(split), settings, round=1)
+    private = cohort.start_state(split.users, settings, sent["views"], 0).parameters
+    losses, _, found = step.gradients(private, salt=5)
+
+    received = {name: value.clone().requires_grad_() for name, value in sent.items()}
+    known, asked = histories(split).cuts(7, 5, length)
+    assert known.cut is not None
+    naive, early = [], 0
+    for row in range(len(known)):
+        items, person = known.items[known.offsets[row] : known.offsets[row + 1]], row // 7
+        skipped = int(known.cut.skipped[row])
+        early += skipped > 0
+        assert skipped % length == 0
+        assert len(items) - skipped in range(length + 1)
+        one = single(items.tolist(), 30, split.users[person]).hidden(0.3, 5)
+        whole = cohort.routed({}, received, one, settings)
+        read = Windows.of(replace(one, cut=Cuts(1, torch.tensor([skipped]))), length)
+        query = History(settings.backbone).query(replace(whole, private={"user": torch.zeros(1, DIM)}))
+        events, ends = received["history"][read.items], read.ends
+        kept = make_backbone(settings.backbone)._kept(replace(whole, salt=5), events, 5)
+        query = query + make_backbone(settings.backbone)._added(received, events, ends, kept)[:, 0]
+        naive.append(torch.nn.functional.cross_entropy(query @ received["views"][0].T, asked.items[row][None]))
+    assert early, "some windows begin later than the history"
+    naive = torch.stack(naive).view(6, 7).mean(1)
+    torch.testing.assert_close(losses, naive.detach(), rtol=1e-5, atol=1e-6)
+    naive.sum().backward()
+    for name, value in received.items():
+        torch.testing.assert_close(found[name], value.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_every_place_is_asked_for_alike() -> None:
+    people = histories(small_split(1, 30))
+    events = int(people.lengths()[0])
+    places = torch.cat([people.cuts(8, salt, window=3)[0].lengths() for salt in range(4000)])
+    shares = torch.bincount(places, minlength=events)[1:] / len(places) * (events - 1)
+    assert len(shares) == events - 1 > 3
+    assert (shares - 1).abs().max() < 0.1
+
+
+@sequential
+def test_dropout_is_a_persons_own_and_keeps_the_mean(backbone: str) -> None:
+    settings = LocalSettings.model_validate({"backbone": {"name": backbone, "dropout": 0.25}, "loss": "next"})
+    model, split = make_backbone(settings.backbone), small_split(6, 30)
+
+    def kept(rows: list[int], length: int) -> torch.Tensor:
+        people = histories(split.take(np.array(rows)))
+        given = BackboneInput({}, {}, people, Routed(torch.zeros(1, 30, DIM), torch.ones(len(rows), 1)), salt=4)
+        return model._kept(given, torch.zeros(len(rows), length, DIM), 4)
+
+    everybody = kept([0, 1, 2, 3, 4, 5], 50)
+    assert torch.equal(kept([4], 20)[0], everybody[4][:, :20])
+    assert not torch.equal(everybody[0], everybody[1])
+    assert everybody.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert float(everybody.mean()) == pytest.approx(1, abs=0.02)
 
 
 @sequential
@@ -93,7 +159,7 @@ def test_it_starts_as_history_does(backbone: str) -> None:
 def test_attention_is_that_of_the_paper() -> None:
     """Written out for one person, one head and one event at a time."""
     sent, inputs = head("sasrec", heads=1), torch.randn(1, 5, DIM, dtype=torch.float64)
-    found = self_attention(sent, "sasrec", inputs, torch.ones(1, 5, dtype=torch.bool), blocks=2, heads=1)[0]
+    found = self_attention(sent, "sasrec", inputs, blocks=2, heads=1)[0]
 
     def norm(name: str, x: torch.Tensor) -> torch.Tensor:
         return (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt() * sent[f"{name}_gain"] + sent[f"{name}_bias"]
