@@ -97,25 +97,46 @@ def fraction(folder: Path) -> Figure:
 
 def rates(folder: Path) -> Figure:
     """Validation NDCG@50 by the server's learning rate and weight decay, a panel a backbone (Figure 7)."""
-    methods = [str(name) for name in spreads(folder)["method"]]
-    figure, panels = plt.subplots(1, len(methods), figsize=(2.6 * len(methods), 3), squeeze=False)
-    for axes, method in zip(panels[0], methods, strict=True):
-        tried = pl.DataFrame(read_json(folder / method / "tried.json")["tried"]).filter(
-            pl.col("validation").is_not_null()
-        )
-        cells = tried.pivot("server.weight_decay", index="server.learning_rate", values="validation")
-        values = cells.drop("server.learning_rate").to_numpy()
-        axes.imshow(
-            values, cmap="Blues", aspect="auto", vmax=2 * np.nanmax(values) - np.nanmin(values)
-        )  # light enough for black
+    panels = {str(method): tried(folder / str(method)) for method in spreads(folder)["method"]}
+    return heatmaps(folder.name, panels, "server.learning_rate", "server.weight_decay")
+
+
+def fedrap_weights(folder: Path) -> Figure:
+    """Validation NDCG@50 by FedRAP's two weights, a panel a learning rate of the server (Figure 8)."""
+    cells = tried(folder / "fedrap")
+    panels = {
+        f"learning rate {rate:g}": rows
+        for (rate,), rows in cells.group_by("server.learning_rate", maintain_order=True)
+        if isinstance(rate, float)
+    }
+    return heatmaps(folder.name, panels, "local.backbone.difference_weight", "local.backbone.l1_weight")
+
+
+def tried(method: Path) -> pl.DataFrame:
+    """What a method of a grid chose among: its settings by dotted names, and `validation`, where a run did not fail."""
+    return pl.DataFrame(read_json(method / "tried.json")["tried"]).filter(pl.col("validation").is_not_null())
+
+
+def heatmaps(title: str, panels: dict[str, pl.DataFrame], down: str, across: str) -> Figure:
+    """Validation NDCG@50 by two settings, a panel each."""
+    figure, axes_of = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 3), squeeze=False)
+    for axes, (name, rows) in zip(axes_of[0], panels.items(), strict=True):
+        cells = rows.pivot(across, index=down, values="validation")
+        values = cells.drop(down).to_numpy()
+        lightest = 2 * np.nanmax(values) - np.nanmin(values)  # light enough for black figures
+        axes.imshow(values, cmap="Blues", aspect="auto", vmax=lightest)
         for (row, column), value in np.ndenumerate(values):
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", size=8)
-        axes.set(title=method, xlabel="weight decay", xticks=range(values.shape[1]), xticklabels=cells.columns[1:])
-        axes.set(yticks=range(len(cells)), yticklabels=[f"{rate:g}" for rate in cells["server.learning_rate"]])
+        axes.set(title=name, xlabel=_spoken(across), xticks=range(values.shape[1]), xticklabels=cells.columns[1:])
+        axes.set(yticks=range(len(cells)), yticklabels=[f"{value:g}" for value in cells[down]])
         axes.grid(visible=False)
-    panels[0, 0].set_ylabel("learning rate")
-    figure.suptitle(f"{folder.name}: validation NDCG@50, %", size=10)
+    axes_of[0, 0].set_ylabel(_spoken(down))
+    figure.suptitle(f"{title}: validation NDCG@50, %", size=10)
     return figure
+
+
+def _spoken(setting: str) -> str:
+    return setting.rpartition(".")[2].replace("_", " ")
 
 
 def noise(folder: Path) -> Figure:
@@ -201,6 +222,7 @@ PLOTS: dict[str, Callable[[Path], Figure]] = {
     "-convergence": convergence,
     "-fraction": fraction,
     "-rates": rates,
+    "-fedrap": fedrap_weights,
     "-noise": noise,
     "-modalities": bars,
     "-operators": bars,

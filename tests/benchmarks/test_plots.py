@@ -35,6 +35,16 @@ GRIDS = {
             "choose": {"server.learning_rate": [0.01, 0.1], "server.weight_decay": [0.0, 0.1, 1.0]},
         }
     },
+    "fedrap": {
+        "fedrap": {
+            "local": {"backbone": {"name": "fedrap"}, "loss": "bce"},
+            "choose": {
+                "server.learning_rate": [0.01, 0.1],
+                "local.backbone.difference_weight": [0.0, 0.1],
+                "local.backbone.l1_weight": [0.0, 1.0],
+            },
+        }
+    },
     "convergence": {"history": {"local": HISTORY}, "fedavg": {"local": FEDAVG}},
 }
 
