@@ -28,6 +28,7 @@ from tessera.deploy.provisioning.datasets import prepared_dataset
 
 CONTENTS = ("image", "text")
 IDS = "id"
+QUARTILES = ("first quartile", "median", "third quartile")
 PLOT = Path(__file__).parent / "plots" / "ku-modality-gap.png"
 SETTINGS = {
     "name": "modality-gap",
@@ -55,7 +56,7 @@ def main() -> None:
     found = summary(views, tables)
     print(f"{'gap of ids to':14}{'common':>9}{'a person, quartiles':>29}{'random table':>14}")
     for content, row in found.items():
-        quartiles = "".join(f"{value:8.3f}" for value in row["person"])
+        quartiles = " ".join(f"{row[name]:.3f}" for name in QUARTILES)
         print(f"{content:14}{row['common']:9.3f}{quartiles:>29}{row['random']:14.3f}")
     print(json.dumps({"benchmark": "modality_gap", "rounds": arguments.rounds, "people": len(tables), "gap": found}))
     if arguments.plot:
@@ -75,21 +76,22 @@ def gap(one: Tensor, other: Tensor) -> Tensor:
     return (normalize(one, dim=-1).mean(-2) - normalize(other, dim=-1).mean(-2)).norm(dim=-1)
 
 
-def summary(views: dict[str, Tensor], tables: Tensor) -> dict[str, dict[str, float | list[float]]]:
+def summary(views: dict[str, Tensor], tables: Tensor) -> dict[str, dict[str, float]]:
     """By modality: the gap of the common ids, the quartiles of people's, and the median with random tables of equal norm.
 
     Adding anything to the ids changes the gap; what a person's table does that a random one does not is what was learnt.
     """
     noise = normal(key("modality-gap"), torch.arange(tables.numel())).reshape(tables.shape)
     random = normalize(noise, dim=-1) * tables.norm(dim=-1, keepdim=True)
-    found: dict[str, dict[str, float | list[float]]] = {}
+    found = {}
     for content in CONTENTS:
         people = np.quantile(gap(views[IDS] + tables, views[content]).numpy(), [0.25, 0.5, 0.75])
-        found[content] = {
-            "common": round(float(gap(views[IDS], views[content])), 4),
-            "person": [round(float(value), 4) for value in people],
-            "random": round(float(gap(views[IDS] + random, views[content]).median()), 4),
+        row = {
+            "common": float(gap(views[IDS], views[content])),
+            "random": float(gap(views[IDS] + random, views[content]).median()),
+            **dict(zip(QUARTILES, people.tolist(), strict=True)),
         }
+        found[content] = {name: round(value, 4) for name, value in row.items()}
     return found
 
 
