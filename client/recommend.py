@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tessera.client import cohort
-from tessera.client.backbones import make_backbone
+from tessera.client.backbones import BackboneInput, make_backbone
 from tessera.client.histories import Histories, histories
+from tessera.client.people.preferences import Preferences, preferences_of
 from tessera.client.people.refresh import Refreshed, refreshed
 from tessera.client.private_state import PrivateState, Store, Version
 from tessera.client.published.model import held_model, popularity
@@ -163,7 +164,7 @@ class Personal:
         """
         found: dict[str, list[float]] = {}
         for split, private in self.people():
-            shares = _shares(self._parts(private, histories(split)))
+            shares = _shares(self._parts(self._routed(private, histories(split))))
             found |= dict(zip(split.users, shares.tolist(), strict=True))
         return found
 
@@ -177,7 +178,7 @@ class Personal:
     def reliance_of(self, user: str) -> dict[str, float]:
         """How far one person goes by each view, as `reliance` has it. Raises `DataError` for a stranger."""
         person = self._person(user)
-        parts = self._parts(person.state.parameters, histories(person.split))
+        parts = self._parts(self._routed(person.state.parameters, histories(person.split)))
         return dict(zip(self.task.views, _shares(parts)[0].tolist(), strict=True))
 
     def recommend(self, user: str, k: int) -> tuple[list[Recommendation], dict[str, float]]:
@@ -186,7 +187,7 @@ class Personal:
         if self.based_on(user) == "popularity":
             return self._popular(user, _everything(self._person(user).split), k), {}
         known, scores, parts = self._scored(user)
-        out = self._out(known)
+        out = self._out(user, known)
         best = scores.masked_fill(out, -torch.inf).topk(min(k, int((~out).sum()))).indices
         views, like = self._reasons(parts, known, best)
         catalogue = self.device.catalogue()
@@ -208,7 +209,7 @@ class Personal:
         known, scores, parts = self._scored(user)
         mine = torch.full((len(parts),), index), torch.arange(len(parts))
         nearest = known.items[self._nearest(mine[1], mine[0], known)].tolist()
-        out = self._out(known)
+        out = self._out(user, known)
         better = int((scores > scores[index])[~out].sum())
         return Explanation(
             item=catalogue.items[index],
@@ -228,18 +229,23 @@ class Personal:
             return "training"
         return "history" if BACKBONES[self.task.settings.local.backbone.name].reads_history else "popularity"
 
-    def _out(self, known: Histories) -> Tensor:
-        """Which items are not recommended to the one person whose history is `known`, [n_items]: what they had, and what is
-        retired."""
-        out, retired = known.mask()[0], self.device.catalogue().retired
-        return out if retired is None else out | torch.from_numpy(retired)
+    def _out(self, user: str, known: Histories) -> Tensor:
+        """Which items are not recommended to a person whose history is `known`, [n_items]: what they had, what they do not want
+        to see, and what is retired."""
+        catalogue, out = self.device.catalogue(), known.mask()[0]
+        if hidden := preferences_of(self.device.folder, user).hidden:
+            out[[catalogue.items.index(item) for item in hidden if item in catalogue.items]] = True
+        return out if catalogue.retired is None else out | torch.from_numpy(catalogue.retired)
 
     def _scored(self, user: str) -> tuple[Histories, Tensor, list[Tensor]]:
-        """Everything a person had, their scores [n_items], and each view's part in them, [1, n_items] each."""
+        """Everything a person had, their scores [n_items], and each view's part in them, [1, n_items] each: with the views
+        counting as the person asks."""
         person = self._person(user)
-        known, private = self._known(user, person), person.state.parameters
-        scores = cohort.scores(private, self.sent, known, self.task.settings.local)[0][0]
-        return known, scores, list(self._parts(private, known))
+        known = self._known(user, person)
+        everything = self._routed(person.state.parameters, known)
+        everything = self._leaning(everything, preferences_of(self.device.folder, user))
+        scores = make_backbone(self.task.settings.local.backbone).scores(everything)[0]
+        return known, scores, list(self._parts(everything))
 
     def _known(self, user: str, person: _Person) -> Histories:
         """All that a person had. Raises `DataError` for somebody without any event."""
@@ -259,7 +265,7 @@ class Personal:
                 f"{user!r} {why}; or pull what is popular, if a server publishes it (`tessera device pull`)"
             )
         catalogue = self.device.catalogue()
-        had = self._out(known)
+        had = self._out(user, known)
         levels = pad(levels, (0, len(catalogue) - len(levels))).masked_fill(had, -1)
         best = levels.sort(descending=True, stable=True).indices[: min(k, int((~had).sum()))].tolist()
         return [
@@ -295,9 +301,20 @@ class Personal:
     def _moment(self) -> Moment:
         return Moment(round=self.task.round, tensors=self.task.tensors)
 
-    def _parts(self, private: dict[str, Tensor], known: Histories) -> Iterator[Tensor]:
+    def _routed(self, private: dict[str, Tensor], known: Histories) -> BackboneInput:
+        """What people's scores are computed from, their views weighed as was learnt."""
+        return cohort.routed(private, self.sent, known, self.task.settings.local)
+
+    def _leaning(self, everything: BackboneInput, wanted: Preferences) -> BackboneInput:
+        """The same with the views weighed as one person asks: an offset to a view's logit is a factor of its weight."""
+        offsets = torch.tensor([wanted.leaning.get(name, 0.0) for name in self.task.views])
+        if not offsets.any():
+            return everything
+        weights = torch.softmax(everything.routed.weights.log() + offsets, dim=1)
+        return replace(everything, routed=Routed(everything.routed.views, weights))
+
+    def _parts(self, everything: BackboneInput) -> Iterator[Tensor]:
         """Each view's part in the scores, [n_users, n_items]: what it adds alone to no view at all, its mean taken off."""
-        everything = cohort.routed(private, self.sent, known, self.task.settings.local)
         views, weights = everything.routed.views, everything.routed.weights
         backbone = make_backbone(self.task.settings.local.backbone)
         nothing = backbone.scores(replace(everything, routed=Routed(views, 0 * weights)))

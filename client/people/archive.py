@@ -8,6 +8,7 @@ An archive is a zip of
     states/RUN/ROUND.safetensors    the person's private parameters and the optimiser's moments, after the round that is
                                     recommended by and after the last one
     refreshed/RUN.safetensors       the same after local steps since the round that is recommended by, where there were any
+    preferences.json                what they ask of recommendations, where they do (`tessera.client.people.preferences`)
     ledger.jsonl, policy.yaml       what their device answered, and what it would
 
 and is read with suspicion: nothing of it is unpacked to a path that it names, and what does not fit changes nothing.
@@ -26,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tessera.client.device_folder import NOTE, POLICY, DeviceFolder
 from tessera.client.owner.ledger import LEDGER, Ledger
 from tessera.client.people.events import People, in_use
+from tessera.client.people.preferences import PREFERENCES, Preferences, change_preferences, preferences_of
 from tessera.client.people.refresh import Refreshed
 from tessera.client.private_state import PrivateState, Store, pack_state, unpack_state
 from tessera.client.run_note import Moment, RunNote
@@ -43,6 +45,7 @@ This is what a device knew of one person: {user}.
 
 events.csv         what they had, by the catalogue's item ids
 states/            what models learnt about them, and nobody else has: safetensors, which many programs read
+preferences.json   which views they want to count more or less, and what they do not want to see again
 ledger.jsonl       what their device answered to servers, for everybody on it, and policy.yaml what it would answer
 manifest.json      the format's version, which catalogue the ids are of, and a SHA-256 of each file
 
@@ -113,6 +116,8 @@ def export_person(folder: Path, user: str, path: Path) -> Manifest:
                 views=views,
                 refreshed=fresh is not None,
             )
+        if (wanted := preferences_of(folder, user)) != Preferences():
+            files[PREFERENCES] = wanted.model_dump_json(indent=1).encode()
         if (folder / LEDGER).exists():
             files[LEDGER] = Ledger(folder).content()
         if (folder / POLICY).exists():
@@ -136,6 +141,7 @@ def import_person(folder: Path, path: Path) -> Imported:
     """
     files = _unzipped(path)
     manifest, states = _checked(path, files)
+    wanted = _preferences(path, files.get(PREFERENCES, b"{}"))
     with in_use(folder):
         people = People(folder)
         if manifest.user in people.users():
@@ -148,6 +154,7 @@ def import_person(folder: Path, path: Path) -> Imported:
             elif facts.refreshed and (content := files.get(REFRESHED.format(run))):
                 _put_refreshed(folder, run, facts, unpack_state(content, str(path)))
         people.take_in(manifest.user, rows, parts)
+        change_preferences(folder, manifest.user, lambda _: wanted)
         return Imported(manifest.user, len(rows), tuple(run for run in manifest.runs if run not in left_out), left_out)
 
 
@@ -169,6 +176,14 @@ def _put_refreshed(folder: Path, run: str, facts: RunFacts, state: PrivateState)
     note = RunNote.read(folder / "private" / run / NOTE)
     if note.shown == Moment(round=facts.shown, tensors=facts.tensors):
         Refreshed(DeviceFolder(folder), run).save(state.users[0], note.shown, state)
+
+
+def _preferences(path: Path, content: bytes) -> Preferences:
+    try:
+        return Preferences.model_validate_json(content)
+    except ValidationError as error:
+        what = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DataError(f"{path}, {PREFERENCES}: {what}: {error.errors()[0]['msg']}") from None
 
 
 def _events(people: People, user: str) -> bytes:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tessera.client.owner.ledger import Entry
     from tessera.client.owner.policy import Policy
     from tessera.client.people.archive import Imported, Manifest
+    from tessera.client.people.preferences import Preferences
     from tessera.client.people.summary import Summary
     from tessera.client.recommend import BasedOn, Explanation, Personal, Recommendation
     from tessera.common.utils.encryption.keys import Secret
@@ -243,6 +244,34 @@ class Device:
             raise DataError(f"steps is {steps}: take at least one")
         with in_use(self.folder):
             self._by(lambda personal: personal.refresh(user, steps or STEPS))
+
+    def preferences(self, user: str) -> "Preferences":
+        """What a person asks of recommendations: `leaning`, offsets by view, and `hidden`, ids of items."""
+        from tessera.client.people.preferences import preferences_of
+
+        self._owned.events(user)
+        return preferences_of(self.folder, user)
+
+    def lean(self, user: str, view: str, offset: float) -> "Preferences":
+        """Let a view count e^offset times as much in what a person is shown; 0 is as was learnt. At most 3 up or down.
+
+        No training reads it, and it does not leave the device but in an archive.
+        """
+        views = self._by(lambda personal: personal.task.views)
+        if view not in views:
+            raise DataError(f"there is no view {view!r}; there are {', '.join(views)}")
+        return self._prefer(user, lambda before: before.leaning_to(view, offset))
+
+    def hide(self, user: str, item: str, hidden: bool = True) -> "Preferences":
+        """Never recommend an item to a person again, or, with `hidden` false, do; by its id, its title, or a part of it."""
+        found = self._owned.catalogue.items[find_item(self._owned.catalogue, item)]
+        return self._prefer(user, lambda before: before.hiding(found, hidden))
+
+    def _prefer(self, user: str, change: "Callable[[Preferences], Preferences]") -> "Preferences":
+        from tessera.client.people.preferences import change_preferences
+
+        self._owned.events(user)
+        return change_preferences(self.folder, user, change)
 
     def export(self, user: str, file: str | os.PathLike[str]) -> "Manifest":
         """Write all that the device knows of a person to an open archive (docs/people.md), which another device can import."""

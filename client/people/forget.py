@@ -9,6 +9,7 @@ from pathlib import Path
 from tessera.client.device_folder import POLICY
 from tessera.client.owner.ledger import LEDGER
 from tessera.client.people.events import People, in_use
+from tessera.client.people.preferences import Preferences, change_preferences
 from tessera.client.people.refresh import drop_refreshed
 from tessera.client.private_state import Store
 from tessera.common.errors import DataError
@@ -27,6 +28,7 @@ def forget(folder: Path, user: str) -> None:
         for store in sorted(path.parent for path in (folder / "private").rglob("block-*")):
             Store(store).forget(user)
         drop_refreshed(folder, user)
+        change_preferences(folder, user, lambda _: Preferences())
         for log in folder.glob("*.log"):
             _unsay(log, user)
         if known == (user,):

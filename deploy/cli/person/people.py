@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tessera.client.people.device import Device, by_share
+from tessera.common.errors import DataError
 
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False)
@@ -86,6 +87,36 @@ def correct(
     Device.open(data_dir).correct(user, item, instead)
     said = f"{user} had {instead}, not {item}" if instead else f"{user} did not have {item}"
     _said({"user": user, "item": item, "instead": instead}, said, as_json)
+
+
+@app.command(epilog='Example: tessera device prefer zoe --lean text=1 --hide "Toy Story" --data-dir DEVICE')
+def prefer(
+    user: User,
+    data_dir: DataDir,
+    lean: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VIEW=X", help="Let a view count e^X times as much; 0 as was learnt.", show_default=False),
+    ] = None,
+    hide: Annotated[list[str] | None, typer.Option(help="An item never to be shown again.", show_default=False)] = None,
+    unhide: Annotated[list[str] | None, typer.Option(help="One to be shown again.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Show or change what a person asks of recommendations. No training reads it, and it does not leave the device."""
+    device = Device.open(data_dir)
+    for one in lean or ():
+        view, _, offset = one.partition("=")
+        try:
+            value = float(offset)
+        except ValueError:
+            raise DataError(f"--lean {one}: write VIEW=X with a number, such as text=1") from None
+        device.lean(user, view, value)
+    for items, hidden in ((hide, True), (unhide, False)):
+        for item in items or ():
+            device.hide(user, item, hidden)
+    wanted = device.preferences(user)
+    leaning = ", ".join(f"{view} {offset:+g}" for view, offset in wanted.leaning.items()) or "as was learnt"
+    said = f"views count {leaning}; not to be shown: {', '.join(wanted.hidden) or 'nothing'}"
+    _said(wanted.model_dump(mode="json"), said, as_json)
 
 
 @app.command(epilog="Example: tessera device refresh zoe --data-dir DEVICE")
