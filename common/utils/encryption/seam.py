@@ -18,7 +18,16 @@ KEY_FILE, PASSPHRASE = "TESSERA_KEY_FILE", "TESSERA_PASSPHRASE"
 GROWING = "ledger.jsonl"
 """To this file lines are added: each is sealed by itself."""
 PRIVATE_FILES = frozenset(
-    {"interactions.parquet", "people.json", "preferences.json", "secret", "policy.yaml", GROWING, "devices.json", "node.key"}
+    {
+        "interactions.parquet",
+        "people.json",
+        "preferences.json",
+        "secret",
+        "policy.yaml",
+        GROWING,
+        "devices.json",
+        "node.key",
+    }
 )
 PRIVATE_FOLDERS = frozenset({"private"})
 """What of a device's folder is sealed. Items, pictures and views are public, and stay clear."""
