@@ -40,7 +40,7 @@ ITEMS = "items.parquet"
 FEATURES = "features"
 RESERVED = frozenset({"id", "sum", "mlp", "gate", "attention", "concat", "tower"})
 """Names of views that are not a modality's own."""
-TEXT = "text"
+IMAGE, TEXT = "image", "text"
 """The modality that is made of an item's title and text."""
 ITEM_COLUMNS = ("item", "title", "text", "image")
 RETIRED = "retired"

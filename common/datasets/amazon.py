@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import polars as pl
 
+from tessera.common.data.pictures import pictures_in
 from tessera.common.datasets.published_counts import AMAZON_RELEASE, MISSING_TITLE, UNTITLED
 from tessera.common.datasets.raw import ENCODERS, NAME, NO_ITEMS, NUMBER, WHOLE, Options, RawDataset, read_features
-from tessera.common.encoders.pictures import pictures_in
 from tessera.common.errors import DataError
 
 TEXT = "utf-8-sig"

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from tessera.common.data.catalogue import DATASET, FEATURES, Catalogue, Features, load_catalogue, sentences
+from tessera.common.data.pictures import pictures_in
 from tessera.common.datasets.dataset_folder import write_description
 from tessera.common.encoders.base import Encoder, Vectors, encode_readable
-from tessera.common.encoders.pictures import pictures_in
 from tessera.common.errors import DataError
 from tessera.common.registry.converters import holds_users
 from tessera.common.utils.atomic_files import digest, file_digest, read_json, read_tensors, write_tensors

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from tessera.common.data.csv_files import CsvFile
+from tessera.common.data.pictures import pictures_in
 from tessera.common.datasets.raw import (
     NAME,
     NUMBER,
@@ -17,7 +18,6 @@ from tessera.common.datasets.raw import (
     read_rows,
     typed,
 )
-from tessera.common.encoders.pictures import pictures_in
 from tessera.common.errors import DataError
 
 ENCODERS = {"image": "MobileNetV1 (ImageNet)", "text": "all-MiniLM-L6-v2"}

@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 
 from tessera.common.data.catalogue import Catalogue, Features
+from tessera.common.data.pictures import picture_path
 from tessera.common.datasets.raw import RawFeatures, checked, read_features, read_items
 from tessera.common.encoders import Encoder, encoder_of
 from tessera.common.encoders.base import encode_images, encode_texts
-from tessera.common.encoders.pictures import picture_path
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import read_tensors
 

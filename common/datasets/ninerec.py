@@ -6,10 +6,10 @@ from pathlib import Path
 
 import polars as pl
 
+from tessera.common.data.pictures import pictures_in
 from tessera.common.datasets.published_counts import MISSING_TITLE, UNTITLED
 from tessera.common.datasets.raw import NAME, NO_ITEMS, WHOLE, Options, RawDataset, read_features, untimed
 from tessera.common.datasets.sequences import read_sequences
-from tessera.common.encoders.pictures import pictures_in
 from tessera.common.errors import DataError
 
 PAIRS, BEHAVIOUR, ITEMS, COVERS = "*_pair.csv", "*_behaviour.tsv", "*_item.csv", "*_cover"

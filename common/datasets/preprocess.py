@@ -10,9 +10,9 @@ import polars as pl
 
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.interactions import TIES, from_frame
+from tessera.common.data.pictures import picture_path
 from tessera.common.datasets.raw import NO_ITEMS, Options, RawDataset, RawFeatures
 from tessera.common.encoders.base import encode_images, encode_texts
-from tessera.common.encoders.pictures import picture_path
 from tessera.common.errors import DataError
 
 FILTERS = ("min_user_events", "min_item_events", "min_rating", "user_share")

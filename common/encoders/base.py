@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.common.data.catalogue import Features, sentences
-from tessera.common.encoders.pictures import open_picture
+from tessera.common.data.pictures import open_picture
 from tessera.common.errors import DataError
 
 Vectors = NDArray[np.float32]

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tessera.common.data.pictures import open_picture
 from tessera.common.encoders.base import Vectors, chunks
-from tessera.common.encoders.pictures import open_picture
 
 SIDE = 64
 """Pictures are scaled to this many pixels a side before the histograms are taken."""

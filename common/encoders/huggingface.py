@@ -1,16 +1,19 @@
-"""Encodes texts by a pretrained text encoder of Hugging Face's transformers, with the states of its layers where asked for."""
+"""Encodes texts, or pictures, by a pretrained encoder of Hugging Face's transformers, with the states of its layers of texts
+where asked for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tessera.common.encoders.base import Vectors, chunks
 from tessera.common.errors import DataError
 from tessera.common.registry.encoders import HUGGING_FACE_PREFIX
-from tessera.common.towers.pretrained import load_text_tower
+from tessera.common.towers.pretrained import TextTower, load_tower
 from tessera.common.utils.torch_device import resolve_device
 
 TOKENS = 128
@@ -18,33 +21,44 @@ TOKENS = 128
 
 
 class HuggingFaceEncoder:
-    """A model by a local folder, or by its name on the hub. It encodes texts only."""
-
-    image_name = ""
+    """A model by a local folder, or by its name on the hub. It encodes texts or pictures, whichever it reads."""
 
     def __init__(self, model: str, device: str = "auto") -> None:
         """Load the model. Raises `DataError`."""
         self._device = resolve_device(device)
-        self._tower = load_text_tower(model.removeprefix(HUGGING_FACE_PREFIX), self._device)
-        self.text_name = self._tower.name
-        self.weights: Mapping[str, str] = {"text": self._tower.name.rsplit(":", 1)[-1]}
+        self._tower = load_tower(model.removeprefix(HUGGING_FACE_PREFIX)).to(self._device)
+        self.image_name, self.text_name = (
+            self._tower.name if self._tower.reads == kind else "" for kind in ("image", "text")
+        )
+        self.weights: Mapping[str, str] = {self._tower.reads: self._tower.name.rsplit(":", 1)[-1]}
 
     def encode_images(self, paths: Sequence[Path]) -> Vectors:
-        """It has no eyes. Raises `DataError`."""
-        raise DataError(f"{self.text_name} encodes texts alone, not {paths[0] if paths else 'pictures'}")
+        """Unit vectors, [n, width]. Raises `DataError` for an encoder of texts."""
+        if self._tower.reads != "image":
+            raise DataError(f"{self._tower.name} encodes texts alone, not {paths[0] if paths else 'pictures'}")
+        return self._encoded(paths)
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors, [n, width]."""
-        found = [self._run(chunk, states=False) for chunk in chunks(texts)]
+        """Unit vectors, [n, width]. Raises `DataError` for an encoder of pictures."""
+        if self._tower.reads != "text":
+            raise DataError(f"{self._tower.name} encodes pictures alone, not texts")
+        return self._encoded(texts)
+
+    @property
+    def encode_text_states(self) -> Callable[[Sequence[str]], Vectors] | None:
+        """From texts to what each layer holds of them, [n, 1 + n_layers, width]; None for an encoder of pictures."""
+        return self._text_states if isinstance(self._tower, TextTower) else None
+
+    def _text_states(self, texts: Sequence[str]) -> Vectors:
+        tower: Any = self._tower
+        return np.concatenate([self._run(tower.states, chunk) for chunk in chunks(texts)])
+
+    def _encoded(self, contents: Sequence[Any]) -> Vectors:
+        found = [self._run(self._tower, chunk) for chunk in chunks(contents)]
         return np.concatenate(found) if found else np.zeros((0, self._tower.width), dtype=np.float32)
 
-    def encode_text_states(self, texts: Sequence[str]) -> Vectors:
-        """What each layer holds of the texts, [n, 1 + n_layers, width]."""
-        return np.concatenate([self._run(chunk, states=True) for chunk in chunks(texts)])
-
-    def _run(self, texts: Sequence[str], states: bool) -> NDArray[np.float32]:
-        tokens = self._tower.tokens(texts, TOKENS).to(self._device)
+    def _run(self, encode: Callable[[Any], Tensor], contents: Sequence[Any]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            found = self._tower.states(tokens) if states else self._tower(tokens)
+            found = encode(self._tower.inputs(contents, TOKENS).to(self._device))
         encoded: NDArray[np.float32] = found.float().cpu().numpy()
         return encoded

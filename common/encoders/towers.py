@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from tessera.common.config.settings import TOWER_DIM
+from tessera.common.data.pictures import open_picture
 from tessera.common.encoders.base import Vectors, chunks
-from tessera.common.encoders.pictures import open_picture
 from tessera.common.errors import DataError
 from tessera.common.towers.transformer import SIDE, ImageTower, TextTower, Tower, TowerSize, words
 from tessera.common.utils.atomic_files import file_digest, read_tensors, write_tensors

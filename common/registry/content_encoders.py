@@ -26,10 +26,13 @@ class IISANSettings(ComponentSettings):
 
 
 class PretrainedSettings(ComponentSettings):
-    """Settings of a pretrained text encoder that is adapted itself."""
+    """Settings of pretrained encoders of texts, pictures or both, which are adapted themselves."""
 
     tower: str
-    """The encoder: a folder that transformers can load, or a name on the hub."""
+    """The encoder: a folder that transformers can load, a name on the hub, or open_clip:MODEL:CHECKPOINT, which reads texts and
+    pictures."""
+    image_tower: str = ""
+    """The encoder of pictures, where `tower` reads texts alone; without one pictures get what stands `beside`."""
     tokens: Positive = 64
     """Tokens of a text that are read."""
     share: Fraction = 1.0
@@ -38,7 +41,7 @@ class PretrainedSettings(ComponentSettings):
     targets: tuple[str, ...] = ()
     """Names of the layers that are adapted; those that PEFT adapts in models of this kind, where there are none."""
     beside: BottleneckSettings = BottleneckSettings(name="bottleneck")
-    """The adapter of modalities without texts."""
+    """The adapter of modalities that no encoder here reads."""
 
 
 class LoRASettings(PretrainedSettings):

@@ -49,7 +49,7 @@ ENCODERS: Registry[EncoderSpec] = Registry(
             ("model", "pretrained", "device"),
         ),
         HUGGING_FACE: EncoderSpec(
-            "texts by a text encoder of transformers: a local folder, or hf:NAME on the hub",
+            "texts or pictures by an encoder of transformers: a local folder, or hf:NAME on the hub",
             f"{_HERE}.huggingface:HuggingFaceEncoder",
             ("model", "device"),
         ),

@@ -13,13 +13,14 @@ from tessera.common.registry.component import ComponentSettings
 class ContentInputs:
     """What is public of one modality of items: standardised `features` [n_items, width], a unit of which was `scale` before.
 
-    `texts` are the items' words, where the modality is made of these; `folder` is the dataset's, where there is one.
+    `contents` are the items' words, or the files of their pictures, where the modality is made of these and the dataset has
+    them; None for an item without. `folder` is the dataset's, where there is one.
     """
 
     modality: str
     features: Tensor
     scale: float = 1.0
-    texts: tuple[str, ...] | None = None
+    contents: tuple[str | Path | None, ...] = ()
     folder: Path | None = None
 
 

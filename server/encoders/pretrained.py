@@ -1,9 +1,10 @@
-"""Adapts a pretrained text encoder itself, which reads the items' texts anew in every round: by LoRA or by IA3, through PEFT.
+"""Adapts a pretrained encoder itself, which reads the items' texts, or looks at their pictures, anew in every round: by LoRA or
+by IA3, through PEFT.
 
-x -> x + (tower(text) - tower_0(text)) / s, where tower_0 is the encoder as it was and s the scale by which features were
+x -> x + (tower(content) - tower_0(content)) / s, where tower_0 is the encoder as it was and s the scale by which features were
 standardised. So features may come from another run of the encoder, over longer texts, and the start is exact.
 
-Texts go through the encoder some at a time, and their activations are computed again on the way back (gradient checkpointing):
+Contents go through the encoder some at a time, and activations are computed again on the way back (gradient checkpointing), so
 memory does not grow with the catalogue.
 """
 
@@ -17,14 +18,22 @@ from torch.utils.checkpoint import checkpoint
 
 from tessera.common.errors import ConfigError, DataError
 from tessera.common.registry.content_encoders import IA3Settings, LoRASettings, PretrainedSettings
-from tessera.common.towers.pretrained import TextTower, Tokens, load_text_tower
+from tessera.common.registry.encoders import HUGGING_FACE_PREFIX, OPEN_CLIP
+from tessera.common.towers.pretrained import Tower, load_tower, reads_pictures
 from tessera.common.utils import counter_rng
 from tessera.common.utils.torchvision_operators import define_missing_operators
 from tessera.server.encoders.base import ContentEncoder, ContentInputs
 from tessera.server.encoders.bottleneck import Bottleneck
 
 CHUNK = 64
-"""Texts that go through the encoder at once."""
+"""Texts or pictures that go through the encoder at once."""
+USUAL = {
+    "LORA": (("q_proj", "v_proj"), ("query", "value"), ("qkv",)),
+    "IA3": (("k_proj", "v_proj", "c_fc"), ("k_proj", "v_proj", "fc1"), ("key", "value")),
+}
+"""Names of layers that are adapted in models that PEFT does not know, the first that are all there."""
+FEEDFORWARD = ("c_fc", "fc1")
+"""Of these the ones of which IA3 scales the input."""
 
 
 def lora(settings: LoRASettings, inputs: ContentInputs) -> ContentEncoder:
@@ -49,29 +58,44 @@ def ia3(settings: IA3Settings, inputs: ContentInputs) -> ContentEncoder:
 
 
 def _adapted(settings: PretrainedSettings, inputs: ContentInputs, config: Any) -> ContentEncoder:
-    """A modality without texts gets a bottleneck: its encoder is not at hand."""
-    return Pretrained(settings, inputs, config) if inputs.texts else Bottleneck(settings.beside, inputs)
+    """A modality that neither encoder reads, or of which nothing but features is at hand, gets a bottleneck."""
+    tower = _tower_for(settings, inputs.modality) if any(inputs.contents) else None
+    return Pretrained(settings, inputs, config, tower) if tower else Bottleneck(settings.beside, inputs)
+
+
+def _tower_for(settings: PretrainedSettings, modality: str) -> Tower | None:
+    """The encoder that reads a modality, of the two that settings may name. Raises `DataError`."""
+    for name in (one.removeprefix(HUGGING_FACE_PREFIX) for one in (settings.tower, settings.image_tower) if one):
+        if name.startswith(f"{OPEN_CLIP}:"):
+            if modality in ("image", "text"):
+                from tessera.common.towers.open_clip import load_clip_tower
+
+                return load_clip_tower(name, modality)
+        elif modality == ("image" if reads_pictures(name) else "text"):
+            return load_tower(name)
+    return None
 
 
 class Pretrained(ContentEncoder):
-    """A text encoder under an adapter of PEFT's. Raises `DataError` where its vectors are of another width than the features,
+    """An encoder under an adapter of PEFT's. Raises `DataError` where its vectors are of another width than the features,
     `ConfigError` where there is nothing in it that the adapter's targets name."""
 
     rows: Tensor
 
-    def __init__(self, settings: PretrainedSettings, inputs: ContentInputs, config: Any) -> None:
+    def __init__(self, settings: PretrainedSettings, inputs: ContentInputs, config: Any, tower: Tower) -> None:
         from peft import inject_adapter_in_model
 
         super().__init__(settings, inputs)
-        tower, texts, self.scale = load_text_tower(settings.tower), inputs.texts or (), inputs.scale
+        self.scale = inputs.scale
         if tower.width != inputs.features.shape[1]:
             raise DataError(
-                f"{settings.tower} makes {tower.width} numbers of a text, the features of modality {inputs.modality!r} have "
-                f"{inputs.features.shape[1]}: encode the dataset with it (tessera data encode --model {settings.tower})"
+                f"{tower.name} makes {tower.width} numbers of each {tower.reads}, the features of modality "
+                f"{inputs.modality!r} have {inputs.features.shape[1]}: encode the dataset with it (tessera data encode --model)"
             )
-        rows = sorted((row for row, text in enumerate(texts) if text), key=lambda row: len(texts[row]))
+        there = {row: content for row, content in enumerate(inputs.contents) if content}
+        rows = sorted(there, key=lambda row: len(str(there[row])))  # texts of one length together
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
-        self._tokens = tower.tokens([texts[row] for row in rows], settings.tokens)
+        self._contents = tower.inputs([there[row] for row in rows], settings.tokens)
         self._drawn = max(1, round(settings.share * len(rows)))
         if self._drawn < len(rows):
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -80,7 +104,7 @@ class Pretrained(ContentEncoder):
         try:
             inject_adapter_in_model(config, tower.model)
         except ValueError as error:  # for targets that are not there
-            raise ConfigError(f"views.encoder: {settings.tower} cannot be adapted: {error}") from None
+            raise ConfigError(f"views.encoder: {tower.name} cannot be adapted: {error}") from None
         trained = {name: value for name, value in tower.named_parameters() if value.requires_grad}
         self.adapter = nn.ParameterDict({name.replace(".", "/"): value for name, value in trained.items()})
         self._tower = (tower,)  # in a tuple: what is frozen in it is no state of this module
@@ -100,32 +124,32 @@ class Pretrained(ContentEncoder):
             self.get_buffer("steps").add_(1)
 
     def drawn(self) -> Tensor:
-        """Places of the texts that the coming step's gradient goes through, in their order, [n_drawn]: each text is as likely
-        as any other. By the run's seed and the number of steps alone, so that a resumed run draws the same."""
-        places = torch.arange(len(self._tokens))
+        """Places of the contents that the coming step's gradient goes through, in their order, [n_drawn]: each is as likely as
+        any other. By the run's seed and the number of steps alone, so that a resumed run draws the same."""
+        places = torch.arange(len(self._contents))
         if self._drawn == len(places):
             return places
         draws = counter_rng.uniform(counter_rng.key("drawn share", self.salt, int(self.get_buffer("steps"))), places)
         return draws.argsort(stable=True)[: self._drawn].sort().values
 
     def _read_some(self, device: torch.device) -> Tensor:
-        """Read all texts, of which the gradient reaches the drawn ones, as many times as large as they are fewer."""
+        """Read all contents, of which the gradient reaches the drawn ones, as many times as large as they are fewer."""
         drawn = self.drawn()
-        if len(drawn) == len(self._tokens):
+        if len(drawn) == len(self._contents):
             return self._read_all(device)
         with torch.no_grad():
             everything = self._read_all(device)
-        part = torch.cat([self._read(chunk.to(device)) for chunk in self._tokens.take(drawn).chunks(CHUNK)])
+        part = torch.cat([self._read(chunk.to(device)) for chunk in self._contents.take(drawn).chunks(CHUNK)])
         return everything.index_add(0, drawn.to(device), (part - part.detach()) * (len(everything) / len(drawn)))
 
     def _read_all(self, device: torch.device) -> Tensor:
-        return torch.cat([self._read(chunk.to(device)) for chunk in self._tokens.chunks(CHUNK)])
+        return torch.cat([self._read(chunk.to(device)) for chunk in self._contents.chunks(CHUNK)])
 
-    def _read(self, tokens: Tokens) -> Tensor:
+    def _read(self, inputs: Any) -> Tensor:
         read: Tensor = (
-            checkpoint(self._tower[0], tokens, use_reentrant=False)
+            checkpoint(self._tower[0], inputs, use_reentrant=False)
             if torch.is_grad_enabled()
-            else self._tower[0](tokens)
+            else self._tower[0](inputs)
         )
         return read
 
@@ -137,7 +161,7 @@ class Pretrained(ContentEncoder):
 
 
 @contextmanager
-def _unadapted(tower: TextTower) -> Iterator[None]:
+def _unadapted(tower: Tower) -> Iterator[None]:
     """The encoder as it was, until the end of the block."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -151,15 +175,19 @@ def _unadapted(tower: TextTower) -> Iterator[None]:
             layer.enable_adapters(enabled=True)
 
 
-def _fill_targets(config: Any, tower: TextTower) -> None:
-    """PEFT's usual targets, where none are named. Raises `ConfigError` for a kind of model that it does not know."""
+def _fill_targets(config: Any, tower: Tower) -> None:
+    """PEFT's usual targets, or ours, where none are named. Raises `ConfigError` for a kind of model that neither knows."""
     from peft.utils import constants
 
-    kind = str(tower.model.config.model_type)  # type: ignore[union-attr]
+    kind = str(getattr(getattr(tower.model, "config", None), "model_type", tower.name.split(":")[0]))
+    method = config.peft_type.value
+    there = {name.rpartition(".")[2] for name, module in tower.model.named_modules() if isinstance(module, nn.Linear)}
     if config.target_modules is None:
-        known = getattr(constants, f"TRANSFORMERS_MODELS_TO_{config.peft_type.value}_TARGET_MODULES_MAPPING")
-        if kind not in known:
+        known = getattr(constants, f"TRANSFORMERS_MODELS_TO_{method}_TARGET_MODULES_MAPPING").get(kind)
+        known = known or next((names for names in USUAL[method] if there.issuperset(names)), None)
+        if not known:
             raise ConfigError(f"views.encoder: name the layers of a {kind} that are adapted, as targets")
-        config.target_modules = set(known[kind])
+        config.target_modules = set(known)
     if getattr(config, "feedforward_modules", ()) is None:
-        config.feedforward_modules = set(constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, ()))
+        known = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, FEEDFORWARD)
+        config.feedforward_modules = {name for name in known if name in config.target_modules}

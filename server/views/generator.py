@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.common.config.settings import ViewSettings
-from tessera.common.data.catalogue import TEXT, Catalogue, sentences
+from tessera.common.data.catalogue import IMAGE, TEXT, Catalogue, sentences
 from tessera.common.errors import DataError
 from tessera.common.protocol.messages import HISTORY, VIEWS
 from tessera.common.registry.backbones import BACKBONES
@@ -124,8 +124,12 @@ class ViewGenerator(nn.Module):
     def _inputs(self, catalogue: Catalogue, modality: str, folder: Path | None) -> ContentInputs:
         features = catalogue.features[modality]
         scale = (features.standard or features.own_standard()).scale
-        texts = sentences(catalogue.titles, catalogue.texts) if modality == TEXT else None
-        return ContentInputs(modality, self.get_buffer(f"features_{modality}"), scale, texts, folder)
+        contents: tuple[str | Path | None, ...] = ()
+        if modality == TEXT:
+            contents = tuple(text or None for text in sentences(catalogue.titles, catalogue.texts))
+        elif modality == IMAGE and folder is not None:
+            contents = tuple(folder / image if image else None for image in catalogue.images)
+        return ContentInputs(modality, self.get_buffer(f"features_{modality}"), scale, contents, folder)
 
     def encoded(self, modality: str) -> Tensor:
         """What the encoder makes of a modality's features, [n_items, width]."""

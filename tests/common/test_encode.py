@@ -24,7 +24,7 @@ from tessera.common.encoders.towers import KINDS, TowerEncoder, encoder_path, lo
 from tessera.common.errors import DataError
 from tessera.common.towers.transformer import SIZES, words
 from tessera.common.utils.atomic_files import read_json
-from tests.support.text_towers import tiny_text_tower
+from tests.support.small_towers import tiny_text_tower
 
 N_ITEMS = 150
 MISSING = 7

@@ -11,10 +11,10 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from tessera.common.data.catalogue import load_catalogue
+from tessera.common.data.pictures import open_picture, pictures_in
 from tessera.common.datasets import Options, convert
 from tessera.common.datasets.encode import encode_dataset
 from tessera.common.encoders.builtin import BuiltinEncoder
-from tessera.common.encoders.pictures import open_picture, pictures_in
 from tessera.common.errors import DataError
 
 GREY: NDArray[np.uint8] = np.tile(np.arange(0, 240, 10, dtype=np.uint8), (16, 1))

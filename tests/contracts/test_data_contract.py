@@ -8,7 +8,7 @@ from tessera.common.registry.converters import CONVERTERS
 from tessera.common.registry.encoders import ENCODERS, HUGGING_FACE, OPEN_CLIP
 from tessera.common.towers.transformer import SIZES
 from tessera.testing.data_tools import ConverterContract, EncoderContract
-from tests.support.text_towers import tiny_text_tower
+from tests.support.small_towers import tiny_text_tower
 
 
 class Encoders(EncoderContract):

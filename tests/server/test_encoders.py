@@ -20,7 +20,7 @@ from tessera.common.registry.content_encoders import CONTENT_ENCODERS
 from tessera.common.towers.pretrained import load_text_tower
 from tessera.server.strategies.fedvlr import FedVLR
 from tests.support.catalogues import small_catalogue, small_split
-from tests.support.text_towers import tiny_text_tower
+from tests.support.small_towers import tiny_text_tower
 
 N_ITEMS, WIDTH = 30, 16
 KINDS = {
@@ -41,7 +41,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Catal
     catalogue = small_catalogue(N_ITEMS)
     loaded = load_text_tower(str(tower))
     with torch.no_grad():
-        tokens = loaded.tokens([f"{title} {row}" for row, title in enumerate(catalogue.titles)], 12)
+        tokens = loaded.inputs([f"{title} {row}" for row, title in enumerate(catalogue.titles)], 12)
         states, vectors = loaded.states(tokens), loaded(tokens)
     present = torch.ones(N_ITEMS, dtype=torch.bool)
     HiddenStates(states, present, loaded.name).save(folder, "text")
@@ -180,9 +180,9 @@ def test_a_state_holds_what_learns_and_nothing_of_what_is_frozen(
 
 
 def test_it_says_what_does_not_fit(dataset: tuple[Path, Path, Catalogue], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no text encoder can be loaded from"):
+    with pytest.raises(DataError, match="no encoder can be loaded from"):
         start("lora", dataset, tower=str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=r"24 numbers of a text.*16: encode the dataset with it"):
+    with pytest.raises(DataError, match=r"24 numbers of each text.*16: encode the dataset with it"):
         start("lora", dataset, tower=str(tiny_text_tower(tmp_path / "wide", width=24)))
     with pytest.raises(ConfigError, match="cannot be adapted"):
         start("lora", dataset, targets=["nothing"])
