@@ -5,6 +5,7 @@ All that a command needs is imported inside it: this module is, whenever command
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -61,7 +62,8 @@ def run_grid(
 ) -> None:
     """Run a grid of methods, seeds and centralised baselines, choosing on validation only; a killed one goes on where it was.
 
-    Writes results.parquet, differences.parquet and results.md, prints the tables, and ends with one line of JSON.
+    Writes results.parquet, differences.parquet and results.md, and to best.yaml the settings that are best on validation;
+    prints the tables, and ends with one line of JSON.
     """
     from tessera.benchmarks.harness.runner import run_bench
     from tessera.benchmarks.harness.spec import BenchSpec
@@ -70,7 +72,11 @@ def run_grid(
     with hold_folder(runs / loaded.name):
         outcome = run_bench(loaded, data, runs, lambda text: console.print(text, markup=False, soft_wrap=True))
     console.print(outcome.markdown(), markup=False, soft_wrap=True)
-    print(json.dumps({"name": loaded.name, "folder": str(runs / loaded.name), "means": outcome.means()}))
+    where = f" --data {data}" if data else ""
+    for best in outcome.best:
+        console.print(best.sentence() + where, markup=False, soft_wrap=True)
+    figures = {"name": loaded.name, "folder": str(runs / loaded.name), "means": outcome.means()}
+    print(json.dumps(figures | {"best": [asdict(best) | {"config": str(best.config)} for best in outcome.best]}))
 
 
 @audit.command(epilog="Example: tessera audit benchmarks/demo.yaml --quick --set privacy.secure=false")

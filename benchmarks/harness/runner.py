@@ -5,15 +5,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import torch
+import yaml
 
 from tessera.benchmarks.harness.bootstrap import DIFFERENCES, paired_differences
 from tessera.benchmarks.harness.per_user import QUARTILES, load_people, people_of, ranked
 from tessera.benchmarks.harness.spec import BenchSpec, Content
-from tessera.benchmarks.harness.tables import TIED, Outcome
+from tessera.benchmarks.harness.tables import TIED, Best, Outcome
 from tessera.client.recommend import Personal
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
@@ -65,23 +67,24 @@ class Progress:
 
 
 def run_bench(bench: BenchSpec, data: Path | None, runs: Path, tell: Tell) -> Outcome:
-    """Run what has no result yet below `runs`; write results.parquet, differences.parquet and results.md there.
+    """Run what has no result yet below `runs`; write results.parquet, differences.parquet, results.md and best.yaml there.
 
     What fails is left out of the tables, with its reason, and tried again next time. A finished run of the same settings is
     not repeated.
     """
-    progress, rows, pairs = Progress(bench.runs(), tell), [], []
+    progress, rows, pairs, best = Progress(bench.runs(), tell), [], [], []
     for dataset in bench.datasets:
         session = Session(bench, dataset, data, runs / bench.name / dataset, progress)
         session.run()
         named = {"dataset": dataset or bench.shared(dataset).data.folder}
         rows += [named | row for row in session.rows]
         pairs += [named | row for row in paired_differences(session.people, bench.pairs)]
+        best += session.best()
     table = pl.DataFrame(rows, schema_overrides=COLUMNS, infer_schema_length=None)
     table = table.with_columns(
         pl.lit(None, dtype=kind).alias(name) for name, kind in COLUMNS.items() if name not in table
     )
-    outcome = Outcome(table, pl.DataFrame(pairs, schema=DIFFERENCES))
+    outcome = Outcome(table, pl.DataFrame(pairs, schema=DIFFERENCES), tuple(best))
     write_table(runs / bench.name / "results.parquet", outcome.table)
     write_table(runs / bench.name / "differences.parquet", outcome.differences)
     write_bytes(runs / bench.name / "results.md", outcome.markdown().encode())
@@ -100,6 +103,7 @@ class Session:
     rows: list[Content] = field(default_factory=list)
     people: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
     trivial: dict[tuple[str, int], Content] = field(default_factory=dict)
+    chosen: dict[str, Content] = field(default_factory=dict)
 
     def run(self) -> None:
         """Run every method and centralised baseline; the trivial ones come last."""
@@ -110,6 +114,22 @@ class Session:
         there = {row["method"] for row in self.rows}
         self.rows += [{"method": name} | scores for (name, _), scores in self.trivial.items() if name not in there]
 
+    def best(self) -> list[Best]:
+        """Write best.yaml, settings of the method that is best on validation in the mean of its seeds; [] where none ran."""
+        measured, found = criterion(self.bench.shared(self.dataset)), dict[str, list[float]]()
+        name = str(measured)
+        for row in self.rows:
+            if row["method"] in self.chosen and row.get(name) is not None:
+                found.setdefault(row["method"], []).append(row[name])
+        if not found:
+            return []
+        method = max(found, key=lambda one: fmean(found[one]))
+        content = self.bench.content(self.dataset, method, self.chosen[method], self.bench.method_seeds(method)[0])
+        path = self.folder / "best.yaml"
+        text = yaml.safe_dump(content | {"name": f"{self.bench.name}-{method}"}, sort_keys=False)
+        write_bytes(path, f"# tessera train {path}\n#\n# The best on validation of {self.bench.name}.\n{text}".encode())
+        return [Best(self.dataset, method, measured.measure, fmean(found[method]), path)]
+
     def _method(self, method: str) -> None:
         """Try a method's candidates with the first seed, keep the best NDCG on validation, and run it with all seeds. Test
         is not looked at."""
@@ -119,6 +139,7 @@ class Session:
         shown = [{**one, "validation": self._validation(result)} for one, result in tried if "scores" in result]
         shown += [{**one, "left_out": result["left_out"]} for one, result in tried if "left_out" in result]
         write_json(self.folder / method / "tried.json", {"tried": shown, "chosen": chosen})
+        self.chosen[method] = chosen
         for seed in seeds:
             result = first if seed == seeds[0] else self._result(method, chosen, seed)
             row = {"method": method, "seed": seed, "chosen": _said(chosen)}

@@ -161,10 +161,14 @@ class BenchSpec(BaseModel):
 
     def settings(self, dataset: str, method: str, chosen: Content, seed: int, source: str = "bench") -> Settings:
         """A method's settings with one choice and seed. Raises `ConfigError`."""
+        return parse_settings(self.content(dataset, method, chosen, seed), f"{source}: methods.{method}")
+
+    def content(self, dataset: str, method: str, chosen: Content, seed: int) -> Content:
+        """The same as they are written."""
         content = self._merged(dataset, self.methods[method].settings) | {"name": method}
         for key, value in {**chosen, "seed": seed}.items():
             content = overlaid(content, nested(key, value))
-        return parse_settings(content, f"{source}: methods.{method}")
+        return content
 
     def runs(self) -> int:
         """How many runs this is, each fit of a baseline's grid counted as one."""

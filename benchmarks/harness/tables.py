@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -34,11 +35,30 @@ GROUPS = (WARM, COLD, NEW_USERS, UNTRAINED)
 
 
 @dataclass(frozen=True)
+class Best:
+    """The federated method that is best on validation, by a measure in %, and the file with its settings."""
+
+    dataset: str
+    method: str
+    measure: str
+    validation: float
+    config: Path
+
+    def sentence(self) -> str:
+        """What to do with it."""
+        of = f" of {self.dataset}" if self.dataset else ""
+        told = f"best on validation{of}: {self.method}, {self.measure} {self.validation:.2f}%"
+        return f"{told}. To train it: tessera train {self.config}"
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a bench found: a row a dataset, method and seed, and a row a dataset and pair that was compared."""
 
     table: pl.DataFrame
     differences: pl.DataFrame
+    best: tuple[Best, ...] = ()
+    """One a dataset, where anything was learnt."""
 
     @property
     def k(self) -> int:

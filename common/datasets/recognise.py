@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tessera.common.data.catalogue import DATASET
 from tessera.common.data.csv_files import CsvFile
 from tessera.common.datasets.movielens import NAMES
 from tessera.common.errors import DataError
@@ -71,6 +72,21 @@ def recognise(source: Path) -> list[Fit]:
     elif not found:
         found += [fit for path in files if path.suffix in (".csv", ".tsv", ".txt") for fit in _file(path)]
     return found
+
+
+def no_dataset(source: Path) -> DataError:
+    """The error where a dataset was asked for, and `source` is none: which converter fits, where one does."""
+    try:
+        found = recognise(source)
+    except DataError as error:
+        return error
+    if not found:
+        return DataError(
+            f"{source} holds neither a dataset (there is no {DATASET}) nor raw data of a known kind: make a table of events "
+            "with the columns user and item (events.csv), or see tessera data kinds"
+        )
+    commands = ", or ".join(f"{fit.command} ({fit.why})" for fit in found)
+    return DataError(f"{source} holds raw data, not a dataset. Convert it first: {commands}")
 
 
 def _columns(path: Path) -> tuple[str, ...]:

@@ -167,14 +167,11 @@ def describe_command(folder: Annotated[Path, typer.Argument(help="A dataset, or 
 
 def _recognised(source: Path) -> None:
     """Say which converters fit raw data, and how they are called. Raises `DataError` where none does."""
-    from tessera.common.datasets.recognise import recognise
+    from tessera.common.datasets.recognise import no_dataset, recognise
 
     found = recognise(source)
     if not found:
-        raise DataError(
-            f"{source} holds neither a dataset (there is no {DATASET}) nor raw data of a known kind: make a table of events "
-            "with the columns user and item (events.csv), or see tessera data kinds"
-        )
+        raise no_dataset(source)
     console.print(
         f"{source} holds raw data, not a dataset. To convert it:", markup=False, highlight=False, soft_wrap=True
     )

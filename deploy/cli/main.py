@@ -33,6 +33,10 @@ class Listed(NamedTuple):
 
 
 COMMANDS = {
+    "init": Listed(
+        "tessera.deploy.cli.datasets.init:app",
+        "Write settings that suit a dataset, NAME.yaml, and a grid to find better ones, NAME-grid.yaml; each line says why.",
+    ),
     "train": Listed(
         "tessera.deploy.cli.train:app",
         "Train a federation, print the table with its baselines, and end with one line of JSON.",
