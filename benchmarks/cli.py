@@ -104,12 +104,14 @@ def run_audit(
     The exit code is 1 where a gate fails. Devices mask as they would in a federation, and have the policy that a real one
     begins with. Ends with one line of JSON.
     """
+    from contextlib import nullcontext
     from dataclasses import replace
 
     from tessera.benchmarks.audit.findings import QUICK, Size
     from tessera.benchmarks.audit.run import audit as carry_out
     from tessera.benchmarks.audit.run import figures
     from tessera.common.config.loading import load_settings
+    from tessera.deploy.api.ticker import Ticker
     from tessera.deploy.provisioning.datasets import prepared_dataset
 
     size = QUICK if quick else Size()
@@ -118,9 +120,15 @@ def run_audit(
     drawn = [int(seed) for seed in _split(seeds)]
     dataset = prepared_dataset(settings.data, data)
     bar = Progress(console=console, disable=not console.is_terminal, transient=True)
-    with only_from(logging.CRITICAL), bar:  # devices log each refusal
-        shown = bar.add_task("", total=None)
-        found = carry_out(settings, dataset, drawn, size, only or (), lambda text: bar.update(shown, description=text))
+    shown, now = bar.add_task("", total=None), ["starting"]
+
+    def tell(text: str) -> None:
+        now[0] = text
+        bar.update(shown, description=text)
+
+    quiet = nullcontext() if console.is_terminal else Ticker(console.print, lambda _: now[0])
+    with only_from(logging.CRITICAL), bar, quiet:  # devices log each refusal
+        found = carry_out(settings, dataset, drawn, size, only or (), tell)
     table = Table("attack", "measure", "got", "prior", "gate", "")
     for one in found:
         table.add_row(*one.row())

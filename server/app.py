@@ -15,6 +15,7 @@ from tessera.common.utils.parent_death import tether
 from tessera.server.dispatch import Dispatcher
 from tessera.server.live.continuation import read_source, start_from
 from tessera.server.live.pace import Endless, Pace
+from tessera.server.live.standing import Standings
 from tessera.server.nodes.catalogue_delivery import CatalogueDelivery
 from tessera.server.rounds import run_rounds
 from tessera.server.run_folder import STOPPED, Report, RunFolder, Start
@@ -61,11 +62,13 @@ def _start(settings: Settings, catalogue: Path, continues: Path) -> Start:
 def _carry_out(
     grid: Grid, settings: Settings, catalogue: Path, folder: RunFolder, admitted: Path | None, pace: Pace
 ) -> None:
+    standings = Standings(folder.path)
     try:
         items = load_catalogue(catalogue)
         folder.is_about(items.version)
         secure = secure_sums(grid, settings, folder.run, admitted)
         dispatcher = Dispatcher(grid, settings.federation, secure, CatalogueDelivery(items))
+        dispatcher.standings = standings
         run_rounds(dispatcher, make_strategy(settings, items, catalogue), settings, items, folder, pace)
     except Exception as error:
         folder.fail(str(error) or type(error).__name__)
@@ -73,6 +76,8 @@ def _carry_out(
     except BaseException:  # Flower stops a run by SystemExit, a person by KeyboardInterrupt
         folder.fail(STOPPED)
         raise
+    finally:
+        standings.end()
     folder.status("completed")
 
 

@@ -28,6 +28,7 @@ from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
 from tessera.common.utils.pauses import Pauses
 from tessera.server.aggregate import Aggregate
+from tessera.server.live.standing import Standings
 from tessera.server.nodes.catalogue_delivery import CatalogueDelivery
 from tessera.server.nodes.request import Asked, Check, Request
 from tessera.server.robust import combiner
@@ -79,6 +80,7 @@ class Dispatcher:
         delivery: CatalogueDelivery | None = None,
     ) -> None:
         self.grid, self.settings, self.secure, self.delivery = grid, settings, secure, delivery
+        self.standings = Standings()
         self._held: dict[int, str] = {}
         self._clients: dict[int, str | None] = {}
         self._late: dict[str, tuple[int, float]] = {}
@@ -108,6 +110,7 @@ class Dispatcher:
         while (online := len(list(self.grid.get_node_ids()))) < nodes:
             if time.monotonic() > deadline:
                 raise RunError(f"only {online} of {nodes} nodes came online in {limit:g} s")
+            self.standings.start(online, nodes)
             if not told:
                 log.info("%d of %d nodes are online: waiting for the others", online, nodes)
             told = True
@@ -132,6 +135,7 @@ class Dispatcher:
         `RoundAbandoned` where too few answered in time (all nodes must where the sum stands for the whole run), `RunError`
         where at least half of the replies were of no use in the same way.
         """
+        self.standings.ask(task)
         totals = {one.kind: Aggregate(combiner(self.settings.defence, one, self._claims)) for one in task.asks()}
         try:
             asked = self._draw(self._ready(task, totals, only), task)
@@ -147,6 +151,7 @@ class Dispatcher:
             masked = self.secure.answers(task, asked, sent.shared, inputs)
         request = Request(task, broadcasts, inputs, counts, check, totals, masked)
         waiting: dict[str, Asked] = {}
+        self.standings.answered(0, len(asked))
         for nodes in request.alike(lambda node: self._held.get(node) == broadcasts[node].name):
             waiting |= self._send(nodes, task, request)
         self._gather(waiting, request)
@@ -212,6 +217,7 @@ class Dispatcher:
                     waiting |= self._send([asked.node], again, request)
             if heard:
                 pauses = Pauses()
+                self.standings.answered(total.nodes, len(request.broadcasts))
             elif time.monotonic() > deadline:  # only now: the inline nodes answer one after the other, when asked
                 for node, task in waiting.values():
                     request.drop(task.asks(), LATE, node, f"did not answer in {limit:g} s")

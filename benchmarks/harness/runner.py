@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import torch
 import yaml
+from rich.console import Console
 
 from tessera.benchmarks.harness.bootstrap import DIFFERENCES, paired_differences
 from tessera.benchmarks.harness.per_user import QUARTILES, load_people, people_of, ranked
@@ -25,6 +26,8 @@ from tessera.common.errors import ConfigError, DataError, TesseraError
 from tessera.common.metrics.names import Scores, names_in, written
 from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
 from tessera.common.utils.tables import write_table
+from tessera.deploy.api.progress import RunDisplay
+from tessera.deploy.api.ticker import Ticker, clock
 from tessera.deploy.executors.run import DEVICES, make_job, run_job
 from tessera.deploy.provisioning.datasets import prepared_dataset
 from tessera.server.model_selection import criterion
@@ -58,8 +61,8 @@ class Progress:
     def begin(self, what: str) -> None:
         """Say that a run begins."""
         passed = time.monotonic() - self.began
-        left = f", about {_clock(passed / self.made * (self.total - self.done))} left" if self.made else ""
-        self.tell(f"{what}: run {self.done + 1} of {self.total}, {_clock(passed)} passed{left}")
+        left = f", about {clock(passed / self.made * (self.total - self.done))} left" if self.made else ""
+        self.tell(f"{what}: run {self.done + 1} of {self.total}, {clock(passed)} passed{left}")
 
     def end(self, made: bool) -> None:
         """Count a run, `made` now or found from before."""
@@ -211,9 +214,10 @@ class Session:
 
             return train_questions(settings, dataset, run_dir, self.progress.tell)
         job = make_job(settings, dataset, run_dir, resume=False, overwrite=True)
-        k = max(settings.evaluation.ks)
+        k, display = max(settings.evaluation.ks), RunDisplay(settings, Console(quiet=True), run_dir)
         try:
-            ended = run_job(job, "inline", lambda line: None)
+            with Ticker(self.progress.tell, display.line):
+                ended = run_job(job, "inline", display.report)
             people = people_of(job.devices, ended.selected_round)
             people.save(run_dir / _people_file(settings.seed))
             result = ended.to_json()
@@ -242,7 +246,9 @@ class Session:
             people.save(run_dir / _people_file(seed))
             found[seed] = people.figures(k)
 
-        result = compare(name, split, catalogue, self.bench.baseline_seeds, settings.evaluation, quick, inspect)
+        began = time.monotonic()
+        with Ticker(self.progress.tell, lambda now: f"{name}: searching and fitting, {clock(now - began)} passed"):
+            result = compare(name, split, catalogue, self.bench.baseline_seeds, settings.evaluation, quick, inspect)
         runs = []
         for run in result.runs:
             percent = {str(name): 100 * run[str(name)] for name in names_in(run)}
@@ -286,8 +292,3 @@ def _figures(result: Content) -> Content:
     kept = ("selected_round", "rounds", "seconds", "private_parameters", "epsilon", "delta", *TRAFFIC)
     rest = {name: result[name] for name in kept if name in result} | {TIED: result.get("ties", {}).get("test")}
     return {**scores, **rest, "seconds_per_round": result["seconds"] / result["rounds"]}
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

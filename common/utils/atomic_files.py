@@ -28,13 +28,14 @@ METADATA = "__metadata__"
 CHUNK = 1 << 20
 
 
-def write_bytes(path: Path, content: bytes, mode: int = 0o666, seal: bool = True) -> None:
-    """Write `content` to `path` atomically: temporary name, sync, rename, sync of the folder.
+def write_bytes(path: Path, content: bytes, mode: int = 0o666, seal: bool = True, durable: bool = True) -> None:
+    """Write `content` to `path` atomically: temporary name, sync, rename, sync of the folder; no sync where it need not be
+    `durable`, as it says nothing once the machine has stopped.
 
     The file never has more permissions than `mode`, less what the process masks. Without `seal` it is as `content` says, in an
     encrypted folder too. Raises `StorageError`.
     """
-    _write(path, [sealed(path, content) if seal else content], mode)
+    _write(path, [sealed(path, content) if seal else content], mode, durable)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -42,7 +43,7 @@ def read_bytes(path: Path) -> bytes:
     return opened(path, path.read_bytes())
 
 
-def _write(path: Path, parts: Sequence[bytes | memoryview], mode: int) -> None:
+def _write(path: Path, parts: Sequence[bytes | memoryview], mode: int, durable: bool = True) -> None:
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
@@ -50,11 +51,14 @@ def _write(path: Path, parts: Sequence[bytes | memoryview], mode: int) -> None:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:  # noqa: PTH123
                 file.writelines(parts)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        if not durable:
+            return
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -80,9 +84,10 @@ def sweep(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Mapping[str, Any], mode: int = 0o666) -> None:
+def write_json(path: Path, content: Mapping[str, Any], mode: int = 0o666, durable: bool = True) -> None:
     """Write `content` as readable JSON, atomically."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(), mode)
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode(), mode, durable=durable)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,12 +1,10 @@
-"""Shows a run: a progress bar while it trains, a table when it has ended, one line of JSON for programs."""
+"""Shows what a run ended with: a table, and one line of JSON for programs."""
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tessera.common.config.settings import Settings
@@ -25,127 +23,12 @@ from tessera.common.metrics.names import (
     Scores,
 )
 from tessera.common.metrics.records import (
-    AbandonedRecord,
     Compared,
-    EvaluationRecord,
-    Record,
     ResultRecord,
-    RoundRecord,
-    StatisticsRecord,
     Ties,
     told_epsilon,
 )
-from tessera.common.utils.logs import is_quiet
-from tessera.server.model_selection import criterion
-
-SHOWN = 3
-"""Troubles of a round that are shown; all of them are in the metrics."""
-
-
-class RunDisplay:
-    """Shows the lines of a run's metrics as they come: round, loss, metric, bytes, time left.
-
-    On a terminal a bar moves; elsewhere each evaluation is a line of its own. With --quiet nothing is shown. `first` is the
-    round after which the run begins that continues another one.
-    """
-
-    def __init__(self, settings: Settings, console: Console, first: int = 0, endless: bool = False) -> None:
-        self.settings, self.console = settings, Console(quiet=True) if is_quiet() else console
-        self.last = None if endless else first + settings.rounds
-        self.criterion = criterion(settings)
-        self.score, self.nodes = "-", settings.federation.nodes
-        self.trained: RoundRecord | None = None
-        self.bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task(settings.name, total=self.last, completed=first, facts="waiting for nodes")
-
-    def __enter__(self) -> "RunDisplay":
-        """Show the bar."""
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Take the bar away."""
-        self.bar.stop()
-
-    def report(self, line: Record) -> None:
-        """Take one line of the metrics in."""
-        if isinstance(line, StatisticsRecord):
-            self._begin(line)
-        elif isinstance(line, AbandonedRecord):
-            self.console.print(f"round {line.round} was abandoned: {line.reason}", markup=False)
-        elif isinstance(line, RoundRecord):
-            self._troubles(line)
-            if line.nodes != self.nodes:
-                told = (
-                    f"round {line.round}: {line.nodes} nodes answered, not {self.nodes}; {line.users} users took part"
-                )
-                self.console.print(told, markup=False, highlight=False)
-                self.nodes = line.nodes
-            self.trained = line
-            self._progress()
-        elif isinstance(line, EvaluationRecord):
-            self._troubles(line)
-            self.score = f"{line.scores.get(self.criterion, 0):.2f}"
-            self._progress()
-            if self.trained and not self.console.is_terminal:
-                of = "" if self.last is None else f"/{self.last}"
-                told = f"round {line.round}{of}  {self._facts(self.trained)}  {self.trained.seconds:.2f} s"
-                self.console.print(told, markup=False, highlight=False, soft_wrap=True)
-                self.console.file.flush()
-
-    def _begin(self, line: StatisticsRecord) -> None:
-        """Say who takes part."""
-        people, events, self.nodes = int(line.users), int(line.events), line.nodes
-        told = (
-            f"{people} users on {line.nodes} nodes, {events} training events; only sums over a node's people are sent"
-        )
-        if line.groups:
-            told = f"{people} users on {line.nodes} nodes, {events} training events; the server can read sums of "
-            told += "all nodes alone" if line.groups == 1 else f"{line.groups} groups of nodes alone"
-        if self.settings.asks_questions:
-            told = f"{line.nodes} devices with {events} questions of their own; only adapters and signatures are sent"
-        self.console.print(told, highlight=False)
-
-    def _troubles(self, line: RoundRecord | EvaluationRecord) -> None:
-        """Say what went wrong in a round, and who did not answer."""
-        troubles = line.troubles or ()
-        for trouble in troubles[:SHOWN]:
-            self.console.print(f"round {line.round}: {trouble}", markup=False, highlight=False)
-        if len(troubles) > SHOWN:
-            told = f"round {line.round}: and {len(troubles) - SHOWN} more, in metrics.jsonl"
-            self.console.print(told, highlight=False)
-
-    def _progress(self) -> None:
-        """Move the bar."""
-        if self.trained:
-            self.bar.update(self.task, completed=self.trained.round, facts=self._facts(self.trained))
-
-    def _facts(self, line: RoundRecord) -> str:
-        metric = "right on validation" if self.settings.asks_questions else f"ndcg@{self.criterion.k}"
-        down, up = _bytes(line.bytes_down_per_user), _bytes(line.bytes_up_per_user)
-        loss = "-" if line.loss is None else f"{line.loss:.3f}"
-        told = f"loss {loss}  {metric} {self.score}%  a user's share {down} down {up} up"
-        return f"{told}  epsilon {told_epsilon(line.epsilon)}"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+from tessera.deploy.api.progress import in_bytes
 
 
 def show_result(console: Console, result: ResultRecord, settings: Settings, run_dir: Path) -> None:
@@ -161,10 +44,10 @@ def show_result(console: Console, result: ResultRecord, settings: Settings, run_
 
 def traffic_line(result: ResultRecord) -> str:
     """Bytes of a round: of one person alone on a device, and of a share in a node that hosts many."""
-    share = f"{_bytes(result.bytes_down_per_user)} down and {_bytes(result.bytes_up_per_user)} up"
+    share = f"{in_bytes(result.bytes_down_per_user)} down and {in_bytes(result.bytes_up_per_user)} up"
     if result.bytes_up_alone is None or result.bytes_down_alone is None:
         return f"a round: {share} for each user, by their share of a node's messages"
-    own = f"{_bytes(result.bytes_down_alone)} down and {_bytes(result.bytes_up_alone)} up"
+    own = f"{in_bytes(result.bytes_down_alone)} down and {in_bytes(result.bytes_up_alone)} up"
     return f"a round: {own} for one person alone on a device; {share} for each user of this run, by their share of a node's"
 
 

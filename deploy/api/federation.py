@@ -14,7 +14,7 @@ from tessera.common.protocol.published import Published
 from tessera.common.utils.atomic_files import read_json
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.common.utils.html import html_table
-from tessera.deploy.api.display import RunDisplay
+from tessera.deploy.api.progress import RunDisplay
 from tessera.deploy.api.result import Result
 from tessera.deploy.api.settings import Config, load_config
 from tessera.deploy.environment import quieten
@@ -152,7 +152,8 @@ class Federation:
         if continues and not resume:
             source = require_source(find_run(os.fspath(continues), Path(runs)), job.run_dir, settings, job.catalogue)
             job = replace(job, continues=source.path.absolute(), first=source.round)
-        with hold_folder(job.run_dir), RunDisplay(settings, console, job.first, endless=forever) as display:
+        display = RunDisplay(settings, console, job.run_dir, job.first, endless=forever)
+        with hold_folder(job.run_dir), display:
             carry_out(job, self._control, display.report)
         return Result.load(job.run_dir)
 

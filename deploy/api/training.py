@@ -9,7 +9,7 @@ from rich.console import Console
 from tessera.common.config.settings import EXECUTORS, Settings
 from tessera.common.errors import ConfigError
 from tessera.common.utils.folder_lock import hold_folder
-from tessera.deploy.api.display import RunDisplay
+from tessera.deploy.api.progress import RunDisplay
 from tessera.deploy.api.result import Result
 from tessera.deploy.api.settings import Config, load_config
 from tessera.deploy.environment import NodeKind, quieten
@@ -69,15 +69,19 @@ def _train(
     from tessera.server.run_folder import require
 
     run_dir = runs / settings.name
-    dataset = prepared_dataset(settings.data, data)
-    if settings.strategy_spec.has_towers and not resume:
-        from tessera.server.pretraining.fit_readers import ensure_towers
-
-        ensure_towers(dataset, settings, console.print)
     if resume:
         require(run_dir, resume)  # before the lock makes a folder
-    with hold_folder(run_dir):
-        job = replace(make_job(settings, dataset, run_dir, resume, overwrite, continues), node=node)
-        with RunDisplay(settings, console, job.first) as display:
+    with RunDisplay(settings, console, run_dir, stage="preparing the data") as display:
+        dataset = prepared_dataset(settings.data, data)
+        if settings.strategy_spec.has_towers and not resume:
+            from tessera.server.pretraining.fit_readers import ensure_towers
+
+            display.stage = "preparing the towers"
+            ensure_towers(dataset, settings, console.print)
+        display.stage = "sharing people out to devices"
+        with hold_folder(run_dir):
+            job = replace(make_job(settings, dataset, run_dir, resume, overwrite, continues), node=node)
+            display.begins_after(job.first)
+            display.stage = "starting"
             record = run_job(job, executor, display.report)
     return Result(run_dir, settings, record)

@@ -138,11 +138,12 @@ def prepare(asked: RunConfig, settings: "Settings", run_dir: Path, simulated: bo
 def carry_out(grid: Grid, job: "Job", admitted: Path | None = None) -> None:
     """Train over `grid`, and print what it ended with."""
     from tessera.common.metrics.records import read_result
-    from tessera.deploy.api.display import RunDisplay, show_result, summary
+    from tessera.deploy.api.display import show_result, summary
+    from tessera.deploy.api.progress import RunDisplay
     from tessera.server.app import serve
 
     console = Console(highlight=False, width=WIDTH)
-    with hold_folder(job.run_dir, SERVING), RunDisplay(job.settings, console) as display:
+    with hold_folder(job.run_dir, SERVING), RunDisplay(job.settings, console, job.run_dir) as display:
         serve(grid, job.settings, job.catalogue, job.run_dir, job.resume, display.report, admitted)
     result = read_result(job.run_dir)
     show_result(console, result, job.settings, job.run_dir)
