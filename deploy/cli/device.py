@@ -20,6 +20,7 @@ from tessera.client.owner.policy import Policy, changed, read_policy, write_poli
 from tessera.common.errors import ConfigError, DataError
 from tessera.deploy.cli.person.encryption import app as encryption
 from tessera.deploy.cli.person.model import app as model
+from tessera.deploy.cli.person.page import app as page
 from tessera.deploy.cli.person.people import app as people
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(people)
 app.add_typer(model)
 app.add_typer(encryption)
+app.add_typer(page)
 console = Console(highlight=False)
 DataDir = Annotated[Path, typer.Option(help="The device's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -1,0 +1,29 @@
+"""Serves a page on this machine alone, until it is told to end."""
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from tessera.common.errors import ConfigError
+from tessera.deploy.pages.guard import Guard
+
+AT_ONCE = 32
+"""Connections at a time."""
+
+
+def serve(app: ASGIApp, port: int, ready: Callable[[str], None]) -> None:
+    """Serve on 127.0.0.1 behind a `Guard`; `ready` is told the address once it answers. Raises `ConfigError`."""
+    with socket.socket() as listening:
+        try:
+            listening.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(f"--port {port}: {error.strerror}; choose another, or 0 for a free one") from None
+        listening.listen()
+        guard = Guard(app, listening.getsockname()[1])
+        config = uvicorn.Config(
+            guard, log_level="warning", access_log=False, server_header=False, limit_concurrency=AT_ONCE, lifespan="off"
+        )
+        ready(guard.address)
+        uvicorn.Server(config).run(sockets=[listening])

@@ -1,0 +1,48 @@
+"use strict";
+// The pages work without this file, but for uploads. With it, what a form changes is replaced in its place.
+
+const said = () => document.getElementById("said");
+
+async function replace(form, submitter) {
+  const target = form.dataset.live, fields = new URLSearchParams(new FormData(form, submitter));
+  const reading = form.method === "get", address = reading ? `${form.action}?${fields}` : form.action;
+  const answer = await fetch(address, { method: form.method, body: reading ? undefined : fields, headers: { "X-Fragment": target } });
+  const text = await answer.text();
+  if (!answer.ok) {
+    said().textContent = text;
+    return;
+  }
+  // What the server sends is a part of this very page, escaped there.
+  const part = new DOMParser().parseFromString(text, "text/html").getElementById(target);
+  if (part) document.getElementById(target).replaceWith(part);
+  said().textContent = "";
+}
+
+let waiting;
+document.addEventListener("input", (event) => {
+  const form = event.target.closest("form[data-live]");
+  if (form && !("byButton" in form.dataset)) {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => replace(form), 80);
+  }
+  if (event.target.matches("[data-submit]")) event.target.form.submit();
+});
+
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (form.matches("[data-upload]")) {
+    event.preventDefault();
+    upload(form);
+  } else if (form.matches("[data-live]") && !(event.submitter && "plain" in event.submitter.dataset)) {
+    event.preventDefault();
+    replace(form, event.submitter);
+  }
+});
+
+async function upload(form) {
+  const file = form.querySelector("input[type=file]").files[0];
+  said().textContent = `Taking in ${file.name}`;
+  const answer = await fetch(form.action, { method: "POST", body: file, headers: { "X-Fragment": "said" } });
+  if (answer.ok) location.assign(answer.url);
+  else said().textContent = await answer.text();
+}
