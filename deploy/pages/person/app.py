@@ -36,6 +36,7 @@ class PersonPage:
     def __init__(self, device: Device, pictures: Path | None = None) -> None:
         self._device, self._pictures = device, Pictures(device.folder, pictures)
         templates = Environment(loader=PackageLoader("tessera.deploy.pages.person"), autoescape=True)
+        templates.filters["sentence"] = sentence
         templates.globals.update(views=VIEWS, because=BECAUSE, kinds=KINDS, farthest=FARTHEST)
         self._templates = templates
 
@@ -209,6 +210,11 @@ async def _body(request: Request, most: int) -> bytes:
         if len(content) > most:
             raise DataError(f"That is too large: at most {most >> 20 or 1} MB can be taken in here.")
     return bytes(content)
+
+
+def sentence(text: str) -> str:
+    """Words as a sentence: with a capital and a full stop."""
+    return text[:1].upper() + text[1:] + "." * (not text.endswith("."))
 
 
 def _user(fields: Fields) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from tessera.common.data.catalogue import load_catalogue
-from tessera.common.encoders.pictures import open_picture
+from tessera.common.data.pictures import open_picture
 from tessera.common.errors import DataError
 
 SIDE = 320
