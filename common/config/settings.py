@@ -190,6 +190,8 @@ class ServerSettings(FrozenSettings):
     """What steps all that the server learns."""
     learning_rate: Step = 0.003
     """Its rate."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """linear: all rates fall evenly with the steps, to 0 after `rounds` of them, so that the last ones average noise out."""
     head_learning_rate: Step | None = None
     """The rate of the head that a backbone shares; empty: the same."""
     weight_decay: Amount = 0.0

@@ -28,6 +28,8 @@ from tessera.server.views.generator import ViewGenerator
 
 DIRECTIONS = "wire/directions"
 """Name of the views' directions in the state."""
+STEPS = "schedule/steps"
+"""Name of the number of steps taken in the run."""
 
 
 class FedVLR(Strategy):
@@ -55,6 +57,8 @@ class FedVLR(Strategy):
         self.optimizer: torch.optim.Optimizer = kinds[settings.server.optimizer](
             _rates(self.generator, settings.server), weight_decay=decay
         )
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._steps = 0
         projected = settings.wire.explained < 1 and len(self.views) > 1
         self._directions = start(len(self.views)) if projected else torch.zeros(0, len(self.views))
         self._outputs: dict[str, Tensor] = {}
@@ -103,17 +107,29 @@ class FedVLR(Strategy):
         gradients = [update.gradients[name].to(sent) / update.weight for name, sent in self._outputs.items()]
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(list(self._outputs.values()), gradients)
+        self._schedule()
         self.optimizer.step()
         self.generator.stepped()
         if found is not None and found.any():
             self._directions = leading(found, self.settings.wire.explained)
         self._moved()
 
+    def _schedule(self) -> None:
+        """Set the rates of the coming step, where they fall."""
+        if self.settings.server.schedule == "linear":
+            left = max(0.0, 1 - self._steps / self.settings.rounds)
+            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * left
+        self._steps += 1
+
     def state(self) -> dict[str, Tensor]:
-        """Everything learnt so far, by name: parameters, the optimiser's moments, and the directions of gradients, if any."""
+        """Everything learnt so far, by name: parameters, the optimiser's moments, and if there are any the number of steps that
+        rates fall by and the directions of gradients."""
         tensors = {f"model/{name}": value for name, value in self.generator.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items() if value is not None}
+        if self.settings.server.schedule == "linear":
+            tensors[STEPS] = torch.tensor(self._steps)
         return tensors | ({DIRECTIONS: self._directions} if len(self._directions) else {})
 
     def restore(self, tensors: Tensors) -> None:
@@ -125,6 +141,7 @@ class FedVLR(Strategy):
                 _, index, moment = name.split("/")
                 moments.setdefault(int(index), {})[moment] = value
         self._directions = tensors.get(DIRECTIONS, self._directions)
+        self._steps = int(tensors.get(STEPS, self._steps))
         self.generator.load_state_dict(model)
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self._moved()
@@ -158,6 +175,8 @@ class FedVLR(Strategy):
         """Whether a tensor of another run has a use here: its optimiser or its short messages may have been others."""
         if name.startswith("optimizer/"):
             return self.settings.server.optimizer == "adam"
+        if name == STEPS:  # rates fall anew in each run
+            return False
         return name != DIRECTIONS or len(self._directions) > 0
 
     def _moved(self) -> None:

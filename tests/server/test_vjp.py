@@ -118,3 +118,24 @@ def test_state_is_taken_up_exactly() -> None:
     other.restore(strategy.state())
     assert all(torch.equal(value, other.state()[name]) for name, value in strategy.state().items())
     assert all(torch.equal(value, other.build_views()[name]) for name, value in strategy.build_views().items())
+
+
+def test_rates_fall_evenly_where_the_schedule_is_linear_and_go_on_falling_after_a_restart() -> None:
+    """Steps of plain gradient descent on one gradient are as long as the rates; nothing is left after the last round."""
+    settings, _ = start(VARIANTS["fedavg-bce-sgd"])
+    server = settings.server.model_copy(update={"schedule": "linear"})
+    views = settings.views.model_copy(update={"operators": ()})
+    settings = settings.model_copy(update={"server": server, "views": views, "rounds": 4})
+    strategy, lengths = FedVLR(settings, small_catalogue(n_items=30)), []
+    for round in range(1, 6):
+        if round == 3:
+            again = FedVLR(settings, small_catalogue(n_items=30))
+            again.restore(strategy.state())
+            strategy = again
+        before = strategy.generator.projections[0].bias.detach().clone()
+        sent = strategy.build_views()
+        strategy.aggregate(Update({name: torch.ones_like(value) for name, value in sent.items()}, 1.0))
+        lengths.append(float((strategy.generator.projections[0].bias - before).norm()))
+    assert lengths[4] == 0
+    assert [one / lengths[0] for one in lengths[:4]] == pytest.approx([1, 0.75, 0.5, 0.25], rel=1e-4)
+    assert not any("schedule" in name for name in start(VARIANTS["fedavg-bce-sgd"])[1].state())
