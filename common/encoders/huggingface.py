@@ -1,5 +1,5 @@
-"""Encodes texts, or pictures, by a pretrained encoder of Hugging Face's transformers, with the states of its layers of texts
-where asked for."""
+"""Encodes texts, or pictures, by a pretrained encoder of Hugging Face's transformers, with the states of its layers where asked
+for."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor
 from tessera.common.encoders.base import Vectors, chunks
 from tessera.common.errors import DataError
 from tessera.common.registry.encoders import HUGGING_FACE_PREFIX
-from tessera.common.towers.pretrained import TextTower, load_tower
+from tessera.common.towers.pretrained import load_tower
 from tessera.common.utils.torch_device import resolve_device
 
 TOKENS = 128
@@ -45,13 +45,14 @@ class HuggingFaceEncoder:
         return self._encoded(texts)
 
     @property
-    def encode_text_states(self) -> Callable[[Sequence[str]], Vectors] | None:
-        """From texts to what each layer holds of them, [n, 1 + n_layers, width]; None for an encoder of pictures."""
-        return self._text_states if isinstance(self._tower, TextTower) else None
+    def reads(self) -> str:
+        """The modality that it reads: "text" or "image"."""
+        return self._tower.reads
 
-    def _text_states(self, texts: Sequence[str]) -> Vectors:
-        tower: Any = self._tower
-        return np.concatenate([self._run(tower.states, chunk) for chunk in chunks(texts)])
+    def encode_states(self, contents: Sequence[Any]) -> Vectors:
+        """What each layer holds of texts, or pictures, [n, 1 + n_layers, width]. Raises `DataError` where that has no such
+        form."""
+        return np.concatenate([self._run(self._tower.states, chunk) for chunk in chunks(contents)])
 
     def _encoded(self, contents: Sequence[Any]) -> Vectors:
         found = [self._run(self._tower, chunk) for chunk in chunks(contents)]

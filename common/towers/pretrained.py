@@ -174,6 +174,14 @@ class PictureTower(Tower):
         state = self.model(pixel_values=inputs.to(next(self.model.parameters()).dtype)).last_hidden_state
         return normalize(state[:, 0] if state.ndim == 3 else state.mean((2, 3)), dim=1)
 
+    def states(self, inputs: Any) -> Tensor:
+        """What each layer holds of a picture at its first token, [n, 1 + n_layers, width]; the last is what `forward` goes by.
+        Raises `DataError` for convolutional networks, whose layers are of different widths."""
+        output = self.model(pixel_values=inputs, output_hidden_states=True)
+        if output.last_hidden_state.ndim != 3:
+            raise DataError(f"{self.name} has layers of different widths: they cannot be kept, use its features")
+        return torch.stack([state[:, 0] for state in (*output.hidden_states[:-1], output.last_hidden_state)], dim=1)
+
     def _look(self, path: Path) -> Tensor:
         seen: Tensor = self.processor(open_picture(path), return_tensors="pt")["pixel_values"][0]
         return seen

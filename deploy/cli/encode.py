@@ -48,7 +48,7 @@ Images = Annotated[
 ]
 Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Count pictures that cannot be read as missing.")]
 Hidden = Annotated[
-    bool, typer.Option("--hidden", help="Keep what each layer holds of the texts too, for views.encoder iisan.")
+    bool, typer.Option("--hidden", help="Keep what each layer holds of an item too, for views.encoder iisan.")
 ]
 Device = Annotated[DeviceName, typer.Option(help="Where to encode: with auto on a GPU, if there is one.")]
 
@@ -80,7 +80,7 @@ def encode_command(
 
         made = encode_dataset(dataset, encoder, begin, images, skip_unreadable)
         if hidden:
-            encode_hidden(dataset, encoder, begin)
+            encode_hidden(dataset, encoder, begin, images)
     _show(dataset, made)
 
 

@@ -11,6 +11,8 @@ from tessera.client import cohort
 from tessera.client.histories import histories
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue
+from tessera.common.data.hidden import load_hidden
+from tessera.common.datasets.encode_hidden import encode_hidden
 from tessera.common.encoders.base import Encoder, encode_images, encode_texts
 from tessera.common.encoders.clip import ClipEncoder
 from tessera.common.encoders.huggingface import HuggingFaceEncoder
@@ -122,13 +124,32 @@ def test_a_convolutional_network_encodes_and_its_features_take_a_bottleneck(fold
         start(folder, items, {**lora, "image_tower": str(folder / "cnn")})
 
 
+def test_states_of_a_vision_transformers_layers_are_kept_and_a_network_beside_it_learns(folder: Path) -> None:
+    vit, bert = (HuggingFaceEncoder(str(folder / name)) for name in ("vit", "bert"))
+    items = catalogue(folder, vit, bert)
+    items.save(folder)
+    assert encode_hidden(folder, vit, lambda *about: lambda step: None) == "image"
+    hidden = load_hidden(folder, "image", N_ITEMS)
+    assert hidden is not None
+    assert hidden.values.shape == (N_ITEMS, 3, WIDTH)
+    assert hidden.encoder == items.features["image"].encoder
+    last = torch.nn.functional.normalize(hidden.values[:-1, -1], dim=1)  # the features are the last layer's states
+    torch.testing.assert_close(last, torch.from_numpy(items.features["image"].values[:-1]), rtol=0, atol=2e-3)
+    strategy = start(folder, items, "iisan")
+    before = strategy.state()["model/encoders.image.out.weight"].clone()
+    step(strategy, 1)
+    assert not torch.equal(strategy.state()["model/encoders.image.out.weight"], before)
+
+
 def test_what_an_encoder_cannot_read_is_said(folder: Path) -> None:
     vit, bert = (HuggingFaceEncoder(str(folder / name)) for name in ("vit", "bert"))
     with pytest.raises(DataError, match="encodes pictures alone"):
         vit.encode_texts(["a"])
     with pytest.raises(DataError, match="encodes texts alone"):
         bert.encode_images([folder / "images" / "0.png"])
-    assert vit.encode_text_states is None
+    cnn = HuggingFaceEncoder(str(folder / "cnn"))
+    with pytest.raises(DataError, match="layers of different widths"):
+        cnn.encode_states([folder / "images" / "0.png"])
     items = catalogue(folder, vit, bert)
     with pytest.raises(DataError, match="has no weights"):
         start(folder, items, {"name": "lora", "tower": "open_clip:ViT-B-32"})
