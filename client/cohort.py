@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tessera.client import optimizers
+from tessera.client.aspects.cohesion import prior
 from tessera.client.backbones import BackboneInput, Comparison, LazyScores, make_backbone
 from tessera.client.histories import Histories
 from tessera.client.losses import find_loss
@@ -21,7 +22,7 @@ from tessera.client.private_state import PrivateState
 from tessera.client.router import Routed, pool, route, router_shapes
 from tessera.common.config.settings import LocalSettings
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.messages import VIEWS
+from tessera.common.protocol.messages import COHESION, VIEWS
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.registry.losses import NextItemSettings
@@ -71,7 +72,10 @@ def routed(private: dict[str, Tensor], sent: Tensors, histories: Histories, sett
     if settings.route == "uniform" or len(views) == 1:
         weights = views.new_full((len(histories), len(views)), 1 / len(views))
     else:
-        weights = route(private, pool(histories, views))
+        known = (
+            settings.prior * prior(histories, views, sent[COHESION]) if settings.prior and COHESION in sent else None
+        )
+        weights = route(private, pool(histories, views), known)
     everything = BackboneInput(private, sent, histories, Routed(views, weights))
     with torch.no_grad():
         solved = backbone.solved(everything)
@@ -145,10 +149,15 @@ def _epochs(
 
 
 class Step:
-    """One forward and one backward pass of a cohort, on what does not change within a round."""
+    """One forward and one backward pass of a cohort, on what does not change within a round.
+
+    Gradients are of what was `sent`, but for what is `fixed` of it, which nobody learns.
+    """
 
     def __init__(self, sent: Tensors, histories: Histories, settings: LocalSettings, round: int) -> None:
-        self.sent, self.histories, self.settings, self.round = sent, histories, settings, round
+        self.histories, self.settings, self.round = histories, settings, round
+        self.fixed = {name: value for name, value in sent.items() if name == COHESION}
+        self.sent = {name: value for name, value in sent.items() if name not in self.fixed}
         self.backbone = make_backbone(settings.backbone)
         self.weight = _user_weights(histories, settings, sent[VIEWS].dtype)
 
@@ -215,7 +224,7 @@ class Step:
             known, asked = self.histories.cuts(cuts, salt, self.backbone.window)
             private = {name: value.repeat_interleave(cuts, dim=0) for name, value in private.items()}
         shown = known.hidden(self.settings.history_mask, salt)
-        everything = replace(routed(private, received, shown, self.settings), salt=salt)
+        everything = replace(routed(private, {**received, **self.fixed}, shown, self.settings), salt=salt)
         losses = find_loss(own)(LazyScores(self.backbone, everything), asked, own, salt)
         losses = losses + self.backbone.penalty(everything, self.round)
         return losses.view(-1, cuts).mean(1)

@@ -7,6 +7,7 @@ features/, tower/                       in runs with towers: what the device's o
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tessera.client import cohort, evaluation
+from tessera.client.aspects.cohesion import cohesion_sum
 from tessera.client.base import Client
 from tessera.client.contrast.collapse import collapse_sums
 from tessera.client.histories import Histories, histories
@@ -28,6 +30,7 @@ from tessera.client.private_state import PrivateState, Store, together
 from tessera.client.published.catalogue import keep_up
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings, SplitSettings
+from tessera.common.config.settings import has_prior
 from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
 from tessera.common.data.interactions import INTERACTIONS, Interactions, Split
 from tessera.common.data.splits import make_split
@@ -36,7 +39,7 @@ from tessera.common.metrics.names import NEW_USERS, TEST, UNTRAINED, VALIDATION
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import decode, rotation
 from tessera.common.protocol.figures import TIED
-from tessera.common.protocol.messages import BASIS, COUNTS, HISTORY, RIDERS, VIEWS, Ancestor, Task
+from tessera.common.protocol.messages import BASIS, COHESION, COUNTS, HISTORY, RIDERS, VIEWS, Ancestor, Task
 from tessera.common.protocol.projection import Projection
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
@@ -110,6 +113,7 @@ class RecommendationClient(Client):
             total += work(task, sent, inputs, block, number)
         if task.kind == "train":
             total = tower.learn(total, sent) if tower else total
+            total = total if task.masking else _without_one(total)
             Store(self.private(task.run)).tidy(task.round, task.durable)
         if settings.privacy.distributed and task.kind == "train":
             people_there = np.count_nonzero(np.diff(split.training_users().offsets))
@@ -196,7 +200,9 @@ class RecommendationClient(Client):
         origin = Origin(settings.seed, task.round, simulated=self.simulated)
         moved, update = transforms(settings, Projection.of(task)).train(algorithm, state.take(rows), active, origin)
         Store(self.private(task.run)).save(number, task.round, state.put(rows, moved))
-        return Update() if block.is_new else update  # what new users learn is for themselves alone
+        if block.is_new:
+            return Update()  # what new users learn is for themselves alone
+        return update + _cohesion(active, sent[VIEWS][: len(task.views)], settings)
 
     def _evaluate(self, task: Task, sent: Tensors, inputs: Tensors, block: Split, number: int) -> Update:
         settings, target = task.settings, sent[VIEWS].device
@@ -241,6 +247,20 @@ def _item_statistics(split: Split, masked: bool) -> Update:
     sums |= {"withheld": 0} | {TIED[name]: targets.tied_people for name, targets in held_out.items()}
     counts = {COUNTS: torch.from_numpy(split.counts()).float()}
     return Update(sums=MetricSums({name: float(value) for name, value in sums.items()}), counts=counts)
+
+
+def _cohesion(people: Split, views: Tensor, settings: DeviceSettings) -> Update:
+    """How alike people's items are in each of the server's views, where routers are told what that says."""
+    if not has_prior(settings.local, settings.privacy, len(views)):
+        return Update()
+    known = histories(people).to(views.device, views.dtype).aged(settings.local.recency)
+    return Update(counts={COHESION: cohesion_sum(known, views)})
+
+
+def _without_one(total: Update) -> Update:
+    """The same without how alike items are, where in a view that is of one person alone: it would be what they go by."""
+    counts = {name: value for name, value in total.counts.items() if name != COHESION or 1 not in value[1]}
+    return replace(total, counts=counts)
 
 
 def _power(block: Split, basis: Tensor) -> Update:

@@ -23,15 +23,16 @@ def pool(histories: Histories, views: Tensor) -> Tensor:
     return histories.pooled(views) / histories.sizes()[:, None, None]
 
 
-def route(private: dict[str, Tensor], pooled: Tensor) -> Tensor:
+def route(private: dict[str, Tensor], pooled: Tensor, prior: Tensor | None = None) -> Tensor:
     """Weights of the views, [n_users, n_views], rows sum to 1 (FedVLR Eq. 3).
 
     phi_u judges each view by the user's own history pooled in it: w_u = softmax_j(scale_uj . LN(pooled_uj) / sqrt(dim)
-    + bias_uj), with scale [n_users, n_views, dim] and bias [n_users, n_views] private.
+    + bias_uj), with scale [n_users, n_views, dim] and bias [n_users, n_views] private. A `prior` [n_users, n_views] is added to
+    what the softmax is of.
     """
     dim = pooled.shape[-1]
     logits = (private[SCALE] * layer_norm(pooled, (dim,))).sum(-1) / dim**0.5 + private[BIAS]
-    return torch.softmax(logits, dim=1)
+    return torch.softmax(logits if prior is None else logits + prior, dim=1)
 
 
 @dataclass(frozen=True)

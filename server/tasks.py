@@ -72,7 +72,7 @@ class Tasks:
 
         What too few answered is not asked again here: its sum says so by its `failure`.
         """
-        return self._dispatch(Ask("train", self.round), also, inputs, None)
+        return self._dispatch(Ask("train", self.round), also, inputs, self.strategy.counts)
 
     def _dispatch(
         self,

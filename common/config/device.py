@@ -9,12 +9,12 @@ from pydantic import Field
 
 from tessera.common.config.components import Strategy
 from tessera.common.config.moments import Moment
+from tessera.common.config.privacy import PrivacySettings
 from tessera.common.config.settings import (
     EvaluationSettings,
     LocalSettings,
     MosaicSettings,
     Operator,
-    PrivacySettings,
     Settings,
     SplitName,
     WireSettings,

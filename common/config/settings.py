@@ -12,6 +12,7 @@ from tessera.common.config.components import Backbone, ContentEncoder, Loss, Met
 from tessera.common.config.effects import backbone_lacks, no_secure_sums, prune, without_effect
 from tessera.common.config.federation import FederationSettings, SimulationSettings
 from tessera.common.config.moments import Moment, moment
+from tessera.common.config.privacy import PrivacySettings
 from tessera.common.registry.component import (
     Amount,
     ComponentSettings,
@@ -29,7 +30,6 @@ from tessera.common.registry.converters import CONVERTED, CONVERTERS
 from tessera.common.registry.encoders import ENCODERS
 from tessera.common.registry.methods import METHODS, FedMosaicSettings, MethodSpec, PQSettings
 from tessera.common.registry.strategies import STRATEGIES, StrategySpec
-from tessera.common.secure.groups import LARGEST, SMALLEST, USUAL
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names of runs, and of folders made for them."""
@@ -171,6 +171,9 @@ class LocalSettings(FrozenSettings):
     """Share of the history hidden from router and backbone in each local step; the loss still asks for all of it."""
     route: Literal["history", "uniform"] = "history"
     """How views are weighed: by the router, from the user's history, or all alike (an ablation)."""
+    prior: Amount = 0.0
+    """How much it counts for a view, before anything is learnt, that the items of a user's history are more alike in it than
+    they are for others: see docs/cohesion.md; 0: nothing."""
     weighting: Literal["users", "examples"] = "users"
     """Whether a user's gradient counts once or once for each training event."""
     batch_users: Positive = 512
@@ -181,6 +184,12 @@ class LocalSettings(FrozenSettings):
         if why := backbone_lacks(self.backbone, self.loss):
             raise ValueError(f"loss {self.loss.name} {why}")
         return self
+
+
+def has_prior(local: LocalSettings, privacy: PrivacySettings, n_views: int) -> bool:
+    """Whether routers are told what the likeness of a history's items says: where there are views to weigh, and devices may
+    say a sum that no noise is on."""
+    return local.prior > 0 and local.route == "history" and n_views > 1 and not privacy.noise_multiplier
 
 
 class ServerSettings(FrozenSettings):
@@ -238,47 +247,6 @@ class WireSettings(FrozenSettings):
     explained: Fraction = 1.0
     """Share of the squares of the views' gradients that comes up: along as few public directions of the views as held it in
     the round before, see `tessera.common.protocol.projection`; 1: the gradient of each view."""
-
-
-class PrivacySettings(FrozenSettings):
-    """What hides a person: secure sums, and what each upload goes through before it is added to others'. Clipping and noise
-    apply to the gradients of training."""
-
-    secure: Literal["auto"] | bool = "auto"
-    """Whether devices mask what they answer, so that the server learns the sums of groups of them and nothing of any one
-    (docs/privacy.md). `auto` does where they are asked over a network, at least three of them, and answer in sums."""
-    group: Annotated[int, Field(ge=SMALLEST, le=LARGEST)] = USUAL
-    """Devices whose answers are added up under masks together, about; fewer than 16 are one group."""
-
-    clip: Amount = 0.0
-    """Largest Euclidean norm of a person's gradients of a round, all tensors together; 0 does not clip."""
-    noise: Literal["local", "distributed"] = "local"
-    """local: each person adds noise of their own. distributed: the devices of a secure sum add parts of one noise, so that
-    their sum has no more than it needs."""
-    noise_multiplier: Amount = 0.0
-    """Standard deviation of the noise on each coordinate as a multiple of `clip`: of each person, or of a secure sum."""
-    noise_share: Fraction = 0.5
-    """Share of a secure sum's devices whose parts of the noise are enough: the others may be lost, or tell theirs. By the
-    protocol a server that lies about who answered can leave half of them out."""
-    delta: Annotated[Rate, Field(gt=0)] = 1e-5
-    """The delta at which epsilon is told."""
-    max_epsilon: Annotated[Amount, Field(gt=0)] | None = None
-    """The run ends before a round after which epsilon would be larger; empty: none does."""
-
-    @model_validator(mode="after")
-    def _noise_of_known_size(self) -> "PrivacySettings":
-        if self.noise_multiplier and not self.clip:
-            raise ValueError("noise_multiplier is a multiple of clip: set clip too")
-        if self.noise_multiplier and self.noise == "distributed" and self.secure is not True:
-            raise ValueError(
-                "distributed noise hides nobody before it is added up: set secure to true, or noise to local"
-            )
-        return self
-
-    @property
-    def distributed(self) -> bool:
-        """Whether devices add parts of one noise."""
-        return self.noise == "distributed" and self.noise_multiplier > 0
 
 
 class MosaicSettings(FrozenSettings):

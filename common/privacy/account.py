@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tessera.common.config.settings import PrivacySettings
+from tessera.common.config.privacy import PrivacySettings
 from tessera.common.errors import RunError
 from tessera.common.privacy.accounting import Release, epsilon
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tessera.common.config.settings import PrivacySettings
+from tessera.common.config.privacy import PrivacySettings
 from tessera.common.errors import SecureSumError
 from tessera.common.privacy.accounting import RESOLUTION
 from tessera.common.privacy.skellam import SMALLEST, skellam

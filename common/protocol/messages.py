@@ -39,6 +39,9 @@ VIEWS, HISTORY = "views", "history"
 COUNTS, CONTENT, BASIS = "counts", "content/", "basis"
 """Names of a task's inputs, which are about items: training events of each [n_items], CONTENT + modality for unit features
 [n_items, width], and the basis of a power iteration [n_items, width]."""
+COHESION = "cohesion"
+"""Name of how alike people's items are in each view (`tessera.client.aspects.cohesion`): of a broadcast's tensor [n_views],
+the mean over people, for which no gradient is wanted; and of counts [2, n_views], a device's sum, and over how many people."""
 MORE_COLUMNS = 16
 """Columns of a basis beyond the wanted ones: they make the wanted ones converge faster (Halko, Martinsson & Tropp 2011)."""
 CATALOGUE = "catalogue"

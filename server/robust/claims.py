@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tessera.common.metrics.names import NEW_USERS, UNTRAINED
 from tessera.common.protocol.figures import TIED
-from tessera.common.protocol.messages import BASIS, COUNTS, Task
+from tessera.common.protocol.messages import BASIS, COHESION, COUNTS, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 
@@ -78,6 +78,7 @@ def check_claim(update: Update, task: Task, inputs: Tensors, claim: Claim | None
     elif task.kind == "train":
         _at_most(update.weight, claim.weight(task), "its weight")
         _at_most(update.sums["users"], claim.users, "its number of people")
+        _check_cohesion(update.counts.get(COHESION), claim)
     elif task.kind == "power":
         _check_power(update.counts.get(BASIS), inputs[BASIS], claim)
     else:
@@ -97,6 +98,16 @@ def _check_statistics(update: Update, questions: bool) -> None:
     _at_most(events, users * len(counts), "its number of events")
     _at_most(float(counts.max()), users, "an item's count")
     _at_most(float(counts.double().sum()), events, "the sum of its counts")
+
+
+def _check_cohesion(found: Tensor | None, claim: Claim) -> None:
+    """Items are as alike as 0 to 1, each person's in each view."""
+    if found is None:
+        return
+    if bool((found < 0).any()):
+        raise ExaggeratedError("it says that items are less alike than not at all")
+    _at_most(float(found[1].max()), claim.users, "its number of people with two items")
+    _at_most(float((found[0] - found[1]).max()), 0, "how much more than wholly alike its people's items are")
 
 
 def _check_power(product: Tensor | None, basis: Tensor, claim: Claim) -> None:

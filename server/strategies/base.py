@@ -1,9 +1,11 @@
 """Defines a strategy: what each client is sent, and what the server learns from the sum of what they return."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from tessera.common.config.settings import Settings
@@ -39,6 +41,11 @@ class Strategy(ABC):
     def components(self) -> Directions:
         """Directions of the views along which the next round's gradients are wanted; none: the gradient of each view."""
         return ()
+
+    @property
+    def counts(self) -> Mapping[str, torch.Size]:
+        """Names and shapes of the vectors that training brings beside gradients, summed over people; none by default."""
+        return {}
 
     @abstractmethod
     def broadcast(self, client: str | None) -> Broadcast:

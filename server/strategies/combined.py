@@ -1,9 +1,11 @@
 """Runs FedVLR and FedMosaic at once: devices return gradients of the server's views, and their own towers' adapters."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from tessera.common.config.settings import Settings
@@ -41,6 +43,11 @@ class Combined(Strategy):
     def components(self) -> Directions:
         """Directions of the server's views along which gradients are wanted."""
         return self.fedvlr.components
+
+    @property
+    def counts(self) -> Mapping[str, torch.Size]:
+        """What training brings of the server's views beside gradients."""
+        return self.fedvlr.counts
 
     def broadcast(self, client: str | None) -> Broadcast:
         """The views, and the client's merged module once there is one."""

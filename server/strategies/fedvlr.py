@@ -13,11 +13,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from tessera.common.config.settings import ServerSettings, Settings
+from tessera.common.config.settings import ServerSettings, Settings, has_prior
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import DataError, RoundAbandoned, RunError
 from tessera.common.protocol.codecs import encode, rotation
-from tessera.common.protocol.messages import Broadcast
+from tessera.common.protocol.messages import COHESION, Broadcast
 from tessera.common.protocol.projection import SKETCH, Directions, expand, leading, start
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update, check_gradients
@@ -30,6 +30,8 @@ DIRECTIONS = "wire/directions"
 """Name of the views' directions in the state."""
 STEPS = "schedule/steps"
 """Name of the number of steps taken in the run."""
+SPREAD = "router/cohesion"
+"""Name, in the state, of the mean over people of how alike their items are in each view [n_views]."""
 
 
 class FedVLR(Strategy):
@@ -61,6 +63,8 @@ class FedVLR(Strategy):
         self._steps = 0
         projected = settings.wire.explained < 1 and len(self.views) > 1
         self._directions = start(len(self.views)) if projected else torch.zeros(0, len(self.views))
+        self._has_prior = has_prior(settings.local, settings.privacy, len(self.views))
+        self._cohesion = torch.zeros(0)
         self._outputs: dict[str, Tensor] = {}
         self._broadcast = Broadcast()
 
@@ -79,6 +83,11 @@ class FedVLR(Strategy):
         """Those that explained enough of the last sum."""
         return tuple(map(tuple, self._directions.tolist()))
 
+    @property
+    def counts(self) -> dict[str, torch.Size]:
+        """How alike people's items are in each view, where routers are told what that says, and of how many people it is."""
+        return {COHESION: torch.Size([2, len(self.views)])} if self._has_prior else {}
+
     def build_views(self) -> dict[str, Tensor]:
         """Build what devices receive, before it is written for the wire; the graph behind it waits for `aggregate`."""
         if not self._outputs:
@@ -89,7 +98,9 @@ class FedVLR(Strategy):
         """What any client gets: the broadcast, in the wire's format. Until something moves it is the same object each time."""
         if not self._broadcast.tensors:
             sent = self.build_views()
-            self._broadcast = Broadcast(sent, encode(sent, self.settings.wire.views, rotation(self.settings.seed)))
+            written = encode(sent, self.settings.wire.views, rotation(self.settings.seed))
+            fixed = {COHESION: self._cohesion} if len(self._cohesion) else {}
+            self._broadcast = Broadcast(sent, {**written, **fixed})
         return self._broadcast
 
     def aggregate(self, update: Update) -> None:
@@ -112,6 +123,8 @@ class FedVLR(Strategy):
         self.generator.stepped()
         if found is not None and found.any():
             self._directions = leading(found, self.settings.wire.explained)
+        if self._has_prior and (alike := update.counts.get(COHESION)) is not None and alike[1].any():
+            self._cohesion = alike[0] / alike[1].clamp(min=1)
         self._moved()
 
     def _schedule(self) -> None:
@@ -124,13 +137,14 @@ class FedVLR(Strategy):
 
     def state(self) -> dict[str, Tensor]:
         """Everything learnt so far, by name: parameters, the optimiser's moments, and if there are any the number of steps that
-        rates fall by and the directions of gradients."""
+        rates fall by, the directions of gradients, and how alike people's items are in each view."""
         tensors = {f"model/{name}": value for name, value in self.generator.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items() if value is not None}
         if self.settings.server.schedule == "linear":
             tensors[STEPS] = torch.tensor(self._steps)
-        return tensors | ({DIRECTIONS: self._directions} if len(self._directions) else {})
+        others = {DIRECTIONS: self._directions, SPREAD: self._cohesion}
+        return tensors | {name: value for name, value in others.items() if len(value)}
 
     def restore(self, tensors: Tensors) -> None:
         """Take up what `state` gave."""
@@ -142,6 +156,7 @@ class FedVLR(Strategy):
                 moments.setdefault(int(index), {})[moment] = value
         self._directions = tensors.get(DIRECTIONS, self._directions)
         self._steps = int(tensors.get(STEPS, self._steps))
+        self._cohesion = tensors.get(SPREAD, self._cohesion) if self._has_prior else self._cohesion
         self.generator.load_state_dict(model)
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self._moved()

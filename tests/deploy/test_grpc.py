@@ -36,6 +36,7 @@ SETTINGS: dict[str, Any] = {
     "rounds": 1,
     "device": "cpu",
     "views": {"dim": 8, "id_dim": 8},
+    "local": {"prior": 1.0},
     "evaluation": {"every": 1, "ks": [10], "baselines": False},
     "federation": {"nodes": 2},
 }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tessera.client.recommendation import _item_statistics, _power, blocks
 from tessera.common.config.device import DeviceSettings
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.messages import BASIS, COUNTS, Kind, Task
+from tessera.common.protocol.messages import BASIS, COHESION, COUNTS, Kind, Task
 from tessera.common.protocol.updates import Update
 from tessera.server.robust.claims import Claims, ExaggeratedError, check_claim
 from tests.support.splits import ragged, settings, split_of, tries
@@ -68,6 +68,9 @@ LIES: Mapping[str, tuple[Kind, Change]] = {
     "the trace": ("power", counts(lambda value: 1.2 * value, BASIS)),
     "not that of a symmetric": ("power", counts(lambda value: value.roll(1, 0), BASIS)),
     "not that of people's": ("power", counts(lambda value: -value, BASIS)),
+    "less alike than": ("train", lambda update: Update(counts={COHESION: torch.tensor([[-0.1, 1.0], [4.0, 4.0]])})),
+    "people with two": ("train", lambda update: Update(counts={COHESION: torch.tensor([[0.1, 1.0], [4.0, 5.0]])})),
+    "wholly alike": ("train", lambda update: Update(counts={COHESION: torch.tensor([[0.1, 3.0], [4.0, 2.0]])})),
     "its weight is 5": ("train", lambda update: Update(weight=5.0)),
     "number of people is 5": ("evaluate", lambda update: Update(sums=MetricSums({"evaluated": 5.0}))),
     "test/all/users": ("evaluate", lambda update: Update(sums=MetricSums({"test/all/users": 5.0}))),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import skellam
 
-from tessera.common.config.settings import PrivacySettings
+from tessera.common.config.privacy import PrivacySettings
 from tessera.common.errors import RunError
 from tessera.common.privacy import accounting
 from tessera.common.privacy.account import Account
