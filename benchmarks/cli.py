@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from tessera.common.errors import ConfigError
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.common.utils.logs import only_from
 
@@ -40,6 +41,11 @@ def run_demo(
     from tessera.deploy.provisioning.datasets import prepared_dataset
 
     settings = load_config(config, *([f"federation.nodes={nodes}"] if nodes else []))
+    if settings.data.kind != "shop":
+        raise ConfigError(
+            f"{config} is about {settings.data.folder!r}; the demo is about the generated shop, where it is known what "
+            "people go by: tessera train runs other data, with --data"
+        )
     result = train_and_show(settings, "inline", None, runs, overwrite=True)
     device = result.device()
     show_recommendations(device.recommend(device.people()[0].user))

@@ -192,7 +192,9 @@ class BenchSpec(BaseModel):
 def _read(path: Path) -> Content:
     """The content of a grid's file, over that of the grid it extends. Raises `ConfigError` that names the file."""
     content = read_yaml(path)
-    if not isinstance(content, dict) or "extends" not in content:
+    if not {"methods", "extends"} & content.keys() and content.keys() & Settings.model_fields.keys() - {"name"}:
+        raise ConfigError(f"{path} has the settings of one run, and is no grid of runs: tessera train runs it")
+    if "extends" not in content:
         return content
     named = content.pop("extends")
     if not isinstance(named, str):

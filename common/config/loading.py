@@ -21,6 +21,8 @@ from tessera.common.errors import ConfigError
 from tessera.common.registry.registry import nearest
 from tessera.common.utils.atomic_files import read_bytes
 
+GRID = {"methods", "extends"}
+"""Of which any grid of `tessera bench` has one, and no settings of a run."""
 NETWORK = "grpc"
 """The executor whose devices are elsewhere."""
 
@@ -39,6 +41,8 @@ def load_settings(path: Path, executor: str = "", changes: Sequence[str] = ()) -
 def settings_of(written: Mapping[str, Any], source: str, executor: str = "", changes: Sequence[str] = ()) -> Settings:
     """The same of what is in a file's place, and came from `source`, which errors name."""
     content = deepcopy(dict(written))
+    if GRID & content.keys():
+        raise ConfigError(f"{source} is a grid of runs, not the settings of one: tessera bench runs it")
     overlays = content.pop("executors", {})
     fits = isinstance(overlays, dict) and not overlays.keys() - EXECUTORS
     if not fits or not all(isinstance(overlay, dict | None) for overlay in overlays.values()):
@@ -128,6 +132,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = load_yaml(read_bytes(path).decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        inside = path / "config.yaml"
+        told = f"its settings are in {inside}" if inside.is_file() else "name a YAML file"
+        raise ConfigError(f"{path} is a folder: {told}") from None
     except DuplicateKeyError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (

@@ -5,9 +5,12 @@ from pathlib import Path
 
 from tessera.common.data.catalogue import DATASET
 from tessera.common.data.csv_files import CsvFile
+from tessera.common.data.folder_kinds import other_than_data
 from tessera.common.datasets.movielens import NAMES
 from tessera.common.errors import DataError
 
+RECOGNISED = frozenset({"movielens", "fedvlr", "recbole", "ninerec", "amazon", "table", "sequences"})
+"""Kinds of data that are known by their looks."""
 USER_NAMES = ("user", "user_id", "userid", "customer", "customer_id", "reviewerid", "visitorid", "session_id", "uid")
 ITEM_NAMES = (
     "item",
@@ -76,6 +79,8 @@ def recognise(source: Path) -> list[Fit]:
 
 def no_dataset(source: Path) -> DataError:
     """The error where a dataset was asked for, and `source` is none: which converter fits, where one does."""
+    if told := other_than_data(source):
+        return DataError(told)
     try:
         found = recognise(source)
     except DataError as error:

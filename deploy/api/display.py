@@ -110,10 +110,10 @@ def result_table(result: ResultRecord, ks: tuple[int, ...]) -> Table:
     sizes = {group: int(own.get(MetricName(TEST, group, USERS), 0)) for group in (WARM, COLD)}
     title = "test, in %, ties at their expected value"
     if any(sizes.values()):
-        title += f"; {sizes[WARM]} people with warm and {sizes[COLD]} with cold targets"
+        title += f"; people by target: {sizes[WARM]} warm and {sizes[COLD]} cold"
     columns = {f"{metric.upper()}\n@{cut}": MetricName(TEST, ALL, metric, cut) for metric in (HR, NDCG) for cut in ks}
-    columns |= {f"{group} HR\n@{k}": MetricName(TEST, group, HR, k) for group, size in sizes.items() if size}
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    columns |= {f"{group}\nHR@{k}": MetricName(TEST, group, HR, k) for group, size in sizes.items() if size}
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("method", overflow="fold")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True, min_width=5)

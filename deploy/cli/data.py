@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from tessera.common.config.loading import load_settings
 from tessera.common.data.catalogue import DATASET
+from tessera.common.data.folder_kinds import other_than_data
 from tessera.common.datasets import Options, convert, convert_shop, describe
 from tessera.common.datasets.demo_shop import N_ITEMS, N_USERS
 from tessera.common.datasets.published_counts import in_the_paper, verdict
@@ -169,7 +171,7 @@ def _recognised(source: Path) -> None:
     """Say which converters fit raw data, and how they are called. Raises `DataError` where none does."""
     from tessera.common.datasets.recognise import no_dataset, recognise
 
-    found = recognise(source)
+    found = [] if other_than_data(source) else recognise(source)
     if not found:
         raise no_dataset(source)
     console.print(
@@ -221,9 +223,11 @@ def _facts(about: dict[str, Any]) -> Table:
 
 def _modalities(about: dict[str, Any]) -> Table:
     """One row a modality."""
-    table = Table("modality", "encoder", "dim", "type", "missing", "sha256", title="features")
+    names = ("modality", "encoder", "dim", "type", "missing", "sha256")
+    table = Table(*names, title="features", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.columns[1].overflow = "fold"
     for name, features in about["features"].items():
-        shown = (features["encoder"], features["dim"], features["dtype"], features["missing"], features["sha256"][:12])
+        shown = (features["encoder"], features["dim"], features["dtype"], features["missing"], features["sha256"][:8])
         table.add_row(name, *map(str, shown))
     if not about["features"]:
         table.add_row("none", "no features: only item embeddings can be learnt (--encode makes some)")

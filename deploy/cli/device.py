@@ -17,6 +17,7 @@ from tessera.client.device_folder import POLICY
 from tessera.client.owner.known_keys import KnownKeys, changing_keys, read_keys, write_keys
 from tessera.client.owner.ledger import Entry, Ledger
 from tessera.client.owner.policy import Policy, changed, read_policy, write_policy
+from tessera.common.data.folder_kinds import is_device, no_device
 from tessera.common.errors import ConfigError, DataError
 from tessera.deploy.cli.person.encryption import app as encryption
 from tessera.deploy.cli.person.model import app as model
@@ -226,6 +227,6 @@ def _epsilon(entry: Entry) -> str:
 
 def _device(folder: Path) -> Path:
     """A device's folder. Raises `DataError` where it is none: nothing is written into another."""
-    if not any((folder / name).exists() for name in ("interactions.parquet", "questions")):
-        raise DataError(f"{folder} is no device's folder: there are neither interactions.parquet nor questions in it")
+    if not is_device(folder):
+        raise DataError(no_device(folder))
     return folder

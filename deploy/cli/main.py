@@ -60,6 +60,8 @@ COMMANDS = {
         "Check this machine, and a server's folder, a device's and the way to a server; say what to do.",
     ),
 }
+CLICK_SUGGESTS = hasattr(click.exceptions, "NoSuchCommand")
+"""Whether this version of click names the command that was probably meant."""
 
 
 class LazyGroup(TyperGroup):
@@ -79,6 +81,7 @@ class LazyGroup(TyperGroup):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Import the command that is called. Of one that there is not, the nearest is named."""
+        self.suggest_commands = not CLICK_SUGGESTS
         if self.get_command(ctx, args[0]) is None:
             self.commands = {name: TyperCommand(name) for name in self.list_commands(ctx)}
         name, command, rest = super().resolve_command(ctx, args)
@@ -102,12 +105,21 @@ def load(name: str, target: str) -> click.Command:
     except (ImportError, OSError) as error:
         raise incomplete(error) from error
     command.name = name
+    _suggest_once(command)
     if isinstance(command, click.Group):
         for addition in sorted(one for one in offered() if one.startswith(f"{name}.")):
             short = addition.removeprefix(f"{name}.")
             if short not in command.commands:
                 command.add_command(outside(short, offered()[addition]))
     return command
+
+
+def _suggest_once(command: click.Command) -> None:
+    """Leave it to click to name the command that was probably meant, where it does: Typer would say it a second time."""
+    if isinstance(command, TyperGroup):
+        command.suggest_commands = not CLICK_SUGGESTS
+        for below in command.commands.values():
+            _suggest_once(below)
 
 
 def outside(name: str, found: list[EntryPoint]) -> click.Command:

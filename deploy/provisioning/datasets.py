@@ -6,12 +6,15 @@ from pathlib import Path
 
 from tessera.common.config.settings import DataSettings, Settings
 from tessera.common.data.catalogue import DATASET
+from tessera.common.data.folder_kinds import other_than_data
 from tessera.common.errors import ConfigError, DataError
 from tessera.common.registry.converters import CONVERTED, CONVERTERS, holds_users
 from tessera.common.registry.losses import LOSSES
 from tessera.common.utils.atomic_files import digest, read_json
 
 VARIABLE = "TESSERA_DATA"
+SHOWN = 8
+"""Folders that are named where the right one is not among them, at most."""
 NO_CONVERSION = {
     "cold_items",
     "cold_users",
@@ -35,7 +38,8 @@ def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Pa
         source = _source(settings, data)
         if not (source / DATASET).is_file():
             raise DataError(
-                f"{source} is not a converted dataset: convert it (tessera data convert), or name its kind in the config"
+                other_than_data(source)
+                or f"{source} is not a converted dataset: convert it (tessera data convert), or name its kind in the config"
             )
         return source
     source = _source(settings, data) if CONVERTERS[settings.kind].needs_source else Path("generated")
@@ -87,9 +91,34 @@ def _source(settings: DataSettings, data: Path | None) -> Path:
         raise DataError(f"where is {settings.folder!r}? Pass --data, or set {VARIABLE} to the folder that holds it")
     if (root / settings.folder).is_dir():
         return root / settings.folder
-    if data is not None and root.is_dir():
+    where = f"--data {root}" if data else f"{VARIABLE} {root}"
+    if not root.exists():
+        raise DataError(
+            f"{where} does not exist: name the folder that holds {settings.folder!r}, or that folder itself"
+        )
+    if not root.is_dir():
+        raise DataError(f"{where} is a file: name the folder that holds {settings.folder!r}, or that folder itself")
+    if data is not None and _may_be(root, settings.kind):
         return root
-    raise DataError(f"there is no folder {settings.folder!r} in {root}")
+    what = "a converted dataset" if settings.kind == CONVERTED else f"data of the kind {settings.kind}"
+    there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())[:SHOWN])
+    raise DataError(
+        other_than_data(root)
+        or f"there is no folder {settings.folder!r} in {where}"
+        + (f", nor is it {what}" if data else "")
+        + (f"; in it are {there}" if there else "")
+    )
+
+
+def _may_be(root: Path, kind: str) -> bool:
+    """Whether a folder may be the data themselves: a dataset, or raw data that look like this kind."""
+    if (root / DATASET).is_file():
+        return True
+    if kind == CONVERTED or not any(path.is_file() for path in root.iterdir()):
+        return False
+    from tessera.common.datasets.recognise import RECOGNISED, recognise
+
+    return kind not in RECOGNISED or kind in {fit.kind for fit in recognise(root)}
 
 
 def _listing(source: Path) -> list[tuple[str, int, int]]:

@@ -198,8 +198,8 @@ def test_there_must_be_a_run_to_resume(desk: Path) -> None:
         (("--set", "rounds=0"), "small.yaml: rounds: "),
         (("--set", "rounds"), "'rounds': write KEY=VALUE"),
         ((), "where is 'shop'\\? Pass --data, or set TESSERA_DATA"),
-        (("--data", "nowhere"), "there is no folder 'shop' in nowhere"),
-        (("--data", "data/shop/images"), "is not a converted dataset"),
+        (("--data", "nowhere"), "--data nowhere does not exist: name the folder that holds 'shop'"),
+        (("--data", "data/shop/images"), "nor is it a converted dataset"),
     ],
 )
 def test_mistakes_are_explained(
