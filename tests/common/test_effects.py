@@ -125,7 +125,7 @@ def shipped() -> list[tuple[str, Settings]]:
     found = []
     for path in sorted(BENCHMARKS.rglob("*.yaml")):
         where = str(path.relative_to(BENCHMARKS))
-        if "methods" not in yaml.safe_load(path.read_text()):
+        if not {"methods", "extends"} & set(yaml.safe_load(path.read_text())):
             found += [(f"{where} {executor}", load_settings(path, executor)) for executor in ("inline", "ray", "grpc")]
             continue
         spec = BenchSpec.load(path)

@@ -15,7 +15,9 @@ from tessera.common.errors import ConfigError
 from tessera.deploy.cli.config import app
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-RUNS = [path for path in sorted(BENCHMARKS.rglob("*.yaml")) if "methods" not in yaml.safe_load(path.read_text())]
+GRIDS = {"methods", "extends"}
+"""What only grids have: one that extends another may have its methods from there."""
+RUNS = [path for path in sorted(BENCHMARKS.rglob("*.yaml")) if not GRIDS & set(yaml.safe_load(path.read_text()))]
 SCHEMA = jsonschema.Draft202012Validator(config_schema())
 LEAST: dict[str, Any] = {"name": "run", "data": {"folder": "shop"}}
 
