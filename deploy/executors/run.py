@@ -1,5 +1,6 @@
 """Runs a federation: from settings to a run's result, over any executor."""
 
+import logging
 import shutil
 from dataclasses import replace
 from importlib import import_module
@@ -9,7 +10,7 @@ from typing import cast
 
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
-from tessera.common.errors import RunError
+from tessera.common.errors import RunError, TesseraError
 from tessera.common.metrics.records import ResultRecord, amend_result, read_result
 from tessera.common.utils.atomic_files import read_json
 from tessera.common.utils.folder_lock import SERVING, clear, hold_folder
@@ -21,6 +22,7 @@ from tessera.deploy.provisioning.partition import device_folders, partition
 from tessera.server.live.continuation import Source, read_source
 from tessera.server.run_folder import RunFolder, require
 
+log = logging.getLogger("tessera.deploy")
 EXECUTORS = {
     "inline": "tessera.deploy.executors.inline",
     "ray": "tessera.deploy.executors.ray",
@@ -109,5 +111,9 @@ def run_job(job: Job, executor: str, report: Report) -> ResultRecord:
     if status["state"] != "completed":
         raise RunError(f"the run ended {status['state']}: {status['reason']}")
     result = read_result(job.run_dir)
-    found = alone(job)
+    try:
+        found = alone(job)
+    except TesseraError as error:  # a run that has come to its end is not lost for it
+        log.warning("what one person alone on a device sends is not known: %s", error)
+        found = None
     return amend_result(job.run_dir, bytes_down_alone=found.down, bytes_up_alone=found.up) if found else result
