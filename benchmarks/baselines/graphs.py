@@ -73,18 +73,29 @@ def item_graph(features: Features, neighbours: int, weighted: bool) -> Graph:
     Zhang et al., Mining latent structures for multimedia recommendation (LATTICE), MM 2021, Eq. 1-4; Zhou & Shen, A tale of
     two graphs (FREEDOM), MM 2023, Eq. 1-3.
     """
-    table = normalize(torch.from_numpy(features.standardised()), dim=1)
+    rows, columns, values = nearest(torch.from_numpy(features.standardised()), features, neighbours)
+    if not weighted:
+        values = torch.ones_like(values)
+    n_items = len(features.values)
+    return Graph(rows, columns, normalised(rows, columns, values, n_items), (n_items, n_items))
+
+
+def nearest(table: Tensor, features: Features, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Edges from each item that has the modality to the `neighbours` such items of highest cosine in `table` [n_items, width]:
+    their ends, [n_edges] each, and their cosines, at least 0."""
+    table = normalize(table, dim=1)
     present = torch.from_numpy(features.present).nonzero()[:, 0]
     table, neighbours = table[present], min(neighbours, len(present))
     best = [(block @ table.T).topk(neighbours, dim=1) for block in table.split(BLOCK)]
     values = torch.cat([top.values for top in best]).clamp(min=0).flatten()
-    if not weighted:
-        values = torch.ones_like(values)
-    rows = present.repeat_interleave(neighbours)
     columns = present[torch.cat([top.indices for top in best]).flatten()]
-    n_items = len(features.values)
+    return present.repeat_interleave(neighbours), columns, values
+
+
+def normalised(rows: Tensor, columns: Tensor, values: Tensor, n_items: int) -> Tensor:
+    """D^-1/2 S D^-1/2 of a graph's edges, [n_edges], with D the row sums of S."""
     scale = torch.zeros(n_items).index_add(0, rows, values).clamp(min=1e-7).rsqrt()
-    return Graph(rows, columns, scale[rows] * values * scale[columns], (n_items, n_items))
+    return scale[rows] * values * scale[columns]
 
 
 def weighted_sum(graphs: Sequence[Graph], weights: Sequence[float]) -> Graph:

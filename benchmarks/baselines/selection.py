@@ -13,10 +13,13 @@ from tessera.benchmarks.baselines.base import Baseline, validation_ndcg
 from tessera.benchmarks.baselines.bm3 import Bm3
 from tessera.benchmarks.baselines.ease import Ease
 from tessera.benchmarks.baselines.itemknn import ItemKNN
+from tessera.benchmarks.baselines.lattice import Lattice
+from tessera.benchmarks.baselines.lightgcn import LightGCN
 from tessera.benchmarks.baselines.mgcn import Mgcn
 from tessera.benchmarks.baselines.pgl import Pgl
 from tessera.benchmarks.baselines.popularity import Popularity
 from tessera.benchmarks.baselines.recent import RecentEase, RecentSpectral
+from tessera.benchmarks.baselines.sequences import GRU4Rec, SASRec
 from tessera.benchmarks.baselines.spectral import Spectral
 from tessera.benchmarks.baselines.vbpr import Vbpr
 from tessera.client.evaluation import evaluate
@@ -38,6 +41,10 @@ BASELINES: dict[str, type[Baseline]] = {
     "bm3": Bm3,
     "mgcn": Mgcn,
     "pgl": Pgl,
+    "lightgcn": LightGCN,
+    "lattice": Lattice,
+    "sasrec": SASRec,
+    "gru4rec": GRU4Rec,
 }
 
 

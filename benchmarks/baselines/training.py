@@ -1,7 +1,7 @@
 """Trains the learnt baselines: Adam on sampled pairs, stopped early by the validation items."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -58,42 +58,52 @@ class TrainedBaseline(Baseline):
         people = histories(split)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(counter_rng.key("peer", seed))
-            self._keys, self._best = people.keys, self._train(self.build(people, catalogue), people, split, seed)
+            self._keys, self._model = people.keys, self.build(people, catalogue)
+            self._train(self._model, people, split, seed)
 
     def scores(self, known: Histories) -> Tensor:
         """Inner products, [n_users, n_items]. What is known of the users beyond `fit` is not used."""
         if not torch.equal(known.keys, self._keys):
             raise DataError("a trained baseline scores exactly the users it was fitted on")
-        return self._best[0] @ self._best[1].T
+        return self._scored(self._model, known)
+
+    def _scored(self, model: Model, known: Histories) -> Tensor:
+        users, items = _embeddings(model)
+        return users @ items.T
 
     def remarks(self) -> dict[str, float]:
         """Which epoch validation chose."""
         return {"best epoch": float(self.best_epoch)}
 
-    def _train(self, model: Model, people: Histories, split: Split, seed: int) -> tuple[Tensor, Tensor]:
+    def _train(self, model: Model, people: Histories, split: Split, seed: int) -> None:
+        """Leave the model as the best epoch did."""
         optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate)
-        best, highest = (torch.empty(0), torch.empty(0)), -1.0
+        best, highest = model.state_dict(), -1.0
         for epoch in range(1, self.epochs + 1):
             self._epoch(model, optimizer, people, counter_rng.key("peer negatives", seed, epoch))
-            users, items = _embeddings(model)
-            reached = validation_ndcg(users @ items.T, people, split)
+            reached = validation_ndcg(self._scored(model, people), people, split)
             if reached > highest:
-                best, highest, self.best_epoch = (users, items), reached, epoch
+                highest, self.best_epoch = reached, epoch
+                best = {name: value.clone() for name, value in model.state_dict().items()}
             elif epoch - self.best_epoch >= self.patience:
                 break
-        return best
+        model.load_state_dict(best)
 
     def _epoch(self, model: Model, optimizer: torch.optim.Optimizer, people: Histories, salt: int) -> None:
         model.train()
         model.begin_epoch()
-        negatives = sample_negatives(people, 1, salt)[:, 0]
-        for rows in torch.randperm(len(people.items)).split(self.batch):
-            loss = model.loss(people.owners[rows], people.items[rows], negatives[rows])
+        for loss in self._losses(model, people, salt):
             if not loss.isfinite():
                 raise RunError(f"training {type(self).__name__}: the loss is {loss}; lower the learning rate")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+
+    def _losses(self, model: Model, people: Histories, salt: int) -> Iterator[Tensor]:
+        """The loss of each batch of an epoch in turn."""
+        negatives = sample_negatives(people, 1, salt)[:, 0]
+        for rows in torch.randperm(len(people.items)).split(self.batch):
+            yield model.loss(people.owners[rows], people.items[rows], negatives[rows])
 
 
 def _embeddings(model: Model) -> tuple[Tensor, Tensor]:

@@ -23,14 +23,17 @@ from tessera.benchmarks.baselines.graphs import (
     weighted_sum,
 )
 from tessera.benchmarks.baselines.itemknn import ItemKNN
+from tessera.benchmarks.baselines.lattice import Lattice, LatticeModel
+from tessera.benchmarks.baselines.lightgcn import LightGCN, LightGCNModel
 from tessera.benchmarks.baselines.mgcn import Mgcn, MgcnModel
 from tessera.benchmarks.baselines.pgl import Pgl, PglModel, modality_weights
 from tessera.benchmarks.baselines.popularity import Popularity
 from tessera.benchmarks.baselines.selection import BASELINES, compare, measure
+from tessera.benchmarks.baselines.sequences import GRU4Rec, SASRec, SequenceBaseline, SequenceModel
 from tessera.benchmarks.baselines.spectral import Spectral
 from tessera.benchmarks.baselines.training import TrainedBaseline, info_nce
 from tessera.benchmarks.baselines.vbpr import Vbpr, VbprModel
-from tessera.client.histories import Histories, histories
+from tessera.client.histories import Histories, histories, single
 from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.interactions import Split
@@ -316,6 +319,54 @@ def test_pgl_embeds_each_item_as_its_equations(split: Split, catalogue: Catalogu
     users, items = model.eval()()
     torch.testing.assert_close(items, (raw + hop[N_USERS:]) / 2 + latent)
     torch.testing.assert_close(users, (model.users + hop[:N_USERS]) / 2)
+
+
+def test_lightgcn_is_the_mean_over_hops(split: Split, catalogue: Catalogue) -> None:
+    people = histories(split)
+    model = LightGCN(dim=3, layers=2).build(people, catalogue)
+    assert isinstance(model, LightGCNModel)
+    hop, own = histories_graph(people) @ torch.eye(N_USERS + N_ITEMS), torch.cat([model.users, model.items])
+    torch.testing.assert_close(torch.cat(model()), (own + hop @ own + hop @ hop @ own) / 3)
+
+
+def test_lattice_embeds_each_item_as_its_equations(split: Split, catalogue: Catalogue) -> None:
+    people = histories(split)
+    model = Lattice(dim=3, layers=1, neighbours=4, kept=0.75).build(people, catalogue)
+    assert isinstance(model, LatticeModel)
+    torch.nn.init.normal_(model.weights)
+    users, items = model.eval()()
+    hop = torch.zeros_like(model.items)
+    shares = torch.softmax(model.weights, 0)
+    for number, features in enumerate(catalogue.features.values()):
+        mapped = torch.nn.functional.normalize(model.maps[number](model.features[number]), dim=1)
+        cosines = mapped @ mapped.T
+        cosines[:, ~torch.from_numpy(features.present)] = -2
+        learnt = torch.zeros_like(cosines)
+        for item in np.flatnonzero(features.present):
+            best = cosines[item].topk(4).indices
+            learnt[item, best] = cosines[item, best].clamp(min=0)
+        scale = learnt.sum(1).clamp(min=1e-7) ** -0.5
+        fixed = item_graph(features, 4, weighted=True) @ torch.eye(N_ITEMS)
+        hop = hop + shares[number] * (0.75 * fixed + 0.25 * scale[:, None] * learnt * scale) @ model.items
+    own = torch.cat([model.users, model.items])
+    near = (own + histories_graph(people) @ own) / 2
+    torch.testing.assert_close(users, near[:N_USERS])
+    torch.testing.assert_close(items, near[N_USERS:] + hop / hop.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+
+@pytest.mark.parametrize("kind", [SASRec, GRU4Rec])
+def test_a_sequence_model_asks_for_each_event_after_those_before(kind: type[SequenceBaseline], split: Split) -> None:
+    people, items = histories(split), Catalogue((), (), (), (), {})
+    model = kind(dim=4, length=3).build(people, items)
+    assert isinstance(model, SequenceModel)
+    users = torch.tensor([3, 40])
+    terms = []
+    for user in users.tolist():
+        read = people.items[people.offsets[user] : people.offsets[user + 1]].tolist()[-4:]
+        for at in range(1, 4):
+            state = model.eval().known(single(read[:at], N_ITEMS, "somebody"))
+            terms.append(-torch.log_softmax(state @ model.items.T, 1)[0, read[at]])
+    torch.testing.assert_close(model.loss(users, users, users), torch.stack(terms).mean())
 
 
 def test_a_split_without_validation_is_refused(catalogue: Catalogue) -> None:
