@@ -256,7 +256,8 @@ def test_the_published_grids_compare_what_they_should(grid: Path) -> None:
     backbones = ("fedavg", "fcf", "fedncf", "pfedrec", "fedrap", "history")
     assert {f"{name}-{kind}" for name in backbones for kind in ("id", "mlp", "views")} <= bench.methods.keys()
     assert {(f"{name}-views", f"{name}-{kind}") for name in backbones for kind in ("id", "mlp")} <= set(bench.pairs)
-    assert bench.baselines == tuple(BASELINES)
+    elsewhere = {"lightgcn", "lattice", "sasrec", "gru4rec"}  # peers of other papers: ml-latest-small/sequences.yaml
+    assert bench.baselines == tuple(name for name in BASELINES if name not in elsewhere)
     assert grid.read_text().startswith(f"# tessera bench benchmarks/{grid.parent.name}/table2.yaml --data DATA")
 
 
