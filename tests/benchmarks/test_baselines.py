@@ -329,6 +329,21 @@ def test_lightgcn_is_the_mean_over_hops(split: Split, catalogue: Catalogue) -> N
     torch.testing.assert_close(torch.cat(model()), (own + hop @ own + hop @ hop @ own) / 3)
 
 
+def test_lightgcn_without_users_of_its_own_is_history(split: Split, catalogue: Catalogue) -> None:
+    """docs/architecture.md: a sum over a person's items in one table, against another table."""
+    people, layers = histories(split), 3
+    model = LightGCN(dim=3, layers=layers).build(people, catalogue)
+    assert isinstance(model, LightGCNModel)
+    torch.nn.init.zeros_(model.users)
+    users, items = model()
+    hop = user_item_graph(people.owners, people.items, N_USERS, N_ITEMS)
+    both = (hop @ torch.eye(N_ITEMS)).T @ (hop @ torch.eye(N_ITEMS))
+    odd = even = (model.items + both @ model.items) / (layers + 1)
+    degrees = people.items.bincount(minlength=N_ITEMS).clamp(min=1)[:, None]
+    query = people.total(odd / degrees.sqrt()) / people.norms()[:, None]
+    torch.testing.assert_close(users @ items.T, query @ even.T)
+
+
 def test_lattice_embeds_each_item_as_its_equations(split: Split, catalogue: Catalogue) -> None:
     people = histories(split)
     model = Lattice(dim=3, layers=1, neighbours=4, kept=0.75).build(people, catalogue)
