@@ -23,7 +23,7 @@ from tessera.deploy.provisioning.datasets import prepared_dataset
 from tessera.server.strategies.fedvlr import FedVLR
 
 DATA = {"folder": "ml-latest-small", "kind": "movielens", "min_user_events": 5, "min_item_events": 5}
-VIEWS = {"operators": [], "modalities": []}
+VIEWS: dict[str, list[str]] = {"operators": [], "modalities": []}
 
 
 class Apart(Histories):
