@@ -1,7 +1,8 @@
 """python -m tessera.benchmarks.sequence_speed [--data FOLDER] [--people 64] [--threads 1]
 
-Measures the seconds of a local step of SASRec and GRU4Rec that reads each person's events once, beside one that reads them again
-for each event that is asked for. ml-latest-small, item ids alone, 64 dimensions, 8 events asked of a person. Ends with JSON.
+Measures the seconds of a local step of SASRec and GRU4Rec that reads each person's events once, beside one that reads them
+again for each event that is asked for. ml-latest-small, item ids alone, 64 dimensions, 8 events asked of a person. Ends with
+JSON.
 """
 
 import argparse
