@@ -11,15 +11,18 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import torch
+from pydantic import ValidationError
 
 from tessera.benchmarks.baselines.selection import BASELINES, Result, compare
-from tessera.common.config.settings import DataSettings, EvaluationSettings
+from tessera.common.config.settings import DataSettings, EvaluationSettings, SplitName
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import Split, load_interactions
-from tessera.common.errors import TesseraError
-from tessera.deploy.provisioning.datasets import prepared_dataset
+from tessera.common.data.splits import make_split
+from tessera.common.errors import ConfigError, TesseraError
+from tessera.deploy.provisioning.datasets import check_split, prepared_dataset
 
 KNOWN = {
     "ml-latest-small": {"kind": "movielens", "split": "leave-one-out"},
@@ -68,7 +71,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="the folder that holds the datasets")
     parser.add_argument("--dataset", default="ml-latest-small")
     parser.add_argument("--kind", help="what the raw dataset is; known for " + ", ".join(KNOWN))
-    parser.add_argument("--split", choices=("leave-one-out", "given"))
+    parser.add_argument("--split", choices=[name for name in get_args(SplitName) if name != "everything"])
+    parser.add_argument("--validation-from", help="with --split time: when validation begins, such as 2018-01-01")
+    parser.add_argument("--test-from", help="with --split time: when the test begins")
     parser.add_argument("--baselines", type=names, default=list(BASELINES))
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
     parser.add_argument("--history-at-test", choices=("train", "train+validation"), default="train")
@@ -87,12 +92,19 @@ def names(text: str) -> list[str]:
 
 def load(arguments: argparse.Namespace) -> tuple[Split, Catalogue]:
     """Convert the dataset if that was not done before, and split it as a run of the federation would."""
-    known = KNOWN.get(arguments.dataset, {"kind": "converted", "split": "leave-one-out"})
-    given = {name: value for name in ("kind", "split") if (value := getattr(arguments, name)) is not None}
-    settings = DataSettings.model_validate({"folder": arguments.dataset} | known | given)
+    known = KNOWN.get(arguments.dataset, {"kind": "converted"})
+    asked = ("kind", "split", "validation_from", "test_from")
+    given = {name: value for name in asked if (value := getattr(arguments, name)) is not None}
+    try:
+        settings = DataSettings.model_validate({"folder": arguments.dataset} | known | given)
+    except ValidationError as error:
+        raise ConfigError("; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())) from None
     folder = prepared_dataset(settings, arguments.data)
+    if arguments.dataset not in KNOWN:
+        check_split(folder, settings)
     catalogue = load_catalogue(folder)
-    return load_interactions(folder, len(catalogue)).split(given=settings.split == "given"), catalogue
+    interactions = load_interactions(folder, len(catalogue))
+    return make_split(interactions, settings, arguments.seeds[0], catalogue.retired), catalogue
 
 
 def header() -> str:

@@ -16,7 +16,9 @@ from tessera.client import cohort
 from tessera.client.histories import histories
 from tessera.client.recommend import Personal
 from tessera.common.data.targets import Targets
-from tessera.common.metrics.ranking import ndcg, standing
+from tessera.common.metrics.names import NDCG
+from tessera.common.metrics.ranking import standing
+from tessera.common.metrics.several import person_values
 from tessera.common.utils.tables import read_table
 
 TRUTH = {"reliance_image": "image", "reliance_text": "text", "reliance_crowd": "id"}
@@ -44,7 +46,7 @@ def correlations(people: pl.DataFrame, kind: str = "learnt") -> dict[str, float]
 
 
 def gains(devices: tuple[Path, ...], k: int) -> pl.DataFrame:
-    """How well each person is served: user, and gain, the mean of NDCG@k of their validation and their test item, in %."""
+    """How well each person is served: user, and gain, the mean of NDCG@k of their validation and their test items, in %."""
     rows: list[tuple[str, float]] = []
     for folder in devices:
         personal = Personal.open(folder)
@@ -74,7 +76,12 @@ def _singles(people: list[Personal], kind: str, read: Callable[[Personal], dict[
 
 
 def _gain(scores: Tensor, targets: Targets, candidates: Tensor, k: int) -> Tensor:
-    """NDCG@k in %, [n_users]; nan for who has no such item."""
-    items = torch.from_numpy(targets.first())
-    above, ties = standing(scores, items.clamp(min=0), candidates)
-    return (100 * ndcg(above, ties, k)).masked_fill(items < 0, torch.nan)
+    """NDCG@k in % of all of a person's targets, [n_users]; nan for who has none."""
+    gain = torch.full((len(scores),), torch.nan, dtype=torch.float64)
+    if not len(targets):
+        return gain
+    owners, items = torch.from_numpy(targets.owners), torch.from_numpy(targets.items)
+    above, ties = standing(scores[owners], items, candidates[owners])
+    people, values = person_values(owners, above, ties, (NDCG,), (k,))
+    gain[people] = 100 * values[NDCG, k].double()
+    return gain

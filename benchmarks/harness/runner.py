@@ -16,20 +16,20 @@ from rich.console import Console
 from tessera.benchmarks.harness.bootstrap import DIFFERENCES, paired_differences
 from tessera.benchmarks.harness.per_user import QUARTILES, load_people, people_of, ranked
 from tessera.benchmarks.harness.spec import BenchSpec, Content
-from tessera.benchmarks.harness.tables import TIED, Best, Outcome
+from tessera.benchmarks.harness.tables import PEOPLE, TIED, Best, Outcome
 from tessera.client.recommend import Personal
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import load_interactions
 from tessera.common.data.splits import make_split
 from tessera.common.errors import ConfigError, DataError, TesseraError
-from tessera.common.metrics.names import Scores, names_in, written
+from tessera.common.metrics.names import ALL, TEST, USERS, MetricName, Scores, names_in, written
 from tessera.common.utils.atomic_files import read_json, write_bytes, write_json
 from tessera.common.utils.tables import write_table
 from tessera.deploy.api.progress import RunDisplay
 from tessera.deploy.api.ticker import Ticker, clock
 from tessera.deploy.executors.run import DEVICES, make_job, run_job
-from tessera.deploy.provisioning.datasets import prepared_dataset
+from tessera.deploy.provisioning.datasets import check_split, prepared_dataset
 from tessera.server.model_selection import criterion
 
 if TYPE_CHECKING:
@@ -44,7 +44,10 @@ COLUMNS = {
     "chosen": pl.String,
     "left_out": pl.String,
     TIED: pl.Float64,
+    PEOPLE: pl.Float64,
 }
+TESTED = MetricName(TEST, ALL, USERS)
+"""How many people's test targets figures are of."""
 Tell = Callable[[str], None]
 
 
@@ -115,7 +118,8 @@ class Session:
         for baseline in self.bench.baselines:
             self._baseline(baseline)
         there = {row["method"] for row in self.rows}
-        self.rows += [{"method": name} | scores for (name, _), scores in self.trivial.items() if name not in there]
+        trivial = [(name, scores) for (name, _), scores in self.trivial.items() if name not in there]
+        self.rows += [{"method": name, PEOPLE: scores.get(str(TESTED))} | scores for name, scores in trivial]
 
     def best(self) -> list[Best]:
         """Write best.yaml, settings of the method that is best on validation in the mean of its seeds; [] where none ran."""
@@ -178,7 +182,9 @@ class Session:
         """Add a row, and the results of its people, who lie beside it."""
         self.rows.append(row)
         if "left_out" not in row and not self.bench.shared(self.dataset).asks_questions:
-            self.people.setdefault(row["method"], []).append(load_people(run_dir / _people_file(row["seed"])))
+            people = load_people(run_dir / _people_file(row["seed"]))
+            self.people.setdefault(row["method"], []).append(people)
+            row.setdefault(PEOPLE, float(len(people)))
 
     def _run_dir(self, method: str, chosen: Content, seed: int) -> Path:
         label = "-".join([f"seed{seed}", *(f"{key.split('.')[-1]}={value}" for key, value in chosen.items())])
@@ -236,6 +242,7 @@ class Session:
         if self._cold:
             raise ConfigError("baselines are not fitted without cold items or cold users")
         dataset, k = prepared_dataset(settings.data, self.data), max(settings.evaluation.ks)
+        check_split(dataset, settings.data)
         quick = self.bench.quick is not None
         catalogue = load_catalogue(dataset)
         split = make_split(load_interactions(dataset, len(catalogue)), settings.data, settings.seed)
@@ -291,4 +298,5 @@ def _figures(result: Content) -> Content:
     scores = {str(name): result["scores"][str(name)] for name in shown}
     kept = ("selected_round", "rounds", "seconds", "private_parameters", "epsilon", "delta", *TRAFFIC)
     rest = {name: result[name] for name in kept if name in result} | {TIED: result.get("ties", {}).get("test")}
+    rest[PEOPLE] = result["scores"].get(str(TESTED))
     return {**scores, **rest, "seconds_per_round": result["seconds"] / result["rounds"]}

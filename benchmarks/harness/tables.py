@@ -31,6 +31,8 @@ QUALITY = "Quality on test, in %, ties at their expected value: mean and [smalle
 SERVED = "Who is served: targets that occur in training and those that do not; the catalogue's share in anybody's first"
 TIED = "tied_test"
 """The column with the share of test targets that time does not decide on, in %."""
+PEOPLE = "people"
+"""The column with how many people's test targets a row is of."""
 GROUPS = (WARM, COLD, NEW_USERS, UNTRAINED)
 
 
@@ -89,7 +91,7 @@ class Outcome:
                 in_kb = rows.with_columns(pl.col("^bytes_.*$") / 1000)
                 parts += [_table(title, in_kb, columns, about) for title, columns, about in questions]
                 continue
-            parts += [_table(QUALITY, rows, _quality(self.k), ("seeds", "chosen")), _tied(rows)]
+            parts += [_table(QUALITY, rows, _quality(self.k), ("seeds", "chosen")), _of_others(rows), _tied(rows)]
             parts.append(_table(f"{SERVED} {self.k}", rows, _served(self.k)))
             parts.append(_by_activity(rows, self.k))
             in_kb = rows.with_columns(pl.col("^bytes_.*$") / 1000)
@@ -148,6 +150,16 @@ def _table(
         if about or any(cell != "-" for cell in cells):
             lines.append("| " + " | ".join([str(method), *cells, *(said[name] for name in about)]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _of_others(rows: pl.DataFrame) -> str:
+    """Say which rows are of how many people, where not all are of as many; "" where they are. Seeds may draw who is cold."""
+    found: dict[tuple[float, ...], list[str]] = {}
+    for (method,), own in rows.group_by("method", maintain_order=True):
+        if people := tuple(sorted(set(own[PEOPLE].drop_nulls().to_list()))):
+            found.setdefault(people, []).append(str(method))
+    told = "; ".join(f"{' or '.join(f'{one:.0f}' for one in many)}: {', '.join(own)}" for many, own in found.items())
+    return f"Not all rows are of the same people. By how many: {told}\n" if len(found) > 1 else ""
 
 
 def _tied(rows: pl.DataFrame) -> str:

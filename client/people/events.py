@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from tessera.client.people.items import find_item
 from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
+from tessera.common.data.csv_files import CsvFile
 from tessera.common.data.folder_kinds import no_device
 from tessera.common.data.interactions import INTERACTIONS, Interactions, Part, from_frame, from_table
 from tessera.common.errors import DataError
@@ -197,15 +198,14 @@ class People:
 
     def _read(self, path: Path, user: str | None) -> list[tuple[str, int, int]]:
         """The rows of a CSV: person, item index, time; without a column of times they come in the order of the file."""
-        try:
-            frame = pl.read_csv(path, infer_schema=False)
-        except FileNotFoundError:
-            raise DataError(f"{path} does not exist") from None
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise DataError(f"{path} is not a readable CSV file: {error}") from None
+        file = CsvFile.open(path)
         for name in ("item",) if user is not None else ("user", "item"):
-            if name not in frame.columns:
-                raise DataError(f"{path} has no column {name!r} (it has {', '.join(frame.columns)})")
+            if name not in file.columns:
+                raise DataError(f"{path} has no column {name!r} (it has {', '.join(file.columns)})")
+        try:
+            frame = file.scan().collect()
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise file.explained(error) from None
         now, rows = int(time.time()), []
         for number, row in enumerate(frame.iter_rows(named=True), 2):
             try:

@@ -73,8 +73,9 @@ class DataSettings(FrozenSettings):
     """Share of the users who are kept, drawn by a hash of their id, before anything is left out."""
     split: SplitName = "leave-one-out"
     """Which events are held out. leave-one-out: of each user the last for the test and the last but one for validation. given:
-    as the data say. time: those from `test_from` on for the test, those from `validation_from` until then. random: shares of
-    each user's events. everything: none for the test, for a run whose model is to be used."""
+    as the data say; where they say a split, it must be said here whether to go by it. time: those from `test_from` on for the
+    test, those from `validation_from` until then. random: shares of each user's events. everything: none for the test, for a
+    run whose model is to be used."""
     validation_from: Moment | None = None
     """With split time: when validation begins, an ISO 8601 date or time, or a number in the unit of the data's timestamps."""
     test_from: Moment | None = None

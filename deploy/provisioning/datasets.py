@@ -4,15 +4,20 @@ import json
 import os
 from pathlib import Path
 
+import polars as pl
+
 from tessera.common.config.settings import DataSettings, Settings
 from tessera.common.data.catalogue import DATASET
 from tessera.common.data.folder_kinds import other_than_data
+from tessera.common.data.interactions import INTERACTIONS
 from tessera.common.errors import ConfigError, DataError
 from tessera.common.registry.converters import CONVERTED, CONVERTERS, holds_users
 from tessera.common.registry.losses import LOSSES
 from tessera.common.utils.atomic_files import digest, read_json
 
 VARIABLE = "TESSERA_DATA"
+PART = "part"
+"""The column of the events in which data say their split."""
 SHOWN = 8
 """Folders that are named where the right one is not among them, at most."""
 NO_CONVERSION = {
@@ -55,8 +60,23 @@ def prepared_dataset(settings: DataSettings, data: Path | None, cache: Path = Pa
     return destination
 
 
+def check_split(dataset: Path, data: DataSettings) -> None:
+    """Raise `ConfigError` where the data say their own split and nobody has said whether to go by it: neither is what everybody
+    would expect."""
+    events = dataset / INTERACTIONS
+    if "split" in data.model_fields_set or data.cold_items or not events.is_file():
+        return
+    if PART in pl.read_parquet_schema(events):
+        raise ConfigError(
+            f"the events of {dataset} say what they are for (training, validation, test), and the settings do not say whether "
+            "to go by that: set data.split to given, or to leave-one-out to hold out each person's last events instead"
+        )
+
+
 def check_order(dataset: Path, settings: Settings) -> None:
-    """Raise `ConfigError` where settings go by the order of events, and the data do not know it."""
+    """Raise `ConfigError` where settings go by the order of events, and the data do not know it; and for `check_split`."""
+    if not settings.asks_questions:
+        check_split(dataset, settings.data)
     about = read_json(dataset / DATASET) if (dataset / DATASET).is_file() else {}
     if settings.asks_questions or about.get("timed", True):
         return

@@ -181,6 +181,40 @@ def test_events_come_from_a_file_once_each_and_can_be_corrected(world: Path, tmp
         people.correct("zoe", "i007")
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        b"\xef\xbb\xbfuser;item;timestamp\nzo\xc3\xab;i004;30\n",
+        "user\titem\ttimestamp\nzoë\ti004\t30\n".encode("utf-16"),
+    ],
+)
+def test_events_come_from_files_as_people_have_them(world: Path, tmp_path: Path, written: bytes) -> None:
+    """With a byte-order mark, semicolons or tabs, in UTF-16."""
+    people, path = People(device(world)), tmp_path / "events.csv"
+    path.write_bytes(written)
+    assert people.import_events(path) == 1
+    assert [(event.item, event.time) for event in people.events("zoë")] == [("i004", 30)]
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (b"user,item\nzo\xeb,i004\n", "line 2 is not UTF-8"),
+        (b"user,item\nzoe,i004,7\n", "line 2 has 3 fields, not 2"),
+        (b'user,item\nzoe,12" vinyl\n', "line 2"),
+        (b"user,item,item\nzoe,i004,i005\n", "columns 2 and 3 'item'"),
+        (b"", "is empty"),
+    ],
+)
+def test_a_file_of_events_that_cannot_be_read_is_named_with_the_line(
+    world: Path, tmp_path: Path, written: bytes, told: str
+) -> None:
+    people, path = People(device(world)), tmp_path / "events.csv"
+    path.write_bytes(written)
+    with pytest.raises(DataError, match=told):
+        people.import_events(path)
+
+
 def _truncate(content: bytes, at: int) -> bytes:
     return content[: at % len(content)]
 
