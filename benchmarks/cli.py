@@ -1,4 +1,4 @@
-"""The commands that measure, `demo`, `bench`, `audit` and `towers transfer`, as entry points `tessera.commands`.
+"""The commands that measure, `demo`, `bench`, `audit`, `report` and `towers transfer`, as entry points `tessera.commands`.
 
 All that a command needs is imported inside it: this module is, whenever commands are listed.
 """
@@ -21,6 +21,7 @@ from tessera.common.utils.logs import only_from
 demo = typer.Typer(add_completion=False)
 bench = typer.Typer(add_completion=False)
 audit = typer.Typer(add_completion=False)
+report = typer.Typer(add_completion=False)
 transfer = typer.Typer(add_completion=False)
 console = Console(highlight=False)
 DEMO = Path(__file__).with_name("demo.yaml")
@@ -142,6 +143,21 @@ def run_audit(
     print(json.dumps(figures(settings, size, drawn, found)))
     if not all(one.holds for one in found):
         raise typer.Exit(1)
+
+
+@report.command(epilog="Example: tessera report runs/demo --out demo.html")
+def write(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or that of one grid.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
+) -> None:
+    """Write one HTML file about runs or a grid: results, curves, who is served, bytes, privacy, settings; it opens offline.
+
+    What is about single people is drawn as distributions, and only where the devices were simulated on this machine.
+    """
+    from tessera.benchmarks.report.write import write_report
+
+    write_report(folders, out)
+    console.print(f"{out} is written", markup=False, soft_wrap=True)
 
 
 @transfer.command(epilog="Example: tessera towers transfer data/questions --classes tiny,base --task contrast")

@@ -228,7 +228,7 @@ class Session:
             people.save(run_dir / _people_file(settings.seed))
             result = ended.to_json()
             result["scores"] |= written(people.figures(k))
-            result["private_parameters"] = _private_parameters(job.devices[0])
+            result |= _numbers_held(job.devices[0])
         finally:  # everybody's own item table is half a gigabyte a run with PFedRec: what no table needs is not kept
             for folder in (DEVICES, "checkpoints"):
                 shutil.rmtree(run_dir / folder, ignore_errors=True)
@@ -273,12 +273,17 @@ def _said(chosen: Mapping[str, Any]) -> str:
     return ", ".join(f"{key.split('.')[-1]}={value}" for key, value in chosen.items())
 
 
-def _private_parameters(device: Path) -> int:
-    """How many private numbers a device keeps for one person, the optimiser's aside."""
-    _, private = Personal.open(device).people()[0]
+def _numbers_held(device: Path) -> Content:
+    """How many private numbers a device keeps for one person, the optimiser's aside, and with those that it received.
+
+    The paper's Table 3 counts the latter, for some methods with item tables and for some without.
+    """
+    personal = Personal.open(device)
+    _, private = personal.people()[0]
     if not private:
         raise DataError(f"{device}: no private state was written")
-    return sum(value[0].numel() for value in private.values())
+    own = sum(value[0].numel() for value in private.values())
+    return {"private_parameters": own, "held_parameters": own + sum(value.numel() for value in personal.sent.values())}
 
 
 def _baselines(result: Content) -> dict[str, Content]:
@@ -296,7 +301,16 @@ def _figures(result: Content) -> Content:
     # Of the numbers of users only the quartiles' are shown: they say where these are cut.
     shown = [name for name in names_in(result["scores"]) if not name.counts or name.group in QUARTILES]
     scores = {str(name): result["scores"][str(name)] for name in shown}
-    kept = ("selected_round", "rounds", "seconds", "private_parameters", "epsilon", "delta", *TRAFFIC)
+    kept = (
+        "selected_round",
+        "rounds",
+        "seconds",
+        "private_parameters",
+        "held_parameters",
+        "epsilon",
+        "delta",
+        *TRAFFIC,
+    )
     rest = {name: result[name] for name in kept if name in result} | {TIED: result.get("ties", {}).get("test")}
     rest[PEOPLE] = result["scores"].get(str(TESTED))
     return {**scores, **rest, "seconds_per_round": result["seconds"] / result["rounds"]}

@@ -112,7 +112,7 @@ def _served(k: int) -> dict[str, str]:
 
 
 def _cost() -> dict[str, str]:
-    columns = {"private numbers a person": "private_parameters"}
+    columns = {"private numbers a person": "private_parameters", "with those received": "held_parameters"}
     traffic = {"a person alone on a device": "alone", "a share in a node": "per_user", "a node": "per_node"}
     for who, of in traffic.items():
         columns |= {f"kB {way} a round, {who}": f"bytes_{way}_{of}" for way in ("down", "up")}
