@@ -171,6 +171,11 @@ class Federation:
         runs = [stands(run, control) for run in submitted_runs(server)]
         return Overview(control is not None, devices, runs, published_in(server.published))
 
+    def run_folders(self) -> list[Path]:
+        """The folders of the runs that were submitted and have begun, the newest first."""
+        folders = [run.folder for run in submitted_runs(self._control.server)]
+        return [folder for folder in folders if (folder / "status.json").exists()]
+
     def status(self, run_dir: str | os.PathLike[str]) -> RunState:
         """How a run stands, from its folder. Raises `RunError` where none has begun there."""
         path = Path(run_dir)

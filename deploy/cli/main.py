@@ -54,6 +54,10 @@ COMMANDS = {
     "towers": Listed(
         "tessera.deploy.cli.towers:app", "Fit the encoders that devices adapt, one for each device class."
     ),
+    "runs": Listed(
+        "tessera.deploy.cli.runs.commands:app",
+        "Look at runs: list, show, compare and follow them, or open their page.",
+    ),
     "config": Listed("tessera.deploy.cli.config:app", "Show the settings of a run, and describe them to editors."),
     "doctor": Listed(
         "tessera.deploy.cli.doctor:app",

@@ -60,6 +60,22 @@ def _show_runs(console: Console, runs: "list[RunStands]") -> None:
             console.print(f"{run.name}: {run.reason}", markup=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: tessera federate page --dir server")
+def page(
+    folder: ServerDir,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="A port of this machine; 0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Show devices, runs with their curves as they come, and what went wrong, in a browser on the server's machine.
+
+    The address has a key in it, and nobody else gets in. Nothing of a person is on it. Ctrl-C ends it.
+    """
+    from tessera.deploy.pages.operator.app import OperatorPage, ServerFolder
+    from tessera.deploy.pages.serving import say, serve
+
+    serve(OperatorPage(ServerFolder(folder)).app(), port, say(f"the page of {folder}", browser))
+
+
 @app.command(epilog="Example: tessera federate stop demo --dir server")
 def stop(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `status` shows it.")],

@@ -1,6 +1,7 @@
 """Serves a page on this machine alone, until it is told to end."""
 
 import socket
+import webbrowser
 from collections.abc import Callable
 
 import uvicorn
@@ -11,6 +12,17 @@ from tessera.deploy.pages.guard import Guard
 
 AT_ONCE = 32
 """Connections at a time."""
+
+
+def say(what: str, browser: bool) -> Callable[[str], None]:
+    """Print the address of a page, and open it where that is wanted."""
+
+    def ready(address: str) -> None:
+        print(f"{what}: {address}", flush=True)
+        if browser:
+            webbrowser.open(address)
+
+    return ready
 
 
 def serve(app: ASGIApp, port: int, ready: Callable[[str], None]) -> None:

@@ -1,10 +1,7 @@
 """The person's page as a browser and as an attacker see it: a real server, a real browser, the device's own files."""
 
-import contextlib
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +18,8 @@ from tessera.common.config.loading import load_settings
 from tessera.common.datasets import convert_shop
 from tessera.deploy.executors.run import make_job, run_job
 from tests.deploy.test_executors import silent
+from tests.support.pages import Page, browser, page_of, violations
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DEMO = Path(__file__).parents[2] / "benchmarks" / "demo.yaml"
 SMALL = [
     "rounds=2",
@@ -33,8 +30,12 @@ SMALL = [
     "federation.nodes=10",
 ]
 MARKUP = "<script>alert(1)</script><b>\"bold\"</b> & 'co'"
-browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 pytestmark = pytest.mark.integration
+
+
+def of(data: Path) -> tuple[object, ...]:
+    """The command for a device's page."""
+    return ("device", "page", "--data-dir", data)
 
 
 @pytest.fixture(scope="module")
@@ -50,36 +51,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Page:
-    """A page's process and its address; `web` is a client that holds the cookie, as the page's own tab does."""
-
-    def __init__(self, data: Path, *more: object) -> None:
-        command = [Path(sys.executable).parent / "tessera", "device", "page", "--data-dir", data, *more]
-        self.process = subprocess.Popen(
-            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert self.process.stdout is not None
-        said = self.process.stdout.readline()
-        found = re.search(r"http://(127\.0\.0\.1:\d+)/open\?token=\S{43}$", said)
-        assert found, said + self.process.stdout.read()
-        self.address, self.host = found.group(), found.group(1)
-        self.web = httpx.Client(base_url=f"http://{self.host}", headers={"origin": f"http://{self.host}"}, timeout=60)
-
-    def close(self) -> None:
-        self.web.close()
-        self.process.terminate()
-        self.process.wait(30)
-
-
-@contextlib.contextmanager
-def page_of(data: Path, *more: object) -> Iterator[Page]:
-    page = Page(data, *more)
-    try:
-        yield page
-    finally:
-        page.close()
-
-
 @pytest.fixture(scope="module")
 def data(world: Path) -> Path:
     return world / "run" / "devices" / "node-0"
@@ -87,7 +58,7 @@ def data(world: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def page(world: Path, data: Path) -> Iterator[Page]:
-    with page_of(data, "--pictures", world / "shop") as page:
+    with page_of(*of(data), "--pictures", world / "shop") as page:
         yield page
 
 
@@ -157,7 +128,7 @@ def test_paths_lead_nowhere_else(opened: httpx.Client, world: Path, data: Path) 
     secret = world / "secret.jpg"
     shutil.copy(world / "shop" / items["image"][0], secret)
     items.with_columns(image=pl.lit("../secret.jpg")).write_parquet(outside / "items.parquet")
-    with page_of(outside, "--pictures", world / "shop") as page:
+    with page_of(*of(outside), "--pictures", world / "shop") as page:
         page.web.get(page.address)
         assert page.web.get("/picture", params={"item": items["item"][0]}).status_code == 404
 
@@ -237,28 +208,18 @@ def test_without_scripts_every_change_works_and_is_in_the_files(opened: httpx.Cl
 
 
 def test_where_there_is_nothing_yet_it_says_so(world: Path, tmp_path: Path) -> None:
-    with page_of(world / "run" / "devices" / "node-3") as page:
+    with page_of(*of(world / "run" / "devices" / "node-3")) as page:
         assert "Nothing has left this device." in page.web.get(page.address, follow_redirects=True).text
     shutil.copytree(
         world / "run" / "devices" / "node-3", tmp_path / "new", ignore=shutil.ignore_patterns("private", "views")
     )
-    with page_of(tmp_path / "new") as page:
+    with page_of(*of(tmp_path / "new")) as page:
         assert "it has not trained yet" in page.web.get(page.address, follow_redirects=True).text
     device = tessera.Device.open(tmp_path / "new")
     for person in device.people():
         device.forget(person.user)
-    with page_of(tmp_path / "new") as page:
+    with page_of(*of(tmp_path / "new")) as page:
         assert "Nobody is on this device" in page.web.get(page.address, follow_redirects=True).text
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @browser
@@ -267,7 +228,7 @@ def test_a_person_uses_it_in_a_browser(chromium: Any, world: Path, tmp_path: Pat
     data, other = (world / "run" / "devices" / f"node-{node}" for node in (4, 5))
     device = tessera.Device.open(data)
     user = device.people()[0].user
-    with page_of(data, "--pictures", world / "shop") as page:
+    with page_of(*of(data), "--pictures", world / "shop") as page:
         tab = chromium.new_page(viewport={"width": 390, "height": 844})
         troubles: list[str] = []
         tab.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
@@ -317,14 +278,11 @@ def test_a_person_uses_it_in_a_browser(chromium: Any, world: Path, tmp_path: Pat
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everybody_can_use_it(chromium: Any, page: Page, scheme: str) -> None:
     """No violation that axe knows of: contrast, labels, order of headings, names of buttons."""
-    from axe_playwright_python.sync_playwright import Axe
-
     tab = chromium.new_page(color_scheme=scheme, bypass_csp=True)  # axe is a script that the page itself would not load
     tab.goto(page.address)
     tab.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
     tab.get_by_label("Add something").fill("a")
     tab.get_by_role("button", name="Search").click()
     tab.locator("#found li").first.wait_for()
-    found = Axe().run(tab)
-    assert found.violations_count == 0, found.generate_report()
+    assert not violations(tab)
     tab.close()

@@ -1,6 +1,5 @@
 """The command `tessera device page`: the person's page, for a browser on this machine."""
 
-import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -28,13 +27,6 @@ def page(
     The address has a key in it, and nobody else gets in. Ctrl-C ends it.
     """
     from tessera.deploy.pages.person.app import PersonPage
-    from tessera.deploy.pages.serving import serve
+    from tessera.deploy.pages.serving import say, serve
 
-    device = Device.open(data_dir)
-
-    def ready(address: str) -> None:
-        typer.echo(f"the page of {data_dir}: {address}")
-        if browser:
-            webbrowser.open(address)
-
-    serve(PersonPage(device, pictures).app(), port, ready)
+    serve(PersonPage(Device.open(data_dir), pictures).app(), port, say(f"the page of {data_dir}", browser))

@@ -20,10 +20,10 @@ from tessera.client.people.preferences import FARTHEST
 from tessera.common.errors import ConfigError, DataError, TesseraError
 from tessera.deploy.pages.person.facts import BECAUSE, KINDS, VIEWS, advice, questions, timeline
 from tessera.deploy.pages.person.pictures import Pictures
+from tessera.deploy.pages.reading import STATIC, body
 
-STATIC = Path(__file__).parents[1] / "static"
-LONGEST_FORM, LARGEST_ARCHIVE = 1 << 16, 1 << 26
-"""Bytes that a form, and an archive of a person, may have."""
+LARGEST_ARCHIVE = 1 << 26
+"""Bytes that an archive of a person may have."""
 FRAGMENT = "x-fragment"
 """Header by which the page's own script asks for a part of it."""
 Fields = Mapping[str, str]
@@ -139,7 +139,7 @@ class PersonPage:
 
     async def import_(self, request: Request) -> Response:
         """Take in a person from an archive, which is the request's whole body."""
-        content = await _body(request, LARGEST_ARCHIVE)
+        content = await body(request, LARGEST_ARCHIVE)
 
         def take_in() -> Response:
             with TemporaryDirectory(dir=self._device.folder) as folder:
@@ -195,21 +195,11 @@ class PersonPage:
     def _writing(self, answer: Answer) -> Callable[[Request], object]:
         @wraps(answer)
         async def endpoint(request: Request) -> Response:
-            content = await _body(request, LONGEST_FORM)
+            content = await body(request)
             fields = dict(parse_qsl(content.decode(errors="replace"), keep_blank_values=True))
             return await run_in_threadpool(answer, request, fields)
 
         return endpoint
-
-
-async def _body(request: Request, most: int) -> bytes:
-    """The request's body. Raises `DataError` for one of more than `most` bytes, of which no more is read."""
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > most:
-            raise DataError(f"That is too large: at most {most >> 20 or 1} MB can be taken in here.")
-    return bytes(content)
 
 
 def sentence(text: str) -> str:

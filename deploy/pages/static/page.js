@@ -39,6 +39,19 @@ document.addEventListener("submit", (event) => {
   }
 });
 
+// A page that follows something is told when that has changed, and asks for its part again.
+const following = document.querySelector("[data-follow]");
+if (following) {
+  const told = new EventSource(following.dataset.follow);
+  told.addEventListener("changed", async () => {
+    if (following.querySelector("details[open], :focus")) return; // somebody is reading or choosing: at the next change
+    const answer = await fetch(following.dataset.from, { headers: { "X-Fragment": "now" } });
+    if (!answer.ok) return;
+    const part = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("now");
+    if (part) document.getElementById("now").replaceWith(part);
+  });
+}
+
 async function upload(form) {
   const file = form.querySelector("input[type=file]").files[0];
   said().textContent = `Taking in ${file.name}`;

@@ -1,0 +1,140 @@
+"""The commands `tessera runs list`, `show`, `compare`, `tail` and `page`: a folder of runs, whatever carried them out."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tessera.common.errors import DataError
+from tessera.common.metrics.records import read_records
+from tessera.deploy.pages.operator.facts import RunLook, looks, runs_in
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Look at runs: list, show, compare and follow them, or open their page.",
+)
+console = Console(highlight=False)
+Runs = Annotated[Path, typer.Option(help="Folder the runs lie in.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+PAUSE = 0.5
+"""Seconds between two looks at a run that is followed."""
+
+
+@app.command("list", epilog="Example: tessera runs list --runs runs")
+def list_(runs: Runs = Path("runs"), as_json: Json = False) -> None:
+    """List the runs below a folder, the newest first: state, round, people, and the best round so far."""
+    found = looks(runs_in(_there(runs)))
+    if as_json:
+        typer.echo(json.dumps([_facts(run) for run in found]))
+        return
+    console.print(_table(found) if found else f"{runs} holds no run that has begun")
+
+
+@app.command(epilog="Example: tessera runs show runs/demo")
+def show(run: Run, as_json: Json = False) -> None:
+    """Show how a run stands: its rounds, the best one, its bytes and what went wrong."""
+    found = RunLook.at(run)
+    if as_json:
+        typer.echo(json.dumps(_facts(found)))
+        return
+    console.print(_table([found]))
+    if found.reason:
+        console.print(found.reason, markup=False, soft_wrap=True)
+    for kind, times in found.dropped.items():
+        console.print(f"{times} answers were not taken: {kind}", markup=False)
+    for line in found.troubles:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: tessera runs compare runs/demo runs/demo-grpc")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")], as_json: Json = False
+) -> None:
+    """Show runs side by side, and the settings in which they differ."""
+    found = [RunLook.at(run) for run in runs]
+    flat = [_flat(run.settings.model_dump(mode="json")) for run in found]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len({one.get(key) for one in flat}) > 1]
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "runs": [_facts(run) for run in found],
+                    "settings": {key: [one.get(key) for one in flat] for key in keys},
+                }
+            )
+        )
+        return
+    console.print(_table(found))
+    table = Table("setting", *(escape(run.name) for run in found), box=SIMPLE_HEAD)
+    for key in keys:
+        table.add_row(key, *(escape(one.get(key, "-")) for one in flat))
+    console.print(table if keys else "their settings are the same")
+
+
+@app.command(epilog="Example: tessera runs tail runs/demo")
+def tail(run: Run, follow: Annotated[bool, typer.Option(help="Go on until the run ends.")] = True) -> None:
+    """Print what happened in a run, a line each, and go on as it goes on; Ctrl-C leaves the run alone."""
+    shown = 0
+    while True:
+        state = RunLook.at(run).state  # before its lines: a run that has ended writes no more
+        for line in (lines := read_records(run))[shown:]:
+            console.print(line.sentence(), markup=False, soft_wrap=True)
+        shown = len(lines)
+        if not follow or state != "running":
+            console.print(f"{run.name}: {state}", markup=False)
+            return
+        time.sleep(PAUSE)
+
+
+@app.command(epilog="Example: tessera runs page --runs runs")
+def page(
+    runs: Runs = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="A port of this machine; 0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Show runs with their curves as they come, in a browser on this machine. Ctrl-C ends it."""
+    from tessera.deploy.pages.operator.app import OperatorPage, RunsFolder
+    from tessera.deploy.pages.serving import say, serve
+
+    serve(OperatorPage(RunsFolder(_there(runs))).app(), port, say(f"the page of {runs}", browser))
+
+
+def _there(runs: Path) -> Path:
+    if not runs.is_dir():
+        raise DataError(f"{runs} is no folder: name the one that runs lie in by --runs")
+    return runs
+
+
+def _facts(run: RunLook) -> dict[str, object]:
+    best = run.best or (None, None)
+    return {
+        "name": run.name, "folder": str(run.folder), "state": run.state, "reason": run.reason, "round": run.round,
+        "people": run.began.users if run.began else None, "metric": str(run.metric), "best_round": best[0],
+        "best": best[1], "selected_round": run.selected, "dropped": run.dropped,
+    }  # fmt: skip
+
+
+def _table(runs: list[RunLook]) -> Table:
+    table = Table("run", "state", "round", "people", "nodes", "best, %", box=SIMPLE_HEAD)
+    for run in runs:
+        best = f"{run.best[1]:.2f} in round {run.best[0]}" if run.best else "-"
+        people = f"{run.began.users:,.0f}" if run.began else "-"
+        nodes = str(run.rounds[-1].nodes) if run.rounds else "-"
+        table.add_row(escape(run.name), run.state, str(run.round), people, nodes, best)
+    return table
+
+
+def _flat(content: dict[str, object], above: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in content.items():
+        name = f"{above}.{key}" if above else key
+        found |= _flat(value, name) if isinstance(value, dict) else {name: str(value)}
+    return found

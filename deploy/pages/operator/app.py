@@ -1,0 +1,139 @@
+"""The operator's page as an app: it reads what a server and its runs have written, and stops a run where it is asked to."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import parse_qsl, urlencode
+
+from jinja2 import Environment, PackageLoader
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from tessera.common.errors import DataError, TesseraError
+from tessera.deploy.api.federation import Federation
+from tessera.deploy.pages.operator.charts import HEIGHT, WIDTH
+from tessera.deploy.pages.operator.facts import charts, looks, runs_in
+from tessera.deploy.pages.reading import STATIC, body
+
+TICK = 1.0
+"""Seconds between two looks at whether anything has changed."""
+LIVE = ("metrics.jsonl", "status.json", "standing.json")
+"""Files of a run that say how it goes."""
+SHOWN = 40
+"""Runs that are listed, the newest."""
+
+
+class Source(Protocol):
+    """Where runs are."""
+
+    def runs(self) -> dict[str, Path]:
+        """The folders of runs by name, the newest first."""
+
+    federation: Federation | None
+
+
+class RunsFolder:
+    """A folder of runs, without a federation."""
+
+    federation: Federation | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def runs(self) -> dict[str, Path]:
+        """All of them."""
+        return runs_in(self._folder)
+
+
+class ServerFolder:
+    """A server's folder: its devices, and the runs that were submitted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.federation: Federation | None = Federation(folder)
+
+    def runs(self) -> dict[str, Path]:
+        """Those that were submitted, as far as they have begun."""
+        assert self.federation is not None
+        return {folder.name: folder for folder in self.federation.run_folders()}
+
+
+class OperatorPage:
+    """The routes, over a `Source`."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._templates = Environment(loader=PackageLoader("tessera.deploy.pages.operator"), autoescape=True)
+        self._templates.globals.update(width=WIDTH, height=HEIGHT)
+
+    def app(self) -> Starlette:
+        """The app, which `tessera.deploy.pages.guard.Guard` is to stand before."""
+        routes = [Route("/", self._home), Route("/live", self._live), Mount("/static", StaticFiles(directory=STATIC))]
+        if self._source.federation:
+            routes.append(Route("/stop", self._stop, methods=["POST"]))
+        return Starlette(routes=routes, exception_handlers={TesseraError: self._failed})
+
+    async def _home(self, request: Request) -> Response:
+        chosen = request.query_params.getlist("run")
+        part = request.headers.get("x-fragment") == "now"
+        return await run_in_threadpool(self._page, chosen, request.query_params.get("said", ""), part)
+
+    def _page(self, chosen: list[str], said: str, part: bool) -> Response:
+        folders = self._source.runs()
+        if strange := [name for name in chosen if name not in folders]:
+            raise DataError(f"there is no run {strange[0]!r} here")
+        listed = looks(dict(list(folders.items())[:SHOWN]))
+        shown = looks({name: folders[name] for name in chosen}) or listed[:1]
+        overview = self._source.federation.overview() if self._source.federation else None
+        facts = {
+            "overview": overview,
+            "runs": listed,
+            "shown": shown,
+            "names": [run.name for run in shown],
+            "charts": charts(shown) if shown else [],
+            "query": urlencode([("run", run.name) for run in shown]),
+            "said": said,
+            "more": max(0, len(folders) - SHOWN),
+        }
+        return HTMLResponse(self._templates.get_template("now.html" if part else "page.html").render(facts))
+
+    async def _live(self, request: Request) -> Response:
+        """Say, as server-sent events, each time that something of the runs has changed."""
+
+        async def events() -> AsyncIterator[str]:
+            before = _version(await run_in_threadpool(self._source.runs))
+            yield "retry: 2000\n\n"
+            while not await request.is_disconnected():
+                await asyncio.sleep(TICK)
+                if (now := await run_in_threadpool(_version, await run_in_threadpool(self._source.runs))) != before:
+                    before = now
+                    yield "event: changed\ndata: runs\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    async def _stop(self, request: Request) -> Response:
+        name = dict(parse_qsl((await body(request)).decode(errors="replace"))).get("run", "")
+        assert self._source.federation is not None
+        await run_in_threadpool(self._source.federation.stop, name)
+        said = f"{name} is stopped; tessera federate submit --resume goes on with it"
+        return RedirectResponse("/?" + urlencode({"run": name, "said": said}), 303)
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        return HTMLResponse(self._templates.get_template("failed.html").render(text=str(error)), 400)
+
+
+def _version(folders: dict[str, Path]) -> tuple[object, ...]:
+    """What tells one moment of the runs from another."""
+    found: list[object] = []
+    for folder in list(folders.values())[:SHOWN]:
+        for name in LIVE:
+            try:
+                stat = (folder / name).stat()
+            except OSError:
+                continue
+            found.append((folder, name, stat.st_mtime_ns, stat.st_size))
+    return tuple(found)

@@ -1,0 +1,152 @@
+"""The operator's page and `tessera runs`: what runs have written, live, and nothing of a person."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tessera.client.people.device import Device
+from tessera.common.errors import DataError
+from tessera.common.metrics.records import RoundRecord, read_records
+from tessera.deploy.api.result import Result
+from tessera.deploy.cli.runs.commands import app
+from tessera.deploy.executors import inline
+from tessera.deploy.pages.operator.charts import HEIGHT, WIDTH, chart
+from tessera.deploy.provisioning.partition import partition
+from tests.deploy.test_executors import silent
+from tests.deploy.test_forever import SETTINGS
+from tests.support.catalogues import small_job
+from tests.support.commands import Start, commands, wait
+from tests.support.lasting import Lasting
+from tests.support.pages import Page, browser, chromium, page_of, violations  # noqa: F401
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, and one of a grid that has the same name."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, rate in (("runs/seed0", 0.01), ("runs/grid/fcf/seed0", 0.1)):
+        inline.execute(small_job(folder, name, server={"learning_rate": rate}), silent)
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path) -> Iterator[Page]:
+    with page_of("runs", "page", "--runs", runs) as page:
+        page.web.get(page.address)
+        yield page
+
+
+def test_runs_are_shown_with_their_own_figures_side_by_side(runs: Path, page: Page) -> None:
+    text = page.web.get("/", params={"run": ["seed0", "grid/fcf/seed0"]}).text
+    for name in ("seed0", "grid/fcf/seed0"):
+        result = Result.load(runs / name)
+        assert f"Round {result.selected_round} was selected." in text
+        losses = [line.loss for line in read_records(runs / name) if isinstance(line, RoundRecord)]
+        assert f"{losses[-1]:.4g}" in text
+    assert text.count("<polyline") == 2 * text.count("<svg")
+    assert "test NDCG@50, warm targets" in text
+
+
+def test_nothing_of_a_person_is_on_it(runs: Path, page: Page) -> None:
+    text = page.web.get("/", params={"run": ["seed0", "grid/fcf/seed0"]}).text
+    for folder in (runs / "seed0" / "devices").iterdir():
+        for person in Device.open(folder).people():
+            assert person.user not in text
+
+
+def test_what_there_is_not_is_said_in_a_sentence(page: Page, tmp_path: Path) -> None:
+    answer = page.web.get("/", params={"run": "../seed0"})
+    assert answer.status_code == 400
+    assert "there is no run" in answer.text
+    assert page.web.post("/stop", data={"run": "seed0"}).status_code == 404
+    with page_of("runs", "page", "--runs", tmp_path) as empty:
+        assert "No run has begun yet." in empty.web.get(empty.address, follow_redirects=True).text
+
+
+def test_a_curve_fills_its_frame_from_its_lowest_to_its_highest() -> None:
+    found = chart("loss", {"a": [(1, 4.0), (2, 2.0), (3, 3.0)], "b": [], "c": [(5, 2.0)]})
+    assert found is not None
+    assert [line.points for line in found.lines] == [
+        f"0.0,0.0 {WIDTH / 4},{HEIGHT}.0 {WIDTH / 2},{HEIGHT / 2}",
+        f"{WIDTH}.0,{HEIGHT}.0",
+    ]
+    assert chart("nothing", {"a": []}) is None
+    assert chart("one", {"a": [(1, 1.0)]}) is not None
+
+
+def test_the_commands_say_the_same(runs: Path) -> None:
+    def told(*words: object) -> Any:
+        return json.loads(CliRunner().invoke(app, [*map(str, words), "--json"]).output)
+
+    listed = {run["name"]: run for run in told("list", "--runs", runs)}
+    assert listed.keys() == {"seed0", "grid/fcf/seed0"}
+    result = Result.load(runs / "seed0")
+    assert told("show", runs / "seed0")["selected_round"] == listed["seed0"]["best_round"] == result.selected_round
+    compared = told("compare", runs / "seed0", runs / "grid/fcf/seed0")
+    assert compared["settings"]["server.learning_rate"] == ["0.01", "0.1"]
+    lines = CliRunner().invoke(app, ["tail", str(runs / "seed0")]).output.splitlines()
+    assert lines == [*(line.sentence() for line in read_records(runs / "seed0")), "seed0: completed"]
+    assert isinstance(CliRunner().invoke(app, ["list", "--runs", "nowhere"]).exception, DataError)
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with commands() as starter:
+        yield starter
+
+
+@browser
+def test_a_run_is_watched_to_its_end_with_a_device_killed_on_the_way(
+    chromium: Any,  # noqa: F811
+    start: Start,
+    shop: Path,
+    tmp_path: Path,
+) -> None:
+    lasting = Lasting(start, shop, tmp_path, partition(shop, tmp_path / "devices", 3), SETTINGS)
+    joined = [lasting.join(device) for device in lasting.devices]
+    with page_of("federate", "page", "--dir", lasting.server) as page:
+        tab = chromium.new_page()
+        tab.goto(page.address)
+        tab.get_by_text("No run has begun yet.").wait_for()
+        submit = lasting.submit()
+        assert wait(lambda: bool(lasting.rounds())), submit.told()
+        tab.goto(page.address)
+        tab.get_by_text("3 of 3 are online.").wait_for(timeout=60_000)
+
+        row = tab.locator("tr", has=tab.get_by_role("link", name="lasting"))
+        before = int(row.locator("td").nth(2).inner_text())
+        round, nodes = (
+            f"[...document.querySelectorAll('tr')].find(r => r.querySelector('a')).children[{n}].innerText"
+            for n in (3, 5)
+        )
+        tab.wait_for_function(
+            f"before => Number({round}) > before", arg=before, timeout=60_000
+        )  # nobody loads it again
+        joined[2].kill()
+        tab.wait_for_function(f"() => {nodes} == '2'", timeout=90_000)
+        tab.get_by_role("button", name="Stop lasting").click()
+        tab.get_by_text("lasting is stopped").wait_for(timeout=60_000)
+        assert submit.ends() == 0, submit.told()
+        text = tab.content()
+        for device in lasting.devices:
+            for person in Device.open(device).people():
+                assert not re.search(rf"\b{re.escape(person.user)}\b", text)
+        tab.close()
+
+
+@browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everybody_can_use_it(chromium: Any, page: Page, scheme: str) -> None:  # noqa: F811
+    tab = chromium.new_page(color_scheme=scheme, bypass_csp=True, viewport={"width": 390, "height": 844})
+    tab.goto(page.address)
+    tab.goto(f"http://{page.host}/?run=seed0&run=grid%2Ffcf%2Fseed0")
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is wider than a phone"
+    assert not violations(tab)
+    tab.close()
