@@ -22,7 +22,7 @@ from tests.deploy.test_forever import SETTINGS
 from tests.support.catalogues import small_job
 from tests.support.commands import Start, commands, wait
 from tests.support.lasting import Lasting
-from tests.support.pages import Page, browser, chromium, page_of, violations  # noqa: F401
+from tests.support.pages import Page, browser, page_of, violations
 
 pytestmark = pytest.mark.integration
 
@@ -104,7 +104,7 @@ def start() -> Iterator[Start]:
 
 @browser
 def test_a_run_is_watched_to_its_end_with_a_device_killed_on_the_way(
-    chromium: Any,  # noqa: F811
+    chromium: Any,
     start: Start,
     shop: Path,
     tmp_path: Path,
@@ -143,7 +143,7 @@ def test_a_run_is_watched_to_its_end_with_a_device_killed_on_the_way(
 
 @browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everybody_can_use_it(chromium: Any, page: Page, scheme: str) -> None:  # noqa: F811
+def test_everybody_can_use_it(chromium: Any, page: Page, scheme: str) -> None:
     tab = chromium.new_page(color_scheme=scheme, bypass_csp=True, viewport={"width": 390, "height": 844})
     tab.goto(page.address)
     tab.goto(f"http://{page.host}/?run=seed0&run=grid%2Ffcf%2Fseed0")

@@ -47,17 +47,6 @@ def page_of(*command: object) -> Iterator[Page]:
         page.close()
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """The system's browser."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
 def violations(tab: Any) -> str:
     """What axe has against a page: contrast, labels, order of headings, names of buttons; "" where it has nothing."""
     from axe_playwright_python.sync_playwright import Axe
