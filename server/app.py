@@ -21,6 +21,7 @@ from tessera.server.rounds import run_rounds
 from tessera.server.run_folder import STOPPED, Report, RunFolder, Start
 from tessera.server.secure.sums import SecureSums
 from tessera.server.strategies import make_strategy
+from tessera.server.tracking import tracked
 
 
 def serve(
@@ -48,9 +49,8 @@ def serve(
         else:
             folder = RunFolder.create(run_dir, settings, _start(settings, catalogue, continues) if continues else None)
         folder.listener, folder.published = report, published
-        _carry_out(
-            grid, settings, catalogue, folder, admitted, Endless(settings, catalogue) if forever else Pace(settings)
-        )
+        pace = Endless(settings, catalogue) if forever else Pace(settings)
+        _carry_out(grid, settings, catalogue, folder, admitted, pace)
 
 
 def _start(settings: Settings, catalogue: Path, continues: Path) -> Start:
@@ -69,7 +69,9 @@ def _carry_out(
         secure = secure_sums(grid, settings, folder.run, admitted)
         dispatcher = Dispatcher(grid, settings.federation, secure, CatalogueDelivery(items))
         dispatcher.standings = standings
-        run_rounds(dispatcher, make_strategy(settings, items, catalogue), settings, items, folder, pace)
+        strategy = make_strategy(settings, items, catalogue)
+        with tracked(settings, folder):
+            run_rounds(dispatcher, strategy, settings, items, folder, pace)
     except Exception as error:
         folder.fail(str(error) or type(error).__name__)
         raise

@@ -55,7 +55,7 @@ STOPPED = "stopped from outside; go on with --resume"
 """Why a run failed that somebody stopped."""
 Report = Callable[[Record], None]
 """Called with each line of a run's metrics as it is written."""
-MAY_CHANGE = frozenset({"rounds", "device", "federation", "simulation"})
+MAY_CHANGE = frozenset({"rounds", "device", "federation", "simulation", "tracking"})
 
 
 class Progress(BaseModel):

@@ -306,6 +306,9 @@ class Settings(FrozenSettings):
     mosaic: MosaicSettings = MosaicSettings()
     federation: FederationSettings = FederationSettings()
     simulation: SimulationSettings = SimulationSettings()
+    tracking: tuple[Literal["tensorboard", "mlflow", "prometheus"], ...] = ()
+    """Trackers that are told how the run goes, with the extra `tracking`: event files in the run's folder, a run at
+    MLFLOW_TRACKING_URI or in mlruns/ beside it, an endpoint on the loopback address."""
 
     @property
     def asks_questions(self) -> bool:
