@@ -6,10 +6,10 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
+from tessera.common.config.loading import flat
 from tessera.common.config.settings import Settings
 from tessera.common.errors import DataError
 from tessera.common.metrics.names import ALL, COLD, HR, NDCG, TEST, WARM, MetricName
@@ -144,7 +144,7 @@ def answers(runs: Sequence[RunFacts]) -> Table:
 
 def changed_settings(runs: Sequence[RunFacts]) -> Table:
     """Every setting of a run; of several, those in which they differ."""
-    flat = [_flat(run.settings.model_dump(mode="json")) for run in runs]
+    flat = [flat(run.settings) for run in runs]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     shown = [key for key in keys if len(runs) == 1 or len({one.get(key, "-") for one in flat}) > 1]
     rows = tuple((key, *(one.get(key, "-") for one in flat)) for key in shown)
@@ -212,14 +212,6 @@ class GridFacts:
 def _head(name: MetricName) -> str:
     """A metric as a column's head."""
     return f"{'' if name.group == ALL else name.group} {name.metric.upper()}@{name.k}".strip()
-
-
-def _flat(content: dict[str, Any], above: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in content.items():
-        name = f"{above}.{key}" if above else key
-        found |= _flat(value, name) if isinstance(value, dict) else {name: str(value)}
-    return found
 
 
 def _version(package: str) -> str:

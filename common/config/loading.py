@@ -187,3 +187,15 @@ def _group(field: FieldInfo | None) -> type[BaseModel] | None:
     """The model of a setting that is a group of settings."""
     kind = field.annotation if field else None
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def flat(settings: Settings) -> dict[str, str]:
+    """Settings in words, by their dotted names, as KEY=VALUE takes them: all that have an effect."""
+
+    def below(content: dict[str, Any], above: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for key, value in content.items():
+            found |= below(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: str(value)}
+        return found
+
+    return below(settings.model_dump(mode="json"), "")

@@ -1,6 +1,6 @@
 """What a tracker is, and the scalars in a line of the metrics."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from tessera.common.metrics.records import EvaluationRecord, Record, ResultRecord, RoundRecord
 
@@ -33,12 +33,3 @@ def scalars(line: Record) -> tuple[int, dict[str, float]]:
             f"baseline/{name}": value for name, value in line.baselines.items() if not name.counts
         }
     return 0, {}
-
-
-def flat(content: dict[str, Any], above: str = "") -> dict[str, str]:
-    """Nested settings by their dotted names."""
-    found: dict[str, str] = {}
-    for key, value in content.items():
-        name = f"{above}.{key}" if above else key
-        found |= flat(value, name) if isinstance(value, dict) else {name: str(value)}
-    return found

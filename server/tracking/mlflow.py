@@ -5,10 +5,11 @@ import os
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
+from tessera.common.config.loading import flat
 from tessera.common.config.settings import Settings
 from tessera.common.metrics.records import FILE, Record
 from tessera.server.run_folder import RunFolder
-from tessera.server.tracking.base import flat, scalars
+from tessera.server.tracking.base import scalars
 
 EXPERIMENT, TAG = "tessera", "tessera.run"
 AT_ONCE = 100
@@ -22,7 +23,9 @@ class MLflow:
     """
 
     def __init__(self, settings: Settings, folder: RunFolder) -> None:
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # files are enough here; a database needs all of MLflow
+        os.environ.setdefault(
+            "MLFLOW_ALLOW_FILE_STORE", "true"
+        )  # files are enough here; a database needs all of MLflow
         uri = os.environ.get("MLFLOW_TRACKING_URI") or (folder.path.parent / "mlruns").absolute().as_uri()
         self._client, self._folder = MlflowClient(tracking_uri=uri), folder.path
         known = self._client.get_experiment_by_name(EXPERIMENT)
@@ -33,7 +36,7 @@ class MLflow:
             self._client.set_terminated(self._run, "RUNNING")
             return
         self._run = self._client.create_run(experiment, run_name=settings.name, tags={TAG: folder.run}).info.run_id
-        params = [Param(name, value) for name, value in flat(settings.model_dump(mode="json")).items()]
+        params = [Param(name, value) for name, value in flat(settings).items()]
         for start in range(0, len(params), AT_ONCE):
             self._client.log_batch(self._run, params=params[start : start + AT_ONCE])
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tessera.common.config.loading import flat
 from tessera.common.errors import DataError
 from tessera.common.metrics.records import read_records
 from tessera.deploy.pages.operator.facts import RunLook, looks, runs_in
@@ -60,7 +61,7 @@ def compare(
 ) -> None:
     """Show runs side by side, and the settings in which they differ."""
     found = [RunLook.at(run) for run in runs]
-    flat = [_flat(run.settings.model_dump(mode="json")) for run in found]
+    flat = [flat(run.settings) for run in found]
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len({one.get(key) for one in flat}) > 1]
     if as_json:
         typer.echo(
@@ -130,11 +131,3 @@ def _table(runs: list[RunLook]) -> Table:
         nodes = str(run.rounds[-1].nodes) if run.rounds else "-"
         table.add_row(escape(run.name), run.state, str(run.round), people, nodes, best)
     return table
-
-
-def _flat(content: dict[str, object], above: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in content.items():
-        name = f"{above}.{key}" if above else key
-        found |= _flat(value, name) if isinstance(value, dict) else {name: str(value)}
-    return found
