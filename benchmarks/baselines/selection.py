@@ -12,6 +12,7 @@ import torch
 from tessera.benchmarks.baselines.base import Baseline, validation_ndcg
 from tessera.benchmarks.baselines.bm3 import Bm3
 from tessera.benchmarks.baselines.ease import Ease
+from tessera.benchmarks.baselines.group_popularity import GroupPopularity
 from tessera.benchmarks.baselines.itemknn import ItemKNN
 from tessera.benchmarks.baselines.lattice import Lattice
 from tessera.benchmarks.baselines.lightgcn import LightGCN
@@ -32,6 +33,7 @@ from tessera.common.metrics.ranking import ranking_means
 
 BASELINES: dict[str, type[Baseline]] = {
     "popularity": Popularity,
+    "group-popularity": GroupPopularity,
     "itemknn": ItemKNN,
     "ease": Ease,
     "spectral": Spectral,

@@ -38,6 +38,8 @@ class Spectral(Baseline):
 
     def scores(self, known: Histories) -> Tensor:
         """Project the histories, weigh, project back, [n_users, n_items]."""
-        interactions = interaction_matrix(known, torch.float64)
-        weighted = interactions @ self._directions * self._gains
-        return weighted @ self._directions.T
+        return self.tastes(known) @ self._directions.T
+
+    def tastes(self, known: Histories) -> Tensor:
+        """Histories by the weighed directions, [n_users, rank]."""
+        return interaction_matrix(known, torch.float64) @ self._directions * self._gains

@@ -21,6 +21,7 @@ from tessera.benchmarks.baselines.graphs import (
     user_item_graph,
     weighted_sum,
 )
+from tessera.benchmarks.baselines.group_popularity import GroupPopularity, nearest
 from tessera.benchmarks.baselines.itemknn import ItemKNN
 from tessera.benchmarks.baselines.popularity import Popularity
 from tessera.benchmarks.baselines.selection import BASELINES, compare, measure
@@ -32,7 +33,7 @@ from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.interactions import Split
 from tessera.common.errors import DataError, RunError
-from tests.support.grouped import N_ITEMS, grouped_catalogue, grouped_split
+from tests.support.grouped import N_GROUPS, N_ITEMS, N_USERS, grouped_catalogue, grouped_split
 from tests.support.splits import ragged, shuffled, split_of
 
 AT_10 = EvaluationSettings(ks=(10,))
@@ -135,12 +136,28 @@ def test_spectral_with_power_two_and_all_directions_is_the_gram_matrix() -> None
     torch.testing.assert_close(baseline.scores(histories(split)), expected)
 
 
-@pytest.mark.parametrize("kind", [Popularity, ItemKNN, Ease, Spectral])
+@pytest.mark.parametrize("kind", [Popularity, GroupPopularity, ItemKNN, Ease, Spectral])
 def test_items_nobody_has_tie(kind: type[Baseline]) -> None:
     split = split_of(ragged(2, [6] * 12, 20), 25)
     baseline = kind()
     baseline.fit(split, None, 0)  # type: ignore[arg-type]
     assert (baseline.scores(histories(split))[:, 20:] == 0).all()
+
+
+def test_popularity_within_groups_counts_in_each_and_in_one_group_is_popularity(
+    split: Split, catalogue: Catalogue
+) -> None:
+    people, one, planted = histories(split), GroupPopularity(groups=1), GroupPopularity(groups=8)
+    for baseline in (one, planted):
+        baseline.fit(split, catalogue, 0)
+    counts = torch.from_numpy(split.counts())
+    assert torch.equal(one.scores(people).argsort(dim=1, stable=True), counts.argsort(stable=True).expand(N_USERS, -1))
+    groups = nearest(planted._tastes(people), planted._centroids)
+    for group in groups.unique():
+        members = (groups == group).nonzero()[:, 0]
+        assert len((members % N_GROUPS).unique()) == 1, "people of a kind are together"
+        wanted = sum((people.counts()[member] for member in members), torch.zeros(N_ITEMS))
+        assert torch.equal(planted.scores(people)[members[0]].floor(), wanted)
 
 
 def test_what_becomes_known_later_is_used_by_the_closed_forms_and_refused_for_strangers(
