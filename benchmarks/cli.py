@@ -50,9 +50,16 @@ def run_demo(
     result = train_and_show(settings, "inline", None, runs, overwrite=True)
     device = result.device()
     show_recommendations(device.recommend(device.people()[0].user))
-    found = correlations(reliances(prepared_dataset(settings.data, None), result.devices))
+    dataset = prepared_dataset(settings.data, None)
+    found = correlations(reliances(dataset, result.devices))
     parts = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
     console.print(f"\nSpearman correlation of users' true reliance with what their devices learnt of it: {parts}")
+    console.print("\nin a browser, for this person and for whoever runs it:")
+    for words in (
+        f"tessera device page --data-dir {result.devices[0]} --pictures {dataset}",
+        f"tessera runs page --runs {runs}",
+    ):
+        console.print(f"    {words}", markup=False, soft_wrap=True)
     print(json.dumps(result.figures | {"reliance_spearman": {name: round(value, 3) for name, value in found.items()}}))
 
 

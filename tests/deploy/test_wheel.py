@@ -17,6 +17,12 @@ import pytest
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 YAML = ("demo.yaml", "ml-latest-small/table2.yaml", "mosaic/static.yaml")
+PAGES = (
+    "deploy/pages/static/page.css",
+    "deploy/pages/person/templates/page.html",
+    "deploy/pages/operator/templates/page.html",
+    "benchmarks/report/page.html",
+)
 SETTINGS = """\
 name: small
 data: {folder: shop, kind: converted}
@@ -95,6 +101,7 @@ def test_the_wheel_holds_one_package_its_types_and_the_settings_it_ships(wheel: 
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.partition("/")[0] for name in names} == {"tessera", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
     assert {"tessera/py.typed", *(f"tessera/benchmarks/{name}" for name in YAML)} <= names
+    assert {f"tessera/{name}" for name in PAGES} <= names
     assert not any(name.endswith((".png", ".md", ".ipynb")) for name in names if name.startswith("tessera/"))
 
 
