@@ -144,10 +144,10 @@ def answers(runs: Sequence[RunFacts]) -> Table:
 
 def changed_settings(runs: Sequence[RunFacts]) -> Table:
     """Every setting of a run; of several, those in which they differ."""
-    flat = [flat(run.settings) for run in runs]
-    keys = list(dict.fromkeys(key for one in flat for key in one))
-    shown = [key for key in keys if len(runs) == 1 or len({one.get(key, "-") for one in flat}) > 1]
-    rows = tuple((key, *(one.get(key, "-") for one in flat)) for key in shown)
+    written = [flat(run.settings) for run in runs]
+    keys = list(dict.fromkeys(key for one in written for key in one))
+    shown = [key for key in keys if len(runs) == 1 or len({one.get(key, "-") for one in written}) > 1]
+    rows = tuple((key, *(one.get(key, "-") for one in written)) for key in shown)
     return Table(
         "Settings" if len(runs) == 1 else "Settings in which the runs differ",
         ("setting", *(run.name for run in runs)),

@@ -152,7 +152,8 @@ def test_new_users_learn_on_their_own_device_and_are_evaluated_apart(tmp_path: P
         inline.execute(job, lambda line: None)
         lines = read_metrics(tmp_path / f"nodes-{nodes}")
         found.append([line["scores"] for line in lines if line["kind"] == "evaluation"][-1])
-        statistics, baselines = lines[0], lines[1]["scores"]
+        statistics = lines[0]
+        (baselines,) = (line["scores"] for line in lines if line["kind"] == "baselines")
         assert (statistics["users"], baselines["random/test/all/users"]) == (found[-1]["test/all/users"],) * 2
         assert baselines["random/test/new-users/users"] == found[-1]["test/new-users/users"]
     assert found[0] == pytest.approx(found[1], abs=1e-3)

@@ -29,7 +29,7 @@ PAIRS = [
     (backbone, loss)
     for backbone, spec in BACKBONES.known().items()
     for loss, asks in LOSSES.known().items()
-    if spec.asks_next or not asks.next_item
+    if (spec.asks_next or not asks.next_item) and (spec.views_alone or not asks.views_alone)
 ]
 
 

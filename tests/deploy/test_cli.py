@@ -142,10 +142,10 @@ def test_the_runs_folder_tells_what_was_run(desk: Path, trained: subprocess.Comp
     lines = read_metrics(run)
     assert [line["kind"] for line in lines] == [
         "item_statistics",
-        "baselines",
         "round",
         "round",
         "evaluation",
+        "baselines",
         "result",
     ]
     assert lines[-1]["scores"]["test/all/hr@50"] == pytest.approx(figures(trained)["test"]["hr@50"], abs=1e-3)

@@ -87,7 +87,7 @@ def test_flwr_run_trains_in_flowers_simulation(tmp_path: Path, home: Path, figur
     shown = flwr_run(command, home, tmp_path / "runs", "rounds=2", RAY_ADDRESS="local", **ports)
     assert "500 users on 2 nodes" in shown
     assert re.search(r"demo, round 2 +\d+\.\d+", shown)
-    assert reached(tmp_path / "runs" / "demo") == pytest.approx(figures, abs=1e-3)
+    assert reached(tmp_path / "runs" / "demo") == pytest.approx(figures, rel=1e-3)  # rounding moves somebody by a place
 
 
 @pytest.mark.slow

@@ -61,14 +61,18 @@ def compare(
 ) -> None:
     """Show runs side by side, and the settings in which they differ."""
     found = [RunLook.at(run) for run in runs]
-    flat = [flat(run.settings) for run in found]
-    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len({one.get(key) for one in flat}) > 1]
+    written = [flat(run.settings) for run in found]
+    keys = [
+        key
+        for key in dict.fromkeys(key for one in written for key in one)
+        if len({one.get(key) for one in written}) > 1
+    ]
     if as_json:
         typer.echo(
             json.dumps(
                 {
                     "runs": [_facts(run) for run in found],
-                    "settings": {key: [one.get(key) for one in flat] for key in keys},
+                    "settings": {key: [one.get(key) for one in written] for key in keys},
                 }
             )
         )
@@ -76,7 +80,7 @@ def compare(
     console.print(_table(found))
     table = Table("setting", *(escape(run.name) for run in found), box=SIMPLE_HEAD)
     for key in keys:
-        table.add_row(key, *(escape(one.get(key, "-")) for one in flat))
+        table.add_row(key, *(escape(one.get(key, "-")) for one in written))
     console.print(table if keys else "their settings are the same")
 
 
