@@ -72,6 +72,7 @@ def test_the_components_shown_are_what_the_registries_take() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.slow  # it searches a grid
 def test_the_tutorial_works_as_it_stands(tmp_path: Path) -> None:
     text = (ROOT / "docs/tutorial.md").read_text()
     for name, content in re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', text, re.DOTALL):
