@@ -35,12 +35,10 @@ def evaluate(
     shown = settings.history_at_test == "train+validation"
     scores = scorer(known)
     scores_at_test = scorer(histories(split, split.validation).to(device, dtype)) if shown else scores
-    candidates = ~known.mask()
-    if split.retired is not None:
-        candidates &= ~torch.from_numpy(split.retired).to(device)
+    candidates = candidates_of(known, split)
     total = MetricSums(_degenerate(scores, scores_at_test, candidates, known.lengths() > 0))
     total += _part(VALIDATION, scores, candidates, split.validation, counts, settings)
-    _exclude(candidates, split.validation)
+    exclude(candidates, split.validation)
     return total + _part(TEST, scores_at_test, candidates, split.test, counts, settings)
 
 
@@ -78,9 +76,8 @@ def _part(
     counts: Tensor | None,
     settings: EvaluationSettings,
 ) -> MetricSums:
-    rows, items = (torch.from_numpy(one).to(scores.device) for one in (targets.owners, targets.items))
-    standings = [standing(scores[one], items[at], candidates[one]) for one, at in _batches(rows, len(scores))]
-    above, ties = (torch.cat(parts) for parts in zip(*standings, strict=True))
+    rows, items = places(targets, scores.device)
+    above, ties = standings(scores, candidates, rows, items)
     groups = {ALL: torch.ones_like(items, dtype=torch.bool)}
     if counts is not None:
         warm = counts[items] > 0
@@ -88,15 +85,35 @@ def _part(
     return ranking_sums(part, rows, above, ties, groups, settings.ks, settings.metrics)
 
 
+def places(targets: Targets, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of people and their items, [n_targets] each."""
+    return torch.from_numpy(targets.owners).to(device), torch.from_numpy(targets.items).to(device)
+
+
+def candidates_of(known: Histories, split: Split) -> Tensor:
+    """Which items may be recommended to whom, [n_users, n_items] boolean: not what they had in training, nor what is retired."""
+    candidates = ~known.mask()
+    if split.retired is not None:
+        candidates &= ~torch.from_numpy(split.retired).to(candidates.device)
+    return candidates
+
+
+def exclude(candidates: Tensor, targets: Targets) -> None:
+    """Let people's targets be no candidates any more."""
+    candidates[places(targets, candidates.device)] = False
+
+
+def standings(scores: Tensor, candidates: Tensor, rows: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    """How many candidates are above each target, and how many beside it, [n_targets] each."""
+    found = [standing(scores[one], items[at], candidates[one]) for one, at in _batches(rows, len(scores))]
+    above, ties = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return above, ties
+
+
 def _batches(rows: Tensor, size: int) -> Iterator[tuple[Tensor, slice]]:
     """Rows of targets, as many at a time as there are people: several of one person need no more memory."""
     for start in range(0, max(1, len(rows)), size):
         yield rows[start : start + size], slice(start, start + size)
-
-
-def _exclude(candidates: Tensor, targets: Targets) -> None:
-    rows, items = (torch.from_numpy(one).to(candidates.device) for one in (targets.owners, targets.items))
-    candidates[rows, items] = False
 
 
 def _degenerate(scores: Tensor, scores_at_test: Tensor, candidates: Tensor, active: Tensor) -> dict[str, float]:

@@ -213,10 +213,10 @@ class RecommendationClient(Client):
 
             return evaluation.evaluate(scorer, block, settings.evaluation, inputs.get(COUNTS), target)
 
-        total = _reported(block, sums(self.state(task, block.users, number, sent[VIEWS])))
+        state = self.state(task, block.users, number, sent[VIEWS])
+        total = _reported(block, sums(state))
         if settings.evaluation.collapse and not block.is_new:
-            private = self.state(task, block.users, number, sent[VIEWS]).parameters
-            shown = partial(cohort.compare, private, sent, settings=settings.local)
+            shown = partial(cohort.compare, state.parameters, sent, settings=settings.local)
             total += collapse_sums(shown, block, settings.evaluation, task.views, target)
         if block.is_new:
             fresh = cohort.start_state(block.users, settings.local, sent[VIEWS].cpu(), settings.seed)

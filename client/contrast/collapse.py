@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from tessera.client.backbones import Comparison
+from tessera.client.evaluation import candidates_of, exclude, places, standings
 from tessera.client.histories import Histories, histories
 from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.interactions import Split
 from tessera.common.data.targets import Targets
 from tessera.common.metrics.collapse import ALIGNMENT, DISTANCE, UNIFORMITY
 from tessera.common.metrics.names import ALL, BY, TEST, VALIDATION, MetricName
-from tessera.common.metrics.ranking import MetricSums, ranking_sums, standing
+from tessera.common.metrics.ranking import MetricSums, ranking_sums
 
 Comparer = Callable[[Histories], Comparison]
 
@@ -30,14 +31,11 @@ def collapse_sums(
     """
     dtype, total = torch.get_default_dtype(), MetricSums()
     known = histories(split).to(device, dtype)
-    candidates = ~known.mask()
-    if split.retired is not None:
-        candidates &= ~torch.from_numpy(split.retired).to(device)
+    candidates = candidates_of(known, split)
     found = compare(known)
     for part, targets in ((VALIDATION, split.validation), (TEST, split.test)):
         if part == TEST:
-            rows, items = _places(split.validation, device)
-            candidates[rows, items] = False
+            exclude(candidates, split.validation)
             if settings.history_at_test == "train+validation":
                 found = compare(histories(split, split.validation).to(device, dtype))
         if not len(targets):
@@ -52,16 +50,15 @@ def collapse_sums(
 def _ranked(
     part: str, group: str, scores: Tensor, candidates: Tensor, targets: Targets, settings: EvaluationSettings
 ) -> MetricSums:
-    rows, items = _places(targets, scores.device)
-    above, ties = standing(scores[rows], items, candidates[rows])
-    return ranking_sums(
-        part, rows, above, ties, {group: torch.ones_like(items, dtype=torch.bool)}, settings.ks, settings.metrics
-    )
+    rows, items = places(targets, scores.device)
+    above, ties = standings(scores, candidates, rows, items)
+    everybody = {group: torch.ones_like(items, dtype=torch.bool)}
+    return ranking_sums(part, rows, above, ties, everybody, settings.ks, settings.metrics)
 
 
 def _geometry(part: str, group: str, cosines: Tensor, candidates: Tensor, targets: Targets) -> MetricSums:
     """Sums over people of the means over their targets; |z - e|^2 = 2 - 2 cos."""
-    rows, items = _places(targets, cosines.device)
+    rows, items = places(targets, cosines.device)
     quarters = (1 - cosines.double().clamp(-1, 1)) / 2  # of the squared distance
     own = quarters[rows, items]
     others = candidates[rows].scatter(1, items[:, None], False)
@@ -72,8 +69,3 @@ def _geometry(part: str, group: str, cosines: Tensor, candidates: Tensor, target
     return MetricSums.of_metrics(
         {MetricName(part, group, name): float((value * share).sum()) for name, value in values.items()}
     )
-
-
-def _places(targets: Targets, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of people and their items, [n_targets] each."""
-    return torch.from_numpy(targets.owners).to(device), torch.from_numpy(targets.items).to(device)
