@@ -91,7 +91,7 @@ def places(targets: Targets, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def candidates_of(known: Histories, split: Split) -> Tensor:
-    """Which items may be recommended to whom, [n_users, n_items] boolean: not what they had in training, nor what is retired."""
+    """Which items may be recommended to whom, [n_users, n_items] boolean: not what they had, nor what is retired."""
     candidates = ~known.mask()
     if split.retired is not None:
         candidates &= ~torch.from_numpy(split.retired).to(candidates.device)

@@ -66,8 +66,9 @@ class Explanation:
 
 @dataclass(frozen=True)
 class _Person:
-    """One person's events, private state, and whether it was trained, or is a start."""
+    """One person's name, events, private state, and whether it was trained, or is a start."""
 
+    user: str
     split: Split
     state: PrivateState
     trained: bool
@@ -184,10 +185,11 @@ class Personal:
     def recommend(self, user: str, k: int) -> tuple[list[Recommendation], dict[str, float]]:
         """The k best items a person has not had, and the person's reliance by view, which is empty where `based_on` says
         popularity. Raises `DataError` for a stranger, or where nothing is known to recommend by."""
-        if self.based_on(user) == "popularity":
-            return self._popular(user, _everything(self._person(user).split), k), {}
-        known, scores, parts = self._scored(user)
-        out = self._out(user, known)
+        person, wanted = self._person(user), preferences_of(self.device.folder, user)
+        if self._based_on(person) == "popularity":
+            return self._popular(person, wanted, k), {}
+        known, scores, parts = self._scored(person, wanted)
+        out = self._out(known, wanted)
         best = scores.masked_fill(out, -torch.inf).topk(min(k, int((~out).sum()))).indices
         views, like = self._reasons(parts, known, best)
         catalogue = self.device.catalogue()
@@ -206,10 +208,11 @@ class Personal:
             raise DataError(
                 f"{catalogue.title(index)!r} is new: the model of round {self.task.round} does not know it yet"
             )
-        known, scores, parts = self._scored(user)
+        person, wanted = self._person(user), preferences_of(self.device.folder, user)
+        known, scores, parts = self._scored(person, wanted)
         mine = torch.full((len(parts),), index), torch.arange(len(parts))
         nearest = known.items[self._nearest(mine[1], mine[0], known)].tolist()
-        out = self._out(user, known)
+        out = self._out(known, wanted)
         better = int((scores > scores[index])[~out].sum())
         return Explanation(
             item=catalogue.items[index],
@@ -222,50 +225,50 @@ class Personal:
 
     def based_on(self, user: str) -> BasedOn:
         """What recommendations to a person are made from. Raises `DataError` for a stranger."""
-        person = self._person(user)
+        return self._based_on(self._person(user))
+
+    def _based_on(self, person: _Person) -> BasedOn:
         if not len(_everything(person.split).items):
             return "popularity"
         if person.trained:
             return "training"
         return "history" if BACKBONES[self.task.settings.local.backbone.name].reads_history else "popularity"
 
-    def _out(self, user: str, known: Histories) -> Tensor:
+    def _out(self, known: Histories, wanted: Preferences) -> Tensor:
         """Which items are not recommended to a person whose history is `known`, [n_items]: what they had, what they do not want
         to see, and what is retired."""
         catalogue, out = self.device.catalogue(), known.mask()[0]
-        if hidden := preferences_of(self.device.folder, user).hidden:
-            out[[catalogue.items.index(item) for item in hidden if item in catalogue.items]] = True
+        if hidden := set(wanted.hidden):
+            out[[row for row, item in enumerate(catalogue.items) if item in hidden]] = True
         return out if catalogue.retired is None else out | torch.from_numpy(catalogue.retired)
 
-    def _scored(self, user: str) -> tuple[Histories, Tensor, list[Tensor]]:
+    def _scored(self, person: _Person, wanted: Preferences) -> tuple[Histories, Tensor, list[Tensor]]:
         """Everything a person had, their scores [n_items], and each view's part in them, [1, n_items] each: with the views
         counting as the person asks."""
-        person = self._person(user)
-        known = self._known(user, person)
-        everything = self._routed(person.state.parameters, known)
-        everything = self._leaning(everything, preferences_of(self.device.folder, user))
+        known = self._known(person)
+        everything = self._leaning(self._routed(person.state.parameters, known), wanted)
         scores = make_backbone(self.task.settings.local.backbone).scores(everything)[0]
         return known, scores, list(self._parts(everything))
 
-    def _known(self, user: str, person: _Person) -> Histories:
+    def _known(self, person: _Person) -> Histories:
         """All that a person had. Raises `DataError` for somebody without any event."""
         known = _everything(person.split)
         if not len(known.items):
-            raise DataError(f"{user!r} has no event yet: add one with `tessera device add-event`")
+            raise DataError(f"{person.user!r} has no event yet: add one with `tessera device add-event`")
         return known
 
-    def _popular(self, user: str, known: Histories, k: int) -> list[Recommendation]:
+    def _popular(self, person: _Person, wanted: Preferences, k: int) -> list[Recommendation]:
         """The k most popular items a person has not had, of equally popular ones the first. Raises `DataError`."""
-        levels = popularity(self.device.folder)
+        levels, known = popularity(self.device.folder), _everything(person.split)
         if levels is None:
             why = "has no event yet: add one with `tessera device add-event`"
             if len(known.items):
                 why = f"has not trained yet, and backbone {self.task.settings.local.backbone.name} knows nobody before"
             raise DataError(
-                f"{user!r} {why}; or pull what is popular, if a server publishes it (`tessera device pull`)"
+                f"{person.user!r} {why}; or pull what is popular, if a server publishes it (`tessera device pull`)"
             )
         catalogue = self.device.catalogue()
-        had = self._out(user, known)
+        had = self._out(known, wanted)
         levels = pad(levels, (0, len(catalogue) - len(levels))).masked_fill(had, -1)
         best = levels.sort(descending=True, stable=True).indices[: min(k, int((~had).sum()))].tolist()
         return [
@@ -286,13 +289,13 @@ class Personal:
             trained = (state or self.device.kept(self.task, (user,), block, self.sent[VIEWS])) is not None
             kept = version, state or self.device.state(self.task, (user,), block, self.sent[VIEWS]), trained
             self._read[user] = kept
-        return _Person(split.take(np.array([row])), *kept[1:])
+        return _Person(user, split.take(np.array([row])), *kept[1:])
 
     def refresh(self, user: str, steps: int) -> None:
         """Train a person's private state on by `steps` local steps on all that they had, and keep it for recommendations until
         these come from another round. Raises `DataError` for a stranger, or somebody without any event."""
         person = self._person(user)
-        known = self._known(user, person)
+        known = self._known(person)
         settings, seed, round = self.task.settings.local, self.task.settings.seed, self.task.round
         moved = refreshed(person.state, self.sent, known, settings, seed, round + 1, steps)
         Refreshed(self.device, self.task.run).save(user, self._moment, moved)
