@@ -1,14 +1,39 @@
-"""What all pages read of a request, and the files that all of them give out."""
+"""What all pages have in common: how a request is read, the files they give out, their frame, and how they say what failed."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from jinja2 import ChoiceLoader, Environment, PackageLoader
 from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
 
 from tessera.common.errors import DataError
 
 STATIC = Path(__file__).with_name("static")
 LONGEST_FORM = 1 << 16
 """Bytes that a form may have."""
+FRAGMENT = "x-fragment"
+"""Header by which a page's own script asks for a part of it."""
+
+
+def templates(package: str, site: str, main: str, subject: str) -> Environment:
+    """The templates of a page, over the frame that all have: the name of the `site`, the id of what is `main` in it, and what
+    that is the `subject` of, in words."""
+    loader = ChoiceLoader([PackageLoader(package), PackageLoader("tessera.deploy.pages")])
+    environment = Environment(loader=loader, autoescape=True)
+    environment.globals.update(site=site, main=main, subject=subject)
+    return environment
+
+
+def failing(environment: Environment) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """What answers where something went wrong: a sentence, with a way back; to the page's own script the sentence alone."""
+
+    async def failed(request: Request, error: Exception) -> Response:
+        if request.headers.get(FRAGMENT):
+            return Response(str(error), 400, media_type="text/plain")
+        return HTMLResponse(environment.get_template("failed.html").render(text=str(error)), 400)
+
+    return failed
 
 
 async def body(request: Request, most: int = LONGEST_FORM) -> bytes:

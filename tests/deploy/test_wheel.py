@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 YAML = ("demo.yaml", "ml-latest-small/table2.yaml", "mosaic/static.yaml")
 PAGES = (
     "deploy/pages/static/page.css",
+    "deploy/pages/templates/base.html",
     "deploy/pages/person/templates/page.html",
     "deploy/pages/operator/templates/page.html",
     "benchmarks/report/page.html",

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qsl, urlencode
 
-from jinja2 import Environment, PackageLoader
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -18,7 +17,7 @@ from tessera.common.errors import DataError, TesseraError
 from tessera.deploy.api.federation import Federation
 from tessera.deploy.pages.operator.charts import HEIGHT, WIDTH
 from tessera.deploy.pages.operator.facts import charts, looks, runs_in
-from tessera.deploy.pages.reading import STATIC, body
+from tessera.deploy.pages.reading import FRAGMENT, STATIC, body, failing, templates
 
 TICK = 1.0
 """Seconds between two looks at whether anything has changed."""
@@ -67,7 +66,7 @@ class OperatorPage:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._templates = Environment(loader=PackageLoader("tessera.deploy.pages.operator"), autoescape=True)
+        self._templates = templates("tessera.deploy.pages.operator", "Tessera: runs", main="now", subject="the runs")
         self._templates.globals.update(width=WIDTH, height=HEIGHT)
 
     def app(self) -> Starlette:
@@ -75,11 +74,11 @@ class OperatorPage:
         routes = [Route("/", self._home), Route("/live", self._live), Mount("/static", StaticFiles(directory=STATIC))]
         if self._source.federation:
             routes.append(Route("/stop", self._stop, methods=["POST"]))
-        return Starlette(routes=routes, exception_handlers={TesseraError: self._failed})
+        return Starlette(routes=routes, exception_handlers={TesseraError: failing(self._templates)})
 
     async def _home(self, request: Request) -> Response:
         chosen = request.query_params.getlist("run")
-        part = request.headers.get("x-fragment") == "now"
+        part = request.headers.get(FRAGMENT) == "now"
         return await run_in_threadpool(self._page, chosen, request.query_params.get("said", ""), part)
 
     def _page(self, chosen: list[str], said: str, part: bool) -> Response:
@@ -121,9 +120,6 @@ class OperatorPage:
         await run_in_threadpool(self._source.federation.stop, name)
         said = f"{name} is stopped; tessera federate submit --resume goes on with it"
         return RedirectResponse("/?" + urlencode({"run": name, "said": said}), 303)
-
-    async def _failed(self, request: Request, error: Exception) -> Response:
-        return HTMLResponse(self._templates.get_template("failed.html").render(text=str(error)), 400)
 
 
 def _version(folders: dict[str, Path]) -> tuple[object, ...]:

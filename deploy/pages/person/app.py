@@ -6,7 +6,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import parse_qsl, urlencode
 
-from jinja2 import Environment, PackageLoader
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -20,12 +19,10 @@ from tessera.client.people.preferences import FARTHEST
 from tessera.common.errors import ConfigError, DataError, TesseraError
 from tessera.deploy.pages.person.facts import BECAUSE, KINDS, VIEWS, advice, questions, timeline
 from tessera.deploy.pages.person.pictures import Pictures
-from tessera.deploy.pages.reading import STATIC, body
+from tessera.deploy.pages.reading import FRAGMENT, STATIC, body, failing, templates
 
 LARGEST_ARCHIVE = 1 << 26
 """Bytes that an archive of a person may have."""
-FRAGMENT = "x-fragment"
-"""Header by which the page's own script asks for a part of it."""
 Fields = Mapping[str, str]
 Answer = Callable[[Request, Fields], Response]
 
@@ -35,10 +32,12 @@ class PersonPage:
 
     def __init__(self, device: Device, pictures: Path | None = None) -> None:
         self._device, self._pictures = device, Pictures(device.folder, pictures)
-        templates = Environment(loader=PackageLoader("tessera.deploy.pages.person"), autoescape=True)
-        templates.filters["sentence"] = sentence
-        templates.globals.update(views=VIEWS, because=BECAUSE, kinds=KINDS, farthest=FARTHEST)
-        self._templates = templates
+        own = templates(
+            "tessera.deploy.pages.person", "Tessera on this device", main="main", subject="what is recommended"
+        )
+        own.filters["sentence"] = sentence
+        own.globals.update(views=VIEWS, because=BECAUSE, kinds=KINDS, farthest=FARTHEST)
+        self._templates = own
 
     def app(self) -> Starlette:
         """The app, which `tessera.deploy.pages.guard.Guard` is to stand before."""
@@ -54,7 +53,7 @@ class PersonPage:
                 Route("/import", self.import_, methods=["POST"]),
                 Mount("/static", StaticFiles(directory=STATIC)),
             ],
-            exception_handlers={TesseraError: self._failed},
+            exception_handlers={TesseraError: failing(self._templates)},
         )
 
     def home(self, request: Request, fields: Fields) -> Response:
@@ -175,15 +174,6 @@ class PersonPage:
 
     def _page(self, template: str, **facts: object) -> HTMLResponse:
         return HTMLResponse(self._templates.get_template(template).render(facts))
-
-    async def _failed(self, request: Request, error: Exception) -> Response:
-        """What went wrong, in a sentence, with a way back."""
-        text = str(error)
-        if request.headers.get(FRAGMENT):
-            return Response(text, 400, media_type="text/plain")
-        answer = self._page("failed.html", text=text)
-        answer.status_code = 400
-        return answer
 
     def _reading(self, answer: Answer) -> Callable[[Request], object]:
         @wraps(answer)
