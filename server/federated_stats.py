@@ -196,14 +196,10 @@ class Evaluations:
         self.save(self.tasks.round)
         if not self.tasks.settings.evaluation.baselines:
             return
-        asks_questions, dispatcher, nodes = (
-            self.tasks.settings.asks_questions,
-            self.tasks.dispatcher,
-            self.selection.nodes,
-        )
-        if len(dispatcher.online(nodes)) < self.tasks.settings.federation.min_nodes:
+        settings, nodes = self.tasks.settings, self.selection.nodes
+        if len(self.tasks.dispatcher.online(nodes)) < settings.federation.min_nodes:
             nodes = None
-        inputs = {} if asks_questions else {**self.counts, **_content(self.catalogue)}
+        inputs = {} if settings.asks_questions else {**self.counts, **_content(self.catalogue)}
         self.reporter.trivial(self.tasks.ask("baselines", inputs, only=nodes), self.selection)
 
     def _take(self, answer: Aggregate, along: bool) -> None:

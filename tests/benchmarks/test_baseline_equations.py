@@ -20,17 +20,7 @@ from tessera.benchmarks.baselines.vbpr import Vbpr, VbprModel
 from tessera.client.histories import histories, single
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.data.interactions import Split
-from tests.support.grouped import N_ITEMS, N_USERS, grouped_catalogue, grouped_split
-
-
-@pytest.fixture(scope="module")
-def split() -> Split:
-    return grouped_split()
-
-
-@pytest.fixture(scope="module")
-def catalogue(split: Split) -> Catalogue:
-    return grouped_catalogue(split)
+from tests.support.grouped import N_ITEMS, N_USERS
 
 
 def test_vbpr_scores_as_its_equation(split: Split, catalogue: Catalogue) -> None:

@@ -33,21 +33,11 @@ from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.interactions import Split
 from tessera.common.errors import DataError, RunError
-from tests.support.grouped import N_GROUPS, N_ITEMS, N_USERS, grouped_catalogue, grouped_split
+from tests.support.grouped import N_GROUPS, N_ITEMS, N_USERS
 from tests.support.splits import ragged, shuffled, split_of
 
 AT_10 = EvaluationSettings(ks=(10,))
 RANDOM = 10 / (N_ITEMS - 9)
-
-
-@pytest.fixture(scope="module")
-def split() -> Split:
-    return grouped_split()
-
-
-@pytest.fixture(scope="module")
-def catalogue(split: Split) -> Catalogue:
-    return grouped_catalogue(split)
 
 
 def small(name: str, epochs: int = 25) -> Baseline:
