@@ -1,4 +1,7 @@
-"""Chooses where tensors are computed, CPU or CUDA, and checks that results are finite."""
+"""Chooses where and how tensors are computed, CPU or CUDA, by how many threads, and checks that results are finite."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,3 +20,18 @@ def resolve_device(wanted: str) -> torch.device:
 def finite(tensor: Tensor) -> bool:
     """Whether all of its numbers are: seen in the least and the largest, which takes a twentieth of the time of a mask."""
     return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, so that a machine's load and its number of cores change no bit of a sum or a decomposition.
+
+    Threads add up parts of a sum each, so that other numbers of them round otherwise; a fit of a thousand steps makes much of
+    the difference. What remains is the kind of processor and the version of torch.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -18,6 +18,7 @@ from tessera.common.towers.io import load_reader, tower_path
 from tessera.common.towers.projections import Projections
 from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import read_tensors
+from tessera.common.utils.torch_device import one_thread
 from tessera.server.pretraining.activations import activations
 from tessera.server.pretraining.alignment import ALIGNMENTS
 from tessera.server.pretraining.pretext_tasks import Pretext
@@ -42,6 +43,7 @@ def public_rows(dataset: Path, catalogue: Catalogue) -> Tensor:
     return torch.from_numpy(np.flatnonzero(both))
 
 
+@one_thread()
 def shared_start(
     dataset: Path, classes: Sequence[str], rank: int, n_blocks: int, alignment: str
 ) -> dict[str, dict[str, Projections]]:

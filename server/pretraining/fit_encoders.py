@@ -21,6 +21,7 @@ from tessera.common.towers.shared_space import shared_space
 from tessera.common.towers.transformer import SIDE, SIZES, Tower, words
 from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import digest
+from tessera.common.utils.torch_device import one_thread
 from tessera.server.pretraining import encoder_training
 from tessera.server.pretraining.aligned_init import public_rows, reader_inputs
 from tessera.server.pretraining.encoder_training import EncoderSamples
@@ -51,6 +52,7 @@ class EncoderCorpus:
     content: str
 
 
+@one_thread()
 def fit_encoders(
     dataset: Path, classes: Sequence[str], kinds: Sequence[str], steps: int, images: Path | None, begin: Begin
 ) -> Fits:

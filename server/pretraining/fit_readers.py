@@ -19,22 +19,29 @@ from tessera.common.towers.io import load_reader, read_about, save_reader, tower
 from tessera.common.towers.qa_reader import QAReader
 from tessera.common.towers.transformer import SIZES
 from tessera.common.utils.atomic_files import digest
+from tessera.common.utils.torch_device import one_thread
 from tessera.server.pretraining import reader_training
 from tessera.server.pretraining.aligned_init import public_rows, reader_inputs
 from tessera.server.pretraining.pretext_tasks import TASKS, Pretext
 
 LARGEST_CLASS = "base"
 
+ARITHMETIC = "one thread"
+"""How fits compute (`tessera.common.utils.torch_device.one_thread`): part of what they depend on."""
+
 Begin = Callable[[str, int], Callable[[], None]]
 """Called with what begins and the number of its steps; what it returns is called after each."""
 
 
+@one_thread()
 def fit_towers(dataset: Path, classes: Sequence[str], steps: int, begin: Begin) -> dict[str, dict[str, Any]]:
     """Fit the readers of `classes` and return what is recorded of each fit.
 
     `begin` is called with a class and its steps before a fit, and what it returns after each step. A fit that lies there
     from the same content and settings is not repeated. Raises `ConfigError` for an unknown class, `DataError` for a dataset
     without pictures or texts.
+
+    The same content gives the same bytes, whatever the number of cores, on the same kind of processor and version of torch.
     """
     refuse_unknown("device class", classes, SIZES)
     catalogue = load_catalogue(dataset)
@@ -88,7 +95,7 @@ def is_fitted(path: Path, key: str, kind: str = "reader") -> bool:
 def content_hash(catalogue: Catalogue, rows: Tensor, steps: int, *settings: object) -> str:
     """Hash of all that a fit depends on, but for the class."""
     features = [catalogue.features[name].sha256 for name in ("image", "text")]
-    return digest(repr((features, rows.tolist(), steps, *settings)).encode())
+    return digest(repr((ARITHMETIC, features, rows.tolist(), steps, *settings)).encode())
 
 
 def held_out(catalogue: Catalogue, rows: Tensor) -> Tensor:

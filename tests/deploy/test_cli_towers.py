@@ -1,6 +1,9 @@
 """`tessera towers`, through the command line."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +71,29 @@ def test_a_class_is_fitted_with_the_largest_and_only_once(dataset: Path) -> None
     assert [path.stat().st_mtime_ns for path in paths] == written
     run("fit", dataset, "--classes", "base", "--steps", 21)
     assert paths[1].stat().st_mtime_ns != written[1]
+
+
+FIT = """
+import sys
+from pathlib import Path
+import torch
+from tessera.server.pretraining import fit_readers, reader_training
+reader_training.BATCH, reader_training.N_EVAL_QUESTIONS = 24, 200
+threads = torch.get_num_threads()
+fit_readers.fit_towers(Path(sys.argv[1]), ["tiny"], 4, lambda name, steps: lambda: None)
+assert torch.get_num_threads() == threads  # the fit's one thread is the fit's own
+"""
+
+
+def test_two_processes_fit_the_same_bytes_however_many_threads_they_have(dataset: Path) -> None:
+    fits = []
+    for threads in ("1", "2"):
+        for name in ("tiny", "base"):
+            tower_path(dataset, name).unlink()
+        environment = os.environ | {"OMP_NUM_THREADS": threads}
+        subprocess.run([sys.executable, "-c", FIT, str(dataset)], env=environment, check=True)
+        fits.append({name: tower_path(dataset, name).read_bytes() for name in ("tiny", "base")})
+    assert fits[0] == fits[1]
 
 
 def test_what_cannot_be_fitted_is_said(dataset: Path) -> None:

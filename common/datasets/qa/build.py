@@ -31,6 +31,7 @@ from tessera.common.towers.projections import orthonormal
 from tessera.common.towers.shared_space import SIGNS, shared_space
 from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import write_tensors
+from tessera.common.utils.torch_device import one_thread
 
 QUESTIONS = "questions"
 N_TRAIN, N_TEST = 800, 100
@@ -124,6 +125,7 @@ def _domains() -> list[Domain]:
     return [task.domain for task in (*(task for tasks in CLIENTS for task in tasks), *UNSEEN)]
 
 
+@one_thread()
 def fit_codebook(catalogue: Catalogue, movies: Movies, public: Tensor) -> Codebook:
     """Every item's vectors in the shared space, fitted on the `public` [n] items, and a direction of its own for each word.
 
