@@ -2,11 +2,10 @@
 
 Finds what people go by in a world where it is known: kinds of people, of whom each goes by one side of the items.
 
-An item has `kinds` times `factors` normal numbers, which are public after a rotation that nobody knows. A person goes by the
-numbers of one kind (with --mixed by a Dirichlet mixture), linearly. Kinds then have the same mean and, summed up, the same
-covariance, so that clustering people's mean tastes cannot find them. How alike the items of a history are in a subspace can
-tell them apart (cohesion, see docs/cohesion.md), and the subspaces are found from sums over devices. Nothing is trained, and no
-round of the product is run. Prints purity, HR@50 and NDCG@50 on test for each way to weigh the subspaces, and one line of JSON.
+The world is that of the aspects shop (`tessera data aspects-shop`): items have several sides, and clustering people's mean
+tastes cannot find who goes by which. How alike the items of a history are in a subspace can tell them apart (cohesion, see
+docs/cohesion.md), and the subspaces are found from sums over devices. Nothing is trained, and no round of the product is run.
+Prints purity, HR@50 and NDCG@50 on test for each way to weigh the subspaces, and one line of JSON.
 """
 
 import argparse
@@ -25,8 +24,9 @@ from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.data.interactions import Split
 from tessera.common.data.targets import Targets
+from tessera.common.datasets import aspects_shop
+from tessera.common.datasets.aspects_shop import EVENTS, FACTORS, KINDS, N_ITEMS, N_PEOPLE
 
-EVENTS, SHARPNESS, MIXTURE, N_ITEMS = 12, 2.5, 0.4, 1600
 RIDGE, ICA_ROUNDS, ROUNDS, NODES = 1.0, 30, 10, 20
 NOTHING = Catalogue((), (), (), (), {})
 
@@ -47,28 +47,20 @@ class World:
         return self.shares.shape[1]
 
 
-def draw_world(seed: int, kinds: int = 4, factors: int = 6, people: int = 600, mixed: bool = False) -> World:
-    """Draw items, tastes and events; the last two events are for validation and test."""
-    rng, dim = np.random.default_rng([seed, 17]), kinds * factors
-    sides = rng.standard_normal((N_ITEMS, kinds, factors))
-    rotation = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
-    tastes = rng.standard_normal((people, kinds, factors))
-    tastes /= np.linalg.norm(tastes, axis=2, keepdims=True)
-    shares = rng.dirichlet(np.full(kinds, MIXTURE), people) if mixed else np.eye(kinds)[np.arange(people) % kinds]
-    utility = np.einsum("uk,ukf,ikf->ui", shares, tastes, sides)
-    utility *= SHARPNESS / utility.std(1, keepdims=True)
-    taken = np.argsort(-(utility + rng.gumbel(size=utility.shape)), 1)[:, :EVENTS]
-    taken = rng.permuted(taken, axis=1)
+def draw_world(
+    seed: int, kinds: int = KINDS, factors: int = FACTORS, people: int = N_PEOPLE, mixed: bool = False
+) -> World:
+    """Draw an aspects shop; the last two events are for validation and test."""
+    drawn = aspects_shop.draw_world(seed, kinds, factors, people, mixed)
     split = Split(
         users=tuple(f"person-{n}" for n in range(people)),
         offsets=(EVENTS - 2) * np.arange(people + 1),
-        train_items=taken[:, :-2].reshape(-1),
-        validation=Targets.single(taken[:, -2].tolist()),
-        test=Targets.single(taken[:, -1].tolist()),
+        train_items=drawn.bought[:, :-2].reshape(-1),
+        validation=Targets.single(drawn.bought[:, -2].tolist()),
+        test=Targets.single(drawn.bought[:, -1].tolist()),
         n_items=N_ITEMS,
     )
-    items = sides.reshape(N_ITEMS, dim) @ rotation.T
-    return World(split, *(torch.from_numpy(part) for part in (items, rotation, shares)))
+    return World(split, *(torch.from_numpy(part) for part in (drawn.items, drawn.rotation, drawn.shares)))
 
 
 def whitened(items: Tensor) -> Tensor:
@@ -226,9 +218,9 @@ def one_hot(groups: Tensor, blocks: int) -> Tensor:
 def main() -> None:
     """Draw worlds, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", type=int, default=4)
-    parser.add_argument("--factors", type=int, default=6)
-    parser.add_argument("--people", type=int, default=600)
+    parser.add_argument("--kinds", type=int, default=KINDS)
+    parser.add_argument("--factors", type=int, default=FACTORS)
+    parser.add_argument("--people", type=int, default=N_PEOPLE)
     parser.add_argument("--mixed", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()

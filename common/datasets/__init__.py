@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tessera.common.datasets.aspects_shop import FACTORS, KINDS, N_PEOPLE, write_world
 from tessera.common.datasets.dataset_folder import describe, replacing, write_description
 from tessera.common.datasets.demo_shop import N_ITEMS, N_USERS, about_shop, write_shop
 from tessera.common.datasets.preprocess import prepare
@@ -16,7 +17,7 @@ from tessera.common.errors import DataError
 from tessera.common.registry.converters import CONVERTERS, LEAST, unused_option
 from tessera.common.registry.registry import resolve
 
-__all__ = ["Options", "convert", "convert_shop", "describe"]
+__all__ = ["Options", "convert", "convert_aspects_shop", "convert_shop", "describe"]
 
 
 def convert(
@@ -54,3 +55,18 @@ def convert_shop(
     with replacing(destination, overwrite) as folder:
         write_shop(folder, n_items, n_users, seed, encoder)
         return write_description(folder, {"name": destination.resolve().name, "kind": "shop", **about_shop(seed)})
+
+
+def convert_aspects_shop(
+    destination: Path,
+    kinds: int = KINDS,
+    factors: int = FACTORS,
+    people: int = N_PEOPLE,
+    mixed: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Generate an aspects shop of any size as a dataset at `destination`, and return its dataset.json."""
+    with replacing(destination, overwrite) as folder:
+        about = write_world(folder, seed, kinds, factors, people, mixed)
+        return write_description(folder, {"name": destination.resolve().name, "kind": "aspects-shop", **about})

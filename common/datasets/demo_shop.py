@@ -116,7 +116,7 @@ def write_shop(
     truth = draw_users(n_users, appearances, words, circle, popularity, rng["users"])
     from_frame(_purchases(truth, rng["buy"]), n_items).save(folder)
     reliance = {f"reliance_{name}": truth.reliance[:, column] for column, name in enumerate(RELIANCES)}
-    write_table(folder / USERS, pl.DataFrame({"user": _names("user", n_users), **reliance}))
+    write_table(folder / USERS, pl.DataFrame({"user": ordered_names("user", n_users), **reliance}))
 
 
 def draw_users(
@@ -154,7 +154,7 @@ def _purchases(truth: UserTruth, rng: np.random.Generator) -> pl.DataFrame:
     lengths = rng.integers(EVENTS[0], EVENTS[1] + 1, size=len(ranked)).tolist()
     items = np.concatenate([rng.permutation(row[:length]) for row, length in zip(ranked, lengths, strict=True)])
     gaps = [_START + np.cumsum(rng.integers(3600, 7 * 86400, size=length)) for length in lengths]
-    users = np.repeat(_names("user", len(ranked)), lengths)
+    users = np.repeat(ordered_names("user", len(ranked)), lengths)
     return pl.DataFrame({"user": users.tolist(), "item": items, "timestamp": np.concatenate(gaps)})
 
 
@@ -167,7 +167,7 @@ def _catalogue(
     encoder: Encoder,
 ) -> Catalogue:
     """Write the pictures below `folder`, word the titles, and encode both."""
-    items = _names("item", len(appearances["colour"]))
+    items = ordered_names("item", len(appearances["colour"]))
     images = [f"images/{item}.png" for item in items]
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for row, image in enumerate(images):
@@ -199,6 +199,6 @@ _CLOSINGS = (
 )  # fmt: skip
 
 
-def _names(prefix: str, n: int) -> list[str]:
+def ordered_names(prefix: str, n: int) -> list[str]:
     """Ids that sort as text in the order of their index."""
     return [f"{prefix}-{index:0{len(str(n - 1))}d}" for index in range(n)]

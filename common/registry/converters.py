@@ -88,6 +88,13 @@ CONVERTERS: Registry[ConverterSpec] = Registry(
             writes=True,
             needs_source=False,
         ),
+        "aspects-shop": ConverterSpec(
+            "nothing: people who go by known sides of items are generated, and SOURCE is -",
+            f"{_HERE}.aspects_shop:write_aspects_shop",
+            ("shop_seed",),
+            writes=True,
+            needs_source=False,
+        ),
         "questions": ConverterSpec(
             "a MovieLens folder with overviews and posters, of which a benchmark of many tasks is made",
             f"{_HERE}.qa.build:write_questions",

@@ -11,7 +11,8 @@ from rich.table import Table
 from tessera.common.config.loading import load_settings
 from tessera.common.data.catalogue import DATASET
 from tessera.common.data.folder_kinds import other_than_data
-from tessera.common.datasets import Options, convert, convert_shop, describe
+from tessera.common.datasets import Options, convert, convert_aspects_shop, convert_shop, describe
+from tessera.common.datasets.aspects_shop import FACTORS, KINDS, N_PEOPLE
 from tessera.common.datasets.demo_shop import N_ITEMS, N_USERS
 from tessera.common.datasets.published_counts import in_the_paper, verdict
 from tessera.common.encoders import Encoder, make_encoder
@@ -30,6 +31,7 @@ app.command("encode", epilog=EPILOG)(encode_command)
 app.add_typer(catalogue_app, name="catalogue")
 
 SHOP_EPILOG = "Example: tessera data shop data/shop --items 1600 --users 500 --seed 0"
+ASPECTS_EPILOG = "Example: tessera data aspects-shop data/aspects --kinds 4 --people 600 --seed 0"
 DESCRIBE_EPILOG = "Examples: tessera data describe data/ml   |   tessera data describe raw/ml-1m"
 CONVERT_EPILOG = (
     "Examples: tessera data convert movielens raw/ml-latest-small data/ml --images   |   "
@@ -134,6 +136,21 @@ def shop_command(
 ) -> None:
     """Generate the demo shop at DESTINATION: items with pictures and titles, users whose reliance on them is known."""
     convert_shop(destination, items, users, seed, overwrite, _encoder(encode, pretrained))
+    _show(destination)
+
+
+@app.command("aspects-shop", epilog=ASPECTS_EPILOG)
+def aspects_shop_command(
+    destination: Path,
+    kinds: Annotated[int, typer.Option(min=1, help="Kinds of people, each with a side of the items.")] = KINDS,
+    factors: Annotated[int, typer.Option(min=1, help="Numbers in a side.")] = FACTORS,
+    people: Annotated[int, typer.Option(min=1)] = N_PEOPLE,
+    mixed: Annotated[bool, typer.Option("--mixed", help="People go by several sides, by shares.")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Generate at DESTINATION a shop in which each person goes by a known side of the items."""
+    convert_aspects_shop(destination, kinds, factors, people, mixed, seed, overwrite)
     _show(destination)
 
 

@@ -75,7 +75,7 @@ PAIRS: list[tuple[dict[str, Any], dict[str, Any], str, dict[str, Any]]] = [
     ({}, {"data": {"min_user_events": 3}}, "converted do not use it", {"data": {"kind": "sequences"}}),
     ({}, {"data": {"min_item_events": 3}}, "converted do not use it", {"data": {"kind": "ninerec"}}),
     ({}, {"data": {"encode": "builtin"}}, "converted do not use it", {"data": {"kind": "movielens"}}),
-    ({"data": {"kind": "movielens"}}, {"data": {"shop_seed": 3}}, "those of shop do", {"data": {"kind": "shop"}}),
+    ({"data": {"kind": "movielens"}}, {"data": {"shop_seed": 3}}, "shop and aspects-shop do", {"data": {"kind": "shop"}}),
     ({"data": {"kind": "sequences"}}, {"data": {"min_rating": 3}}, "sequences do not use it", {"data": {"kind": "amazon"}}),
     ({"data": {"kind": "fedvlr"}}, {"data": {"min_user_events": 3}}, "fedvlr do not use it", {"data": {"kind": "amazon"}}),
 ]  # fmt: skip
