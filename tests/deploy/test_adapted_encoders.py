@@ -13,6 +13,7 @@ from tessera.common.data.catalogue import load_catalogue
 from tessera.common.datasets.encode import encode_dataset
 from tessera.common.encoders.huggingface import HuggingFaceEncoder
 from tessera.deploy.executors import inline
+from tessera.deploy.executors.grpc import execute
 from tests.deploy.test_executors import assert_bitwise, silent
 from tests.support.catalogues import small_dataset, small_job
 from tests.support.metrics import read_metrics
@@ -57,3 +58,24 @@ def test_minilm_learns_from_overviews_and_a_resumed_run_draws_the_same_items(
     losses = [line["loss"] for line in read_metrics(tmp_path / "whole") if line["kind"] == "round"]
     assert losses[-1] < losses[0]
     assert torch.isfinite(torch.tensor(losses)).all()
+
+
+@pytest.mark.integration
+@pytest.mark.slow  # test_secure_runs has it in one process
+def test_contents_alone_over_grpc_and_under_masks_give_the_figures_of_a_plain_run(tmp_path: Path) -> None:
+    """Ten rounds of encoders that learn, from three devices that are processes of their own and whose sums are masked."""
+    changes: dict[str, Any] = {
+        "rounds": 10,
+        "planted": True,
+        "views": {"dim": 8, "operators": [], "item_ids": False, "encoder": "bottleneck", "spectral_rounds": 5},
+        "local": {"backbone": "cosine", "loss": "next", "history_mask": 0.0},
+        "evaluation": {"every": 5, "collapse": True},
+        "server": {"learning_rate": 0.003},
+    }
+    inline.execute(small_job(tmp_path, "plain", 3, privacy={"secure": False}, **changes), silent)
+    execute(small_job(tmp_path, "grpc", 3, privacy={"secure": True}, **changes), silent)
+    plain, masked = read_metrics(tmp_path / "plain"), read_metrics(tmp_path / "grpc")
+    assert [line["kind"] for line in plain] == [line["kind"] for line in masked]
+    for one, other in zip(plain, masked, strict=True):
+        assert other.get("loss", 0.0) == pytest.approx(one.get("loss", 0.0), rel=1e-3)
+        assert other.get("scores", {}) == pytest.approx(one.get("scores", {}), rel=1e-3, abs=1e-9)

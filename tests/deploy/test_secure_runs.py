@@ -68,6 +68,10 @@ def rounds(run: Path) -> list[dict]:
         {"local": {"backbone": "fedavg", "loss": "bce", "local_epochs": 2}},
         {"local": {"backbone": "history", "loss": "next", "weighting": "examples"}},
         {"data": {"folder": "small", "cold_users": 0.15, "cold_items": 0.1}},
+        {
+            "views": {"dim": 8, "operators": [], "item_ids": False, "encoder": "bottleneck", "spectral_rounds": 3},
+            "local": {"backbone": "cosine", "loss": "next", "history_mask": 0.0},
+        },
     ],
 )
 def test_a_run_under_masks_is_the_run_without(tmp_path: Path, changes: dict) -> None:
