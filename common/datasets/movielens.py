@@ -44,11 +44,33 @@ class Old:
     movies_separator: str
 
 
+GENRES = (
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+)
+"""What the last fields of a line of 100K's u.item are about, 1 where a movie is of the genre."""
+NO_GENRES = "(no genres listed)"
 RELEASES = (Old("ratings.dat", "movies.dat", "::", "::"), Old("u.data", "u.item", "\t", "|"))
 """1M and 10M; 100K."""
 
 
-def read_movielens(source: Path, _: Options) -> RawDataset:
+def read_movielens(source: Path, options: Options) -> RawDataset:
     """Read a MovieLens folder.
 
     latest, 20M, 25M, 32M   ratings.csv userId, movieId, rating, timestamp; movies.csv movieId, title
@@ -57,8 +79,8 @@ def read_movielens(source: Path, _: Options) -> RawDataset:
     any                     overviews.csv movieId, overview; posters/ID.jpg, or of another kind;
                             {image,text}_features.npy with {image,text}_ids.npy
 
-    Only the ratings have to be there. Titles are read as UTF-8 or else latin-1, as the older releases have them. Raises
-    `DataError` that names the file and the row.
+    Only the ratings have to be there. Titles are read as UTF-8 or else latin-1, as the older releases have them. With
+    `options.genres` a movie's text begins with its genres. Raises `DataError` that names the file and the row.
     """
     if not source.is_dir():
         raise DataError(f"{source} is no folder: name the one that holds ratings.csv, ratings.dat or u.data")
@@ -68,12 +90,14 @@ def read_movielens(source: Path, _: Options) -> RawDataset:
         path = source / "ratings.csv"
         names = _called(path, ("user", "item", "rating", "timestamp"))
         read = read_rows(path, {names[name]: EVENT_COLUMNS[name] for name in names})
-        events, movies = read.rename({names[name]: name for name in names}), _movies(source)
+        events, movies = read.rename({names[name]: name for name in names}), _movies(source, options.genres)
     elif old:
         events = _ratings(source / old.ratings, old.separator)
-        movies, rules = _old_movies(source / old.movies, old.movies_separator)
+        movies, rules = _old_movies(source / old.movies, old.movies_separator, options.genres)
     else:
         raise DataError(f"{source} has no ratings.csv (latest, 20M to 32M), ratings.dat (1M, 10M) or u.data (100K)")
+    if options.genres and (movies is None or not movies["text"].str.len_chars().sum()):
+        raise DataError(f"{source} does not say the genres of any movie: leave --genres out")
     posters, passed = pictures_in(source / "posters")
     items = None if movies is None else _shown(source, movies, posters)
     features = read_features(source, ENCODERS)
@@ -89,10 +113,18 @@ def _called(path: Path, wanted: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _movies(source: Path) -> pl.DataFrame | None:
-    """The movies of movies.csv with their titles, where there is one."""
+def _movies(source: Path, genres: bool) -> pl.DataFrame | None:
+    """The movies of movies.csv with their titles and, as texts, their genres where they are asked for, if there is one."""
     path = source / "movies.csv"
-    return read_items(path, _called(path, ("item", "title"))) if path.exists() else None
+    if not path.exists():
+        return None
+    movies = read_items(path, _called(path, ("item", "title")) | ({"text": "genres"} if genres else {}))
+    return movies.with_columns(pl.col("text").map_elements(_listed, return_dtype=pl.String))
+
+
+def _listed(genres: str) -> str:
+    """Genres as a sentence, from what is between bars."""
+    return "" if genres in ("", NO_GENRES) else genres.replace("|", ", ") + "."
 
 
 def _ratings(path: Path, separator: str) -> pl.DataFrame:
@@ -110,8 +142,8 @@ def _ratings(path: Path, separator: str) -> pl.DataFrame:
     return typed(path, named.lazy(), EVENT_COLUMNS)
 
 
-def _old_movies(path: Path, separator: str) -> tuple[pl.DataFrame | None, list[str]]:
-    """The movies of a file without header, id and title first, and what to say about its letters."""
+def _old_movies(path: Path, separator: str, genres: bool) -> tuple[pl.DataFrame | None, list[str]]:
+    """The movies of a file without header, id and title first and genres last, and what to say about its letters."""
     if not path.exists():
         return None, []
     content, rules = path.read_bytes(), []
@@ -128,7 +160,15 @@ def _old_movies(path: Path, separator: str) -> tuple[pl.DataFrame | None, list[s
     items = pl.DataFrame({"item": [row[0] for row in rows], "title": [row[1] for row in rows]})
     if items["item"].is_duplicated().any():
         raise DataError(f"{path} names item {items['item'].filter(items['item'].is_duplicated())[0]!r} more than once")
-    return items.with_columns(text=pl.lit(""), image=pl.lit("")), rules
+    texts = [_listed(_old_genres(row)) if genres else "" for row in rows]
+    return items.with_columns(text=pl.Series(texts, dtype=pl.String), image=pl.lit("")), rules
+
+
+def _old_genres(row: list[str]) -> str:
+    """The genres of a movie with bars between: named in the third field, or 1 in as many last fields as there are genres."""
+    if len(row) <= len(GENRES):
+        return row[2] if len(row) > 2 else ""
+    return "|".join(genre for genre, flag in zip(GENRES, row[-len(GENRES) :], strict=True) if flag == "1")
 
 
 def _shown(source: Path, movies: pl.DataFrame, posters: dict[str, str]) -> pl.DataFrame:
@@ -140,5 +180,9 @@ def _shown(source: Path, movies: pl.DataFrame, posters: dict[str, str]) -> pl.Da
     if not path.exists():
         return movies
     overviews = read_items(path, _called(path, ("item", "text")))
-    joined = movies.drop("text").join(overviews.select("item", "text"), on="item", how="left", maintain_order="left")
-    return joined.with_columns(pl.col("text").fill_null("")).select(movies.columns)
+    told = overviews.select("item", overview="text")
+    joined = movies.join(told, on="item", how="left", maintain_order="left").with_columns(
+        pl.col("overview").fill_null("")
+    )
+    text = pl.concat_str("text", "overview", separator=" ").str.strip_chars()
+    return joined.with_columns(text.alias("text")).select(movies.columns)

@@ -50,6 +50,8 @@ class Options:
     image_column: str = "image"
     in_order: bool = False
     """Events without timestamps stand in the order in which they happened; otherwise that order says nothing."""
+    genres: bool = False
+    """Let an item's text begin with its genres, where the raw data have them apart."""
     user_share: float = 1.0
     """Share of the users who are kept, drawn by a hash of their id, before anything else is left out."""
     shop_seed: int = 0

@@ -49,7 +49,7 @@ CONVERTERS: Registry[ConverterSpec] = Registry(
         "movielens": ConverterSpec(
             "a folder of any release, 100K to 32M: u.data, ratings.dat or ratings.csv, optionally movies and posters/",
             f"{_HERE}.movielens:read_movielens",
-            (*LEAST, "min_rating", "user_share", *CONTENT),
+            (*LEAST, "min_rating", "user_share", "genres", *CONTENT),
         ),
         "amazon": ConverterSpec(
             "a folder with reviews and metadata of the 2014, 2018 or 2023 release, .json or .jsonl, gzipped or not, and "

@@ -81,6 +81,7 @@ def convert_command(
     in_order: Annotated[
         bool, typer.Option("--in-order", help="Rows without timestamps stand in the order in which they happened.")
     ] = False,
+    genres: Annotated[bool, typer.Option("--genres", help="Let an item's text begin with its genres.")] = False,
     user_share: Annotated[
         float | None, typer.Option(show_default="1", help="Keep a share of the users, drawn by a hash of their id.")
     ] = None,
@@ -102,6 +103,7 @@ def convert_command(
         "text_column": text_column,
         "image_column": image_column,
         "in_order": in_order or None,
+        "genres": genres or None,
         "user_share": user_share,
     }
     given = {name: value for name, value in asked.items() if value is not None}

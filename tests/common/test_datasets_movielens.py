@@ -7,6 +7,7 @@ import pytest
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.interactions import load_interactions
 from tessera.common.datasets import Options, convert
+from tessera.common.datasets.movielens import GENRES
 from tessera.common.errors import DataError
 
 RATINGS = [(1, 10, 5, 300), (1, 30, 3, 100), (2, 10, 4, 200)]
@@ -24,7 +25,8 @@ def release(name: str, folder: Path) -> None:
         (folder / "movies.dat").write_text(lines("::", movies), encoding="latin-1" if name == "1M" else "utf-8")
     elif name == "100K":
         (folder / "u.data").write_text(lines("\t", RATINGS))
-        rows = [(movie, title, "01-Jan-1995", "", "http://us.imdb.com/M", 0, 1) for movie, title in TITLES.items()]
+        flags = [int(genre in ("Drama", "Crime")) for genre in ("unknown", *GENRES)]
+        rows = [(movie, title, "01-Jan-1995", "", "http://us.imdb.com/M", *flags) for movie, title in TITLES.items()]
         (folder / "u.item").write_text(lines("|", rows), encoding="latin-1")
     else:
         user, movie = {
@@ -45,6 +47,22 @@ def test_releases(tmp_path: Path, name: str) -> None:
     assert (catalogue.items, catalogue.titles) == (("10", "30"), tuple(TITLES.values()))
     assert load_interactions(tmp_path / "out", 2).frame().rows() == [("1", 0, 300), ("2", 0, 200)]
     assert any("latin-1" in rule for rule in about["rules"]) == (name in ("100K", "1M"))
+
+
+@pytest.mark.parametrize("name", ["100K", "1M", "latest"])
+def test_texts_begin_with_genres_where_that_is_asked_for(tmp_path: Path, name: str) -> None:
+    release(name, tmp_path)
+    (tmp_path / "overviews.csv").write_text("movieId,overview\n30,Two men.\n")
+    convert("movielens", tmp_path, tmp_path / "out", Options(0, 0, genres=True))
+    genres = "Crime, Drama." if name == "100K" else "Drama, Crime."
+    assert load_catalogue(tmp_path / "out").texts == (genres, f"{genres} Two men.")
+
+
+def test_genres_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    release("latest", tmp_path)
+    (tmp_path / "movies.csv").write_text("movieId,title\n" + lines(",", list(TITLES.items())))
+    with pytest.raises(DataError, match="does not say the genres of any movie: leave --genres out"):
+        convert("movielens", tmp_path, tmp_path / "out", Options(0, 0, genres=True))
 
 
 @pytest.mark.parametrize(
