@@ -19,6 +19,7 @@ from torch import Tensor
 from tessera.benchmarks.baselines.base import Baseline
 from tessera.benchmarks.baselines.group_popularity import lloyd, nearest
 from tessera.benchmarks.baselines.selection import measure
+from tessera.client.aspects.facets import BlockSums, facet_sum
 from tessera.client.histories import Histories, histories
 from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.catalogue import Catalogue
@@ -26,8 +27,10 @@ from tessera.common.data.interactions import Split
 from tessera.common.data.targets import Targets
 from tessera.common.datasets import aspects_shop
 from tessera.common.datasets.aspects_shop import EVENTS, FACTORS, KINDS, N_ITEMS, N_PEOPLE
+from tessera.common.protocol.messages import FacetStep
+from tessera.server.views.facets import find_facets, numbered, whitened
 
-RIDGE, ICA_ROUNDS, ROUNDS, NODES = 1.0, 30, 10, 20
+RIDGE, ICA_ROUNDS, NODES = 1.0, 30, 20
 NOTHING = Catalogue((), (), (), (), {})
 
 
@@ -63,80 +66,15 @@ def draw_world(
     return World(split, *(torch.from_numpy(part) for part in (drawn.items, drawn.rotation, drawn.shares)))
 
 
-def whitened(items: Tensor) -> Tensor:
-    """Items around their mean, with covariance I."""
-    around = items - items.mean(0)
-    values, vectors = torch.linalg.eigh(around.T @ around / len(items))
-    return around @ vectors * values.rsqrt()
-
-
-def block_cohesion(known: Histories, white: Tensor, blocks: int) -> Tensor:
-    """Likeness of people's items in each block of the columns, [n_users, blocks]: by chance its mean is 0, its variance 1.
-
-    e_uk = (|S_k|^2 - sum_i |z_ik|^2) / sqrt(2 L (L - 1) d_k) for L events z_i [d] with sum S, and d_k columns.
-    """
-    parts = white.view(len(white), blocks, -1)
-    alike = known.total(white).view(len(known), blocks, -1).square().sum(2) - known.total(parts.square().sum(2))
-    lengths = known.lengths().clamp(min=2)
-    return alike / (2 * lengths * (lengths - 1) * parts.shape[2]).sqrt()[:, None]
-
-
-def refinement_sum(known: Histories, white: Tensor, rotation: Tensor, blocks: int) -> Tensor:
-    """What a device adds: sum_u [r_uk M_u Q_k]_k [dim, dim], with r_u = softmax e_u and M_u = (S S' - sum_i x_i x_i') /
-    sqrt(2 L (L - 1))."""
-    found = block_cohesion(known, white @ rotation, blocks)
-    lengths = known.lengths().clamp(min=2)
-    counts = found.softmax(1) / (2 * lengths * (lengths - 1)).sqrt()[:, None]
-    totals, rows, parts = known.total(white), white[known.items], rotation.chunk(blocks, 1)
-    products = [
-        totals.T @ (own[:, None] * (totals @ part)) - rows.T @ (own[known.owners, None] * (rows @ part))
-        for own, part in zip(counts.T, parts, strict=True)
-    ]
-    return torch.cat(products, 1)
-
-
 def find_blocks(devices: list[Histories], white: Tensor, blocks: int, seed: int) -> Tensor:
-    """A rotation [dim, dim] whose blocks of columns are sides that people go by, from sums over devices alone.
+    """A rotation [dim, dim] whose blocks of columns are sides that people go by, from sums over devices alone."""
 
-    Kinds differ in people's fourth moments. So directions start as independent components of people's scaled sums S / sqrt(L)
-    (FastICA, symmetric, cubic; Hyvarinen 1999), are put together by how their squares vary together, and then turned so that
-    people's items are as alike as can be in one block (`refinement_sum`). Each step is one sum of a matrix [dim, dim].
-    """
-    scaled = [device.total(white) / device.lengths().clamp(min=1).sqrt()[:, None] for device in devices]
-    people = sum(map(len, devices))
-    values, vectors = torch.linalg.eigh(torch.stack([one.T @ one for one in scaled]).sum(0) / people)
-    sphered = [one @ (vectors * values.rsqrt()) @ vectors.T for one in scaled]
-    generator = torch.Generator().manual_seed(seed)
-    rotation = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=white.dtype)).Q
-    for _ in range(ICA_ROUNDS):
-        total = torch.stack([one.T @ (one @ rotation) ** 3 for one in sphered]).sum(0)
-        rotation = polar(total / people - 3 * rotation)
-    squares = [(one @ rotation) ** 2 - 1 for one in sphered]
-    rotation = rotation[:, put_together(torch.stack([one.T @ one for one in squares]).sum(0), blocks)]
-    for _ in range(ROUNDS):
-        rotation = polar(torch.stack([refinement_sum(device, white, rotation, blocks) for device in devices]).sum(0))
-    return rotation
+    def ask(step: FacetStep, table: Tensor) -> tuple[Tensor, float]:
+        numbers = numbered(table.shape[1], blocks)
+        found = torch.stack([facet_sum(device, table, step, numbers) for device in devices]).sum(0)
+        return found, float(sum(map(len, devices)))
 
-
-def polar(matrix: Tensor) -> Tensor:
-    """The nearest rotation."""
-    left, _, right = torch.linalg.svd(matrix)
-    return left @ right
-
-
-def put_together(together: Tensor, blocks: int) -> list[int]:
-    """Directions in an order in which those of a block stand side by side, blocks of one size: each begins with whichever of
-    the rest varies most with another, and takes what varies most with it."""
-    left, order, size = list(range(len(together))), list[int](), len(together) // blocks
-    apart = together - torch.diag(together.diag())
-    for _ in range(blocks):
-        block = [max(left, key=lambda one: float(apart[one, left].max()))]
-        left.remove(block[0])
-        while len(block) < size:
-            block.append(max(left, key=lambda one: float(apart[block, one].mean())))
-            left.remove(block[-1])
-        order += block
-    return order
+    return find_facets(ask, white, blocks, ICA_ROUNDS, seed)
 
 
 @dataclass
@@ -156,13 +94,6 @@ class Gated(Baseline):
         return (query * self.gates.repeat_interleave(width, dim=1)) @ self.items.T
 
 
-def james_stein(known: Histories, white: Tensor, blocks: int) -> Tensor:
-    """Gates (1 - L d_k / |S_k|^2)+, [n_users, blocks], without any constant to choose."""
-    lengths, width = known.lengths()[:, None], white.shape[1] // blocks
-    squares = known.total(white).view(len(known), blocks, -1).square().sum(2)
-    return (1 - lengths * width / squares).clamp(min=0)
-
-
 def purity(groups: Tensor, kinds: Tensor) -> float:
     """Share of people who are of the most frequent kind in their group."""
     return sum(float(torch.bincount(kinds[groups == one]).max()) for one in groups.unique()) / len(groups)
@@ -170,13 +101,16 @@ def purity(groups: Tensor, kinds: Tensor) -> float:
 
 def rows(world: World, seed: int) -> dict[str, dict[str, float]]:
     """Figures of each way, by its name."""
-    white, blocks = whitened(world.items), world.kinds
+    blocks = world.kinds
+    into, offset = whitened(world.items, world.items.shape[1])
+    white = world.items @ into + offset
     known = histories(world.split).to(torch.device("cpu"), white.dtype)
     dealt = np.array_split(np.random.default_rng([seed, 18]).permutation(len(known)), NODES)
     devices = [histories(world.split.take(part)).to(torch.device("cpu"), white.dtype) for part in dealt]
     found = white @ find_blocks(devices, white, blocks, seed)
     true = world.items @ world.rotation
-    own, kinds = block_cohesion(known, found, blocks), world.shares.argmax(1)
+    alike, kinds = BlockSums(known, found, numbered(found.shape[1], blocks)), world.shares.argmax(1)
+    own = alike.cohesion()
     tastes = torch.nn.functional.normalize(known.total(white), dim=1)
     clusters = nearest(tastes, lloyd(tastes, blocks, seed))
     drawn = torch.from_numpy(np.random.default_rng([seed, 19]).integers(blocks, size=len(known)))
@@ -187,7 +121,7 @@ def rows(world: World, seed: int) -> dict[str, dict[str, float]]:
         "largest cohesion": (found, one_hot(own.argmax(1), blocks), own.argmax(1)),
         "gate, softmax .5": (found, blocks * (0.5 * own).softmax(1), own.argmax(1)),
         "gate, softmax .1": (found, blocks * (0.1 * own).softmax(1), own.argmax(1)),
-        "gate, James-Stein": (found, james_stein(known, found, blocks), own.argmax(1)),
+        "gate, James-Stein": (found, alike.shrinkage(), own.argmax(1)),
         "oracle groups, found blocks": (found, as_groups(own, kinds), kinds),
         "oracle: the true kind's side": (true, one_hot(kinds, blocks), kinds),
         "oracle: the true shares": (true, blocks * world.shares, kinds),

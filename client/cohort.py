@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tessera.client import optimizers
 from tessera.client.aspects.cohesion import prior
+from tessera.client.aspects.facets import gates
 from tessera.client.backbones import BackboneInput, Comparison, LazyScores, make_backbone
 from tessera.client.histories import Histories
 from tessera.client.losses import find_loss
@@ -22,7 +23,7 @@ from tessera.client.private_state import PrivateState
 from tessera.client.router import Routed, pool, route, router_shapes
 from tessera.common.config.settings import LocalSettings
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.messages import COHESION, VIEWS
+from tessera.common.protocol.messages import BLOCKS, COHESION, FIXED, VIEWS
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.registry.losses import NextItemSettings
@@ -76,7 +77,10 @@ def routed(private: dict[str, Tensor], sent: Tensors, histories: Histories, sett
             settings.prior * prior(histories, views, sent[COHESION]) if settings.prior and COHESION in sent else None
         )
         weights = route(private, pool(histories, views), known)
-    everything = BackboneInput(private, sent, histories, Routed(views, weights))
+    gated = None
+    if settings.gate != "none" and BLOCKS in sent:
+        gated = gates(histories, sent, sent[BLOCKS], settings.gate, settings.gate_sharpness)
+    everything = BackboneInput(private, sent, histories, Routed(views, weights, gated))
     with torch.no_grad():
         solved = backbone.solved(everything)
     return replace(everything, private=private | solved)
@@ -156,7 +160,7 @@ class Step:
 
     def __init__(self, sent: Tensors, histories: Histories, settings: LocalSettings, round: int) -> None:
         self.histories, self.settings, self.round = histories, settings, round
-        self.fixed = {name: value for name, value in sent.items() if name == COHESION}
+        self.fixed = {name: value for name, value in sent.items() if name in FIXED}
         self.sent = {name: value for name, value in sent.items() if name not in self.fixed}
         self.backbone = make_backbone(settings.backbone)
         self.weight = _user_weights(histories, settings, sent[VIEWS].dtype)

@@ -20,7 +20,6 @@ from tessera.client.people.refresh import Refreshed, refreshed
 from tessera.client.private_state import PrivateState, Store, Version
 from tessera.client.published.model import held_model, popularity
 from tessera.client.recommendation import RecommendationClient, blocks
-from tessera.client.router import Routed
 from tessera.client.run_note import Moment, RunNote
 from tessera.common.data.interactions import Split
 from tessera.common.errors import DataError
@@ -314,15 +313,15 @@ class Personal:
         if not offsets.any():
             return everything
         weights = torch.softmax(everything.routed.weights.log() + offsets, dim=1)
-        return replace(everything, routed=Routed(everything.routed.views, weights))
+        return replace(everything, routed=replace(everything.routed, weights=weights))
 
     def _parts(self, everything: BackboneInput) -> Iterator[Tensor]:
         """Each view's part in the scores, [n_users, n_items]: what it adds alone to no view at all, its mean taken off."""
-        views, weights = everything.routed.views, everything.routed.weights
+        routed, weights = everything.routed, everything.routed.weights
         backbone = make_backbone(self.task.settings.local.backbone)
-        nothing = backbone.scores(replace(everything, routed=Routed(views, 0 * weights)))
-        for one in torch.eye(len(views)):
-            part = backbone.scores(replace(everything, routed=Routed(views, weights * one))) - nothing
+        nothing = backbone.scores(replace(everything, routed=replace(routed, weights=0 * weights)))
+        for one in torch.eye(len(routed.views)):
+            part = backbone.scores(replace(everything, routed=replace(routed, weights=weights * one))) - nothing
             yield part - part.mean(1, keepdim=True)
 
     def _reasons(self, parts: list[Tensor], known: Histories, items: Tensor) -> tuple[Tensor, Tensor]:

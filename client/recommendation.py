@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tessera.client import cohort, evaluation
 from tessera.client.aspects.cohesion import cohesion_sum
+from tessera.client.aspects.facets import asked_sum
 from tessera.client.base import Client
 from tessera.client.contrast.collapse import collapse_sums
 from tessera.client.histories import Histories, histories
@@ -97,6 +98,8 @@ class RecommendationClient(Client):
         people = list(blocks(split, settings.local.batch_users))
         if task.kind == "power":
             return sum((_power(block, inputs[BASIS]) for block in people if not block.is_new), Update())
+        if task.kind == "aspects":
+            return sum((asked_sum(block, inputs) for block in people if not block.is_new), Update())
         if task.kind == "baselines":
             baselines = [(block, evaluation.baselines(block, settings.evaluation, inputs, target)) for block in people]
             return Update(sums=sum((_reported(block, sums) for block, sums in baselines), MetricSums()))

@@ -39,11 +39,13 @@ def route(private: dict[str, Tensor], pooled: Tensor, prior: Tensor | None = Non
 class Routed:
     """Views and each user's weights for them: the personalised items Fbar_u = sum_j w_uj F_j (Eq. 4), never written out.
 
-    `views` is [n_views, n_items, dim], `weights` [n_users, n_views].
+    `views` is [n_views, n_items, dim], `weights` [n_users, n_views]. `gates` [n_users, dim] say how much each dimension of a
+    query counts for a user; None: all alike.
     """
 
     views: Tensor
     weights: Tensor
+    gates: Tensor | None = None
 
     def scores(self, query: Tensor) -> Tensor:
         """Inner products of each user's query with the personalised items, [n_users, n_items].
@@ -52,6 +54,7 @@ class Routed:
         sum_j w_uj (F_j q_u) = [w_u1 q_u, ..., w_uG q_u] . [F_1, ..., F_G].
         """
         per_view = query if query.ndim == 3 else query[:, None, :]
+        per_view = per_view if self.gates is None else per_view * self.gates[:, None]
         left = self.weights[:, :, None] * per_view
 
         def products(views: Tensor) -> Tensor:

@@ -371,7 +371,7 @@ class Dispatcher:
         """How many nodes must answer: all that the run began with, where their answer stands for the whole run."""
         if task.kind == "select":
             return 0
-        if task.kind in ("item_statistics", "power") and not self.begun:
+        if task.kind in ("item_statistics", "power", "aspects") and not self.begun:
             return max(self.settings.nodes, self.settings.min_nodes)
         return self.settings.least if task.kind == "train" else self.settings.min_nodes
 

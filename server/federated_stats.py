@@ -14,7 +14,7 @@ from tessera.common.errors import RoundAbandoned, RunError
 from tessera.common.metrics.names import VALIDATION
 from tessera.common.metrics.ranking import percentages
 from tessera.common.metrics.records import Ties
-from tessera.common.protocol.messages import BASIS, CONTENT, COUNTS, Ask
+from tessera.common.protocol.messages import ASPECTS, BASIS, BLOCKS, CONTENT, COUNTS, Ask, FacetStep
 from tessera.common.protocol.tensors import Tensors
 from tessera.server.aggregate import Aggregate
 from tessera.server.live.publication import publish
@@ -22,6 +22,7 @@ from tessera.server.model_selection import ModelSelection
 from tessera.server.reporting import Reporter, ties
 from tessera.server.strategies.base import Strategy
 from tessera.server.tasks import Tasks
+from tessera.server.views.facets import find_facets, numbered, whitened
 from tessera.server.views.spectral_init import leading_vectors
 
 MUST_HOLD_OUT = ("given", "time", "random")
@@ -117,6 +118,27 @@ def spectral_start(tasks: Tasks, strategy: Strategy, statistics: Statistics, n_i
     rank = min(views.dim, views.id_dim, len(known))
     vectors, values = leading_vectors(product, len(known), rank, views.spectral_rounds, settings.seed)
     strategy.initialise(_among(known, vectors, n_items), values)
+
+
+def facet_start(tasks: Tasks, strategy: Strategy, settings: Settings) -> None:
+    """Start the views from the features themselves, turned so that blocks of dimensions are sides that people go by, which are
+    found in a few additive rounds, where asked for."""
+    views = settings.views
+    if not views.facets or tasks.round:
+        return
+    features = strategy.features().double().cpu()
+    into, offset = whitened(features, views.dim)
+    if views.facets > 1:
+        blocks = numbered(views.dim, views.facets).float()
+
+        def ask(step: FacetStep, table: Tensor) -> tuple[Tensor, float]:
+            inputs = {ASPECTS + step: table.half(), BLOCKS: blocks}
+            answer = tasks.send("aspects", inputs, {ASPECTS + step: torch.Size([views.dim, views.dim])}).update
+            return answer.counts[ASPECTS + step], answer.sums["users"]
+
+        rotation = find_facets(ask, features @ into + offset, views.facets, views.facet_steps, settings.seed)
+        into, offset = into @ rotation, offset @ rotation
+    strategy.turn(into.float(), offset.float())
 
 
 def _among(known: Tensor, rows: Tensor, n_items: int) -> Tensor:

@@ -5,7 +5,7 @@ from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import RoundAbandoned, RunError
 from tessera.common.metrics.records import ResultRecord
 from tessera.server.dispatch import Dispatcher
-from tessera.server.federated_stats import Evaluations, item_statistics, spectral_start
+from tessera.server.federated_stats import Evaluations, facet_start, item_statistics, spectral_start
 from tessera.server.live.pace import Pace
 from tessera.server.model_selection import ModelSelection
 from tessera.server.reporting import Reporter
@@ -38,6 +38,7 @@ def run_rounds(
     if tasks.round == folder.first:
         reporter.statistics(statistics.answer, statistics.seconds, dispatcher.groups)
         spectral_start(tasks, strategy, statistics, len(catalogue), settings)
+        facet_start(tasks, strategy, settings)
     evaluations = Evaluations(tasks, selection, reporter, statistics, catalogue, save, due)
     reporter.begin_rounds()
 

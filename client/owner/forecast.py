@@ -14,7 +14,7 @@ from tessera.client.owner.rules import RULES, Asked, Own, Refusal, Sum
 from tessera.common.config.device import DeviceSettings
 from tessera.common.config.effects import no_secure_sums
 from tessera.common.config.settings import Settings
-from tessera.common.protocol.messages import BASIS, Kind, Task, basis_columns
+from tessera.common.protocol.messages import ASPECTS, BASIS, Kind, Task, basis_columns
 
 MANY = 10**9
 """People, taken to be in a secure sum."""
@@ -42,6 +42,10 @@ def forecast(policy: Policy, settings: Settings, own: Callable[[Task], Own]) -> 
             width = basis_columns(min(settings.views.dim, settings.views.id_dim, n_items), n_items)
             generator = torch.Generator().manual_seed(0)
             inputs = {BASIS: torch.linalg.qr(torch.randn(n_items, width, generator=generator)).Q}
+        if kind == "aspects":
+            n_items = len(known.counts) if known.counts is not None else 0
+            generator = torch.Generator().manual_seed(0)
+            inputs = {ASPECTS + "spread": torch.randn(n_items, settings.views.dim, generator=generator)}
         sum = Sum(MANY, settings.federation.nodes, masked=True) if masked else Sum(known.people)
         asked = Asked(task, inputs, known, sum, Memory(), "", "", "", 0.0)
         yield Expected(kind, masked, tuple(found for rule in RULES for found in rule(policy, asked)))
@@ -51,6 +55,8 @@ def _kinds(settings: Settings) -> Iterator[Kind]:
     yield "item_statistics"
     if settings.views.spectral_rounds and not settings.asks_questions:
         yield "power"
+    if settings.views.facets > 1:
+        yield "aspects"
     if settings.evaluation.baselines:
         yield "baselines"
     yield from ("train", "evaluate", "select")

@@ -17,16 +17,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from tessera.client.device_folder import DeviceFolder
 from tessera.client.owner import known_keys
 from tessera.client.owner.ledger import Entry, Ledger, Memory
 from tessera.client.owner.policy import Policy, read_policy
-from tessera.client.owner.rules import DAY, REMEDY, Asked, Own, Refusal, Sum, check
+from tessera.client.owner.rules import DAY, REMEDY, Asked, Own, Refusal, Sum, asked_table, check
 from tessera.common.errors import ConfigError, PolicyRefused
 from tessera.common.privacy.accounting import epsilon
 from tessera.common.protocol.masked.key_list import KeyList
-from tessera.common.protocol.messages import BASIS, COUNTS, Task
+from tessera.common.protocol.messages import ASPECTS, BASIS, BLOCKS, COUNTS, FacetStep, Task
 from tessera.common.protocol.tensors import Tensors, content_hash
 from tessera.common.protocol.updates import Update
 from tessera.common.secure import roster
@@ -36,7 +37,11 @@ from tessera.common.utils.atomic_files import digest
 log = logging.getLogger("tessera.device")
 SHORT = 16
 """Digits of a hash that are written down."""
-INPUTS = {"power": (BASIS,), "evaluate": (COUNTS,)}
+INPUTS = {
+    "power": (BASIS,),
+    "aspects": (BLOCKS, *(ASPECTS + step for step in get_args(FacetStep))),
+    "evaluate": (COUNTS,),
+}
 """Which inputs a kind of task reads; baselines read all, the others none."""
 OPEN = frozenset({"rounds", "device"})
 """Settings that may change within a run: they decide nothing about who and what is counted."""
@@ -163,7 +168,7 @@ def _hash(*parts: str) -> str:
 
 def _entry(asked: Asked, policy: Policy) -> Entry:
     """What is known of an answer before it is made. The noise is that of one person until it is known how many took part."""
-    task, basis = asked.task, asked.inputs.get(BASIS)
+    task, basis = asked.task, asked_table(asked)
     privacy = task.settings.privacy if task.kind == "train" and asked.own.is_sum else None
     return Entry(
         time=asked.now,
@@ -182,7 +187,7 @@ def _entry(asked: Asked, policy: Policy) -> Entry:
         ask=asked.ask,
         members=asked.members,
         counts=asked.counts,
-        columns=basis.shape[-1] if task.kind == "power" and basis is not None and basis.ndim else 0,
+        columns=basis.shape[-1] if basis is not None and basis.ndim else 0,
     )
 
 

@@ -31,7 +31,8 @@ class Policy(FrozenSettings):
     """What a device answers, and what not."""
 
     answers: tuple[Kind, ...] = KINDS
-    """Kinds of task that are answered: counts of items, products for a spectral start, training, evaluation, baselines, and
+    """Kinds of task that are answered: counts of items, products for a spectral start, steps that find
+    what people go by, training, evaluation, baselines, and
     the note of which round was selected, for which nothing is sent."""
     secure: Literal["required", "preferred"] = "preferred"
     """required: nothing leaves but in secure sums. preferred: an answer of this device alone may leave too, where it is a sum
@@ -80,6 +81,8 @@ class Policy(FrozenSettings):
     """Columns that one product of a spectral start may have."""
     max_power_asks: Natural = 40
     """Products for a spectral start in a run; 0 refuses it."""
+    max_aspect_asks: Natural = 100
+    """Steps in a run that find sides of items which people go by; 0 refuses them."""
     people_per_column: Amount = 4.0
     """Outside secure sums, how many people there must be for each column that a run's products have had together. With as many
     columns as people histories come out."""

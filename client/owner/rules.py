@@ -6,7 +6,7 @@ on the number of answers so far, or on whether the people here are fewer than th
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from tessera.client.owner.ledger import Memory, RunMemory
 from tessera.client.owner.policy import Policy
 from tessera.common.errors import PolicyRefused
-from tessera.common.protocol.messages import BASIS, COUNTS, Task
+from tessera.common.protocol.messages import ASPECTS, BASIS, COUNTS, FacetStep, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.registry.losses import BCESettings, NextItemSettings
 
@@ -43,6 +43,7 @@ Refusal = Literal[
     "basis",
     "columns",
     "power-asks",
+    "aspect-asks",
     "views",
 ]
 """What a server may hear of a refusal."""
@@ -129,7 +130,7 @@ def _limits(policy: Policy, asked: Asked) -> Found:
     again = run.same[asked.ask]
     if again >= policy.max_repeats:
         yield "repeats", f"the very same was answered {again} times, max_repeats is {policy.max_repeats}"
-    if asked.task.kind != "power" and not again and run.versions[place] >= VERSIONS:
+    if asked.task.kind not in ("power", "aspects") and not again and run.versions[place] >= VERSIONS:
         yield "repeats", f"{run.versions[place]} different asks of this kind were answered in this round"
 
 
@@ -229,6 +230,36 @@ def _power(policy: Policy, asked: Asked) -> Found:
         yield "basis", "a column of the basis asks for one item alone"
 
 
+def asked_table(asked: Asked) -> Tensor | None:
+    """The table [n_items, width] about which a product or a step is asked; None where there is none."""
+    names = {"power": (BASIS,), "aspects": tuple(ASPECTS + step for step in get_args(FacetStep))}
+    found = [asked.inputs[name] for name in names.get(asked.task.kind, ()) if name in asked.inputs]
+    return found[0] if len(found) == 1 else None
+
+
+def _aspects(policy: Policy, asked: Asked) -> Found:
+    """Steps in which sides of items are found: of how many dimensions, over how many people, and of what."""
+    if asked.task.kind != "aspects":
+        return
+    table, run = asked_table(asked), asked.run
+    if not run.same[asked.ask] and run.versions[asked.task.round, "aspects"] >= policy.max_aspect_asks:
+        yield "aspect-asks", f"max_aspect_asks is {policy.max_aspect_asks}"
+    if table is None or table.ndim != 2 or not table.is_floating_point() or not bool(table.isfinite().all()):
+        yield "basis", "what is asked about is no table of finite numbers"
+        return
+    if table.shape[1] > policy.max_basis_columns:
+        yield "columns", f"the table has {table.shape[1]} columns, the most is {policy.max_basis_columns}"
+        return
+    told = table.shape[1] + (0 if run.same[asked.ask] else run.columns)
+    if not asked.sum.masked and asked.sum.people < policy.people_per_column * told:
+        yield "people", f"{asked.sum.people} people for {told} columns in this run, in no secure sum: tastes come out"
+    if asked.sum.masked and asked.sum.people < table.shape[1]:
+        yield "people", f"{asked.sum.people} people for {table.shape[1]} columns: tastes come out"
+    shares = table.double() ** 2
+    if len(table) > 1 and float((shares / shares.sum(0).clamp(min=1e-300)).amax()) > SINGLE:
+        yield "basis", "a column of the table asks for one item alone"
+
+
 def _epsilon(policy: Policy, asked: Asked) -> Found:
     """A budget of epsilon leaves no room for what is exact."""
     training = asked.task.kind == "train"
@@ -241,4 +272,4 @@ def _epsilon(policy: Policy, asked: Asked) -> Found:
         yield "epsilon", "an exact answer outside a secure sum has no epsilon, and max_epsilon is set"
 
 
-RULES: tuple[Rule, ...] = (_kind, _members, _people, _training, _counts, _power, _epsilon, _limits)
+RULES: tuple[Rule, ...] = (_kind, _members, _people, _training, _counts, _power, _aspects, _epsilon, _limits)

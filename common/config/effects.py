@@ -168,6 +168,16 @@ def _start(settings: "Settings") -> Reasons:
     return found
 
 
+def _facets(settings: "Settings") -> Reasons:
+    """Gates of blocks that nobody finds, and constants of gates that there are not."""
+    views, local, found = settings.views, settings.local, Reasons()
+    if views.facets < 2:
+        found |= dict.fromkeys(("local.gate", "views.facet_steps"), "it is for views.facets above 1")
+    if views.facets < 2 or local.gate != "softmax":
+        found["local.gate_sharpness"] = "it is for local.gate softmax"
+    return found
+
+
 def _head(settings: "Settings") -> Reasons:
     """The rate of a head that nobody shares."""
     backbone = settings.local.backbone
@@ -260,6 +270,7 @@ RULES: tuple[Callable[["Settings"], Reasons], ...] = (
     _groups,
     _spectral_start,
     _start,
+    _facets,
     _head,
     _objective,
     _history,

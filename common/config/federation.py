@@ -1,6 +1,7 @@
-"""The settings of how a run's work is spread over nodes, real or simulated: see `tessera.common.config.settings`."""
+"""The settings of how the server steps, and of how work is spread over nodes: see `tessera.common.config.settings`."""
 
 import math
+from typing import Literal
 
 from pydantic import model_validator
 
@@ -16,6 +17,24 @@ from tessera.common.registry.component import (
     Step,
 )
 from tessera.common.registry.defences import AttackersSettings
+
+
+class ServerSettings(FrozenSettings):
+    """How the server steps on the aggregated gradient."""
+
+    optimizer: Literal["sgd", "adam"] = "adam"
+    """What steps all that the server learns."""
+    learning_rate: Step = 0.003
+    """Its rate."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """linear: all rates fall evenly with the steps, to 0 after `rounds` of them, so that the last ones average noise out."""
+    head_learning_rate: Step | None = None
+    """The rate of the head that a backbone shares; empty: the same."""
+    weight_decay: Amount = 0.0
+    """How fast what is learnt shrinks, in units of the rate; a shared head does not."""
+    by_fan_in: bool = False
+    """Divide the rate of a linear map's weights by its number of inputs (Yang et al. 2021, Tensor Programs V): under Adam
+    the contents' maps, a thousand inputs wide, otherwise outrun the embeddings."""
 
 
 class FederationSettings(FrozenSettings):

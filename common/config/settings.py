@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model
 
 from tessera.common.config.components import Backbone, ContentEncoder, Loss, Method, Strategy
 from tessera.common.config.effects import backbone_lacks, no_secure_sums, prune, without_effect
-from tessera.common.config.federation import FederationSettings, SimulationSettings
+from tessera.common.config.federation import FederationSettings, ServerSettings, SimulationSettings
 from tessera.common.config.moments import Moment, moment
 from tessera.common.config.privacy import PrivacySettings
 from tessera.common.registry.component import (
@@ -39,6 +39,7 @@ TOWER_DIM = 64
 DeviceClass = Literal["tiny", "small", "base"]
 Operator = Literal["sum", "mlp", "gate", "attention", "concat"]
 SplitName = Literal["leave-one-out", "given", "time", "random", "everything"]
+Gate = Literal["none", "softmax", "james-stein"]
 Codec = Literal["float32", "float16", "bfloat16", "int16", "int8", "1%", "4%", "15%"]
 
 
@@ -133,7 +134,7 @@ class ViewSettings(FrozenSettings):
     id_scale: Amount = 0.1
     """Standard deviation of the ID and history embeddings at the start."""
     content_scale: Step = 1.0
-    """Size of the modalities' projections at the start, as a multiple of torch's."""
+    """Size of the modalities' projections at the start, as a multiple of torch's, or with `facets` of covariance I."""
     spectral_rounds: Natural = 0
     """Power iterations before round 1 that start both embeddings from singular vectors of the interactions; 0: none."""
     spectral_min_people: Positive = 3
@@ -143,6 +144,26 @@ class ViewSettings(FrozenSettings):
     unseen_scale: Amount = 1.0
     """With a spectral start, the size of items that nobody has yet, as their contents predict them, beside the others': more
     puts new items in front; 0 starts them at zero."""
+
+    facets: Natural = 0
+    """Blocks of the views' dimensions, which sums over people find, each a side that some go by; the view and the history view
+    start from the features themselves, with covariance I. 1 is that start alone; 0: none. For one modality alone."""
+    facet_steps: Positive = 30
+    """Sums in which independent directions are looked for, at most; some twenty more put them together."""
+
+    @model_validator(mode="after")
+    def _facets_of_one_modality(self) -> "ViewSettings":
+        if not self.facets:
+            return self
+        if self.item_ids or self.operators or not self.single or self.noise or self.spectral_rounds:
+            raise ValueError(
+                "facets are sides of one modality's features: set item_ids to false, operators to [], spectral_rounds to 0"
+            )
+        if self.modalities is not None and len(self.modalities) != 1:
+            raise ValueError("facets are sides of one modality: name one in modalities")
+        if self.dim % self.facets:
+            raise ValueError(f"dim is {self.dim}, which cannot be divided into {self.facets} blocks of one size")
+        return self
 
     @model_validator(mode="after")
     def _some_view(self) -> "ViewSettings":
@@ -175,6 +196,11 @@ class LocalSettings(FrozenSettings):
     prior: Amount = 0.0
     """How much it counts for a view, before anything is learnt, that the items of a user's history are more alike in it than
     they are for others: see docs/cohesion.md; 0: nothing."""
+    gate: Gate = "none"
+    """How people's own cohesion weighs the blocks of `views.facets`: by a softmax, or by James-Stein, which has no constant and
+    is for when nobody knows how many sides there are: see docs/cohesion.md."""
+    gate_sharpness: Step = 0.5
+    """How sharply the softmax gate tells blocks apart: 0.5 where people go by one side, 0.1 where they go by several."""
     weighting: Literal["users", "examples"] = "users"
     """Whether a user's gradient counts once or once for each training event."""
     batch_users: Positive = 512
@@ -191,24 +217,6 @@ def has_prior(local: LocalSettings, privacy: PrivacySettings, n_views: int) -> b
     """Whether routers are told what the likeness of a history's items says: where there are views to weigh, and devices may
     say a sum that no noise is on."""
     return local.prior > 0 and local.route == "history" and n_views > 1 and not privacy.noise_multiplier
-
-
-class ServerSettings(FrozenSettings):
-    """How the server steps on the aggregated gradient."""
-
-    optimizer: Literal["sgd", "adam"] = "adam"
-    """What steps all that the server learns."""
-    learning_rate: Step = 0.003
-    """Its rate."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """linear: all rates fall evenly with the steps, to 0 after `rounds` of them, so that the last ones average noise out."""
-    head_learning_rate: Step | None = None
-    """The rate of the head that a backbone shares; empty: the same."""
-    weight_decay: Amount = 0.0
-    """How fast what is learnt shrinks, in units of the rate; a shared head does not."""
-    by_fan_in: bool = False
-    """Divide the rate of a linear map's weights by its number of inputs (Yang et al. 2021, Tensor Programs V): under Adam
-    the contents' maps, a thousand inputs wide, otherwise outrun the embeddings."""
 
 
 class EvaluationSettings(FrozenSettings):
@@ -342,6 +350,8 @@ class Settings(FrozenSettings):
             raise ValueError(
                 f"{self.strategy.name} alone leaves people without the server's views: set strategy to combined"
             )
+        if self.views.facets:
+            raise ValueError("a device's tower has no facets: set views.facets to 0")
         if self.views.dim != TOWER_DIM:
             raise ValueError(f"a device's tower is a view of {TOWER_DIM} dimensions: set views.dim to {TOWER_DIM}")
         if not self.mosaic.method_spec.one_branch:
@@ -363,6 +373,8 @@ class Settings(FrozenSettings):
             raise ValueError("privacy.clip bounds everybody alike: set local.weighting to users")
         if self.privacy.noise_multiplier and self.views.spectral_rounds:
             raise ValueError("privacy.noise_multiplier does not noise a spectral start: set views.spectral_rounds to 0")
+        if self.privacy.noise_multiplier and self.views.facets > 1:
+            raise ValueError("privacy.noise_multiplier does not noise the sums that find facets: set views.facets to 0")
         if self.privacy.distributed and self.wire.gradients != "float32":
             raise ValueError("distributed noise is counted in words of 32 bits: set wire.gradients to float32")
         if self.privacy.distributed and self.strategy_spec.has_towers:

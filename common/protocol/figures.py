@@ -25,6 +25,7 @@ TIED = {VALIDATION: "tied-validation", TEST: "tied-test"}
 FIGURES: Mapping[Kind, frozenset[str]] = {
     "item_statistics": frozenset({"users", "events", "withheld", VALIDATION, TEST, *TIED.values()}),
     "power": frozenset(),
+    "aspects": frozenset({"users"}),
     "train": frozenset({"users", LOSS, NONFINITE, SCALED}),
     "evaluate": frozenset({"evaluated", CONSTANT, NONFINITE}),
     "baselines": frozenset({"evaluated", CONSTANT, NONFINITE}),

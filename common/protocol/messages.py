@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PROTOCOL = 1
 """Version of what messages hold: raised when one side could no longer work with the other's as it was. Keys that may be left
 out are added without: devices leave out those they do not know."""
-Kind = Literal["item_statistics", "power", "train", "evaluate", "baselines", "select"]
+Kind = Literal["item_statistics", "power", "aspects", "train", "evaluate", "baselines", "select"]
 
 RIDERS: frozenset[Kind] = frozenset({"baselines", "evaluate"})
 """What may be asked along with something else: it changes nothing on a device."""
@@ -42,6 +42,15 @@ COUNTS, CONTENT, BASIS = "counts", "content/", "basis"
 COHESION = "cohesion"
 """Name of how alike people's items are in each view (`tessera.client.aspects.cohesion`): of a broadcast's tensor [n_views],
 the mean over people, for which no gradient is wanted; and of counts [2, n_views], a device's sum, and over how many people."""
+BLOCKS = "blocks"
+"""Name of the number of each dimension's block [dim]: of a broadcast's tensor, for which no gradient is wanted, where people's
+gates weigh blocks of dimensions, and of an input."""
+ASPECTS = "aspects/"
+"""Prefix of a task's input, items in the coordinates so far [n_items, dim], and of the counts [dim, dim] that come back, by the
+step in which blocks of dimensions are found (`tessera.client.aspects.facets`)."""
+FacetStep = Literal["spread", "independence", "together", "cohesion"]
+FIXED = frozenset({COHESION, BLOCKS})
+"""Tensors of a broadcast for which no gradient is wanted."""
 MORE_COLUMNS = 16
 """Columns of a basis beyond the wanted ones: they make the wanted ones converge faster (Halko, Martinsson & Tropp 2011)."""
 CATALOGUE = "catalogue"

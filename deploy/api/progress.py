@@ -118,7 +118,9 @@ class RunDisplay:
             return f"spectral start {now.times}/{self.settings.views.spectral_rounds}"
         if now.kind == "evaluate":
             return f"evaluation of round {now.round}"
-        return {"item_statistics": "statistics", "baselines": "baselines"}.get(now.kind, "telling the selected round")
+        return {"item_statistics": "statistics", "aspects": "finding facets", "baselines": "baselines"}.get(
+            now.kind, "telling the selected round"
+        )
 
     def _left(self, now: float) -> str:
         """The time left for all rounds, by the mean of those so far."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tessera.common.metrics.names import NEW_USERS, UNTRAINED
 from tessera.common.protocol.figures import TIED
-from tessera.common.protocol.messages import BASIS, COHESION, COUNTS, Task
+from tessera.common.protocol.messages import ASPECTS, BASIS, COHESION, COUNTS, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 
@@ -81,6 +81,8 @@ def check_claim(update: Update, task: Task, inputs: Tensors, claim: Claim | None
         _check_cohesion(update.counts.get(COHESION), claim)
     elif task.kind == "power":
         _check_power(update.counts.get(BASIS), inputs[BASIS], claim)
+    elif task.kind == "aspects":
+        _check_aspects(update, inputs, claim)
     else:
         _check_scores(update, claim)
 
@@ -123,6 +125,17 @@ def _check_power(product: Tensor | None, basis: Tensor, claim: Claim) -> None:
         raise ExaggeratedError("its power iteration is not that of a symmetric matrix")
     if float(torch.linalg.eigvalsh(inner).min()) < -ROUNDING * size:
         raise ExaggeratedError("its power iteration is not that of people's histories")
+
+
+def _check_aspects(update: Update, inputs: Tensors, claim: Claim) -> None:
+    """A person's S / sqrt(L) is no longer than sqrt(L) times the longest item, and no entry of a step is above its fourth power
+    and 1."""
+    _at_most(update.sums["users"], claim.users, "its number of people with an event")
+    for name, found in update.counts.items():
+        if name.startswith(ASPECTS) and name in inputs:
+            longest = claim.events * float(inputs[name].double().square().sum(1).max())
+            bound = longest if name == f"{ASPECTS}spread" else claim.users + 2 * longest + longest**2
+            _at_most(float(found.abs().max()), bound, "what its people go by")
 
 
 def _check_scores(update: Update, claim: Claim) -> None:

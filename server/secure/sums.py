@@ -31,6 +31,7 @@ from tessera.server.secure.bounds import Bounds
 from tessera.server.secure.epoch import Epoch, begin, nodes_of
 from tessera.server.secure.exchange import Exchange
 from tessera.server.validation import UNREADABLE, Expected, RejectedUpdate, check_update
+from tessera.server.views.facets import most_asks
 
 log = logging.getLogger("tessera.server")
 CHANCES = 3
@@ -169,6 +170,8 @@ class SecureSums:
         """Those of a run; `admitted` is where the operator's list of devices lies, if there is one. Keys are asked for as many
         asks as it needs, with some to spare for what is asked again."""
         asks = settings.rounds + settings.rounds // settings.evaluation.every + settings.views.spectral_rounds + 6
+        if settings.views.facets > 1:
+            asks += most_asks(settings.views.facet_steps)
         exchange = Exchange(grid, run, settings.federation.timeout)
         return cls(exchange, settings.federation, settings.privacy.group, asks, admitted)
 

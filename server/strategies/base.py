@@ -63,6 +63,14 @@ class Strategy(ABC):
         """Begin with the interactions' singular vectors [n_items, rank] and values [rank]."""
         raise RunError("this strategy has no item embeddings to start: leave views.spectral_rounds out")
 
+    def features(self) -> Tensor:
+        """What the only modality shows of the items, [n_items, n_features]. Raises `RunError`."""
+        raise RunError("this strategy has no views of features: leave views.facets out")
+
+    def turn(self, into: Tensor, offset: Tensor) -> None:
+        """Begin with the linear map `into` [n_features, dim] of those features and an `offset` [dim]."""
+        raise RunError("this strategy has no views of features: leave views.facets out")
+
     def report(self) -> dict[str, Any]:
         """What a run's result says besides its scores."""
         return {}

@@ -13,17 +13,19 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from tessera.common.config.settings import ServerSettings, Settings, has_prior
+from tessera.common.config.federation import ServerSettings
+from tessera.common.config.settings import Settings, has_prior
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import DataError, RoundAbandoned, RunError
 from tessera.common.protocol.codecs import encode, rotation
-from tessera.common.protocol.messages import COHESION, Broadcast
+from tessera.common.protocol.messages import BLOCKS, COHESION, Broadcast
 from tessera.common.protocol.projection import SKETCH, Directions, expand, leading, start
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update, check_gradients
 from tessera.common.registry.losses import LOSSES
 from tessera.common.utils.torch_device import resolve_device
 from tessera.server.strategies.base import Strategy
+from tessera.server.views.facets import numbered
 from tessera.server.views.generator import ViewGenerator
 
 DIRECTIONS = "wire/directions"
@@ -73,6 +75,15 @@ class FedVLR(Strategy):
         self.generator.initialise(vectors, values, self.settings.views)
         self._moved()
 
+    def features(self) -> Tensor:
+        """What the only modality shows of the items, standardised, [n_items, n_features]."""
+        return self.generator.only_modality()
+
+    def turn(self, into: Tensor, offset: Tensor) -> None:
+        """Start the view and the history view with features @ into + offset."""
+        self.generator.turn(into, offset, self.settings.views)
+        self._moved()
+
     @property
     def views(self) -> tuple[str, ...]:
         """Names of the views, in the order of the broadcast."""
@@ -100,6 +111,8 @@ class FedVLR(Strategy):
             sent = self.build_views()
             written = encode(sent, self.settings.wire.views, rotation(self.settings.seed))
             fixed = {COHESION: self._cohesion} if len(self._cohesion) else {}
+            if self.settings.views.facets > 1:
+                fixed[BLOCKS] = numbered(self.settings.views.dim, self.settings.views.facets).float()
             self._broadcast = Broadcast(sent, {**written, **fixed})
         return self._broadcast
 

@@ -112,6 +112,27 @@ class ViewGenerator(nn.Module):
         for operator in self.operators.values():
             cast(Operator, operator).pass_through()
 
+    def only_modality(self) -> Tensor:
+        """The standardised features of the modality that the views show, [n_items, n_features]. Raises `DataError` where there
+        are several, or fewer features than dimensions."""
+        if len(self.contents) != 1:
+            raise DataError(f"facets are sides of one modality, and there are {', '.join(self.contents)}: name one")
+        features = self.get_buffer(f"features_{self.contents[0]}")
+        if features.shape[1] < (dim := cast(nn.Linear, self.projections[0]).out_features):
+            raise DataError(
+                f"{self.contents[0]} has {features.shape[1]} features, fewer than views.dim {dim}: lower views.dim"
+            )
+        return features
+
+    @torch.no_grad()
+    def turn(self, into: Tensor, offset: Tensor, settings: ViewSettings) -> None:
+        """Let the view of the only modality and the history view be features @ into + offset, `content_scale` times as long."""
+        projection = cast(nn.Linear, self.projections[0])
+        projection.weight.copy_(settings.content_scale * into.T)
+        projection.bias.copy_(settings.content_scale * offset)
+        if self.history is not None:
+            self.history.copy_(projection(self.only_modality()))
+
     def _guessed(self, table: Tensor, seen: Tensor) -> Tensor:
         """What the contents of items that are not `seen` predict of `table` [n_items, dim], as long as its mean row."""
         features = torch.cat([self.get_buffer(f"features_{name}") for name in self.contents], dim=1)

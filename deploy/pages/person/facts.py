@@ -16,6 +16,7 @@ BECAUSE = {"image": "It looks like", "text": "It reads like", "id": "People who 
 K = 12
 KINDS = {
     "power": "directions in which people's choices differ, to begin with",
+    "aspects": "sides of things that people go by, to begin with",
     "item_statistics": "how many people have each item",
     "train": "a round of training",
     "evaluate": "how good the recommendations are",
