@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from tessera.common.config.settings import TOWER_DIM
 from tessera.common.errors import ConfigError
-from tessera.common.towers.projections import orthonormal
+from tessera.common.towers.projections import orthonormal, polar
 from tessera.common.utils import counter_rng
 
 COMPONENTS = 256
@@ -54,9 +54,22 @@ def shared_space(image: Tensor, text: Tensor, rows: Tensor) -> SharedSpace:
 def signs() -> Tensor:
     """Where the signs lie when readers are fitted: fixed orthonormal directions, [n_signs, TOWER_DIM].
 
-    A benchmark's codebook draws directions of its own, signs included: what a word is answered by is learnt from questions.
+    A benchmark's codebook has directions of its own, `word_directions`: what a word is answered by is learnt from questions.
     """
     return orthonormal(counter_rng.key("questions", "words"), len(SIGNS), TOWER_DIM)
+
+
+def word_directions(n: int) -> Tensor:
+    """Where a benchmark's words lie, signs included: orthonormal directions apart from all `signs`, [n, TOWER_DIM].
+
+    A fitted reader that tells "first" from "second" by `signs` says nothing of these words, so that it begins at chance: a
+    direction only drawn anew leans to one side of what the reader knows, and every comparison begins above or below chance.
+    Raises `ConfigError` for more words than such directions.
+    """
+    if n > TOWER_DIM - len(SIGNS):
+        raise ConfigError(f"{n} words are too many: {TOWER_DIM - len(SIGNS)} directions are apart from those of signs")
+    drawn = counter_rng.normal(counter_rng.key("questions", "codebook"), torch.arange(n * TOWER_DIM)).view(n, TOWER_DIM)
+    return polar(drawn - drawn @ signs().T @ signs())
 
 
 def _components(features: Tensor, rows: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from tessera.common.datasets import convert, describe
 from tessera.common.datasets.qa.build import read_movies
 from tessera.common.datasets.qa.sampling import RECEPTION, Domain, Movies, Task
 from tessera.common.datasets.qa.tasks import CLIENTS, UNSEEN
-from tessera.common.errors import DataError
+from tessera.common.errors import ConfigError, DataError
+from tessera.common.towers.shared_space import signs, word_directions
 
 GENRES = (
     "Action", "Adventure", "Animation", "Children", "Comedy", "Crime", "Drama", "Fantasy", "Horror", "Mystery",
@@ -129,7 +130,8 @@ def test_ten_clients_have_four_tasks_each_and_nobody_anothers() -> None:
     assert [{task.family for task in tasks} for tasks in CLIENTS] == (
         [{"relation"}] * 3 + [{"reasoning"}] * 3 + [{"attribute"}] * 4
     )
-    assert [task.family for task in UNSEEN] == ["relation", "reasoning", "attribute"]
+    families = [task.family for task in UNSEEN]
+    assert [families.count(family) for family in ("relation", "reasoning", "attribute")] == [3, 2, 2]
 
 
 def test_no_item_of_a_test_is_trained_on_or_public(dataset: Path) -> None:
@@ -191,15 +193,17 @@ def test_relations_are_true_of_the_movies_shown(dataset: Path, source: Path) -> 
     assert (pieces[same, 0] != pieces[same, 1]).all()
 
 
-def test_a_matching_choice_is_of_the_item_shown_and_hard_ones_are_of_its_genre(dataset: Path, source: Path) -> None:
+def test_what_matches_is_of_the_item_shown_and_hard_ones_are_of_its_genre(dataset: Path, source: Path) -> None:
     movies = read_movies(source, load_catalogue(dataset).items)
     genre = np.stack(list(movies.genres.values())).argmax(0)
     asked = loaded(dataset, "client", "train")[3]
     for task, kinds_of_genre in ((0, 4), (1, 1)):
         of = asked.take(asked.tasks == task)
-        right = of.choices[torch.arange(len(of)), of.answers, 1]
-        assert torch.equal(right, of.pieces[:, 0, 1])
-        assert all(len(set(genre[row])) == kinds_of_genre for row in of.choices[..., 1].numpy())
+        shown, offered = of.pieces[:, 0], of.pieces[:, 1:]
+        right = offered[torch.arange(len(of)), of.answers]
+        assert torch.equal(right[:, 1], shown[:, 1])
+        assert (right[:, 0] != shown[:, 0]).all()
+        assert all(len(set(genre[row])) == kinds_of_genre for row in offered[..., 1].numpy())
 
 
 def test_the_same_data_give_the_same_bytes(dataset: Path, source: Path, tmp_path: Path) -> None:
@@ -207,6 +211,16 @@ def test_the_same_data_give_the_same_bytes(dataset: Path, source: Path, tmp_path
     for path in sorted(dataset.rglob("*.safetensors")):
         assert path.read_bytes() == (again / path.relative_to(dataset)).read_bytes(), path
     assert describe(again)["counts"] == {"users": 0, "items": N_MOVIES - 1, "interactions": 0}
+
+
+def test_a_reader_that_answers_as_it_was_fitted_to_says_nothing_of_a_word(dataset: Path) -> None:
+    codebook = Codebook.load(dataset / "questions/codebook.safetensors")
+    torch.testing.assert_close(codebook.words @ codebook.words.T, torch.eye(len(codebook.names)), atol=1e-5, rtol=0)
+    assert (signs() @ codebook.words.T).abs().max() < 1e-5
+    for asked in loaded(dataset, "client", "test"):
+        assert bool(((asked.choices[..., 0] == WORD) | (asked.choices[..., 0] == NOTHING)).all())
+    with pytest.raises(ConfigError, match="58 words are too many"):
+        word_directions(58)
 
 
 def copied(source: Path, destination: Path, *without: str) -> Path:

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tessera.common.config.settings import TOWER_DIM
 from tessera.common.data.catalogue import Catalogue, image_and_text
 from tessera.common.data.questions import Codebook, concatenate
 from tessera.common.datasets.movielens import read_movielens
@@ -27,8 +26,7 @@ from tessera.common.datasets.qa.sampling import RECEPTION, Domain, Movies
 from tessera.common.datasets.qa.tasks import CLIENTS, UNSEEN
 from tessera.common.datasets.raw import NAME, NUMBER, Options, RawDataset, read_rows
 from tessera.common.errors import DataError
-from tessera.common.towers.projections import orthonormal
-from tessera.common.towers.shared_space import SIGNS, shared_space
+from tessera.common.towers.shared_space import SIGNS, shared_space, word_directions
 from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import write_tensors
 from tessera.common.utils.torch_device import one_thread
@@ -130,13 +128,12 @@ def fit_codebook(catalogue: Catalogue, movies: Movies, public: Tensor) -> Codebo
     """Every item's vectors in the shared space, fitted on the `public` [n] items, and a direction of its own for each word.
 
     A word's vector knows nothing of what the word means: with the mean of the items that have an attribute, its label
-    would reach every device without a question, and the frozen towers answer as well as trained ones.
+    would reach every device without a question, and the frozen towers answer as well as trained ones. Nor has it anything of
+    how fitted towers answer (`tessera.common.towers.shared_space.word_directions`): they begin at chance.
     """
     space = shared_space(*image_and_text(catalogue), public)
     names = (*_attributes(movies, public.numpy()), *SIGNS)
-    return Codebook(
-        orthonormal(counter_rng.key("questions", "words"), len(names), TOWER_DIM), space.image, space.text, names
-    )
+    return Codebook(word_directions(len(names)), space.image, space.text, names)
 
 
 def _attributes(movies: Movies, public: NDArray[np.int64]) -> list[str]:

@@ -247,13 +247,16 @@ def _odd(sampler: Sampler, kinds: tuple[int, ...], labels: Rows) -> Drawn:
 
 
 def match(hard: bool, kind: int, sampler: Sampler, kinds: tuple[int, ...], n: int) -> Drawn:
-    """Which of four choices of `kind` belongs to what is shown? Easy: of four labels. Hard: all of one."""
+    """Which of four pieces of `kind` belongs to the first? Easy: of four labels. Hard: all of one.
+
+    Answered by a place: offered themselves, items would be found by what every tower knows before it has learnt a question.
+    """
     places, labels = sampler.balanced("place", n, 4), sampler.balanced("label", n, len(sampler.pools))
     items = [sampler.movies("shown", labels)]
     for wrong in range(1, 4):
         of = labels if hard else (labels + wrong) % len(sampler.pools)
         items.append(sampler.movies(f"wrong {wrong}", of, *items))
-    return _pieces(kinds, items[0]), _pieces((kind,), *_at(places, *items)), places
+    return _pieces((*kinds, kind), items[0], *_at(places, *items)), sampler.offer(PLACES, n), places
 
 
 def fits(hard: bool, sampler: Sampler, kinds: tuple[int, ...], n: int) -> Drawn:
@@ -297,8 +300,10 @@ INSTRUCTIONS: Mapping[tuple[str, str], str] = {
     ("same", "genre"): "are the two of the same kind",
     ("odd", "genre"): "which of the three is of another kind",
     ("newest", "age"): "which of the three is the newest",
-    **dict.fromkeys((("text", "genre"), ("text-hard", "genre")), "which text belongs to the picture"),
-    **dict.fromkeys((("picture", "genre"), ("picture-hard", "genre")), "which picture belongs to the text"),
+    **dict.fromkeys((("text", "genre"), ("text-hard", "genre")), "which of the four texts belongs to the picture"),
+    **dict.fromkeys(
+        (("picture", "genre"), ("picture-hard", "genre")), "which of the four pictures belongs to the text"
+    ),
     **dict.fromkeys((("fits", "genre"), ("fits-hard", "genre")), "which of the two texts belongs to the picture"),
     ("belongs", "genre"): "does the text belong to the picture",
 }

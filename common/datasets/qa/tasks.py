@@ -1,4 +1,4 @@
-"""Lists the tasks of the many-task benchmark: ten clients in three families, as in DRAKE (FedMosaic, A.24), and three unseen.
+"""Lists the tasks of the many-task benchmark: ten clients in three families, as in DRAKE (FedMosaic, A.24), and seven unseen.
 
 The clients of a family ask alike about different movies, so that they can learn from each other; no two have the same
 task.
@@ -109,4 +109,8 @@ UNSEEN: tuple[Task, ...] = (
     _relation("newest", "age", DRAMA),
     _reasoning("picture", "genre", HEARTS, READ),
     _attribute("decade", _decades(Domain("wonder", ("Sci-Fi", "Fantasy"))), SEEN),
+    _relation("odd", "genre", _between("Crime", "Fantasy")),
+    _relation("kin", "genre", NIGHTS),
+    _reasoning("fits", "genre", MOODS, BOTH),
+    _attribute("genre", HEARTS, READ),
 )
