@@ -14,6 +14,7 @@ from torch import Tensor
 from tessera.client import optimizers
 from tessera.client.aspects.cohesion import prior
 from tessera.client.aspects.facets import gates
+from tessera.client.aspects.groups import GROUP, GroupMaps, chosen
 from tessera.client.backbones import BackboneInput, Comparison, LazyScores, make_backbone
 from tessera.client.histories import Histories
 from tessera.client.losses import find_loss
@@ -23,7 +24,7 @@ from tessera.client.private_state import PrivateState
 from tessera.client.router import Routed, pool, route, router_shapes
 from tessera.common.config.settings import LocalSettings
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.messages import BLOCKS, COHESION, FIXED, VIEWS
+from tessera.common.protocol.messages import BLOCKS, COHESION, FIXED, GROUP_CENTRES, GROUP_MAPS, VIEWS
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.registry.losses import NextItemSettings
@@ -42,7 +43,10 @@ def start_state(users: tuple[str, ...], settings: LocalSettings, views: Tensor, 
             draws = counter_rng.normal(counter_rng.key("start", seed, name), keys[:, None], position)
             parameters[name] = parameter.scale * draws.view(len(users), *parameter.shape)
     parameters = {name: value.to(views.dtype) for name, value in parameters.items()}
-    return PrivateState(users, parameters, optimizers.start(settings, parameters))
+    moments = optimizers.start(settings, parameters)
+    if settings.groups.count:
+        parameters[GROUP] = views.new_full((len(users), 1), -1.0)
+    return PrivateState(users, parameters, moments)
 
 
 def grown(kept: PrivateState, settings: LocalSettings, views: Tensor, seed: int) -> PrivateState:
@@ -80,10 +84,21 @@ def routed(private: dict[str, Tensor], sent: Tensors, histories: Histories, sett
     gated = None
     if settings.gate != "none" and BLOCKS in sent:
         gated = gates(histories, sent, sent[BLOCKS], settings.gate, settings.gate_sharpness)
-    everything = BackboneInput(private, sent, histories, Routed(views, weights, gated))
+    maps = _maps(private, sent, histories, settings) if settings.groups.count else None
+    everything = BackboneInput(private, sent, histories, Routed(views, weights, gated, maps))
     with torch.no_grad():
         solved = backbone.solved(everything)
     return replace(everything, private=private | solved)
+
+
+def _maps(private: dict[str, Tensor], sent: Tensors, histories: Histories, settings: LocalSettings) -> GroupMaps | None:
+    """The maps of users' groups. Who has none, once people are divided, is in the one that the history says."""
+    if GROUP_MAPS not in sent:
+        return None
+    groups = private[GROUP][:, 0].detach().long()
+    if GROUP_CENTRES in sent and settings.groups.by != "given" and bool((groups < 0).any()):
+        groups = torch.where(groups < 0, chosen(histories, sent, settings.groups), groups)
+    return GroupMaps(sent[GROUP_MAPS], groups)
 
 
 def scores(
@@ -140,7 +155,7 @@ def _epochs(
     losses = torch.zeros(0)
     for epoch in range(step.settings.local_epochs):
         salt = counter_rng.key("epoch", seed, step.round, epoch)
-        for names in step.backbone.phases(list(parameters)):
+        for names in step.backbone.phases([name for name in parameters if name != GROUP]):
             losses, own, found = gradients(parameters, salt)
             parameters, moments = optimizers.step(step.settings, parameters, own, moments, names)
         total = {name: total[name] + gradient if total else gradient for name, gradient in found.items()}

@@ -19,6 +19,7 @@ from torch import Tensor
 from tessera.client import cohort, evaluation
 from tessera.client.aspects.cohesion import cohesion_sum
 from tessera.client.aspects.facets import asked_sum
+from tessera.client.aspects.groups import assigned, lloyd_sum, people_of_groups
 from tessera.client.base import Client
 from tessera.client.contrast.collapse import collapse_sums
 from tessera.client.histories import Histories, histories
@@ -40,7 +41,18 @@ from tessera.common.metrics.names import NEW_USERS, TEST, UNTRAINED, VALIDATION
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.codecs import decode, rotation
 from tessera.common.protocol.figures import TIED
-from tessera.common.protocol.messages import BASIS, COHESION, COUNTS, HISTORY, RIDERS, VIEWS, Ancestor, Task
+from tessera.common.protocol.messages import (
+    BASIS,
+    COHESION,
+    COUNTS,
+    GROUP_PEOPLE,
+    GROUP_STATES,
+    HISTORY,
+    RIDERS,
+    VIEWS,
+    Ancestor,
+    Task,
+)
 from tessera.common.protocol.projection import Projection
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
@@ -99,7 +111,8 @@ class RecommendationClient(Client):
         if task.kind == "power":
             return sum((_power(block, inputs[BASIS]) for block in people if not block.is_new), Update())
         if task.kind == "aspects":
-            return sum((asked_sum(block, inputs) for block in people if not block.is_new), Update())
+            add = lloyd_sum if GROUP_STATES in inputs else asked_sum
+            return _of_several(sum((add(block, inputs) for block in people if not block.is_new), Update()), task)
         if task.kind == "baselines":
             baselines = [(block, evaluation.baselines(block, settings.evaluation, inputs, target)) for block in people]
             return Update(sums=sum((_reported(block, sums) for block, sums in baselines), MetricSums()))
@@ -193,6 +206,7 @@ class RecommendationClient(Client):
     def _train(self, task: Task, sent: Tensors, inputs: Tensors, block: Split, number: int) -> Update:
         settings = task.settings
         state = self.state(task, block.users, number, sent[VIEWS])
+        state = assigned(state, block, sent, settings.local.groups, self.folder)
         people = histories(block)
         draws = counter_rng.uniform(counter_rng.key("participation", self.participation(task), task.round), people.keys)
         rows = torch.from_numpy(np.flatnonzero((draws < settings.fraction).numpy() & (people.lengths() > 0).numpy()))
@@ -205,6 +219,8 @@ class RecommendationClient(Client):
         Store(self.private(task.run)).save(number, task.round, state.put(rows, moved))
         if block.is_new:
             return Update()  # what new users learn is for themselves alone
+        if settings.local.groups.count and not settings.privacy.noise_multiplier:
+            update += Update(counts={GROUP_PEOPLE: people_of_groups(moved, settings.local.groups)})
         return update + _cohesion(active, sent[VIEWS][: len(task.views)], settings)
 
     def _evaluate(self, task: Task, sent: Tensors, inputs: Tensors, block: Split, number: int) -> Update:
@@ -252,6 +268,13 @@ def _item_statistics(split: Split, masked: bool) -> Update:
     return Update(sums=MetricSums({name: float(value) for name, value in sums.items()}), counts=counts)
 
 
+def _of_several(total: Update, task: Task) -> Update:
+    """The same, of more than one person: in clear one person's would be their taste. Raises `PolicyRefused`."""
+    if total.sums["users"] == 1 and not task.masking:
+        raise PolicyRefused("people", "a sum of one person, in no secure sum, would be what they like")
+    return total
+
+
 def _cohesion(people: Split, views: Tensor, settings: DeviceSettings) -> Update:
     """How alike people's items are in each of the server's views, where routers are told what that says."""
     if not has_prior(settings.local, settings.privacy, len(views)):
@@ -261,8 +284,11 @@ def _cohesion(people: Split, views: Tensor, settings: DeviceSettings) -> Update:
 
 
 def _without_one(total: Update) -> Update:
-    """The same without how alike items are, where in a view that is of one person alone: it would be what they go by."""
+    """The same without how alike items are, where in a view that is of one person alone: it would be what they go by. Nor is it
+    said that one person alone is in a group."""
     counts = {name: value for name, value in total.counts.items() if name != COHESION or 1 not in value[1]}
+    if (groups := counts.get(GROUP_PEOPLE)) is not None:
+        counts[GROUP_PEOPLE] = torch.where(groups == 1, 0, groups)
     return replace(total, counts=counts)
 
 

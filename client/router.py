@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
+from tessera.client.aspects.groups import GroupMaps
 from tessera.client.histories import Histories
 from tessera.client.per_person.gradients import Outer, Whole
 from tessera.client.per_person.meeting import meet
@@ -40,21 +41,23 @@ class Routed:
     """Views and each user's weights for them: the personalised items Fbar_u = sum_j w_uj F_j (Eq. 4), never written out.
 
     `views` is [n_views, n_items, dim], `weights` [n_users, n_views]. `gates` [n_users, dim] say how much each dimension of a
-    query counts for a user; None: all alike.
+    query counts for a user; None: all alike. `groups` are the maps of users' groups, through which queries see items.
     """
 
     views: Tensor
     weights: Tensor
     gates: Tensor | None = None
+    groups: GroupMaps | None = None
 
     def scores(self, query: Tensor) -> Tensor:
         """Inner products of each user's query with the personalised items, [n_users, n_items].
 
-        `query` is [n_users, dim], or [n_users, n_views, dim] for one query a view. One matrix product for all users:
+        `query` is [n_users, dim]. One matrix product for all users:
         sum_j w_uj (F_j q_u) = [w_u1 q_u, ..., w_uG q_u] . [F_1, ..., F_G].
         """
-        per_view = query if query.ndim == 3 else query[:, None, :]
-        per_view = per_view if self.gates is None else per_view * self.gates[:, None]
+        query = query if self.gates is None else query * self.gates
+        query = query if self.groups is None else self.groups.seen(query)
+        per_view = query[:, None, :]
         left = self.weights[:, :, None] * per_view
 
         def products(views: Tensor) -> Tensor:

@@ -96,6 +96,12 @@ def _statistics(answer: Aggregate, began: float) -> Statistics:
     return Statistics(answer, counts, time.monotonic() - began)
 
 
+def first_views(tasks: Tasks, strategy: Strategy, statistics: Statistics, n_items: int, settings: Settings) -> None:
+    """Start the views from what sums over people say, where asked for."""
+    spectral_start(tasks, strategy, statistics, n_items, settings)
+    facet_start(tasks, strategy, settings)
+
+
 def spectral_start(tasks: Tasks, strategy: Strategy, statistics: Statistics, n_items: int, settings: Settings) -> None:
     """Start the item embeddings from singular vectors of the interactions, found in a few additive rounds, where asked for; a
     run that continues another one has been started.

@@ -5,7 +5,8 @@ from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import RoundAbandoned, RunError
 from tessera.common.metrics.records import ResultRecord
 from tessera.server.dispatch import Dispatcher
-from tessera.server.federated_stats import Evaluations, facet_start, item_statistics, spectral_start
+from tessera.server.federated_stats import Evaluations, first_views, item_statistics
+from tessera.server.live.grouping import divide
 from tessera.server.live.pace import Pace
 from tessera.server.model_selection import ModelSelection
 from tessera.server.reporting import Reporter
@@ -37,8 +38,7 @@ def run_rounds(
     selection.people, selection.validated, reporter.ties = statistics.people, statistics.validated, statistics.ties
     if tasks.round == folder.first:
         reporter.statistics(statistics.answer, statistics.seconds, dispatcher.groups)
-        spectral_start(tasks, strategy, statistics, len(catalogue), settings)
-        facet_start(tasks, strategy, settings)
+        first_views(tasks, strategy, statistics, len(catalogue), settings)
     evaluations = Evaluations(tasks, selection, reporter, statistics, catalogue, save, due)
     reporter.begin_rounds()
 
@@ -47,6 +47,7 @@ def run_rounds(
             break
         tasks.round, training = round, None
         try:
+            divide(tasks, strategy, settings)
             # 3. Broadcast the views; clients evaluate them where that is due, train, and return sums, added up as they come.
             training = evaluations.train()
             if evaluations.stale(round - 1):  # as we hear only now: this training never happened

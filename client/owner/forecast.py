@@ -55,7 +55,8 @@ def _kinds(settings: Settings) -> Iterator[Kind]:
     yield "item_statistics"
     if settings.views.spectral_rounds and not settings.asks_questions:
         yield "power"
-    if settings.views.facets > 1:
+    groups = settings.local.groups
+    if settings.views.facets > 1 or (groups.count and groups.by == "states"):
         yield "aspects"
     if settings.evaluation.baselines:
         yield "baselines"

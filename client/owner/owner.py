@@ -27,7 +27,16 @@ from tessera.client.owner.rules import DAY, REMEDY, Asked, Own, Refusal, Sum, as
 from tessera.common.errors import ConfigError, PolicyRefused
 from tessera.common.privacy.accounting import epsilon
 from tessera.common.protocol.masked.key_list import KeyList
-from tessera.common.protocol.messages import ASPECTS, BASIS, BLOCKS, COUNTS, FacetStep, Task
+from tessera.common.protocol.messages import (
+    ASPECTS,
+    BASIS,
+    BLOCKS,
+    COUNTS,
+    GROUP_CENTRES,
+    GROUP_STATES,
+    FacetStep,
+    Task,
+)
 from tessera.common.protocol.tensors import Tensors, content_hash
 from tessera.common.protocol.updates import Update
 from tessera.common.secure import roster
@@ -39,7 +48,7 @@ SHORT = 16
 """Digits of a hash that are written down."""
 INPUTS = {
     "power": (BASIS,),
-    "aspects": (BLOCKS, *(ASPECTS + step for step in get_args(FacetStep))),
+    "aspects": (BLOCKS, GROUP_STATES, GROUP_CENTRES, *(ASPECTS + step for step in get_args(FacetStep))),
     "evaluate": (COUNTS,),
 }
 """Which inputs a kind of task reads; baselines read all, the others none."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from tessera.client.owner.ledger import Memory, RunMemory
 from tessera.client.owner.policy import Policy
 from tessera.common.errors import PolicyRefused
-from tessera.common.protocol.messages import ASPECTS, BASIS, COUNTS, FacetStep, Task
+from tessera.common.protocol.messages import ASPECTS, BASIS, COUNTS, GROUP_STATES, FacetStep, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.registry.losses import BCESettings, NextItemSettings
 
@@ -232,7 +232,7 @@ def _power(policy: Policy, asked: Asked) -> Found:
 
 def asked_table(asked: Asked) -> Tensor | None:
     """The table [n_items, width] about which a product or a step is asked; None where there is none."""
-    names = {"power": (BASIS,), "aspects": tuple(ASPECTS + step for step in get_args(FacetStep))}
+    names = {"power": (BASIS,), "aspects": (GROUP_STATES, *(ASPECTS + step for step in get_args(FacetStep)))}
     found = [asked.inputs[name] for name in names.get(asked.task.kind, ()) if name in asked.inputs]
     return found[0] if len(found) == 1 else None
 

@@ -178,10 +178,21 @@ def _facets(settings: "Settings") -> Reasons:
     return found
 
 
+def _people_groups(settings: "Settings") -> Reasons:
+    """How people are divided, where they are not."""
+    groups, found = settings.local.groups, Reasons()
+    if not groups.count:
+        keys = ("by", "after", "smallest", "lloyd_rounds")
+        return dict.fromkeys((f"local.groups.{key}" for key in keys), "it is for local.groups.count above 0")
+    if groups.by != "states":
+        found["local.groups.lloyd_rounds"] = "it is for local.groups.by states"
+    return found
+
+
 def _head(settings: "Settings") -> Reasons:
     """The rate of a head that nobody shares."""
     backbone = settings.local.backbone
-    if BACKBONES[backbone.name].shared(settings.views.dim, backbone):
+    if BACKBONES[backbone.name].shared(settings.views.dim, backbone) or settings.local.groups.count:
         return {}
     able = _and(name for name, spec in BACKBONES.known().items() if spec.shared is not nothing)
     return {"server.head_learning_rate": f"backbone {backbone.name} shares no head, {able} do"}
@@ -271,6 +282,7 @@ RULES: tuple[Callable[["Settings"], Reasons], ...] = (
     _spectral_start,
     _start,
     _facets,
+    _people_groups,
     _head,
     _objective,
     _history,

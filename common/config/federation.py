@@ -37,6 +37,22 @@ class ServerSettings(FrozenSettings):
     the contents' maps, a thousand inputs wide, otherwise outrun the embeddings."""
 
 
+class GroupSettings(FrozenSettings):
+    """How people are divided into groups that each have a map of the items of their own (PerPEFT): see docs/cohesion.md."""
+
+    count: Natural = 0
+    """Groups; 0: none."""
+    by: Literal["states", "cohesion", "random", "given"] = "states"
+    """states: by what people like, k-means from sums. cohesion: by the block of `views.facets` in which their items are most
+    alike. random: drawn by user. given: as groups.csv in the device's folder says (user, group), which its owner put there."""
+    after: Natural = 0
+    """Rounds in which all train alike, before people are divided."""
+    lloyd_rounds: Positive = 10
+    """Sums, at most, that find the centres of states."""
+    smallest: Positive = 10
+    """People who must be in a group's part of a round's sum; with fewer the group's map is not stepped."""
+
+
 class FederationSettings(FrozenSettings):
     """How the work is spread over nodes, and how long the server waits for them."""
 

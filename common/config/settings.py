@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model
 
 from tessera.common.config.components import Backbone, ContentEncoder, Loss, Method, Strategy
 from tessera.common.config.effects import backbone_lacks, no_secure_sums, prune, without_effect
-from tessera.common.config.federation import FederationSettings, ServerSettings, SimulationSettings
+from tessera.common.config.federation import FederationSettings, GroupSettings, ServerSettings, SimulationSettings
 from tessera.common.config.moments import Moment, moment
 from tessera.common.config.privacy import PrivacySettings
 from tessera.common.registry.component import (
@@ -201,6 +201,7 @@ class LocalSettings(FrozenSettings):
     is for when nobody knows how many sides there are: see docs/cohesion.md."""
     gate_sharpness: Step = 0.5
     """How sharply the softmax gate tells blocks apart: 0.5 where people go by one side, 0.1 where they go by several."""
+    groups: GroupSettings = GroupSettings()
     weighting: Literal["users", "examples"] = "users"
     """Whether a user's gradient counts once or once for each training event."""
     batch_users: Positive = 512
@@ -350,6 +351,8 @@ class Settings(FrozenSettings):
             raise ValueError(
                 f"{self.strategy.name} alone leaves people without the server's views: set strategy to combined"
             )
+        if self.local.groups.count:
+            raise ValueError("a device's tower is no group's: set local.groups.count to 0")
         if self.views.facets:
             raise ValueError("a device's tower has no facets: set views.facets to 0")
         if self.views.dim != TOWER_DIM:
@@ -357,6 +360,15 @@ class Settings(FrozenSettings):
         if not self.mosaic.method_spec.one_branch:
             able = ", ".join(name for name, spec in METHODS.known().items() if spec.one_branch)
             raise ValueError(f"{self.strategy.name} adapts towers by {able}: set mosaic.method to one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_that_can_be(self) -> "Settings":
+        groups = self.local.groups
+        if groups.count and groups.by == "cohesion" and groups.count != self.views.facets:
+            raise ValueError(
+                f"groups by cohesion are as many as there are facets: set local.groups.count to {self.views.facets}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -373,6 +385,8 @@ class Settings(FrozenSettings):
             raise ValueError("privacy.clip bounds everybody alike: set local.weighting to users")
         if self.privacy.noise_multiplier and self.views.spectral_rounds:
             raise ValueError("privacy.noise_multiplier does not noise a spectral start: set views.spectral_rounds to 0")
+        if self.privacy.noise_multiplier and self.local.groups.count:
+            raise ValueError("privacy.noise_multiplier does not noise what divides people: set local.groups.count to 0")
         if self.privacy.noise_multiplier and self.views.facets > 1:
             raise ValueError("privacy.noise_multiplier does not noise the sums that find facets: set views.facets to 0")
         if self.privacy.distributed and self.wire.gradients != "float32":

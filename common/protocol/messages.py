@@ -49,7 +49,11 @@ ASPECTS = "aspects/"
 """Prefix of a task's input, items in the coordinates so far [n_items, dim], and of the counts [dim, dim] that come back, by the
 step in which blocks of dimensions are found (`tessera.client.aspects.facets`)."""
 FacetStep = Literal["spread", "independence", "together", "cohesion"]
-FIXED = frozenset({COHESION, BLOCKS})
+GROUP_MAPS, GROUP_CENTRES, GROUP_STATES, GROUP_PEOPLE = "group_maps", "group_centres", "group_states", "group_people"
+"""Names of the maps of groups of people [n_groups * dim, dim], which are learnt; of what people are divided by [n_groups, _],
+an input and, once they are, of a broadcast, for which no gradient is wanted; of the items [n_items, dim] in which states are
+summed, and the sums [n_groups, dim + 1]; of the people of each group in a round's sum [n_groups]."""
+FIXED = frozenset({COHESION, BLOCKS, GROUP_CENTRES})
 """Tensors of a broadcast for which no gradient is wanted."""
 MORE_COLUMNS = 16
 """Columns of a basis beyond the wanted ones: they make the wanted ones converge faster (Halko, Martinsson & Tropp 2011)."""

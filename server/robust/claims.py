@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tessera.common.metrics.names import NEW_USERS, UNTRAINED
 from tessera.common.protocol.figures import TIED
-from tessera.common.protocol.messages import ASPECTS, BASIS, COHESION, COUNTS, Task
+from tessera.common.protocol.messages import ASPECTS, BASIS, COHESION, COUNTS, GROUP_PEOPLE, GROUP_STATES, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 
@@ -79,6 +79,9 @@ def check_claim(update: Update, task: Task, inputs: Tensors, claim: Claim | None
         _at_most(update.weight, claim.weight(task), "its weight")
         _at_most(update.sums["users"], claim.users, "its number of people")
         _check_cohesion(update.counts.get(COHESION), claim)
+        if (groups := update.counts.get(GROUP_PEOPLE)) is not None:
+            _at_most(float(groups.clamp(min=0).sum()), claim.users, "its number of people in groups")
+            _at_most(-float(groups.min()), 0, "how many fewer than nobody are in a group")
     elif task.kind == "power":
         _check_power(update.counts.get(BASIS), inputs[BASIS], claim)
     elif task.kind == "aspects":
@@ -131,6 +134,8 @@ def _check_aspects(update: Update, inputs: Tensors, claim: Claim) -> None:
     """A person's S / sqrt(L) is no longer than sqrt(L) times the longest item, and no entry of a step is above its fourth power
     and 1."""
     _at_most(update.sums["users"], claim.users, "its number of people with an event")
+    if (found := update.counts.get(GROUP_STATES)) is not None:
+        _at_most(float(found.norm(dim=1).max()), 2 * claim.users, "the sum of states of a group")
     for name, found in update.counts.items():
         if name.startswith(ASPECTS) and name in inputs:
             longest = claim.events * float(inputs[name].double().square().sum(1).max())

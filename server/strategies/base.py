@@ -71,6 +71,19 @@ class Strategy(ABC):
         """Begin with the linear map `into` [n_features, dim] of those features and an `offset` [dim]."""
         raise RunError("this strategy has no views of features: leave views.facets out")
 
+    @property
+    def divided(self) -> bool:
+        """Whether people have been divided into groups."""
+        return False
+
+    def history(self) -> Tensor:
+        """The items as people's histories are summed up in them, [n_items, dim]."""
+        raise RunError("this strategy has no views for groups: leave local.groups out")
+
+    def divide(self, centres: Tensor) -> None:
+        """Have devices divide people by centres [n_groups, _] from now on."""
+        raise RunError("this strategy has no views for groups: leave local.groups out")
+
     def report(self) -> dict[str, Any]:
         """What a run's result says besides its scores."""
         return {}

@@ -6,6 +6,8 @@ Within a round nothing the server learns moves on a device, so the views F are c
 sum_u alpha_u sum_a grad_(D, gamma) L_u = J_F^T (sum_u alpha_u sum_a dL_u/dF): Algorithm 1's aggregate from dL/dF alone.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +20,16 @@ from tessera.common.config.settings import Settings, has_prior
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import DataError, RoundAbandoned, RunError
 from tessera.common.protocol.codecs import encode, rotation
-from tessera.common.protocol.messages import BLOCKS, COHESION, Broadcast
+from tessera.common.protocol.messages import (
+    BLOCKS,
+    COHESION,
+    GROUP_CENTRES,
+    GROUP_MAPS,
+    GROUP_PEOPLE,
+    HISTORY,
+    VIEWS,
+    Broadcast,
+)
 from tessera.common.protocol.projection import SKETCH, Directions, expand, leading, start
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update, check_gradients
@@ -50,7 +61,9 @@ class FedVLR(Strategy):
         self.settings, self.catalogue = settings, catalogue.sha256
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.generator = ViewGenerator(catalogue, settings.views, settings.local.backbone, dataset)
+            self.generator = ViewGenerator(
+                catalogue, settings.views, settings.local.backbone, dataset, settings.local.groups.count
+            )
         if LOSSES[settings.local.loss.name].views_alone and len(self.views) < 2:
             raise DataError(
                 f"local.loss {settings.local.loss.name} holds views against one another, and there is one: use another"
@@ -66,7 +79,7 @@ class FedVLR(Strategy):
         projected = settings.wire.explained < 1 and len(self.views) > 1
         self._directions = start(len(self.views)) if projected else torch.zeros(0, len(self.views))
         self._has_prior = has_prior(settings.local, settings.privacy, len(self.views))
-        self._cohesion = torch.zeros(0)
+        self._cohesion = self._centres = torch.zeros(0)
         self._outputs: dict[str, Tensor] = {}
         self._broadcast = Broadcast()
 
@@ -85,6 +98,20 @@ class FedVLR(Strategy):
         self._moved()
 
     @property
+    def divided(self) -> bool:
+        """Whether people have been divided into groups."""
+        return len(self._centres) > 0
+
+    def history(self) -> Tensor:
+        """The history view, or the mean of the views."""
+        sent = self.build_views()
+        return sent[HISTORY].cpu() if HISTORY in sent else sent[VIEWS].mean(0).cpu()
+
+    def divide(self, centres: Tensor) -> None:
+        """Send the centres along from now on."""
+        self._centres, self._broadcast = centres, Broadcast()
+
+    @property
     def views(self) -> tuple[str, ...]:
         """Names of the views, in the order of the broadcast."""
         return self.generator.names
@@ -96,8 +123,12 @@ class FedVLR(Strategy):
 
     @property
     def counts(self) -> dict[str, torch.Size]:
-        """How alike people's items are in each view, where routers are told what that says, and of how many people it is."""
-        return {COHESION: torch.Size([2, len(self.views)])} if self._has_prior else {}
+        """How alike people's items are in each view, where routers are told what that says, and of how many people it is; and
+        how many are in each group."""
+        groups = self.settings.local.groups.count
+        return ({COHESION: torch.Size([2, len(self.views)])} if self._has_prior else {}) | (
+            {GROUP_PEOPLE: torch.Size([groups])} if groups else {}
+        )
 
     def build_views(self) -> dict[str, Tensor]:
         """Build what devices receive, before it is written for the wire; the graph behind it waits for `aggregate`."""
@@ -113,6 +144,8 @@ class FedVLR(Strategy):
             fixed = {COHESION: self._cohesion} if len(self._cohesion) else {}
             if self.settings.views.facets > 1:
                 fixed[BLOCKS] = numbered(self.settings.views.dim, self.settings.views.facets).float()
+            if self.divided:
+                fixed[GROUP_CENTRES] = self._centres
             self._broadcast = Broadcast(sent, {**written, **fixed})
         return self._broadcast
 
@@ -132,13 +165,26 @@ class FedVLR(Strategy):
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(list(self._outputs.values()), gradients)
         self._schedule()
-        self.optimizer.step()
+        with self._small_groups_still(update.counts.get(GROUP_PEOPLE)):
+            self.optimizer.step()
         self.generator.stepped()
         if found is not None and found.any():
             self._directions = leading(found, self.settings.wire.explained)
         if self._has_prior and (alike := update.counts.get(COHESION)) is not None and alike[1].any():
             self._cohesion = alike[0] / alike[1].clamp(min=1)
         self._moved()
+
+    @contextmanager
+    def _small_groups_still(self, people: Tensor | None) -> Iterator[None]:
+        """Leave the maps of groups as they were that had too few people in the sum: theirs would be a gradient of a few."""
+        groups, head = self.settings.local.groups, self.generator.head
+        before = {name: maps.detach().clone() for name, maps in head.items() if name == GROUP_MAPS}
+        yield
+        for name, maps in before.items():
+            people = torch.zeros(groups.count) if people is None else people
+            small = (people < groups.smallest).to(maps.device).repeat_interleave(len(maps) // groups.count)
+            with torch.no_grad():
+                head[name][small] = maps[small]
 
     def _schedule(self) -> None:
         """Set the rates of the coming step, where they fall."""
@@ -156,7 +202,7 @@ class FedVLR(Strategy):
             tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items() if value is not None}
         if self.settings.server.schedule == "linear":
             tensors[STEPS] = torch.tensor(self._steps)
-        others = {DIRECTIONS: self._directions, SPREAD: self._cohesion}
+        others = {DIRECTIONS: self._directions, SPREAD: self._cohesion, GROUP_CENTRES: self._centres}
         return tensors | {name: value for name, value in others.items() if len(value)}
 
     def restore(self, tensors: Tensors) -> None:
@@ -170,6 +216,7 @@ class FedVLR(Strategy):
         self._directions = tensors.get(DIRECTIONS, self._directions)
         self._steps = int(tensors.get(STEPS, self._steps))
         self._cohesion = tensors.get(SPREAD, self._cohesion) if self._has_prior else self._cohesion
+        self._centres = tensors.get(GROUP_CENTRES, self._centres)
         self.generator.load_state_dict(model)
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self._moved()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tessera.common.config.settings import ViewSettings
 from tessera.common.data.catalogue import IMAGE, TEXT, Catalogue, sentences
 from tessera.common.errors import DataError
-from tessera.common.protocol.messages import HISTORY, VIEWS
+from tessera.common.protocol.messages import GROUP_MAPS, HISTORY, VIEWS
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.component import ComponentSettings, Shared
 from tessera.server.encoders import ContentEncoder, ContentInputs, make_encoder
@@ -25,11 +25,17 @@ class ViewGenerator(nn.Module):
 
     Features are standardised and go through an encoder, which may learn; a linear map takes each modality, and the ID embedding
     D [n_items, id_dim], to `dim`. Where the backbone needs them, a history view H [n_items, dim] and a shared head are learnt
-    too, or views have rows of length 1. `folder` is where the dataset lies, for encoders that read more than features.
+    too, or views have rows of length 1. `groups` of people have a map each in the head. `folder` is where the dataset lies, for
+    encoders that read more than features.
     """
 
     def __init__(
-        self, catalogue: Catalogue, settings: ViewSettings, backbone: ComponentSettings, folder: Path | None = None
+        self,
+        catalogue: Catalogue,
+        settings: ViewSettings,
+        backbone: ComponentSettings,
+        folder: Path | None = None,
+        groups: int = 0,
     ) -> None:
         super().__init__()
         needs = BACKBONES[backbone.name]
@@ -51,7 +57,9 @@ class ViewGenerator(nn.Module):
         self.embedding = nn.Parameter(embedding, requires_grad=ID not in settings.noise)
         table = settings.id_scale * torch.randn(len(catalogue), settings.dim)
         self.history = nn.Parameter(table) if needs.history else None
-        shared = needs.shared(settings.dim, backbone)
+        shared = dict(needs.shared(settings.dim, backbone))
+        if groups:
+            shared[GROUP_MAPS] = Shared((groups * settings.dim, settings.dim), "zeros")
         self.head = nn.ParameterDict({name: _started(one) for name, one in shared.items()})
         operators = {str(name): OPERATORS[name](len(self.sources), settings.dim) for name in settings.operators}
         self.operators = nn.ModuleDict(operators)

@@ -1,0 +1,55 @@
+"""Divides people into groups by sums over them: federated Lloyd on the directions of people's histories (spherical k-means)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tessera.common.config.settings import Settings
+from tessera.common.protocol.messages import GROUP_CENTRES, GROUP_STATES
+from tessera.server.strategies.base import Strategy
+from tessera.server.tasks import Tasks
+
+Asker = Callable[[Tensor], Tensor]
+"""From centres [n_groups, dim] to people's sums by the nearest one, and how many they are, [n_groups, dim + 1]."""
+
+
+def divide(tasks: Tasks, strategy: Strategy, settings: Settings) -> None:
+    """Divide people into groups, where that is due: after `local.groups.after` rounds in which all train alike."""
+    groups = settings.local.groups
+    if not groups.count or strategy.divided or tasks.round <= groups.after:
+        return
+    centres = torch.zeros(groups.count, 1)
+    if groups.by == "states":
+        table = strategy.history().half()
+
+        def ask(centres: Tensor) -> Tensor:
+            shape = torch.Size([groups.count, table.shape[1] + 1])
+            inputs = {GROUP_STATES: table, GROUP_CENTRES: centres}
+            return tasks.send("aspects", inputs, {GROUP_STATES: shape}).update.counts[GROUP_STATES]
+
+        centres = lloyd(ask, table.float(), groups.count, groups.lloyd_rounds, settings.seed)
+    strategy.divide(centres)
+
+
+def lloyd(ask: Asker, table: Tensor, count: int, rounds: int, seed: int) -> Tensor:
+    """Centres of length 1, [count, dim], nearest to which people's states are; it ends where nobody moves.
+
+    They start as items [n_items, dim] that are public, each drawn far from those before (k-means++), so that no upload is
+    needed for it. A centre that nobody is near stays where it is.
+    """
+    units, generator = normalize(table, dim=1), torch.Generator().manual_seed(seed)
+    centres = units[torch.randint(len(units), (1,), generator=generator)]
+    for _ in range(count - 1):
+        apart = (1 - (units @ centres.T).amax(1)).clamp(min=0) + 1e-12
+        centres = torch.cat([centres, units[torch.multinomial(apart, 1, generator=generator)]])
+    before = None
+    for _ in range(rounds):
+        found = ask(centres)
+        totals, counts = found[:, :-1], found[:, -1]
+        centres = torch.where((counts > 0)[:, None], normalize(totals, dim=1), centres)
+        if before is not None and torch.equal(counts.round(), before):
+            break
+        before = counts.round()
+    return centres
