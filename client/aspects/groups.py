@@ -76,10 +76,9 @@ def chosen(known: Histories, sent: Tensors, settings: GroupSettings) -> Tensor:
 
 def assigned(state: PrivateState, people: Split, sent: Tensors, settings: GroupSettings, folder: Path) -> PrivateState:
     """The state of people with their groups in it, those who had none until now: once people are divided."""
-    if not settings.count or GROUP_CENTRES not in sent:
+    if not settings.count or GROUP_CENTRES not in sent or bool((state.parameters[GROUP] >= 0).all()):
         return state
-    table = sent[VIEWS]
-    before = state.parameters[GROUP]
+    table, before = sent[VIEWS], state.parameters[GROUP]
     if settings.by == "given":
         found = torch.tensor(_given(folder, people.users, settings.count), device=before.device)
     else:

@@ -6,6 +6,7 @@ Within a round nothing the server learns moves on a device, so the views F are c
 sum_u alpha_u sum_a grad_(D, gamma) L_u = J_F^T (sum_u alpha_u sum_a dL_u/dF): Algorithm 1's aggregate from dL/dF alone.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,6 +40,7 @@ from tessera.server.strategies.base import Strategy
 from tessera.server.views.facets import numbered
 from tessera.server.views.generator import ViewGenerator
 
+log = logging.getLogger("tessera.server")
 DIRECTIONS = "wire/directions"
 """Name of the views' directions in the state."""
 STEPS = "schedule/steps"
@@ -80,6 +82,7 @@ class FedVLR(Strategy):
         self._directions = start(len(self.views)) if projected else torch.zeros(0, len(self.views))
         self._has_prior = has_prior(settings.local, settings.privacy, len(self.views))
         self._cohesion = self._centres = torch.zeros(0)
+        self._small: tuple[int, ...] = ()
         self._outputs: dict[str, Tensor] = {}
         self._broadcast = Broadcast()
 
@@ -182,9 +185,19 @@ class FedVLR(Strategy):
         yield
         for name, maps in before.items():
             people = torch.zeros(groups.count) if people is None else people
-            small = (people < groups.smallest).to(maps.device).repeat_interleave(len(maps) // groups.count)
+            small = people < groups.smallest
+            self._tell_small(people, small)
+            rows = small.to(maps.device).repeat_interleave(len(maps) // groups.count)
             with torch.no_grad():
-                head[name][small] = maps[small]
+                head[name][rows] = maps[rows]
+
+    def _tell_small(self, people: Tensor, small: Tensor) -> None:
+        """Say in the log which groups learn nothing, where these are others than before: groups may collapse."""
+        found = tuple(small.nonzero()[:, 0].tolist()) if self.divided else ()
+        if found and found != self._small:
+            told = ", ".join(f"{group} ({people[group]:.0f})" for group in found)
+            log.warning("too few people in groups %s of %d: their maps stay as they are", told, len(small))
+        self._small = found
 
     def _schedule(self) -> None:
         """Set the rates of the coming step, where they fall."""
