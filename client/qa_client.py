@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tessera.client.adapters.adapted_tower import SIGNER, TOWER, AdaptedTower
-from tessera.client.adapters.attach import receive
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
 from tessera.client.adapters.signature import last_layer_gradient, sign
 from tessera.client.base import Client
@@ -38,8 +37,6 @@ from tessera.common.utils import counter_rng
 from tessera.common.utils.torch_device import resolve_device
 
 QUESTIONS = "questions"
-EVERY = 10
-"""Steps between two batches whose gradient goes into the signature."""
 SHARE_OF_OTHERS = 0.25
 """How many of another client's tests are asked: all of them would cost nine times as much as one's own."""
 HELD_OUT = 0.1
@@ -108,19 +105,20 @@ class QAClient(Client):
         private, client, mosaic = self.private(task.run), self.client(task.run), task.settings.mosaic
         kept = own.adapted.take_up(private, task.round, client)
         method.prepare(own.adapted.model)
-        if sent:
-            receive(own.adapted.model, sent, method.receives)
-        rows = _seen(own.train, mosaic, task.round, task.settings.rounds)
+        rounds = task.settings.rounds
+        for branch in method.begins_with(task.round / rounds) if sent else ():
+            own.adapted.receive(sent, branch)
+        rows = _seen(own.train, mosaic, task.round, rounds)
         key = counter_rng.key("lesson", task.settings.seed, self.folder.name if self.simulated else client, task.round)
-        local_training = LocalTraining(
-            own.adapted.model, own.training_questions(rows, own.adapted.item_embeddings), mosaic, key
-        )
+        questions = own.training_questions(rows, own.adapted.item_embeddings)
+        local_training = LocalTraining(own.adapted.model, questions, mosaic, key, mosaic.rates(task.round, rounds))
         loss = method.train(local_training)
         sums = {"users": 1.0, "loss": loss, "nonfinite": float(not torch.tensor(loss).isfinite())}
         signature, more = torch.zeros(0), dict[str, Tensor]()
         if mosaic.method_spec.shares == "relevant":
             gradients = self._gradients(own, rows, local_training)
-            signature, more = sign(kept, gradients, task.settings.seed, self.noise_key(task.run), task.round)
+            noise_key = self.noise_key(task.run)
+            signature, more = sign(mosaic.signature, kept, gradients, task.settings.seed, noise_key, task.round)
         own.adapted.keep(private, task, client, more)
         update = Update(weight=1.0, sums=MetricSums(sums))
         if not method.uploads:
@@ -129,12 +127,22 @@ class QAClient(Client):
         return update.put(ADAPTERS, ClientAdapters(modules=learnt))
 
     def _gradients(self, own: QAContext, rows: Tensor, local_training: LocalTraining) -> Tensor:
-        """The small frozen tower's last-layer gradients on every tenth batch of the round, [n_batches, size]."""
-        questions, layer = own.training_questions(rows, own.signer_item_embeddings), last_layer(own.signer)
+        """What some batches of the round say of its questions, [n_batches, size]: the small frozen tower's last-layer
+        gradients, or those by the answers of the device's own tower as it is now."""
+        signature = local_training.training.signature
+        if signature.of == "own":
+            questions, reader = local_training.dataset, local_training.model.get_base_model()
+            parameters = [last_layer(reader).get_parameter("bias").requires_grad_()]
+        else:
+            questions, reader = own.training_questions(rows, own.signer_item_embeddings), own.signer
+            parameters = list(last_layer(reader).parameters())
         gradients = []
-        for step in range(0, local_training.training.steps, EVERY):
+        for step in range(0, local_training.training.steps, signature.every):
             batch = local_training.rows(step)
-            gradients.append(last_layer_gradient(questions.loss(questions.logits(own.signer, batch), batch), layer))
+            loss = questions.loss(questions.logits(reader, batch), batch)
+            gradients.append(last_layer_gradient(loss, parameters))
+        if signature.of == "own":
+            parameters[0].requires_grad_(False)
         return torch.stack(gradients)
 
     def _evaluate(self, task: Task, own: QAContext, method: Method, sent: Tensors) -> Update:
@@ -151,7 +159,7 @@ class QAClient(Client):
             sums += _score("before", name, method.logits(model, learnt, asked), asked, own.adapted.tower_id)
         if task.round == task.settings.rounds:
             if sent:
-                receive(model, sent, method.receives)
+                own.adapted.receive(sent, method.receives)
             for name, asked in own.tests.items():
                 sums += _score("after", name, method.logits(model, learnt, asked), asked, own.adapted.tower_id)
                 for branch in (LOCAL, GLOBAL):
@@ -179,9 +187,17 @@ def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device
         tests["others"] = concatenate([_some(test) for test in others])
     own = Questions.load(asked / "train.safetensors")
     held_out = counter_rng.uniform(counter_rng.key("validation", *own.names), torch.arange(len(own))) < HELD_OUT
-    train, tests["validation"] = own.take(~held_out), own.take(held_out)
+    train, tests["validation"] = _few(own.take(~held_out), mosaic.questions), own.take(held_out)
     asked_in = {name: QADataset.of(test, codebook, adapted.item_embeddings) for name, test in tests.items()}
     return QAContext(adapted, signer, signer_item_embeddings, codebook, train, asked_in, catalogue.sha256)
+
+
+def _few(train: Questions, n: int) -> Questions:
+    """At most `n` of a device's own questions, drawn by place, or all of them where it is 0."""
+    if not n:
+        return train
+    draws = counter_rng.uniform(counter_rng.key("few", *train.names), torch.arange(len(train)))
+    return train.take(draws.argsort(stable=True)[:n].sort().values)
 
 
 def _some(test: Questions) -> Questions:
@@ -199,12 +215,12 @@ def _seen(train: Questions, mosaic: MosaicSettings, round: int, rounds: int) -> 
 
 
 def _score(variant: str, name: str, logits: Tensor, asked: QADataset, tower: str) -> MetricSums:
-    """Accuracy of one device on one set of tests; on its own also by device class and by family of tasks."""
+    """Accuracy of one device on one set of tests, also by device class; on its own also by family of tasks."""
     if bool(logits.isnan().any()):
         return MetricSums({"nonfinite": 1.0})
-    groups = [name]
+    groups = [name, f"{name}-{tower.partition('-')[0]}"]
     if name == "self":
-        groups += [f"self-{tower.partition('-')[0]}", f"self-{asked.questions.names[0].partition('/')[0]}"]
+        groups += [f"self-{asked.questions.names[0].partition('/')[0]}"]
     accuracy = asked.accuracy(logits)
     return MetricSums.of_metrics(
         {

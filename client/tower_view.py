@@ -19,8 +19,8 @@ from torch.nn.functional import normalize
 
 from tessera.client import optimizers
 from tessera.client.adapters.adapted_tower import SIGNER, TOWER, AdaptedTower
-from tessera.client.adapters.attach import activate, receive
-from tessera.client.adapters.pq_lora import LOCAL
+from tessera.client.adapters.attach import activate
+from tessera.client.adapters.pq_lora import LOCAL, is_plain
 from tessera.client.adapters.signature import last_layer_gradient, sign
 from tessera.client.base import Client
 from tessera.client.methods import make_method
@@ -134,8 +134,10 @@ class TowerView:
         self._kept = self.context.adapted.take_up(self._folder, self.task.round + (self.task.kind != "train"), OWNER)
         activate(model, method.answers_with, [LOCAL])
         modules = {name.removeprefix(MODULE): value for name, value in sent.items() if name.startswith(MODULE)}
-        if modules:
-            receive(model, modules, method.receives)
+        progress = self.task.round / self.task.settings.rounds
+        into = method.begins_with(progress) if self.task.kind == "train" else (method.receives,)
+        for branch in into if modules else ():
+            self.context.adapted.receive(modules, branch)
         rest = {name: value for name, value in sent.items() if not name.startswith(MODULE)}
         self._answers = self.context.prompts.all_answers(model.get_base_model())
         own = sized(self._answers, typical_size(rest[VIEWS]))
@@ -175,10 +177,11 @@ class TowerView:
         settings = LocalSettings(optimizer="adam")
         moments = optimizers.start(settings, values)
         moments |= {name: value.to(moments[name]) for name, value in self._kept.items() if name in moments}
-        plain = {name for name in moved if ".lora_A." in name or ".lora_B." in name}
+        plain = {name for name in moved if is_plain(name)}
         pq_rate = mosaic.pq.pq_learning_rate if mosaic.pq else mosaic.learning_rate
+        share = mosaic.rates(self.task.round, self.task.settings.rounds)
         for names, rate in ((plain, mosaic.learning_rate), (moved.keys() - plain, pq_rate)):
-            at_rate = settings.model_copy(update={"learning_rate": rate})
+            at_rate = settings.model_copy(update={"learning_rate": share * rate})
             values, moments = optimizers.step(at_rate, values, gradients, moments, sorted(names))
         with torch.no_grad():
             for name, one in moved.items():
@@ -189,10 +192,10 @@ class TowerView:
     def _sign(self, gradient: Tensor, size: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The signature that leaves, and what of it is kept: the same gradient, had it met the small tower's view."""
         layer = self.context.layer
-        asked = last_layer_gradient((gradient * sized(layer(self.context.given), size)).sum(), layer)
-        return sign(
-            self._kept, asked[None], self.task.settings.seed, self.node.noise_key(self.task.run), self.task.round
-        )
+        loss = (gradient * sized(layer(self.context.given), size)).sum()
+        asked, seed = last_layer_gradient(loss, list(layer.parameters())), self.task.settings.seed
+        settings, noise_key = self.task.settings.mosaic.signature, self.node.noise_key(self.task.run)
+        return sign(settings, self._kept, asked[None], seed, noise_key, self.task.round)
 
 
 @lru_cache(maxsize=CACHED)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tessera.client.adapters.adapted_tower import AdaptedTower
-from tessera.client.adapters.attach import receive
 from tessera.client.adapters.pq_lora import LOCAL
 from tessera.client.methods import LocalTraining, answer
 from tessera.client.qa_client import QUESTIONS
@@ -69,7 +68,7 @@ def _averages(settings: Settings, dataset: Path, checkpoint: Path) -> dict[str, 
 def _begin(adapted: AdaptedTower, merged: Tensors | None) -> None:
     adapted.restart()
     if merged:
-        receive(adapted.model, merged, LOCAL)
+        adapted.receive(merged, LOCAL)
 
 
 def _curve(

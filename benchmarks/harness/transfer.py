@@ -23,6 +23,7 @@ from tessera.client.qa_dataset import QADataset
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.questions import Codebook, Questions
 from tessera.common.errors import DataError
+from tessera.common.registry.methods import PQSettings
 from tessera.common.towers.aligned_init import STACKS
 from tessera.common.towers.io import load_reader, tower_path
 from tessera.common.towers.projections import Projections
@@ -112,7 +113,8 @@ def transfer(
     advance(len(tasks) * len(alignments) * len(classes))
     found = []
     for alignment in alignments:
-        for name, start in shared_start(dataset, classes, rank, N_BLOCKS, alignment).items():
+        pq = PQSettings.model_validate({"name": "pq", "blocks": N_BLOCKS, "alignment": alignment})
+        for name, start in shared_start(dataset, classes, rank, pq).items():
             towers[name].align(start)
         for learnt, asked in tasks:
             for source in towers.values():

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from tessera.client.adapters.attach import attach, branch_tensors, gates, set_projections
+from tessera.client.adapters.attach import PLAIN, attach, branch_tensors, gates, receive, set_projections
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
 from tessera.client.private_state import PrivateState, Store
 from tessera.common.config.settings import MosaicSettings
@@ -22,6 +22,7 @@ from tessera.common.data.questions import N_PIECES
 from tessera.common.errors import DataError
 from tessera.common.protocol.adapters import AdapterUpdate
 from tessera.common.protocol.messages import Task
+from tessera.common.registry.methods import Shared
 from tessera.common.towers.aligned_init import READER, STACKS, aligned_init_path, load_aligned_init, n_blocks, tower_id
 from tessera.common.towers.io import load_reader
 from tessera.common.towers.qa_reader import READ
@@ -36,12 +37,16 @@ BLOCK = 0
 
 @dataclass(frozen=True)
 class AdaptedTower:
-    """An adapted reader, the `item_embeddings` [3, n_items, width] of its items, and the private tensors it `begins` with."""
+    """An adapted reader, the `item_embeddings` [3, n_items, width] of its items, and the private tensors it `begins` with.
+
+    `share` says which part of a branch is sent and comes back.
+    """
 
     model: PeftModel
     item_embeddings: Tensor
     tower_id: str
     begins: Mapping[str, Tensor]
+    share: Shared
 
     @classmethod
     def make(cls, folder: Path, mosaic: MosaicSettings, seed: int, image: Tensor, text: Tensor) -> "AdaptedTower":
@@ -51,12 +56,12 @@ class AdaptedTower:
         with torch.no_grad():
             item_embeddings = reader.embed_items(image, text)
         ask = partial(probe, item_embeddings=item_embeddings)
-        model = attach(reader, STACKS, mosaic.rank, ask, n_blocks(mosaic), seed)
+        model = attach(reader, STACKS, mosaic.rank, ask, n_blocks(mosaic), seed, mosaic.pq or PLAIN)
         if n_blocks(mosaic):
             set_projections(model, load_aligned_init(aligned_init_path(tower, mosaic)))
         named = tower_id(tower, str(read_json(tower / CLASS)["class"]), mosaic)
         begins = {name: value.clone() for name, value in private_tensors(model).items()}
-        return cls(model, item_embeddings, named, begins)
+        return cls(model, item_embeddings, named, begins, mosaic.share)
 
     def take_up(self, private: Path, before: int, owner: str) -> Mapping[str, Tensor]:
         """Put in the state that the newest round below `before` left, or the start; return what else was kept with it.
@@ -88,9 +93,13 @@ class AdaptedTower:
         store.save(BLOCK, task.round, state)
         store.tidy(task.round, task.durable)
 
+    def receive(self, sent: Mapping[str, Tensor], branch: str) -> None:
+        """Put what was merged into a branch. Raises `DataError` where it does not fit."""
+        receive(self.model, sent, branch, self.share)
+
     def adapter_update(self, branch: str, signature: Tensor) -> AdapterUpdate:
         """What is sent of a branch. The gate is no part of it."""
-        pq, lora = (_copied(part) for part in branch_tensors(self.model, branch))
+        pq, lora = (_copied(part) for part in branch_tensors(self.model, branch, self.share))
         return AdapterUpdate(self.tower_id, pq, lora, signature)
 
 

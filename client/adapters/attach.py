@@ -4,8 +4,10 @@ What leaves is P and Q of the places, and plain LoRA for devices with the same t
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -14,12 +16,15 @@ from torch import Tensor, nn
 
 from tessera.client.adapters.pq_lora import FILE_TYPE, GLOBAL, LOCAL, GatedLinear, PQLoraConfig
 from tessera.common.errors import ConfigError, DataError
+from tessera.common.registry.methods import PQSettings, Shared
 from tessera.common.towers.adapter_placement import placement
 from tessera.common.towers.projections import Projections
 from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import PRIVATE, read_json, read_tensors, write_json, write_tensors
 
 WEIGHTS_NAME = "adapter_model.safetensors"
+PLAIN = PQSettings(name="pq", union=False)
+"""One kind of adapter in a layer, and a gate in each."""
 
 
 def attach(
@@ -29,18 +34,23 @@ def attach(
     probe: Callable[[nn.Module], Tensor],
     n_blocks: int = 4,
     seed: int = 0,
+    form: PQSettings = PLAIN,
 ) -> PeftModel:
     """Freeze `model` and give it local and global branches; its output stays what it was.
 
-    With 0 blocks all layers get plain LoRA. `probe` runs the model on an example. Raises `ConfigError` when a layer is too
-    small for `rank`, or gets no gradient, so that its adapter would stay without effect.
+    With 0 blocks all layers get plain LoRA; `form` says what else branches and gates are made of. `probe` runs the model on an
+    example. Raises `ConfigError` when a layer is too small for `rank`, or gets no gradient, so that its adapter would stay
+    without effect.
     """
-    targets, places = placement(model, stacks, n_blocks)
+    targets, places = placement(model, stacks, n_blocks, form.queries_and_keys)
     for name in targets:
         shape = tuple(model.get_parameter(f"{name}.weight").shape)
         if not 1 <= rank <= min(shape):
             raise ConfigError(f"rank {rank} does not fit {name!r}, whose weight is {shape}")
-    config = PQLoraConfig(r=rank, lora_alpha=rank, target_modules=targets, places=places, seed=seed)
+    gates: dict[str, Any] = {name: getattr(form, name) for name in ("gate", "gate_start", "gate_per")}
+    config = PQLoraConfig(
+        r=rank, lora_alpha=rank, target_modules=targets, places=places, seed=seed, union=form.union, **gates
+    )
     adapted = _with_branches(model, config)
     _refuse_dead(adapted, probe)
     return adapted
@@ -64,18 +74,24 @@ def pq_tensors(model: PeftModel, branch: str = LOCAL) -> dict[str, Tensor]:
 
 
 def lora_tensors(model: PeftModel, branch: str = LOCAL) -> dict[str, Tensor]:
-    """A [rank, d_in] and B [d_out, rank] of the plain LoRA layers: shared within a device class only."""
+    """A [rank, d_in] and B [d_out, rank] of plain LoRA, also of that beside P and Q: shared within a device class only."""
     tensors = {}
     for name, layer in _layers(model):
-        if layer.place is None:
-            tensors[f"{name}.A"] = layer.get_parameter(f"lora_A.{branch}.weight").data
-            tensors[f"{name}.B"] = layer.get_parameter(f"lora_B.{branch}.weight").data
+        if layer.place is None or branch in layer.lora_plain_A:
+            kind = "lora_" if layer.place is None else "lora_plain_"
+            tensors[f"{name}.A"] = layer.get_parameter(f"{kind}A.{branch}.weight").data
+            tensors[f"{name}.B"] = layer.get_parameter(f"{kind}B.{branch}.weight").data
     return tensors
 
 
-def branch_tensors(model: PeftModel, branch: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What may leave the device of a branch: P and Q by place, and plain LoRA by layer. The tensors are the model's own."""
-    return pq_tensors(model, branch), lora_tensors(model, branch)
+def branch_tensors(
+    model: PeftModel, branch: str, share: Shared = "pq+class"
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What may leave the device of a branch: P and Q by place and, unless `share` is "pq", plain LoRA by layer.
+
+    The tensors are the model's own.
+    """
+    return pq_tensors(model, branch), {} if share == "pq" else lora_tensors(model, branch)
 
 
 def gates(model: PeftModel) -> dict[str, Tensor]:
@@ -83,9 +99,10 @@ def gates(model: PeftModel) -> dict[str, Tensor]:
     return {f"gate/{name}": layer.get_parameter(f"lora_gate.{LOCAL}").data for name, layer in _layers(model)}
 
 
-def receive(model: PeftModel, sent: Mapping[str, Tensor], branch: str = GLOBAL) -> None:
-    """Put merged P, Q and plain LoRA into a branch: all or nothing. Raises `DataError` unless names and shapes fit."""
-    pq, lora = branch_tensors(model, branch)
+def receive(model: PeftModel, sent: Mapping[str, Tensor], branch: str = GLOBAL, share: Shared = "pq+class") -> None:
+    """Put what was merged of all that is shared into a branch: all or nothing. Raises `DataError` unless names and shapes
+    fit."""
+    pq, lora = branch_tensors(model, branch, share)
     own = pq | lora
     if any(layer.merged for _, layer in _layers(model)):
         raise DataError("adapters cannot change while they are merged into the model: unmerge them first")
@@ -114,7 +131,8 @@ def save(model: PeftModel, folder: Path) -> None:
         state = get_peft_model_state_dict(model, adapter_name=branch, save_embedding_layers=False)
         settings = model.peft_config[branch].to_dict()
         plain = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
-        write_tensors(folder / branch / WEIGHTS_NAME, state, mode=PRIVATE)
+        apart = {name: value.clone() for name, value in state.items()}  # layers may share a gate
+        write_tensors(folder / branch / WEIGHTS_NAME, apart, mode=PRIVATE)
         write_json(folder / branch / CONFIG_NAME, plain)
 
 
@@ -139,8 +157,18 @@ def restore(model: nn.Module, folder: Path) -> PeftModel:
 def _with_branches(model: nn.Module, config: PQLoraConfig) -> PeftModel:
     adapted = PeftModel(model, config, adapter_name=LOCAL)
     adapted.add_adapter(GLOBAL, copy.copy(config))
+    if config.gate_per == "layer":
+        _tie_gates(adapted)
     activate(adapted)
     return adapted
+
+
+def _tie_gates(model: PeftModel) -> None:
+    """Let all adapted linears in one layer of a stack have the gate of the first of them."""
+    gates: dict[str, nn.Parameter] = {}
+    for name, layer in _layers(model):
+        numbered = re.match(r"(?:.*?\.)?\d+(?=\.)", name)  # as in layers.3.mlp.c_fc
+        layer.lora_gate[LOCAL] = gates.setdefault(numbered[0] if numbered else name, layer.lora_gate[LOCAL])
 
 
 def _refuse_dead(model: PeftModel, probe: Callable[[nn.Module], Tensor]) -> None:

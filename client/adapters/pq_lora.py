@@ -3,15 +3,17 @@
     h_out = W h + (1 - sigmoid(beta)) local(h) + sigmoid(beta) global(h)     FedMosaic Eq. 7
     branch(h) = s B (P (A h + offset) + Q), s = alpha / rank                 Eq. 5, in the layers that `places` names
     branch(h) = s B A h                                                      plain LoRA, in all others
+    branch(h) = s (B' A' h + B (P (A h + offset) + Q))                       where `union` puts both into a place
 
 A, the offset and B of a PQ-LoRA are frozen, P [rank, rank] and Q [rank] are what is learnt and shared; both start at zero,
-so the start is the base model exactly, and B is not zero, so P and Q have gradients at once. `beta` starts at zero, is
-learnt, and counts only while both branches are active. PEFT's hooks used here are private: its version is pinned.
+so the start is the base model exactly, and B is not zero, so P and Q have gradients at once. `beta` starts at zero unless
+told otherwise, is learnt, and counts only while both branches are active; with an additive gate the local branch counts in
+full. Union and the additive gate are not the paper's. PEFT's hooks used here are private: its version is pinned.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
@@ -35,11 +37,16 @@ class PQLoraConfig(LoraConfig):  # type: ignore[misc]
     """LoRA on `target_modules`, PQ-LoRA on those of them in `places`.
 
     `places` maps a module's name to the name that the corresponding modules of other towers share, see `placement`. `seed`
-    draws the start of the frozen matrices; by name, so that all clients and both branches start alike.
+    draws the start of the frozen matrices; by name, so that all clients and both branches start alike. `union` puts plain LoRA
+    beside P and Q; gates are as `tessera.common.registry.methods.PQSettings` says.
     """
 
     places: dict[str, str] = field(default_factory=dict)
     seed: int = 0
+    union: bool = False
+    gate: Literal["convex", "additive"] = "convex"
+    gate_start: float = 0.0
+    gate_per: Literal["linear", "layer"] = "linear"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,16 +76,16 @@ class GatedLora(LoraVariant):  # type: ignore[misc]
         with torch.no_grad():
             module.lora_A[adapter_name].weight.copy_(module.drawn(config, target_name).a)
             module.lora_B[adapter_name].weight.zero_()
-        module.add_gate(adapter_name)
+        module.add_gate(adapter_name, config)
 
     def branch(self, module: "GatedLinear", adapter: str, x: Tensor) -> Tensor:
         """What this branch adds before the gate, [..., d_out]."""
         inner: Tensor = module.lora_A[adapter](x)
         return module.lora_B[adapter](inner) * module.scaling[adapter]  # type: ignore[no-any-return]
 
-    def parts(self, module: "GatedLinear", adapter: str) -> Branch:
+    def parts(self, module: "GatedLinear", adapter: str) -> list[Branch]:
         """What `forward` computes with."""
-        return Branch(module.lora_A[adapter].weight, module.lora_B[adapter].weight, module.scaled_share(adapter))
+        return [Branch(module.lora_A[adapter].weight, module.lora_B[adapter].weight, module.scaled_share(adapter))]
 
     def change(self, module: "GatedLinear", adapter: str) -> tuple[Tensor, Tensor | None]:
         """The same as a change of the weight, [d_out, d_in], and of the bias, [d_out]."""
@@ -145,7 +152,9 @@ class GatedPQLora(GatedLora):
         module.lora_A[adapter_name] = FrozenA(like)
         module.lora_offset[adapter_name] = nn.Parameter(like.new_zeros(config.r))
         module.set_projections(adapter_name, module.drawn(config, target_name))
-        module.add_gate(adapter_name)
+        module.add_gate(adapter_name, config)
+        if config.union:
+            self._add_plain(module, adapter_name, config, target_name)
         # PEFT keeps these frozen whenever it makes the adapter trainable. The dict is the class's own until replaced.
         frozen = ("lora_A", "lora_B", "lora_offset")
         module.frozen_peft_weight_names = {**module.frozen_peft_weight_names, adapter_name: frozen}
@@ -153,30 +162,62 @@ class GatedPQLora(GatedLora):
     def branch(self, module: "GatedLinear", adapter: str, x: Tensor) -> Tensor:
         """What this branch adds before the gate, [..., d_out]."""
         inner: Tensor = module.lora_PQ[adapter](module.lora_A[adapter](x) + module.lora_offset[adapter])
-        return module.lora_B[adapter](inner) * module.scaling[adapter]  # type: ignore[no-any-return]
+        outer: Tensor = module.lora_B[adapter](inner)
+        if adapter in module.lora_plain_A:
+            outer = outer + module.lora_plain_B[adapter](module.lora_plain_A[adapter](x))
+        return outer * module.scaling[adapter]  # type: ignore[no-any-return]
 
-    def parts(self, module: "GatedLinear", adapter: str) -> Branch:
+    def parts(self, module: "GatedLinear", adapter: str) -> list[Branch]:
         """What `forward` computes with."""
         a, b, pq = module.lora_A[adapter].matrix, module.lora_B[adapter].weight, module.lora_PQ[adapter]
-        return Branch(a, b, module.scaled_share(adapter), module.lora_offset[adapter], pq.weight, pq.bias)  # type: ignore[arg-type]
+        share = module.scaled_share(adapter)
+        found = [Branch(a, b, share, module.lora_offset[adapter], pq.weight, pq.bias)]  # type: ignore[arg-type]
+        if adapter in module.lora_plain_A:
+            found += [Branch(module.lora_plain_A[adapter].weight, module.lora_plain_B[adapter].weight, share)]  # type: ignore[arg-type]
+        return found
 
     def change(self, module: "GatedLinear", adapter: str) -> tuple[Tensor, Tensor | None]:
         """The same as a change of the weight, [d_out, d_in], and of the bias, [d_out]."""
         a, b, pq = module.lora_A[adapter].matrix, module.lora_B[adapter].weight, module.lora_PQ[adapter]
-        scaling = module.scaling[adapter]
-        return b @ pq.weight @ a * scaling, b @ pq(module.lora_offset[adapter]) * scaling
+        scaling, weight = module.scaling[adapter], b @ pq.weight @ a
+        if adapter in module.lora_plain_A:
+            plain = (module.lora_plain_A[adapter].weight, module.lora_plain_B[adapter].weight)
+            weight = weight + plain[1] @ plain[0]  # type: ignore[operator]
+        return weight * scaling, b @ pq(module.lora_offset[adapter]) * scaling
+
+    def _add_plain(self, module: "GatedLinear", adapter: str, config: PQLoraConfig, target_name: str) -> None:
+        """Put plain LoRA beside P and Q: A drawn by the module's name as another layer's would be, B zero."""
+        like = module.base_layer.weight
+        plain = [
+            nn.Linear(d_in, d_out, bias=False, device=like.device, dtype=like.dtype)
+            for d_in, d_out in ((module.in_features, config.r), (config.r, module.out_features))
+        ]
+        with torch.no_grad():
+            plain[0].weight.copy_(module.drawn(config, f"{target_name} plain").a)
+            plain[1].weight.zero_()
+        module.lora_plain_A[adapter], module.lora_plain_B[adapter] = plain
 
 
 class GatedLinear(Linear):  # type: ignore[misc]
     """A linear layer with a local and a global branch, each LoRA or PQ-LoRA, and their gate."""
 
-    adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_PQ", "lora_offset", "lora_gate")
+    adapter_layer_names = (
+        *LoraLayer.adapter_layer_names,
+        "lora_PQ",
+        "lora_offset",
+        "lora_gate",
+        "lora_plain_A",
+        "lora_plain_B",
+    )
     place: str | None
+    additive: bool = False
     given_shares: Mapping[str, Tensor] | None = None
     """How much each branch counts where a method does not learn it; see `weigh`."""
     lora_PQ: nn.ModuleDict
     lora_offset: nn.ParameterDict
     lora_gate: nn.ParameterDict
+    lora_plain_A: nn.ModuleDict
+    lora_plain_B: nn.ModuleDict
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: PQLoraConfig, **kwargs: Any) -> None:
         """Add a branch. Raises `ConfigError` for any but the local and the global one, which the gate would not know.
@@ -187,6 +228,7 @@ class GatedLinear(Linear):  # type: ignore[misc]
             raise ConfigError(f"a PQ-LoRA branch is called {LOCAL!r} or {GLOBAL!r}, not {adapter_name!r}")
         if not hasattr(self, "lora_PQ"):
             self.lora_PQ, self.lora_offset, self.lora_gate = nn.ModuleDict(), nn.ParameterDict(), nn.ParameterDict()
+            self.lora_plain_A, self.lora_plain_B = nn.ModuleDict(), nn.ModuleDict()
             self.bias_is_made = False
         self.place = config.places.get(kwargs["target_name"])
         super().update_layer(adapter_name, r, lora_alpha, config, **kwargs)
@@ -194,7 +236,7 @@ class GatedLinear(Linear):  # type: ignore[misc]
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer with its active branches, [..., d_out] of [..., d_in]: PEFT's way, or in one operation."""
         if not (self.disable_adapters or self.merged or kwargs):
-            branches = [self.lora_variant[adapter].parts(self, adapter) for adapter in self.active_adapters]
+            branches = [part for one in self.active_adapters for part in self.lora_variant[one].parts(self, one)]
             if branches and fits(self.base_layer, x, branches[0]):
                 return fused(self.base_layer, x, branches)
         plain: Tensor = super().forward(x, *args, **kwargs)
@@ -209,10 +251,11 @@ class GatedLinear(Linear):  # type: ignore[misc]
         salt = counter_rng.key("adapter", config.seed, target_name)
         return random_projections(salt, self.in_features, self.out_features, config.r)
 
-    def add_gate(self, adapter: str) -> None:
+    def add_gate(self, adapter: str, config: PQLoraConfig) -> None:
         """Give the layer its beta, which belongs to the local branch: it is trained, saved and kept private with it."""
+        self.additive = config.gate == "additive"
         if adapter == LOCAL:
-            self.lora_gate[LOCAL] = nn.Parameter(torch.zeros((), device=self.weight.device))
+            self.lora_gate[LOCAL] = nn.Parameter(torch.full((), config.gate_start, device=self.weight.device))
 
     def share(self, adapter: str) -> Tensor:
         """How much a branch counts, a scalar (Eq. 7) unless given otherwise; one alone counts in full."""
@@ -220,6 +263,8 @@ class GatedLinear(Linear):  # type: ignore[misc]
             return torch.ones((), device=self.weight.device)
         if self.given_shares is not None:
             return self.given_shares[adapter]
+        if self.additive and adapter == LOCAL:
+            return torch.ones((), device=self.weight.device)
         beta = self.lora_gate[LOCAL]
         return torch.sigmoid(beta if adapter == GLOBAL else -beta)
 
@@ -258,6 +303,11 @@ class GatedLinear(Linear):  # type: ignore[misc]
         """Leave the base without a bias again once nothing is merged into it."""
         if self.bias_is_made and not self.merged_adapters:
             self.get_base_layer().bias, self.bias_is_made = None, False
+
+
+def is_plain(name: str) -> bool:
+    """Whether a parameter, by its name in the model, is A or B of plain LoRA, also of that beside P and Q."""
+    return any(f".lora_{part}." in name for part in ("A", "B", "plain_A", "plain_B"))
 
 
 def weigh(model: nn.Module, shares: Mapping[str, Tensor] | None) -> None:

@@ -4,35 +4,31 @@ Similar tasks pull the same frozen model the same way, so cosines of signatures 
 averaged over the batches of a round, decayed over rounds, clipped, noised, and only a part of its coordinates is sent.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tessera.common.protocol.signature_mask import kept_coordinates
+from tessera.common.registry.methods import SignatureSettings
 from tessera.common.utils import counter_rng
 
 DECAYED = "signature"
 """What the decayed gradient is called among a device's private tensors."""
-DECAY = 0.5
-"""Weight of the newest round."""
-LIMIT = 1.0
-"""Largest Euclidean norm of what is noised."""
-NOISE = 1e-4
-"""Standard deviation of the noise of each coordinate."""
 
 
 @dataclass(frozen=True)
 class Signature:
     """The decayed gradient [size] of the rounds so far: private state, like the router."""
 
+    settings: SignatureSettings
     decayed: Tensor | None = None
 
     def after(self, gradients: Tensor) -> "Signature":
         """With one more round, from the `gradients` [n_batches, size] seen in it (Eq. 2). The first round counts in full."""
-        mean = gradients.mean(0)
-        return Signature(mean if self.decayed is None else (1 - DECAY) * self.decayed + DECAY * mean)
+        mean, newest = gradients.mean(0), self.settings.decay
+        return replace(self, decayed=mean if self.decayed is None else (1 - newest) * self.decayed + newest * mean)
 
     def sanitised(self, mask: Tensor, secret: int, round: int) -> Tensor:
         """What may leave the device, [n_kept] (Eq. 3): clipped, noised, and only the coordinates in `mask`.
@@ -41,25 +37,31 @@ class Signature:
         """
         if self.decayed is None:
             raise ValueError("there is no signature before the first round")
-        clipped = self.decayed * (LIMIT / self.decayed.norm().clamp(min=LIMIT))
+        limit = self.settings.limit
+        clipped = self.decayed * (limit / self.decayed.norm().clamp(min=limit)) if limit else self.decayed
         noise = counter_rng.normal(counter_rng.key("signature-noise", secret, round), torch.arange(len(clipped)))
-        noised: Tensor = clipped + NOISE * noise.to(clipped)
+        noised: Tensor = clipped + self.settings.noise * noise.to(clipped)
         return noised[mask]
 
 
 def sign(
-    kept: Mapping[str, Tensor], gradients: Tensor, seed: int, noise_key: int, round: int
+    settings: SignatureSettings,
+    kept: Mapping[str, Tensor],
+    gradients: Tensor,
+    seed: int,
+    noise_key: int,
+    round: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The signature that leaves after a round with `gradients` [n_batches, size], and what of it stays, from what was `kept`.
 
     `seed` is the run's: it draws which coordinates all clients send.
     """
-    now = Signature(kept.get(DECAYED)).after(gradients)
-    sent = now.sanitised(kept_coordinates(gradients.shape[1], seed), noise_key, round)
+    now = Signature(settings, kept.get(DECAYED)).after(gradients)
+    sent = now.sanitised(kept_coordinates(gradients.shape[1], seed, settings.kept), noise_key, round)
     return sent, {} if now.decayed is None else {DECAYED: now.decayed}
 
 
-def last_layer_gradient(loss: Tensor, last_layer: nn.Module) -> Tensor:
-    """Gradient of a batch's loss by the frozen model's last layer, flat [size] (Eq. 1). Nothing is stepped or accumulated."""
-    gradients = torch.autograd.grad(loss, list(last_layer.parameters()))
+def last_layer_gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Gradient of a batch's loss by a last layer's parameters, flat [size] (Eq. 1). Nothing is stepped or accumulated."""
+    gradients = torch.autograd.grad(loss, list(parameters))
     return torch.cat([gradient.flatten() for gradient in gradients])

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from tessera.client.adapters.attach import activate
-from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, weigh
+from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, is_plain, weigh
 from tessera.client.qa_dataset import QADataset
 from tessera.common.config.settings import MosaicSettings
 from tessera.common.registry.component import ComponentSettings
@@ -26,12 +26,16 @@ ASKED_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """One round of one device: its adapted reader, the questions it learns from, and a `key` of its own for the draws."""
+    """One round of one device: its adapted reader, the questions it learns from, and a `key` of its own for the draws.
+
+    `rates` is the share of its rates that the round has.
+    """
 
     model: PeftModel
     dataset: QADataset
     training: MosaicSettings
     key: int
+    rates: float = 1.0
 
     def rows(self, step: int) -> Tensor:
         """Which questions are in the batch of a step, [batch], drawn with replacement."""
@@ -74,13 +78,13 @@ class LocalTraining:
         return range(half), range(half, self.training.steps)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over what requires a gradient now, at constant rates and without decay."""
+        """AdamW over what requires a gradient now, at rates that stay over the round, and without decay."""
         groups: dict[float, list[Tensor]] = {}
         pq = self.training.pq
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                plain = ".lora_A." in name or ".lora_B." in name
-                rate = self.training.learning_rate if plain or pq is None else pq.pq_learning_rate
+                full = self.training.learning_rate if is_plain(name) or pq is None else pq.pq_learning_rate
+                rate = self.rates * full
                 groups.setdefault(rate, []).append(parameter)
         return torch.optim.AdamW(
             [{"params": parameters, "lr": rate} for rate, parameters in groups.items()], weight_decay=0.0, fused=True
@@ -105,6 +109,10 @@ class Method(ABC):
         """Set the model up as this method needs it, after it is made or restored."""
         activate(model, self.answers_with)
         weigh(model, None)
+
+    def begins_with(self, progress: float) -> tuple[str, ...]:
+        """The branches that a round of training begins with what came down in; at its end `progress` of the rounds are done."""
+        return (self.receives,)
 
     @abstractmethod
     def train(self, local_training: LocalTraining) -> float:

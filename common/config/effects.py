@@ -257,7 +257,9 @@ def _questions(settings: "Settings") -> Reasons:
         keys = ["fraction", "data.split", "data.cold_items", "data.cold_users"]
         keys += [f"evaluation.{key}" for key in ("ks", "patience", "history_at_test")]
         return dict.fromkeys(keys, f"{people} do not use it")
-    return {f"mosaic.{key}": f"{questions} use it" for key in ("steps", "batch", "stream")}
+    keys = ["steps", "batch", "stream", "questions", "signature.every", "signature.of"]
+    keys += ["method.gate_by_instruction", "method.branch_dropout"] if settings.mosaic.pq is not None else []
+    return {f"mosaic.{key}": f"{questions} use it" for key in keys}
 
 
 def _adapters(settings: "Settings") -> Reasons:
@@ -270,8 +272,29 @@ def _adapters(settings: "Settings") -> Reasons:
     if not settings.strategy_spec.defended:
         able = _and(name for name, spec in STRATEGIES.known().items() if spec.defended)
         found["federation.defence"] = f"strategy {settings.strategy.name} has no gradients to defend, {able} have"
-    if settings.mosaic.method_spec.shares == "nothing":
-        found["mosaic.largest"] = f"method {settings.mosaic.method.name} sends nothing"
+    return found | _places(settings)
+
+
+def _places(settings: "Settings") -> Reasons:
+    """What concerns P and Q, likeness and what is sent, for methods that have none of it."""
+    mosaic, found = settings.mosaic, Reasons()
+    method, pq = mosaic.method.name, mosaic.pq
+    if mosaic.method_spec.shares == "nothing":
+        found["mosaic.largest"] = f"method {method} sends nothing"
+    if mosaic.method_spec.shares != "relevant":
+        found["mosaic.signature"] = f"method {method} does not weigh by likeness"
+    if pq is None or not pq.blocks:
+        why = (
+            f"method {method} has no P and Q" if pq is None else "no layer carries P and Q with mosaic.method.blocks 0"
+        )
+        found |= {"mosaic.share": why, "mosaic.alignment": why}
+        if pq is not None:
+            keys = ("union", "queries_and_keys", "alignment")
+            found |= dict.fromkeys((f"mosaic.method.{key}" for key in keys), why)
+    elif pq.alignment != "paper":
+        found["mosaic.alignment.orthogonality"] = "it is for mosaic.method.alignment paper"
+    if pq is not None and pq.alignment == "random":
+        found["mosaic.alignment"] = "it is for towers that are aligned, and mosaic.method.alignment is random"
     return found
 
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from tessera.common.config.components import Backbone, ContentEncoder, Loss, Method, Strategy
+from tessera.common.config.components import Backbone, ContentEncoder, Loss, Strategy
 from tessera.common.config.effects import backbone_lacks, no_secure_sums, prune, without_effect
 from tessera.common.config.federation import FederationSettings, GroupSettings, ServerSettings, SimulationSettings
 from tessera.common.config.moments import Moment, moment
+from tessera.common.config.mosaic.settings import MosaicSettings as MosaicSettings
 from tessera.common.config.privacy import PrivacySettings
 from tessera.common.registry.component import (
     Amount,
@@ -28,7 +29,7 @@ from tessera.common.registry.component import (
 )
 from tessera.common.registry.converters import CONVERTED, CONVERTERS
 from tessera.common.registry.encoders import ENCODERS
-from tessera.common.registry.methods import METHODS, FedMosaicSettings, MethodSpec, PQSettings
+from tessera.common.registry.methods import METHODS
 from tessera.common.registry.strategies import STRATEGIES, StrategySpec
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -36,7 +37,6 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 EXECUTORS = ("inline", "ray", "grpc")
 TOWER_DIM = 64
 """Size of the vectors that all towers give, and of the shared space in which they lie."""
-DeviceClass = Literal["tiny", "small", "base"]
 Operator = Literal["sum", "mlp", "gate", "attention", "concat"]
 SplitName = Literal["leave-one-out", "given", "time", "random", "everything"]
 Gate = Literal["none", "softmax", "james-stein"]
@@ -257,37 +257,6 @@ class WireSettings(FrozenSettings):
     explained: Fraction = 1.0
     """Share of the squares of the views' gradients that comes up: along as few public directions of the views as held it in
     the round before, see `tessera.common.protocol.projection`; 1: the gradient of each view."""
-
-
-class MosaicSettings(FrozenSettings):
-    """How devices of different classes adapt their towers and learn from one another (FedMosaic)."""
-
-    classes: Annotated[tuple[DeviceClass, ...], Field(min_length=1)] = ("tiny", "small", "base")
-    """The nodes' device classes, given out in turn."""
-    method: Method = FedMosaicSettings(name="fedmosaic")
-    """How a device trains its branches, and what becomes of what it sends."""
-    rank: Positive = 16
-    """Rank of LoRA, and size of P and Q."""
-    largest: Step = 1000.0
-    """A tensor with a larger Euclidean norm is refused."""
-    stream: Literal["static", "dynamic"] = "static"
-    """Whether a device's tasks come mixed, or one after the other over the rounds; what was seen stays in memory."""
-    steps: Positive = 40
-    """Batches of a round that a device learns from."""
-    batch: Positive = 16
-    """Questions in a batch."""
-    learning_rate: Step = 0.001
-    """Of A and B of plain LoRA."""
-
-    @property
-    def method_spec(self) -> MethodSpec:
-        """What both sides know of the method."""
-        return METHODS[self.method.name]
-
-    @property
-    def pq(self) -> PQSettings | None:
-        """Settings of PQ-LoRA; None where all adapters are plain LoRA."""
-        return self.method if isinstance(self.method, PQSettings) else None
 
 
 class Settings(FrozenSettings):

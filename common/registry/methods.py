@@ -5,23 +5,57 @@ entry-point group `tessera.methods`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from tessera.common.registry.component import Amount, ComponentSettings, Positive, Step
+from pydantic import Field
+
+from tessera.common.registry.component import (
+    Amount,
+    ComponentSettings,
+    Fraction,
+    FrozenSettings,
+    Natural,
+    Positive,
+    Rate,
+    Share,
+    Step,
+)
 from tessera.common.registry.registry import Registry
 
 Sharing = Literal["nothing", "tower", "all", "relevant"]
+Shared = Literal["pq", "pq+class"]
+"""What of a branch leaves a device: P and Q alone, or plain LoRA too."""
 
 
 class PQSettings(ComponentSettings):
-    """Settings of methods whose adapters are PQ-LoRA in some layers."""
+    """Settings of methods that gate a branch of a device's own and one of what others know; PQ-LoRA is in some layers of both.
 
-    blocks: Positive = 4
-    """Layers of a tower that carry PQ-LoRA; the others carry plain LoRA."""
+    The paper has no `union`, no `shared_rounds` and no `gate_by_instruction`, and P and Q in `queries_and_keys` too.
+    """
+
+    blocks: Natural = 4
+    """Layers of a tower that carry PQ-LoRA; the others carry plain LoRA. 0: all carry plain LoRA and nothing else."""
+    union: bool = True
+    """Whether a layer with P and Q carries plain LoRA beside them, for devices of its class."""
+    queries_and_keys: bool = False
+    """Whether queries and keys of these layers carry P and Q too."""
     alignment: Literal["effects", "whitened", "paper", "random"] = "effects"
     """How A and B of towers of different size are given a common start."""
     pq_learning_rate: Step = 0.004
     """Of P, Q and the gate."""
+    shared_rounds: Share = 0.5
+    """Share of the rounds, the first ones, in which a device's own branch begins from what it was sent; afterwards it stays
+    the device's own."""
+    gate: Literal["convex", "additive"] = "convex"
+    """How branches are weighed, with s the sigmoid of the gate: 1 - s and s, or the own branch in full and s."""
+    gate_per: Literal["linear", "layer"] = "linear"
+    """Whether every adapted linear layer has a gate of its own, or all in one layer of the tower share one."""
+    gate_start: Annotated[float, Field(ge=-20, le=20)] = 0.0
+    """What a gate is before training: 0 is one half."""
+    gate_by_instruction: bool = True
+    """Whether a question in words that a device never learnt from is answered by what others know alone."""
+    branch_dropout: Rate = 0.0
+    """Chance of a batch to be learnt by the own branch alone, as if there were no other."""
 
 
 class FedMosaicSettings(PQSettings):
@@ -38,6 +72,35 @@ class DittoSettings(ComponentSettings):
 
     proximity: Amount = 0.1
     """How strongly a personal branch is held to the common one."""
+
+
+class SignatureSettings(FrozenSettings):
+    """What a device says of its tasks (RELA, FedMosaic Eq. 1 to 3), for methods that weigh by likeness."""
+
+    every: Positive = 10
+    """Steps between two batches whose gradient goes into it: the paper's m."""
+    decay: Fraction = 0.5
+    """Weight of the newest round, the paper's alpha; the first round counts in full."""
+    noise: Amount = 1e-4
+    """Standard deviation of the noise of each coordinate, the paper's mu."""
+    kept: Fraction = 0.4
+    """Share of the coordinates that are sent, the paper's N_s; the same for all devices."""
+    limit: Amount = 1.0
+    """Largest Euclidean norm of what is noised; 0, as in the paper: none."""
+    of: Literal["frozen", "own"] = "frozen"
+    """Whose gradient it is: that of the smallest tower's last layer, frozen, or of the device's own tower as it was trained.
+    The latter is by the answer alone, which has one size in all towers."""
+
+
+class AlignmentSettings(FrozenSettings):
+    """On what, and how strictly, A and B of towers of different size are aligned."""
+
+    questions: Positive = 600
+    """Public questions that towers are aligned on, each some three positions; the size of the paper's D_p."""
+    domain: Literal["both", "pictures", "texts"] = "both"
+    """What these show: pictures and texts as devices' questions do, or one of them alone."""
+    orthogonality: Amount = 0.5
+    """How strongly the paper's alignment holds A to orthonormal rows, its lambda."""
 
 
 @dataclass(frozen=True)

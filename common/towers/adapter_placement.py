@@ -22,12 +22,14 @@ def block_ends(n_layers: int, n_blocks: int) -> list[int]:
     return [block * (n_layers // n_blocks) for block in range(1, n_blocks)] + [n_layers]
 
 
-def placement(model: nn.Module, stacks: Mapping[str, str], n_blocks: int) -> tuple[list[str], dict[str, str]]:
+def placement(
+    model: nn.Module, stacks: Mapping[str, str], n_blocks: int, queries_and_keys: bool = False
+) -> tuple[list[str], dict[str, str]]:
     """All linear layers in the stacks, and of these the ones that carry PQ-LoRA with the places they share.
 
     `stacks` maps what a stack encodes to the name of its list of layers, such as {"image": "visual.transformer.resblocks"}.
     A place is stack, block and the name within the layer, such as "image.2.attn.v_proj": the same in a tower of any size.
-    Unlike the paper's, queries and keys have none.
+    Queries and keys have one only where `queries_and_keys` says so, as in the paper.
     Raises `ConfigError` when a stack is missing, empty of linear layers or too shallow.
     """
     targets: list[str] = []
@@ -43,7 +45,7 @@ def placement(model: nn.Module, stacks: Mapping[str, str], n_blocks: int) -> tup
             targets += [f"{path}.{index}.{name}" for name in inside]
             if number in ends:
                 block = ends.index(number)
-                shared = [name for name in inside if name.rpartition(".")[2] not in NOT_SHARED]
+                shared = [name for name in inside if queries_and_keys or name.rpartition(".")[2] not in NOT_SHARED]
                 places |= {f"{path}.{index}.{name}": f"{stack}.{block}.{name}" for name in shared}
     if not targets:
         raise ConfigError(f"there are no linear layers in {sorted(stacks.values())}: nothing can be adapted")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from tessera.common.config.settings import MosaicSettings
+from tessera.common.config.settings import TOWER_DIM, MosaicSettings
 from tessera.common.errors import DataError
 from tessera.common.protocol.adapters import LORA, PQ, SIGNATURE
 from tessera.common.protocol.signature_mask import n_kept
@@ -31,10 +31,20 @@ def n_blocks(mosaic: MosaicSettings) -> int:
     return mosaic.pq.blocks if mosaic.pq else 0
 
 
+def places_of(reader: nn.Module, mosaic: MosaicSettings) -> tuple[list[str], dict[str, str]]:
+    """The linear layers of a reader that are adapted, and of these the ones with P and Q with the places they share."""
+    return placement(reader, STACKS, n_blocks(mosaic), (mosaic.pq or STANDARD).queries_and_keys)
+
+
 def aligned_init_path(folder: Path, mosaic: MosaicSettings) -> Path:
-    """Where a device class keeps the start that a run's settings ask for, which have PQ-LoRA."""
+    """Where a device class keeps the start that a run's settings ask for, which have PQ-LoRA.
+
+    What is not as usual about the alignment is in the name too, as a hash.
+    """
     together, pq = "+".join(sorted(set(mosaic.classes))), mosaic.pq or STANDARD
-    return folder / f"start-{pq.alignment}-r{mosaic.rank}-b{pq.blocks}-{together}.safetensors"
+    unusual = mosaic.alignment.model_dump(exclude_defaults=True) | ({"qk": True} if pq.queries_and_keys else {})
+    mark = f"-{digest(repr(sorted(unusual.items())).encode())[:8]}" if unusual else ""
+    return folder / f"start-{pq.alignment}-r{mosaic.rank}-b{pq.blocks}{mark}-{together}.safetensors"
 
 
 def save_aligned_init(path: Path, start: Mapping[str, Projections], readers: str) -> None:
@@ -76,14 +86,14 @@ def tower_id(folder: Path, device_class: str, mosaic: MosaicSettings) -> str:
 
 def shapes(reader: nn.Module, mosaic: MosaicSettings, signer_size: int) -> dict[str, tuple[int, ...]]:
     """Shape of every part of the `AdapterUpdate` of a device with this reader, by name."""
-    targets, places = placement(reader, STACKS, n_blocks(mosaic))
+    targets, places = places_of(reader, mosaic)
     rank, relevant = mosaic.rank, mosaic.method_spec.shares == "relevant"
-    found: dict[str, tuple[int, ...]] = {SIGNATURE: (n_kept(signer_size) if relevant else 0,)}
+    found: dict[str, tuple[int, ...]] = {SIGNATURE: (n_kept(signer_size, mosaic.signature.kept) if relevant else 0,)}
     for name in targets:
         d_out, d_in = reader.get_parameter(f"{name}.weight").shape
         if name in places:
             found |= {f"{PQ}{places[name]}.P": (rank, rank), f"{PQ}{places[name]}.Q": (rank,)}
-        else:
+        if mosaic.share == "pq+class" and (name not in places or (mosaic.pq and mosaic.pq.union)):
             found |= {f"{LORA}{name}.A": (rank, d_in), f"{LORA}{name}.B": (d_out, rank)}
     return found
 
@@ -93,7 +103,7 @@ def bytes_at_places(reader: nn.Module, mosaic: MosaicSettings) -> tuple[int, int
 
     For a method without PQ-LoRA they are those that it would take by default.
     """
-    _, places = placement(reader, STACKS, (mosaic.pq or STANDARD).blocks)
+    _, places = places_of(reader, mosaic if n_blocks(mosaic) else mosaic.model_copy(update={"method": STANDARD}))
     rank, shapes = mosaic.rank, [reader.get_parameter(f"{name}.weight").shape for name in places]
     return 4 * len(shapes) * (rank**2 + rank), 4 * rank * sum(d_out + d_in for d_out, d_in in shapes)
 
@@ -108,6 +118,8 @@ def last_layer(reader: nn.Module) -> nn.Module:
     return reader.get_submodule("head")
 
 
-def size_of(module: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def signature_size(signer: nn.Module, mosaic: MosaicSettings) -> int:
+    """Number of coordinates of a signature before some are kept."""
+    if mosaic.signature.of == "own":
+        return TOWER_DIM
+    return sum(parameter.numel() for parameter in last_layer(signer).parameters())

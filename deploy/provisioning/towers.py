@@ -37,12 +37,12 @@ def align(dataset: Path, settings: Settings) -> None:
             raise DataError(
                 f"{dataset} has no tower {name!r}: make it by `tessera towers fit {dataset} --classes {name}`"
             )
-    if mosaic.pq is None:
+    if mosaic.pq is None or not mosaic.pq.blocks:
         return
     paths = {name: aligned_init_path(reader.parent, mosaic) for name, reader in zip(classes, readers, strict=True)}
     key = digest(b"".join([*(reader.read_bytes() for reader in readers), repr(NOT_SHARED).encode()]))
     if not all(made_from(path) == key for path in paths.values()):
-        made = shared_start(dataset, classes, mosaic.rank, mosaic.pq.blocks, mosaic.pq.alignment)
+        made = shared_start(dataset, classes, mosaic.rank, mosaic.pq, mosaic.alignment)
         for name, start in made.items():
             save_aligned_init(paths[name], start, key)
 

@@ -14,7 +14,7 @@ from tessera.common.errors import ConfigError
 from tessera.common.towers.projections import Projections, polar, random_projections
 from tessera.common.utils import counter_rng
 
-STEPS, RATE, ORTHOGONALITY = 300, 0.02, 0.5
+STEPS, RATE = 300, 0.02
 RIDGE, GRADIENT_RIDGE = 0.01, 0.1
 STRENGTH = 3.0
 """Norm of a column of B by `effects`, in the mean: directions that all towers share move answers less than random ones."""
@@ -42,7 +42,7 @@ def random(towers: Sequence[Activations], rank: int, salt: int) -> list[Projecti
     ]
 
 
-def paper(towers: Sequence[Activations], rank: int, salt: int) -> list[Projections]:
+def paper(towers: Sequence[Activations], rank: int, salt: int, orthogonality: float = 0.5) -> list[Projections]:
     """FedMosaic's own alignment to the tower with the smallest inputs (Algorithms 3 and 4).
 
     A by the squared distance to the pivot's outputs with a penalty (Eq. 20, in its form ||A A^T - I_r||^2), then its polar
@@ -54,7 +54,7 @@ def paper(towers: Sequence[Activations], rank: int, salt: int) -> list[Projectio
     aligned = []
     for number, (tower, own) in enumerate(zip(towers, start, strict=True)):
         if number != first:
-            a = polar(_fit(own.a, tower.inputs, wanted))
+            a = polar(_fit(own.a, tower.inputs, wanted, orthogonality))
             own = Projections(a, _carry(pivot.b, wanted @ pivot.b.T, tower.inputs @ a.T @ own.b.T), own.offset)
         aligned.append(own)
     return aligned
@@ -115,7 +115,7 @@ def _check(towers: Sequence[Activations], rank: int) -> None:
         raise ConfigError(f"rank {rank} does not fit layers of width {narrowest} seen on {sizes.pop()} examples")
 
 
-def _fit(start: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:
+def _fit(start: Tensor, inputs: Tensor, wanted: Tensor, orthogonality: float) -> Tensor:
     """A [rank, d_in] that brings A x to `wanted` [n_examples, rank], kept near orthonormal rows."""
     a = start.clone().requires_grad_()
     identity = torch.eye(len(start), dtype=start.dtype)
@@ -123,7 +123,7 @@ def _fit(start: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:
     for _ in range(STEPS):
         optimizer.zero_grad()
         distance = (inputs @ a.T - wanted).square().sum(1).mean()
-        (distance + ORTHOGONALITY * (a @ a.T - identity).square().sum()).backward()  # type: ignore[no-untyped-call]
+        (distance + orthogonality * (a @ a.T - identity).square().sum()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return a.detach()
 

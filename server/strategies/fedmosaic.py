@@ -17,7 +17,7 @@ from tessera.common.protocol.messages import Broadcast
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.registry.methods import FedMosaicSettings
-from tessera.common.towers.aligned_init import last_layer, shapes, size_of, smallest, tower_id
+from tessera.common.towers.aligned_init import shapes, signature_size, smallest, tower_id
 from tessera.common.towers.io import load_reader, tower_path
 from tessera.server.adapters.merging import AdapterStore, Shapes
 from tessera.server.adapters.relevance import relevance, similarity, uniform
@@ -27,8 +27,7 @@ from tessera.server.strategies.base import Strategy
 def expected(dataset: Path, settings: Settings) -> dict[str, Shapes]:
     """What an adapter must hold, by the tower id of each device class that the settings name. Raises `DataError`."""
     classes, mosaic = settings.mosaic.classes, settings.mosaic
-    signer = load_reader(tower_path(dataset, smallest(classes)))
-    size = size_of(last_layer(signer))
+    size = signature_size(load_reader(tower_path(dataset, smallest(classes))), mosaic)
     found: dict[str, Shapes] = {}
     for name in sorted(set(classes)):
         path = tower_path(dataset, name)

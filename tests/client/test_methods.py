@@ -1,5 +1,7 @@
 """What each method trains, sends, takes in and answers with, on a tiny reader and made-up questions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import PeftModel
@@ -164,6 +166,56 @@ def test_the_penalty_of_ditto_holds_the_personal_branch_to_the_average_that_came
     free, weak, strong = distance(0.0), distance(0.1), distance(1e6)
     assert strong < 0.1 * free
     assert strong < weak < free
+
+
+def test_words_that_a_device_never_learnt_from_are_answered_by_what_others_know_alone() -> None:
+    model, own, other = adapted("fedmosaic"), asked(), asked(12, "other")
+    for branch in (LOCAL, GLOBAL):
+        stir(model, branch)
+    foreign = replace(other, questions=replace(other.questions, instructions=("whose is it",)))
+    gated, shared = (answer(model, other, branches) for branches in ((LOCAL, GLOBAL), (GLOBAL,)))
+    assert not torch.allclose(gated, shared, atol=1e-3)
+    method = method_of("fedmosaic")
+    assert torch.equal(method.logits(model, own, other), gated)
+    assert torch.equal(method.logits(model, own, foreign), shared)
+    assert torch.equal(method_of("fedmosaic", gate_by_instruction=False).logits(model, own, foreign), gated)
+    two = replace(  # a task in words of its own, of which the device has no question yet
+        own, questions=replace(own.questions, names=("more", "later"), instructions=("which has more", "whose is it"))
+    )
+    assert torch.equal(method.logits(model, two, foreign), shared)
+
+
+def test_the_own_branch_begins_the_shared_rounds_from_what_came_down() -> None:
+    method = method_of("fedmosaic", shared_rounds=0.4)
+    assert [method.begins_with(round / 5) for round in (1, 2, 3)] == [(LOCAL, GLOBAL), (LOCAL, GLOBAL), (GLOBAL,)]
+    assert method_of("fedmosaic", shared_rounds=0).begins_with(0.1) == (GLOBAL,)
+    assert method_of("fedit").begins_with(0.1) == (LOCAL,)
+
+
+def test_rates_fall_as_a_cosine_over_the_rounds_for_every_method() -> None:
+    rates = [SHORT.rates(round, 4) for round in (1, 2, 3, 4)]
+    assert rates == pytest.approx([1, 0.8535534, 0.5, 0.1464466])
+    assert MosaicSettings(schedule="constant").rates(3, 4) == 1
+    for name in METHODS:
+        model = adapted(name)
+        before = torch.cat([copied(model, LOCAL), copied(model, GLOBAL)])
+        local = replace(local_training(model, MosaicSettings(steps=2, batch=8, learning_rate=1.0)), rates=1e-9)
+        method_of(name).train(local)
+        assert (torch.cat([copied(model, LOCAL), copied(model, GLOBAL)]) - before).abs().max() < 1e-7, name
+
+
+def test_a_dropped_batch_is_learnt_as_if_there_were_no_other_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(name: str, **settings: object) -> Tensor:
+        model = adapted("fedmosaic")
+        stir(model, GLOBAL)
+        method_of(name, **settings).train(local_training(model))
+        return copied(model, LOCAL)
+
+    always = trained("fedmosaic", branch_dropout=0.999999)
+    assert torch.equal(always, trained("sft"))
+    some = trained("fedmosaic", branch_dropout=0.5)
+    assert not torch.allclose(some, always)
+    assert not torch.allclose(some, trained("fedmosaic"))
 
 
 def test_what_one_of_feddats_pair_knows_pulls_the_other_over_the_choices_there_are() -> None:

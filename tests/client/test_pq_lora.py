@@ -1,6 +1,7 @@
 """PQ-LoRA on our own towers: what one layer computes, what is trained, merged, saved and refused."""
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import peft
@@ -10,6 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor, nn
 
 from tessera.client.adapters.attach import (
+    PLAIN,
     activate,
     attach,
     lora_tensors,
@@ -21,6 +23,7 @@ from tessera.client.adapters.attach import (
 )
 from tessera.client.adapters.pq_lora import FILE_TYPE, GLOBAL, LOCAL, GatedLinear
 from tessera.common.errors import ConfigError, DataError
+from tessera.common.registry.methods import PQSettings
 from tessera.common.towers.projections import random_projections
 from tessera.common.towers.transformer import SIZES, ImageTower
 
@@ -44,15 +47,18 @@ def bare() -> ImageTower:
     return ImageTower(SIZES["tiny"]).eval()
 
 
-def adapted(seed: int = 0) -> peft.PeftModel:
-    return attach(bare(), {"image": "layers"}, RANK, lambda model: model(IMAGES), n_blocks=2, seed=seed)
+def adapted(seed: int = 0, form: PQSettings = PLAIN) -> peft.PeftModel:
+    return attach(bare(), {"image": "layers"}, RANK, lambda model: model(IMAGES), n_blocks=2, seed=seed, form=form)
+
+
+UNITED = PQSettings(name="pq", union=True, gate_per="layer", gate_start=-1.0)
 
 
 def stir(model: nn.Module, scale: float = 0.1) -> None:
     """Move what both branches learn, P and Q or B, and the gate off zero."""
     generator = torch.Generator().manual_seed(1)
     for layer in layers(model):
-        for learnt in (layer.lora_PQ if layer.place else layer.lora_B, layer.lora_gate):
+        for learnt in (layer.lora_PQ if layer.place else layer.lora_B, layer.lora_plain_B, layer.lora_gate):
             for parameter in learnt.parameters():
                 parameter.data += scale * torch.randn(parameter.shape, generator=generator)
 
@@ -95,6 +101,36 @@ def test_a_layer_computes_equations_5_and_7() -> None:
     torch.testing.assert_close(pq(x), x @ pq.weight.T + naive_pq(GLOBAL), rtol=0, atol=1e-5)
 
 
+def test_a_place_may_carry_plain_lora_beside_p_and_q() -> None:
+    model = adapted(form=UNITED)
+    assert torch.equal(model(IMAGES), bare()(IMAGES)), "the start is the base model exactly"
+    stir(model, 1.0)
+    layer = next(layer for layer in layers(model) if layer.place)
+    x = torch.randn(5, layer.in_features)
+
+    def naive(branch: str) -> Tensor:
+        p, q = layer.lora_PQ[branch].weight, layer.lora_PQ[branch].bias
+        shared = [layer.lora_B[branch].weight @ (p @ (layer.lora_A[branch].matrix @ row) + q) for row in x]
+        plain = [layer.lora_plain_B[branch].weight @ layer.lora_plain_A[branch].weight @ row for row in x]
+        return torch.stack(shared) + torch.stack(plain)
+
+    base = x @ layer.base_layer.weight.T + layer.base_layer.bias
+    gate = layer.lora_gate[LOCAL].sigmoid()
+    torch.testing.assert_close(layer(x), base + (1 - gate) * naive(LOCAL) + gate * naive(GLOBAL), rtol=1e-4, atol=1e-4)
+    layer.additive = True
+    torch.testing.assert_close(layer(x), base + naive(LOCAL) + gate * naive(GLOBAL), rtol=1e-4, atol=1e-4)
+
+
+def test_one_gate_a_layer_is_one_parameter_that_starts_where_told(tmp_path: Path) -> None:
+    model = adapted(form=UNITED)
+    found = [name for name, _ in model.named_parameters() if "lora_gate" in name]
+    assert len(found) == SIZES["tiny"].depth
+    assert all(layer.lora_gate[LOCAL] == -1 for layer in layers(model))
+    save(model, tmp_path)
+    assert len([name for name, _ in restore(bare(), tmp_path).named_parameters() if "lora_gate" in name]) == len(found)
+    assert len({layer.lora_gate[LOCAL] for layer in layers(adapted())}) == len(layers(model))
+
+
 def test_only_the_local_branch_and_the_gate_are_trained_whatever_was_active_before() -> None:
     model = adapted()
     assert trained(model) == {"PQ.local", "A.local", "B.local", "gate.local"}
@@ -121,10 +157,15 @@ def test_only_the_local_branch_and_the_gate_are_trained_whatever_was_active_befo
 @pytest.mark.parametrize("safe", [False, True])
 @pytest.mark.parametrize("branches", [(LOCAL, GLOBAL), (GLOBAL,)])
 def test_merging_changes_no_output_and_unmerging_brings_the_base_back(safe: bool, branches: tuple[str, ...]) -> None:
-    for make in (adapted, lambda: attach(TwoLayers(), {"x": "layers"}, 3, lambda m: m(torch.eye(6)), n_blocks=2)):
+    united = partial(adapted, form=UNITED)
+    for make in (
+        adapted,
+        united,
+        lambda: attach(TwoLayers(), {"x": "layers"}, 3, lambda m: m(torch.eye(6)), n_blocks=2),
+    ):
         model = make().eval()
         stir(model)
-        x = IMAGES if make is adapted else torch.randn(5, 6)
+        x = IMAGES if make in (adapted, united) else torch.randn(5, 6)
         activate(model, branches)
         gated = layers(model)
         bases = [copy.deepcopy(layer.get_base_layer().state_dict()) for layer in gated]
@@ -153,8 +194,9 @@ def test_what_is_not_finite_is_not_merged(safe: bool) -> None:
     assert all(torch.equal(value, before[name]) for name, value in layer.get_base_layer().state_dict().items())
 
 
-def test_a_saved_adapter_answers_the_same(tmp_path: Path) -> None:
-    model = adapted()
+@pytest.mark.parametrize("form", [PLAIN, UNITED], ids=["plain", "united"])
+def test_a_saved_adapter_answers_the_same(tmp_path: Path, form: PQSettings) -> None:
+    model = adapted(form=form)
     stir(model)
     save(model, tmp_path)
     again = restore(bare(), tmp_path)

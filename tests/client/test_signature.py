@@ -5,8 +5,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from tessera.client.adapters.signature import LIMIT, Signature, last_layer_gradient
-from tessera.common.protocol.signature_mask import KEPT, kept_coordinates
+from tessera.client.adapters.signature import Signature, last_layer_gradient
+from tessera.common.protocol.signature_mask import kept_coordinates
+from tessera.common.registry.methods import SignatureSettings
+
+USUAL = SignatureSettings()
 
 
 def gradients(task: Tensor, seed: int, n_batches: int = 4) -> Tensor:
@@ -20,7 +23,7 @@ def gradients(task: Tensor, seed: int, n_batches: int = 4) -> Tensor:
     rows = []
     for _ in range(n_batches):
         x = torch.randn(64, 8, generator=generator)
-        rows.append(last_layer_gradient(cross_entropy(frozen(x), (x @ task).argmax(1)), frozen[2]))
+        rows.append(last_layer_gradient(cross_entropy(frozen(x), (x @ task).argmax(1)), list(frozen[2].parameters())))
     assert all(torch.equal(old, new) for old, new in zip(before, frozen.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in frozen.parameters())
     return torch.stack(rows)
@@ -29,9 +32,9 @@ def gradients(task: Tensor, seed: int, n_batches: int = 4) -> Tensor:
 def test_clients_of_one_task_are_more_alike_than_clients_of_two() -> None:
     generator = torch.Generator().manual_seed(0)
     task, other = torch.randn(8, 3, generator=generator), torch.randn(8, 3, generator=generator)
-    mask = kept_coordinates(16 * 3 + 3, seed=4)
+    mask = kept_coordinates(16 * 3 + 3, seed=4, kept=USUAL.kept)
     sent = [
-        Signature().after(gradients(which, seed)).sanitised(mask, secret=seed, round=1)
+        Signature(USUAL).after(gradients(which, seed)).sanitised(mask, secret=seed, round=1)
         for which, seed in ((task, 1), (task, 2), (other, 3))
     ]
     assert cosine_similarity(sent[0], sent[1], dim=0) > 0.8
@@ -39,33 +42,40 @@ def test_clients_of_one_task_are_more_alike_than_clients_of_two() -> None:
 
 
 def test_the_first_round_counts_in_full_and_later_ones_decay() -> None:
-    one = Signature().after(torch.tensor([[1.0, 3.0], [3.0, 5.0]]))
+    one = Signature(USUAL).after(torch.tensor([[1.0, 3.0], [3.0, 5.0]]))
     assert one.decayed is not None
     assert one.decayed.tolist() == [2.0, 4.0]
     two = one.after(torch.tensor([[0.0, 0.0]]))
     assert two.decayed is not None
     assert two.decayed.tolist() == [1.0, 2.0]
     with pytest.raises(ValueError, match="before the first round"):
-        Signature().sanitised(torch.tensor([0]), 0, 0)
+        Signature(USUAL).sanitised(torch.tensor([0]), 0, 0)
+
+
+def test_how_much_is_bounded_noised_and_sent_is_a_setting() -> None:
+    settings = SignatureSettings(limit=0, noise=0, kept=0.1, decay=1.0)
+    large = Signature(settings).after(torch.ones(1, 100)).after(torch.full((1, 100), 10.0))
+    mask = kept_coordinates(100, 1, settings.kept)
+    assert large.sanitised(mask, secret=1, round=1).tolist() == [10.0] * 10
 
 
 def test_what_is_sent_is_bounded_noised_and_a_part() -> None:
-    large = Signature(torch.full((1000,), 10.0))
-    mask = kept_coordinates(1000, seed=1)
+    large = Signature(USUAL, torch.full((1000,), 10.0))
+    mask = kept_coordinates(1000, 1, USUAL.kept)
     sent = large.sanitised(mask, secret=1, round=1)
-    assert len(sent) == len(mask) == round(KEPT * 1000)
-    assert sent.norm() < LIMIT
-    exact = torch.full((1000,), LIMIT / 1000**0.5)[mask]
+    assert len(sent) == len(mask) == round(USUAL.kept * 1000)
+    assert sent.norm() < USUAL.limit
+    exact = torch.full((1000,), USUAL.limit / 1000**0.5)[mask]
     assert 0.5e-4 < (sent - exact).std() < 2e-4
     assert torch.equal(sent, large.sanitised(mask, secret=1, round=1))  # a resumed run sends the same
     assert not torch.equal(sent, large.sanitised(mask, secret=1, round=2))
     assert not torch.equal(sent, large.sanitised(mask, secret=2, round=1))
-    small = Signature(torch.full((1000,), 1e-3))
+    small = Signature(USUAL, torch.full((1000,), 1e-3))
     assert (small.sanitised(mask, 1, 1) - 1e-3).abs().max() < 1e-3  # what is short is not stretched
 
 
 def test_the_mask_is_the_runs() -> None:
-    assert torch.equal(kept_coordinates(500, seed=1), kept_coordinates(500, seed=1))
-    assert not torch.equal(kept_coordinates(500, seed=1), kept_coordinates(500, seed=2))
-    assert kept_coordinates(500, 1).unique().numel() == 200
-    assert kept_coordinates(1, 0).tolist() == [0]
+    assert torch.equal(kept_coordinates(500, 1, 0.4), kept_coordinates(500, 1, 0.4))
+    assert not torch.equal(kept_coordinates(500, 1, 0.4), kept_coordinates(500, 2, 0.4))
+    assert kept_coordinates(500, 1, 0.4).unique().numel() == 200
+    assert kept_coordinates(1, 0, 0.4).tolist() == [0]

@@ -121,7 +121,8 @@ def test_one_round_does_to_the_tower_what_autograd_through_everything_does(
 
 def test_a_round_lowers_the_loss_of_a_step_towards_the_people(dataset: Path, tmp_path: Path) -> None:
     """With the server's views and the people's own parameters held, ten rounds fit the adapter alone."""
-    node, task = device(dataset, tmp_path, local={"learning_rate": 1e-9, "history_mask": 0.0})
+    still, constant = {"learning_rate": 1e-9, "history_mask": 0.0}, {"schedule": "constant"}
+    node, task = device(dataset, tmp_path, local=still, mosaic=constant)
     sent = broadcast(dataset)
     losses = []
     for round in range(1, 11):
@@ -222,7 +223,7 @@ def test_the_signature_is_the_gradient_at_the_head_of_the_tower_that_signs(datas
     )
     (view * update.gradients[VIEWS][-1] / update.weight).sum().backward()
     wanted = torch.cat([one.grad.flatten() for one in last_layer(signer).parameters()])
-    mask = kept_coordinates(len(wanted), task.settings.seed)
+    mask = kept_coordinates(len(wanted), task.settings.seed, task.settings.mosaic.signature.kept)
     assert cosine_similarity(signature, wanted[mask], dim=0) > 0.999
 
 

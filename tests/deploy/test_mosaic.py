@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessera.client.adapters.signature import DECAYED, LIMIT, NOISE
+from tessera.client.adapters.signature import DECAYED
 from tessera.client.app import app
 from tessera.client.methods import LocalTraining, make_method
 from tessera.client.private_state import Store
@@ -22,7 +22,7 @@ from tessera.common.protocol.messages import Task
 from tessera.common.protocol.signature_mask import kept_coordinates, n_kept
 from tessera.common.protocol.tensors import array_bytes
 from tessera.common.protocol.updates import Update
-from tessera.common.registry.methods import METHODS
+from tessera.common.registry.methods import METHODS, SignatureSettings
 from tessera.common.towers.aligned_init import aligned_init_path
 from tessera.common.towers.io import save_reader
 from tessera.common.utils.atomic_files import read_tensors, write_tensors
@@ -50,7 +50,8 @@ from tests.support.qa_devices import (
 )
 
 SIGNER = READERS["tiny"].width
-N_KEPT = n_kept(SIGNER * TOWER_DIM + TOWER_DIM)
+USUAL = SignatureSettings()
+N_KEPT = n_kept(SIGNER * TOWER_DIM + TOWER_DIM, USUAL.kept)
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +135,9 @@ def test_bytes_are_those_of_p_q_lora_and_the_signature(heard: Heard) -> None:
         width, depth = READERS[name].width, READERS[name].depth
         placed = BLOCKS if method.pq else 0
         in_and_out = 4 * 2 * width + 2 * 5 * width  # q, k, v, out; and the two of the MLP
-        q_and_k = 2 * 2 * width  # which have no place
-        module = placed * (4 * 4 * (r * r + r) + 4 * r * q_and_k) + (depth - placed) * 4 * r * in_and_out
+        module = (
+            placed * 4 * 4 * (r * r + r) + depth * 4 * r * in_and_out
+        )  # P and Q, but for q and k, beside plain LoRA
         module = module if heard.uploads else 0
         signature = 4 * N_KEPT if method.shares == "relevant" else 0
         of_class = [e for e in heard.exchanges if next(iter(e.update[ADAPTERS].towers.values())).startswith(name)]
@@ -143,7 +145,7 @@ def test_bytes_are_those_of_p_q_lora_and_the_signature(heard: Heard) -> None:
         for exchange in of_class:
             up = module + signature if exchange.task.kind == "train" else 0
             down = module if exchange.task.kind == "evaluate" else 0
-            n_arrays = 2 * 6 * depth + 1
+            n_arrays = 2 * 6 * depth + 2 * 4 * placed + 1
             assert up <= array_bytes(exchange.reply) <= up + 256 * n_arrays * bool(up)
             assert down <= array_bytes(exchange.question) <= down + 256 * n_arrays * bool(down)
 
@@ -185,8 +187,8 @@ def private(heard: Heard, folder: Path) -> Iterator[tuple[str, bytes]]:
 
 def noise_free(decayed: Tensor) -> Tensor:
     """What would be sent of a device's gradient without noise."""
-    clipped = decayed * (LIMIT / decayed.norm().clamp(min=LIMIT))
-    return clipped[kept_coordinates(len(decayed), seed=0)]
+    clipped = decayed * (USUAL.limit / decayed.norm().clamp(min=USUAL.limit))
+    return clipped[kept_coordinates(len(decayed), 0, USUAL.kept)]
 
 
 def test_a_signature_is_noised_before_it_leaves(heard: Heard) -> None:
@@ -200,7 +202,7 @@ def test_a_signature_is_noised_before_it_leaves(heard: Heard) -> None:
             assert kept.users == (client,)
             noise = sent.signature - noise_free(kept.parameters[DECAYED][0])
             assert (noise != 0).float().mean() > 0.99
-            assert 0.9 * NOISE < float(noise.std()) < 1.1 * NOISE
+            assert 0.9 * USUAL.noise < float(noise.std()) < 1.1 * USUAL.noise
 
 
 def broken(node: int, client: str, update: Update) -> Update:
