@@ -19,9 +19,9 @@ from tessera.client.backbones import BackboneInput, Comparison, LazyScores, make
 from tessera.client.histories import Histories
 from tessera.client.losses import find_loss
 from tessera.client.per_person.gradients import PersonGradients, PersonUpdates
-from tessera.client.per_person.meeting import noting
+from tessera.client.per_person.meeting import adding_up, noting
 from tessera.client.private_state import PrivateState
-from tessera.client.router import Routed, pool, route, router_shapes
+from tessera.client.router import Routed, pool, route, router_shapes, side_by_side
 from tessera.common.config.settings import LocalSettings
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.messages import BLOCKS, COHESION, FIXED, GROUP_CENTRES, GROUP_MAPS, VIEWS
@@ -29,6 +29,7 @@ from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.registry.losses import NextItemSettings
 from tessera.common.utils import counter_rng
+from tessera.common.utils.precision import products, resolved
 
 
 def start_state(users: tuple[str, ...], settings: LocalSettings, views: Tensor, seed: int) -> PrivateState:
@@ -177,6 +178,8 @@ class Step:
         self.histories, self.settings, self.round = histories, settings, round
         self.fixed = {name: value for name, value in sent.items() if name in FIXED}
         self.sent = {name: value for name, value in sent.items() if name not in self.fixed}
+        self.sent[VIEWS] = side_by_side(self.sent[VIEWS])
+        self.precision = resolved(settings.precision, sent[VIEWS].device.type)
         self.backbone = make_backbone(settings.backbone)
         self.weight = _user_weights(histories, settings, sent[VIEWS].dtype)
 
@@ -198,23 +201,26 @@ class Step:
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Each user's loss, their own gradients, and the weighted sum for what was sent."""
         private, received = _leaves(parameters), _leaves(self.sent)
-        losses = self._losses(private, received, salt)
-        found = self._backward(losses, [*private.values(), *received.values()])
-        dense = [
-            torch.zeros_like(leaf) if g is None else g
-            for leaf, g in zip(received.values(), found[len(private) :], strict=True)
-        ]
-        return losses.detach(), self._own(private, found), dict(zip(received, dense, strict=True))
+        total = {name: torch.zeros_like(value) for name, value in self.sent.items()}
+        with products(self.precision), adding_up(received) as notes:
+            losses = self._losses(private, received, salt)
+            leaves = [*private.values(), *received.values()]
+            found = self._backward(losses, [*leaves, *notes.outputs])
+            notes.add(found[len(leaves) :], total)
+        for name, gradient in zip(received, found[len(private) :], strict=False):
+            if gradient is not None:
+                total[name].add_(gradient)
+        return losses.detach(), self._own(private, found), total
 
     def gradients_apart(
         self, parameters: dict[str, Tensor], salt: int
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, PersonGradients]]:
         """The same, with each user's weighted gradients of what was sent by themselves."""
         private, received = _leaves(parameters), _leaves(self.sent)
-        with noting(received) as notes:
-            losses = self._losses(private, received, salt)
         leaves = [*private.values(), *received.values()]
-        found = self._backward(losses, [*leaves, *notes.outputs])
+        with products(self.precision), noting(received) as notes:
+            losses = self._losses(private, received, salt)
+            found = self._backward(losses, [*leaves, *notes.outputs])
         for name, gradient in zip(received, found[len(private) :], strict=False):
             if gradient is not None:
                 raise NotApart(f"backbone {self.settings.backbone.name} reads {name} in a way of its own")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ class Histories:
 
     def total(self, table: Tensor) -> Tensor:
         """Sum the rows of `table` [n_items, width] over each user's events as they count, [n_users, width]."""
-        return meet(self._summed, (table,), lambda gradient: [Outer(self.counts(), gradient, axis=0)])
+        return meet(self._summed, (table,), lambda gradient: [Outer(self.counts(), gradient, axis=0)], self._add_rows)
 
     def pooled(self, views: Tensor) -> Tensor:
         """The same of each of the views [n_views, n_items, dim], [n_users, n_views, dim]."""
@@ -122,7 +123,10 @@ class Histories:
         def summed(views: Tensor) -> Tensor:
             return self._summed(views.transpose(0, 1).reshape(n_items, n_views * dim)).view(-1, n_views, dim)
 
-        return meet(summed, (views,), lambda gradient: [Outer(self.counts(), gradient, axis=1)])
+        def adds(gradient: Tensor, into: Tensor) -> None:
+            self._add_rows(gradient.flatten(1), into.transpose(0, 1).flatten(1))
+
+        return meet(summed, (views,), lambda gradient: [Outer(self.counts(), gradient, axis=1)], adds)
 
     def counts(self) -> Tensor:
         """How much a user's events of each item count, [n_users, n_items]."""
@@ -130,15 +134,32 @@ class Histories:
         return counts.index_put_((self.owners, self.items), self.shown, accumulate=True)
 
     def _summed(self, table: Tensor) -> Tensor:
-        return embedding_bag(
-            self.items, table, self.offsets, mode="sum", include_last_offset=True, per_sample_weights=self.shown
-        )
+        return _bags(self.items, table, self.offsets, self.shown)
+
+    def _add_rows(self, rows: Tensor, into: Tensor) -> None:
+        """Add each user's row [width] to those of `into` [n_items, width] that are their items', as events count: what
+        `_summed` does the other way round."""
+        order, items, offsets = self._by_item
+        owners, counts = self.owners[order], self.shown[order]
+        into.index_add_(0, items, _bags(owners, rows, offsets, counts))
+
+    @cached_property
+    def _by_item(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Events in the order of their items, these items without repetition, and where each one's events begin."""
+        order = self.items.argsort()
+        items, counts = torch.unique_consecutive(self.items[order], return_counts=True)
+        return order, items, torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
     def mask(self) -> Tensor:
         """Whether a user has an item, hidden or not, [n_users, n_items] boolean."""
         mask = torch.zeros(len(self), self.n_items, dtype=torch.bool, device=self.items.device)
         mask[self.owners, self.items] = True
         return mask
+
+
+def _bags(rows: Tensor, table: Tensor, offsets: Tensor, counts: Tensor) -> Tensor:
+    """Sums of rows of a table as often as they count, from each offset to the next."""
+    return embedding_bag(rows, table, offsets, mode="sum", include_last_offset=True, per_sample_weights=counts)
 
 
 def histories(split: Split, extra: Targets | None = None) -> Histories:

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tessera.client.histories import Histories
@@ -25,6 +26,10 @@ class Scores(Protocol):
     def pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Those of users and items side by side, [n_pairs] each."""
 
+    def contrast(self, asked: Histories) -> tuple[Tensor, Tensor]:
+        """The logarithm of the sum of exp of a user's scores of all items but cold ones, and the sum of those of the events
+        that are `asked` for, [n_users] each."""
+
     def alone(self, items: Tensor) -> Tensor:
         """Cosines of each user's history and some items, both in one view, [n_users, n_views, n_asked]."""
 
@@ -41,11 +46,8 @@ def find_loss(settings: ComponentSettings) -> Loss:
 
 def softmax(scored: Scores, histories: Histories, settings: ComponentSettings, salt: int) -> Tensor:
     """Full-catalogue softmax: the mean over a user's events of -log softmax(scores)_i."""
-    scores = scored.everything()
-    picked = pick(scores, histories.owners, histories.items)
-    total = scores.new_zeros(len(histories)).index_add(0, histories.owners, picked)
-    scores = without_cold(histories, scores, -torch.inf)
-    return torch.logsumexp(scores, dim=1) - total / histories.lengths().clamp(min=1)
+    everything, events = scored.contrast(histories)
+    return everything - events / histories.lengths().clamp(min=1)
 
 
 def bce(scored: Scores, histories: Histories, settings: BCESettings, salt: int) -> Tensor:
@@ -91,6 +93,33 @@ def sample_negatives(histories: Histories, per_event: int, salt: int) -> Tensor:
     first_free = (~owned[base[event] + spare]).byte().argmax(1, keepdim=True)
     drawn[event, place] = spare.gather(1, first_free)[:, 0]
     return drawn
+
+
+def contrast(scores: Tensor, asked: Histories) -> tuple[Tensor, Tensor]:
+    """`Scores.contrast` of scores [n_users, n_items] that are there already."""
+    rows = asked.owners * scores.shape[1] + asked.items
+    known = without_cold(asked, scores, -torch.inf)
+    totals, events = _Contrast.apply(scores, known.detach(), asked.owners, rows)  # type: ignore[no-untyped-call]
+    return totals, events
+
+
+class _Contrast(torch.autograd.Function):
+    """Makes one table of gradients, and no other beside the scores."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, scores: Tensor, known: Tensor, owners: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        totals = torch.logsumexp(known, dim=1)
+        events = scores.new_zeros(len(scores)).index_add_(0, owners, scores.flatten()[rows])
+        ctx.save_for_backward(known, totals, owners, rows)
+        return totals, events
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        known, totals, owners, rows = ctx.saved_tensors  # type: ignore[attr-defined]
+        by_total, by_event = gradients
+        found = (known - totals[:, None]).exp_().mul_(by_total[:, None])
+        found.view(-1).index_add_(0, rows, by_event[owners])
+        return found, None, None, None
 
 
 def without_cold(histories: Histories, scores: Tensor, value: float) -> Tensor:

@@ -30,6 +30,7 @@ from tessera.client.per_person.training import CohortTraining
 from tessera.client.privacy import without_figures
 from tessera.client.private_state import PrivateState, Store, together
 from tessera.client.published.catalogue import keep_up
+from tessera.client.router import side_by_side
 from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings, SplitSettings
 from tessera.common.config.settings import has_prior
@@ -123,6 +124,7 @@ class RecommendationClient(Client):
         if self.has_owner and not sent[VIEWS].any():
             raise PolicyRefused("views", "the views are all zero: what comes back for them would be counts of items")
         sent = tower.beside(sent) if tower else sent
+        sent[VIEWS] = side_by_side(sent[VIEWS])  # once for all blocks
         work = self._train if task.kind == "train" else self._evaluate
         total = Update()
         for number, block in enumerate(people):

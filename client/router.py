@@ -8,8 +8,9 @@ from torch.nn.functional import layer_norm
 
 from tessera.client.aspects.groups import GroupMaps
 from tessera.client.histories import Histories
+from tessera.client.kernels.log_totals import LogTotals
 from tessera.client.per_person.gradients import Outer, Whole
-from tessera.client.per_person.meeting import meet
+from tessera.client.per_person.meeting import adds_up, meet
 
 SCALE, BIAS = "router.scale", "router.bias"
 
@@ -36,6 +37,16 @@ def route(private: dict[str, Tensor], pooled: Tensor, prior: Tensor | None = Non
     return torch.softmax(logits if prior is None else logits + prior, dim=1)
 
 
+def side_by_side(views: Tensor) -> Tensor:
+    """The same views [n_views, n_items, dim], an item's rows of all views side by side in memory: what products go over."""
+    return views.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def by_item(views: Tensor) -> Tensor:
+    """Views [n_views, n_items, dim] as a table [n_items, n_views dim], itself and no copy where they lie side by side."""
+    return views.transpose(0, 1).flatten(1)
+
+
 @dataclass(frozen=True)
 class Routed:
     """Views and each user's weights for them: the personalised items Fbar_u = sum_j w_uj F_j (Eq. 4), never written out.
@@ -55,15 +66,37 @@ class Routed:
         `query` is [n_users, dim]. One matrix product for all users:
         sum_j w_uj (F_j q_u) = [w_u1 q_u, ..., w_uG q_u] . [F_1, ..., F_G].
         """
-        query = query if self.gates is None else query * self.gates
-        query = query if self.groups is None else self.groups.seen(query)
-        per_view = query[:, None, :]
-        left = self.weights[:, :, None] * per_view
+        left = self.factors(query)
 
         def products(views: Tensor) -> Tensor:
-            return left.flatten(1) @ views.transpose(0, 1).flatten(1).T
+            return left.flatten(1) @ by_item(views).T
 
-        return meet(products, (self.views,), lambda gradient: [Outer(gradient, left.detach(), axis=1)])
+        def adds(gradient: Tensor, into: Tensor) -> None:
+            by_item(into).addmm_(gradient.T, left.detach().flatten(1))
+
+        return meet(products, (self.views,), lambda gradient: [Outer(gradient, left.detach(), axis=1)], adds)
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether gradients of the views are being added up; ordinary differentiation of scores needs a table of them."""
+        return adds_up(self.views)
+
+    def log_totals(self, factors: Tensor, excluded: Tensor | None) -> Tensor:
+        """The logarithm of the sum of exp of scores, by the `factors` of their query, over items that are not `excluded`
+        [n_items], [n_users], without a table of all scores; where gradients are added up."""
+        left = factors.flatten(1)
+        found = LogTotals(left.detach(), by_item(self.views.detach()), excluded)
+
+        def adds(gradient: Tensor, into: Tensor) -> None:
+            found.add_items(gradient, by_item(into))
+
+        return meet(lambda views: found.attached(left), (self.views,), None, adds)
+
+    def factors(self, query: Tensor) -> Tensor:
+        """What of each user is multiplied with the views of an item, [n_users, n_views, dim]: w_uj q_u."""
+        query = query if self.gates is None else query * self.gates
+        query = query if self.groups is None else self.groups.seen(query)
+        return self.weights[:, :, None] * query[:, None, :]
 
     def each(self, query: Tensor, items: Tensor) -> Tensor:
         """Inner products of each user's query in each view, [n_users, n_views, dim], with some items [n_asked] in that view:

@@ -26,6 +26,7 @@ from tessera.common.metrics.records import (
 )
 from tessera.common.privacy.account import Account
 from tessera.common.protocol.figures import TIED
+from tessera.common.utils.precision import described
 from tessera.server.aggregate import Aggregate
 from tessera.server.model_selection import ModelSelection
 from tessera.server.run_folder import Progress, RunFolder
@@ -145,6 +146,7 @@ class Reporter:
             "compared": self.compared,
             "uncounted": self.uncounted,
             "ties": self.ties,
+            "precision": None if self.settings.asks_questions else described(self.settings.local.precision),
             "seconds": self.seconds,
             "strategy": strategy.report(),
             "epsilon": self.account.epsilon,

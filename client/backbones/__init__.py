@@ -3,12 +3,12 @@
 A new one is one file here and one entry in `tessera.common.registry.backbones`, or an entry point of another package.
 """
 
-from tessera.client.backbones.base import Backbone, BackboneInput, Comparison, LazyScores, Parameter
+from tessera.client.backbones.base import Backbone, BackboneInput, Comparison, Inner, LazyScores, Parameter
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.component import ComponentSettings
 from tessera.common.registry.registry import resolve
 
-__all__ = ["Backbone", "BackboneInput", "Comparison", "LazyScores", "Parameter", "make_backbone"]
+__all__ = ["Backbone", "BackboneInput", "Comparison", "Inner", "LazyScores", "Parameter", "make_backbone"]
 
 
 def make_backbone(settings: ComponentSettings) -> Backbone:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tessera.client.histories import Histories
-from tessera.client.losses import pick
+from tessera.client.losses import contrast, pick
 from tessera.client.router import Routed
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.registry.component import ComponentSettings
@@ -41,6 +41,15 @@ class BackboneInput:
 
 
 @dataclass(frozen=True)
+class Inner:
+    """Scores that are inner products of each user's `query` [n_users, dim] with the personalised items, plus an `offset`
+    [n_users, 1] that is the same for all of a user's items."""
+
+    query: Tensor
+    offset: Tensor | float = 0.0
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Cosines of users' histories and all items: `fused` [n_users, n_items] by all views together, `alone` [n_users, n_views,
     n_items] both in one view, `crossed` of that shape histories in one view and items in all of them."""
@@ -72,6 +81,10 @@ class Backbone(ABC):
     @abstractmethod
     def scores(self, given: BackboneInput) -> Tensor:
         """Score the whole catalogue for every user, [n_users, n_items]."""
+
+    def inner(self, given: BackboneInput) -> Inner | None:
+        """What scores are inner products of, where they are no more than that: some losses then need no table of them."""
+        return None
 
     def pairs(self, given: BackboneInput, users: Tensor, items: Tensor) -> Tensor:
         """Score users and items side by side, [n_pairs] each; worth a way of its own where a score is dear."""
@@ -113,6 +126,20 @@ class LazyScores:
     def pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Score users and items side by side, [n_pairs] each."""
         return self.backbone.pairs(self.given, users, items)
+
+    def contrast(self, asked: Histories) -> tuple[Tensor, Tensor]:
+        """The logarithm of the sum of exp of a user's scores of all items but cold ones, and the sum of those of the events
+        that are `asked` for, [n_users] each."""
+        routed = self.given.routed
+        inner = self.backbone.inner(self.given) if routed.adds_up else None
+        if inner is None:
+            return contrast(self.everything(), asked)
+        factors = routed.factors(inner.query)
+        totals = routed.log_totals(factors, asked.cold_items)
+        events = (factors * asked.pooled(routed.views)).sum((1, 2))
+        if isinstance(inner.offset, float):
+            return totals, events
+        return totals + inner.offset[:, 0], events + asked.lengths() * inner.offset[:, 0]
 
     def alone(self, items: Tensor) -> Tensor:
         """Cosines of each user's history and some items, both in one view, [n_users, n_views, n_asked]."""

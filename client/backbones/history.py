@@ -7,7 +7,7 @@ once, with p_u = 0.
 
 from torch import Tensor
 
-from tessera.client.backbones.base import Backbone, BackboneInput, Parameter
+from tessera.client.backbones.base import Backbone, BackboneInput, Inner, Parameter
 from tessera.common.protocol.messages import HISTORY
 
 
@@ -22,6 +22,10 @@ class History(Backbone):
         """What of the history is shown, summed in its view, and the private vector, [n_users, dim]."""
         pooled = given.histories.total(given.sent[HISTORY]) / given.histories.norms()[:, None]
         return pooled + given.private["user"]
+
+    def inner(self, given: BackboneInput) -> Inner:
+        """The query alone."""
+        return Inner(self.query(given))
 
     def scores(self, given: BackboneInput) -> Tensor:
         """Query the personalised items."""

@@ -31,6 +31,7 @@ from tessera.common.registry.converters import CONVERTED, CONVERTERS
 from tessera.common.registry.encoders import ENCODERS
 from tessera.common.registry.methods import METHODS
 from tessera.common.registry.strategies import STRATEGIES, StrategySpec
+from tessera.common.utils.precision import Precision
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names of runs, and of folders made for them."""
@@ -204,6 +205,9 @@ class LocalSettings(FrozenSettings):
     groups: GroupSettings = GroupSettings()
     weighting: Literal["users", "examples"] = "users"
     """Whether a user's gradient counts once or once for each training event."""
+    precision: Precision = "float32"
+    """Of training's matrix products: bfloat16 rounds their factors, which is faster where the processor can (TF32 on CUDA);
+    `auto` does so where each device measures that it is. All else is float32, evaluation too."""
     batch_users: Positive = 512
     """Users trained at once. Bounds the memory of a node; changes no result."""
 

@@ -215,6 +215,9 @@ class ResultRecord(_Traffic):
     """Why warm and cold targets are not told apart, where they are not."""
     ties: Ties | None = None
     """Targets that time alone does not decide on, as the first line has them."""
+    precision: str | None = None
+    """Of training's matrix products: float32 or bfloat16; `auto (...)` with what it means where the server runs, since each
+    device measures for itself. Left out where devices answer questions."""
     bytes_down_alone: Figure | None = None
     """Bytes of tensors that a device with one person alone gets in a round of training; left out where it is not known."""
     bytes_up_alone: Figure | None = None

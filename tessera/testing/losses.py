@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tessera.client.histories import histories
-from tessera.client.losses import find_loss, pick
+from tessera.client.histories import Histories, histories
+from tessera.client.losses import contrast, find_loss, pick
 from tessera.common.data.interactions import Split
 from tessera.common.registry.losses import LOSSES
 from tessera.testing.data import small_split
@@ -28,6 +28,10 @@ class GivenScores:
     def pairs(self, users: Tensor, items: Tensor) -> Tensor:
         """Those of users and items side by side."""
         return pick(self.values, users, items)
+
+    def contrast(self, asked: Histories) -> tuple[Tensor, Tensor]:
+        """Of all of them, and of events."""
+        return contrast(self.values, asked)
 
     def alone(self, items: Tensor) -> Tensor:
         """Two views of them: as large as cosines, and one weaker than the other."""

@@ -8,7 +8,7 @@ from scipy import stats
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from tessera.client.histories import Histories, histories, single
-from tessera.client.losses import bce, sample_negatives, softmax
+from tessera.client.losses import bce, contrast, sample_negatives, softmax
 from tessera.common.registry.losses import BCESettings
 from tessera.common.utils import counter_rng
 from tests.support.splits import ragged, split_of
@@ -34,6 +34,9 @@ class Known:
 
     def pairs(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         return self.table[users, items]
+
+    def contrast(self, asked: Histories) -> tuple[torch.Tensor, torch.Tensor]:
+        return contrast(self.table, asked)
 
 
 def scores_of(n_users: int, n_items: int = N_ITEMS) -> torch.Tensor:
