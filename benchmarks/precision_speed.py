@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from tessera.benchmarks.cohort_speed import LOCAL, first_broadcast
-from tessera.client import cohort, evaluation
+from tessera.client import cohort, evaluation, recommendation
 from tessera.client.histories import Histories, histories
 from tessera.common.config.settings import EvaluationSettings, LocalSettings
 from tessera.common.data.interactions import Split
@@ -114,13 +114,19 @@ def prepared(case: str, precision: str, data: Path | None) -> dict[str, Callable
     people, state = histories(split), cohort.start_state(split.users, local, sent["views"], seed=0)
     asked = EvaluationSettings()
 
-    def scorer(users: Histories) -> torch.Tensor:
-        return cohort.scores(state.parameters, sent, users, local)[0]
+    size = getattr(recommendation, "EVALUATED", len(split.users))  # an earlier commit evaluates a block at once
 
-    return {
-        "train": lambda: cohort.train(state, sent, people, local, 0, 1),
-        "evaluate": lambda: evaluation.evaluate(scorer, split, asked, None),
-    }
+    def evaluate() -> None:
+        for start in range(0, len(split.users), size):
+            rows = np.arange(start, min(start + size, len(split.users)))
+            own = state.take(torch.from_numpy(rows)).parameters
+
+            def scorer(users: Histories, own: dict[str, torch.Tensor] = own) -> torch.Tensor:
+                return cohort.scores(own, sent, users, local)[0]
+
+            evaluation.evaluate(scorer, split.take(rows), asked, None)
+
+    return {"train": lambda: cohort.train(state, sent, people, local, 0, 1), "evaluate": evaluate}
 
 
 def inputs(case: str, data: Path | None) -> tuple[Split, dict[str, torch.Tensor]]:

@@ -105,6 +105,8 @@ def exclude(candidates: Tensor, targets: Targets) -> None:
 
 def standings(scores: Tensor, candidates: Tensor, rows: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
     """How many candidates are above each target, and how many beside it, [n_targets] each."""
+    if torch.equal(rows, torch.arange(len(scores), device=rows.device)):  # one each: nothing need be copied
+        return standing(scores, items, candidates)
     found = [standing(scores[one], items[at], candidates[one]) for one, at in _batches(rows, len(scores))]
     above, ties = (torch.cat(parts) for parts in zip(*found, strict=True))
     return above, ties
@@ -118,12 +120,20 @@ def _batches(rows: Tensor, size: int) -> Iterator[tuple[Tensor, slice]]:
 
 def _degenerate(scores: Tensor, scores_at_test: Tensor, candidates: Tensor, active: Tensor) -> dict[str, float]:
     """Count users whose scores are all the same, where there is a history to tell items apart by, or not finite."""
-    high = scores.masked_fill(~candidates, -torch.inf).amax(1)
-    low = scores.masked_fill(~candidates, torch.inf).amin(1)
-    largest = torch.maximum(scores.abs().amax(1), scores_at_test.abs().amax(1))  # nan and infinity survive both
-    finite = torch.isfinite(largest)
-    constant = active & finite & (high == low) & (candidates.sum(1) > 1)
+    finite = _finite(scores) & (True if scores_at_test is scores else _finite(scores_at_test))
+    first = candidates.byte().argmax(1, keepdim=True)
+    # Most people's first candidate is below another: only of the others need all be looked at.
+    suspects = (active & finite & ~(scores > scores.gather(1, first)).logical_and_(candidates).any(1)).nonzero()[:, 0]
+    own, among = scores[suspects], candidates[suspects]
+    low = own.masked_fill(~among, torch.inf).amin(1)
+    constant = (low == own.gather(1, first[suspects])[:, 0]) & (among.sum(1) > 1)
     return {"evaluated": float(len(scores)), "constant": float(constant.sum()), "nonfinite": float((~finite).sum())}
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """Whether all of a user's scores are, [n_users]: seen in the least and the largest, which nan and infinity reach."""
+    low, high = torch.aminmax(scores, dim=1)
+    return low.isfinite() & high.isfinite()
 
 
 def _constant(vector: Tensor) -> Scorer:

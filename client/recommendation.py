@@ -64,6 +64,10 @@ if TYPE_CHECKING:
     from tessera.client.tower_view import TowerView
 
 
+EVALUATED = 128
+"""People who are evaluated at once: what is counted among their scores stays in the processor's cache."""
+
+
 class RecommendationClient(Client):
     """One node's people and their private data."""
 
@@ -229,10 +233,13 @@ class RecommendationClient(Client):
         settings, target = task.settings, sent[VIEWS].device
 
         def sums(state: PrivateState) -> MetricSums:
-            def scorer(users: Histories) -> Tensor:
-                return cohort.scores(state.parameters, sent, users, settings.local)[0]
-
-            return evaluation.evaluate(scorer, block, settings.evaluation, inputs.get(COUNTS), target)
+            total = MetricSums()
+            for start in range(0, len(block.users), EVALUATED):
+                rows = np.arange(start, min(start + EVALUATED, len(block.users)))
+                own = state.take(torch.from_numpy(rows).to(target)).parameters
+                scorer = partial(_scores, own, sent, settings)
+                total += evaluation.evaluate(scorer, block.take(rows), settings.evaluation, inputs.get(COUNTS), target)
+            return total
 
         state = self.state(task, block.users, number, sent[VIEWS])
         total = _reported(block, sums(state))
@@ -243,6 +250,10 @@ class RecommendationClient(Client):
             fresh = cohort.start_state(block.users, settings.local, sent[VIEWS].cpu(), settings.seed)
             total += evaluation.as_group(sums(fresh.to(target)), UNTRAINED)
         return Update(sums=total)
+
+
+def _scores(own: dict[str, Tensor], sent: Tensors, settings: DeviceSettings, users: Histories) -> Tensor:
+    return cohort.scores(own, sent, users, settings.local)[0]
 
 
 def blocks(split: Split, size: int) -> Iterator[Split]:

@@ -59,11 +59,10 @@ def standing(scores: Tensor, targets: Tensor, candidates: Tensor) -> tuple[Tenso
     always a candidate, so `ties` >= 1. Both results are int64 [n_users].
     """
     own = scores.gather(1, targets[:, None])
-    candidates = candidates.scatter(1, targets[:, None], True)
     # Counted in int32: torch adds booleans up as int64 forty times slower.
-    above = ((scores > own) & candidates).sum(1, dtype=torch.int32)
-    ties = ((scores == own) & candidates).sum(1, dtype=torch.int32)
-    return above.long(), ties.long()
+    above = (scores > own).logical_and_(candidates).sum(1, dtype=torch.int32)
+    ties = (scores == own).logical_and_(candidates).sum(1, dtype=torch.int32)
+    return above.long(), ties + (~candidates.gather(1, targets[:, None]))[:, 0].long()
 
 
 def ranking_sums(
