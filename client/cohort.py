@@ -29,7 +29,7 @@ from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.registry.losses import NextItemSettings
 from tessera.common.utils import counter_rng
-from tessera.common.utils.precision import products, resolved
+from tessera.common.utils.computing.precision import products, resolved
 
 
 def start_state(users: tuple[str, ...], settings: LocalSettings, views: Tensor, seed: int) -> PrivateState:

@@ -26,7 +26,7 @@ from tessera.common.metrics.records import (
 )
 from tessera.common.privacy.account import Account
 from tessera.common.protocol.figures import TIED
-from tessera.common.utils.precision import described
+from tessera.common.utils.computing.precision import described
 from tessera.server.aggregate import Aggregate
 from tessera.server.model_selection import ModelSelection
 from tessera.server.run_folder import Progress, RunFolder

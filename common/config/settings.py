@@ -31,7 +31,7 @@ from tessera.common.registry.converters import CONVERTED, CONVERTERS
 from tessera.common.registry.encoders import ENCODERS
 from tessera.common.registry.methods import METHODS
 from tessera.common.registry.strategies import STRATEGIES, StrategySpec
-from tessera.common.utils.precision import Precision
+from tessera.common.utils.computing.precision import Precision
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names of runs, and of folders made for them."""

@@ -9,8 +9,8 @@ from tessera.client import cohort, evaluation
 from tessera.client.histories import histories
 from tessera.common.config.settings import LocalSettings
 from tessera.common.metrics.records import read_result
-from tessera.common.utils import precision
-from tessera.common.utils.precision import products, resolved
+from tessera.common.utils.computing import precision
+from tessera.common.utils.computing.precision import products, resolved
 from tessera.deploy.executors import inline
 from tests.support.catalogues import small_job, small_split
 

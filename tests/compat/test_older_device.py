@@ -17,7 +17,7 @@ from tessera.deploy.executors import inline
 from tessera.deploy.executors.inline import InlineGrid
 from tessera.server.app import serve
 from tests.compat.keep import archive
-from tests.deploy.test_executors import last_checkpoint, silent
+from tests.deploy.test_executors import SGD, last_checkpoint, silent
 from tests.deploy.test_round_policy import rounds
 from tests.support.catalogues import small_job
 
@@ -27,8 +27,8 @@ def test_a_device_of_the_day_the_version_was_introduced_still_takes_part(tmp_pat
     """It gives what a device of today gives, also where the server says more than it knows; it sends what is wanted of
     gradients, and all else."""
     wire = {"views": "float32", **wire}
-    inline.execute(small_job(tmp_path, "today", 2, wire=wire), silent)
-    job = small_job(tmp_path, "older", 2, wire=wire)
+    inline.execute(small_job(tmp_path, "today", 2, wire=wire, server=SGD), silent)
+    job = small_job(tmp_path, "older", 2, wire=wire, server=SGD)
     with ZipFile(archive(PROTOCOL)) as kept:
         kept.extractall(tmp_path / "sources")
     command = [sys.executable, Path(__file__).with_name("device.py"), tmp_path / "sources", job.devices[0].parent]

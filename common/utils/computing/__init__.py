@@ -1,0 +1,1 @@
+"""How numbers are computed on the machine at hand."""
