@@ -96,7 +96,7 @@ def _answer(
     """The answer to one thing that is asked: what fails of a message costs no more than itself. Raises `TensorsMissing`."""
     try:
         granted = owner.check(client.own, task, inputs, sums.sum() if sums else None)
-        update = client.perform(task, tensors, granted.inputs)
+        update = granted.told(client.perform(task, tensors, granted.inputs))
         origin = Origin(task.settings.seed, task.round, simulated=client.simulated)
         last = Mask(sums, task, client.shared(task), inputs) if sums else None
         reply = pack_update(transforms(task.settings, last=last).apply("device", update, origin))

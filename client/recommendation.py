@@ -58,6 +58,7 @@ from tessera.common.protocol.projection import Projection
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
+from tessera.common.utils.atomic_files import digest
 from tessera.common.utils.torch_device import resolve_device
 
 if TYPE_CHECKING:
@@ -97,7 +98,14 @@ class RecommendationClient(Client):
         numbers = [int(np.count_nonzero(np.diff(split.offsets)))]
         if task.kind in RIDERS:
             numbers += [targets.people for targets in (split.validation, split.test)]
-        return Own(min(filter(None, numbers), default=0), torch.from_numpy(split.counts()).float())
+        users = _load(self.folder, _changed(self.folder), self.n_items)[1].users
+        who = digest("\x1f".join([str(self.secret()), *sorted(users)]).encode())
+        return Own(
+            min(filter(None, numbers), default=0),
+            torch.from_numpy(split.counts()).float(),
+            here=len(users),
+            who=who,
+        )
 
     def _perform(self, task: Task, tensors: Tensors | None, inputs: Tensors, tower: "TowerView | None") -> Update:
         settings = task.settings

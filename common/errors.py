@@ -39,6 +39,10 @@ class RunError(TesseraError):
     """A run cannot go on: the message names the round, and the node where one is to blame."""
 
 
+class HeldBack(RunError):
+    """Devices give no sum that differs by a few people from an earlier one."""
+
+
 class RunStopped(RunError):
     """Somebody has stopped a run; its checkpoint is there."""
 

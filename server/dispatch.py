@@ -10,8 +10,9 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from tessera.common.config.federation import FederationSettings
-from tessera.common.errors import DataError, RoundAbandoned, RunError, TesseraError
+from tessera.common.errors import DataError, HeldBack, RoundAbandoned, RunError, TesseraError
 from tessera.common.flower_internals.grid import push, replies
+from tessera.common.privacy.between import HELD_BACK, LEAST, people_between
 from tessera.common.protocol.masked.masking import MASKED
 from tessera.common.protocol.messages import (
     Broadcast,
@@ -89,6 +90,7 @@ class Dispatcher:
         """Whether the run has begun: before, all nodes must say whom they have."""
         self._exaggerated = False
         self._asked_whom: set[int] = set()
+        self._counted: dict[int, int] = {}
 
     @property
     def groups(self) -> int | None:
@@ -97,7 +99,10 @@ class Dispatcher:
 
     @property
     def outdated(self) -> bool:
-        """Whether a node had more people than it has said, or came after they were asked: they are to be counted again."""
+        """Whether people are to be counted again: a node had more than it has said, or came after they were asked. Under masks
+        only once as many came or went as devices ask for in a sum: the difference of two counts would be fewer people's."""
+        if self.secure:
+            return people_between(self._counted, self.secure.people()) >= LEAST
         return self._exaggerated or bool(set(self.grid.get_node_ids()) - self._asked_whom)
 
     def online(self, only: Collection[int] | None = None) -> list[int]:
@@ -143,6 +148,7 @@ class Dispatcher:
             return {kind: replace(total, failure=reason) for kind, total in totals.items()}
         if task.kind == "item_statistics":
             self._exaggerated, self._asked_whom = False, self._asked_whom | set(asked)
+            self._counted = self.secure.people() if self.secure else {}
         broadcasts = {node: broadcast(self._clients.get(node)) for node in asked}
         inputs, counts, masked = inputs or {}, counts or {}, None
         if self.secure and task.kind != "select":
@@ -318,7 +324,7 @@ class Dispatcher:
         """Add a node's answer to one thing that it was asked."""
         node, total = asked.node, request.totals[asked.task.kind]
         if (refusal := refused(content)) is not None:
-            total.drop(REFUSED, node, f"refused: {refusal.reason}")
+            total.drop(refusal.kind if refusal.kind == HELD_BACK else REFUSED, node, f"refused: {refusal.reason}")
             if self.secure:
                 self.secure.refused(node, refusal.kind)
             return
@@ -385,6 +391,8 @@ class Dispatcher:
             log.warning("round %d, %s: %s", task.round, task.kind, trouble)
         if total.nodes < (least := self._least(task)):
             why = "; ".join(total.troubles) or "no node is online"
+            if total.dropped[HELD_BACK]:
+                return HeldBack(f"round {task.round}: devices hold {task.kind} back: {why}")
             reason = f"round {task.round}: {total.nodes} nodes answered to {task.kind}, {least} must: {why}"
             return RoundAbandoned(reason, total.dropped)
         return None

@@ -1,5 +1,6 @@
 """What the server asks of all clients beside training, as sums over their people: statistics, evaluations, a spectral start."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -10,13 +11,16 @@ from torch import Tensor
 
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue
-from tessera.common.errors import RoundAbandoned, RunError
-from tessera.common.metrics.names import VALIDATION
-from tessera.common.metrics.ranking import percentages
+from tessera.common.errors import HeldBack, RoundAbandoned, RunError
+from tessera.common.metrics.names import TEST, VALIDATION
+from tessera.common.metrics.ranking import MetricSums, percentages
 from tessera.common.metrics.records import Ties
+from tessera.common.privacy.between import LEAST
 from tessera.common.protocol.messages import ASPECTS, BASIS, BLOCKS, CONTENT, COUNTS, Ask, FacetStep
 from tessera.common.protocol.tensors import Tensors
+from tessera.common.protocol.updates import Update
 from tessera.server.aggregate import Aggregate
+from tessera.server.dispatch import Dispatcher
 from tessera.server.live.publication import publish
 from tessera.server.model_selection import ModelSelection
 from tessera.server.reporting import Reporter, ties
@@ -25,11 +29,20 @@ from tessera.server.tasks import Tasks
 from tessera.server.views.facets import find_facets, numbered, whitened
 from tessera.server.views.spectral_init import leading_vectors
 
+log = logging.getLogger("tessera.server")
 MUST_HOLD_OUT = ("given", "time", "random")
 """Splits that hold something out for validation wherever they fit the data."""
-WITHHELD = "{} with one person, outside secure sums, keep to themselves how often that person's items occur in training"
+WITHHELD = (
+    "{} with one person, or with few who came or went since it was told before, outside secure sums, keep to themselves how "
+    "often items occur in training"
+)
+NO_START = (
+    "The spectral start would tell of these people by its difference from an earlier one: go on from a run (--continue), or "
+    "set views.spectral_rounds to 0"
+)
 LATER = "people came during the run, and devices take the item counts of its beginning alone"
 ENDLESS = "item counts change in a run without an end"
+HELD = f"fewer than {LEAST} people came or went since devices last told item counts, whose difference would be theirs"
 """Why warm and cold targets are not told apart."""
 
 
@@ -44,6 +57,8 @@ class Statistics:
     answer: Aggregate
     counts: Tensors
     seconds: float
+    held_back: bool = False
+    """Whether devices under masks told no counts; the people are those that they registered with."""
 
     @property
     def people(self) -> float:
@@ -62,10 +77,17 @@ class Statistics:
 
 
 def item_statistics(tasks: Tasks, n_items: int) -> Statistics:
-    """Wait for the clients, and ask all for their sums. Raises `RunError` where nobody is there to train."""
+    """Wait for the clients, and ask all for their sums. Raises `RunError` where nobody is there to train.
+
+    Where devices hold their counts back, since they told them before and few people came or went, the run does without.
+    """
     tasks.pace.gather(tasks.dispatcher)
     began = time.monotonic()
-    answer = tasks.send("item_statistics", counts={COUNTS: torch.Size([n_items])})
+    try:
+        answer = tasks.send("item_statistics", counts={COUNTS: torch.Size([n_items])})
+    except HeldBack as reason:
+        log.warning("%s; the run goes on without item counts", reason)
+        return _registered(tasks.dispatcher, began)
     if not answer.update.sums["users"]:
         raise RunError("no device has anybody to train")
     if (
@@ -89,6 +111,16 @@ def recount(tasks: Tasks, n_items: int) -> Statistics | None:
     answer = tasks.ask("item_statistics", counts={COUNTS: torch.Size([n_items])})
     whole = not answer.failure and answer.nodes >= tasks.settings.federation.nodes
     return _statistics(answer, began) if whole else None
+
+
+def _registered(dispatcher: Dispatcher, began: float) -> Statistics:
+    """What is known of the people without a count: how many the devices of the secure sums registered with."""
+    registered = dispatcher.secure.people() if dispatcher.secure else {}
+    people = float(sum(registered.values()))
+    sums = {"users": people, VALIDATION: people, TEST: people, "events": 0.0, "withheld": float(len(registered))}
+    answer = Aggregate(answered=set(registered))
+    answer.combiner.add(Update(sums=MetricSums(sums)))
+    return Statistics(answer, {}, time.monotonic() - began, held_back=True)
 
 
 def _statistics(answer: Aggregate, began: float) -> Statistics:
@@ -119,7 +151,10 @@ def spectral_start(tasks: Tasks, strategy: Strategy, statistics: Statistics, n_i
 
     def product(basis: Tensor) -> Tensor:
         asked = _among(known, basis, n_items)
-        return tasks.send("power", {BASIS: asked}, {BASIS: asked.shape}).update.counts[BASIS][known]
+        try:
+            return tasks.send("power", {BASIS: asked}, {BASIS: asked.shape}).update.counts[BASIS][known]
+        except HeldBack as reason:
+            raise RunError(f"{reason}. {NO_START}") from None
 
     rank = min(views.dim, views.id_dim, len(known))
     vectors, values = leading_vectors(product, len(known), rank, views.spectral_rounds, settings.seed)
@@ -198,7 +233,9 @@ class Evaluations:
         self.reporter.account.rounds += 1
         answers = self.tasks.train(also, self._inputs())
         for ask in also:
-            if not isinstance(answers[ask.kind].failure, RoundAbandoned):
+            if isinstance(failure := answers[ask.kind].failure, HeldBack):
+                self._leave_out(failure)
+            elif not isinstance(failure, RoundAbandoned):
                 self._take(answers[ask.kind].require(), along=True)
         if not answers["train"].failure:
             self.finish()  # before anything moves
@@ -207,7 +244,11 @@ class Evaluations:
     def finish(self) -> None:
         """Ask now for what is due."""
         if self.due:
-            self._take(self.tasks.send("evaluate", self._inputs(), round=self.due), along=False)
+            try:
+                answer = self.tasks.send("evaluate", self._inputs(), round=self.due)
+            except HeldBack as reason:
+                return self._leave_out(reason)
+            self._take(answer, along=False)
 
     def stale(self, round: int) -> bool:
         """Whether nothing has got better for long by `round`, as far as that is known."""
@@ -229,6 +270,11 @@ class Evaluations:
             nodes = None
         inputs = {} if settings.asks_questions else {**self.counts, **_content(self.catalogue)}
         self.reporter.trivial(self.tasks.ask("baselines", inputs, only=nodes), self.selection)
+
+    def _leave_out(self, reason: HeldBack) -> None:
+        """Do without the evaluation that is due: the same views were evaluated before, of nearly the same people."""
+        log.warning("round %d is not evaluated: %s", self.due, reason)
+        self.due = 0
 
     def _take(self, answer: Aggregate, along: bool) -> None:
         """Report what the clients found, and decide whether their round is the best so far: that one has a checkpoint."""
@@ -266,6 +312,8 @@ def _uncounted(statistics: Statistics, tasks: Tasks) -> str | None:
     """Why warm targets are not told from cold ones, if they are not: nobody knows how often items occur in training."""
     if tasks.settings.asks_questions:
         return None
+    if statistics.held_back:
+        return HELD
     if alone := statistics.answer.update.sums["withheld"]:
         return WITHHELD.format(f"{alone:.0f} devices" if alone > 1 else "a device")
     return None if tasks.pace.tells_counts else ENDLESS

@@ -22,10 +22,23 @@ from typing import get_args
 from tessera.client.device_folder import DeviceFolder
 from tessera.client.owner import known_keys
 from tessera.client.owner.ledger import Entry, Ledger, Memory
+from tessera.client.owner.past_sums import (
+    Open,
+    PastSums,
+    Whose,
+    asked_about,
+    changing_sums,
+    open_key,
+    read_sums,
+    write_sums,
+)
 from tessera.client.owner.policy import Policy, read_policy
 from tessera.client.owner.rules import DAY, REMEDY, Asked, Own, Refusal, Sum, asked_table, check
 from tessera.common.errors import ConfigError, PolicyRefused
+from tessera.common.metrics.ranking import MetricSums
 from tessera.common.privacy.accounting import epsilon
+from tessera.common.privacy.between import HELD_BACK
+from tessera.common.protocol.figures import TIED
 from tessera.common.protocol.masked.key_list import KeyList
 from tessera.common.protocol.messages import (
     ASPECTS,
@@ -35,6 +48,7 @@ from tessera.common.protocol.messages import (
     GROUP_CENTRES,
     GROUP_STATES,
     FacetStep,
+    Masking,
     Task,
 )
 from tessera.common.protocol.tensors import Tensors, content_hash
@@ -62,6 +76,18 @@ class Granted:
 
     inputs: Tensors
     entry: Entry | None = None
+    open: Open | None = None
+    """For what may be asked the same again: what and of whom it is."""
+    masking: Masking | None = None
+    withheld: bool = False
+    """Whether item counts stay here, since too few people came or went since they were told before."""
+
+    def told(self, update: Update) -> Update:
+        """What may leave of an answer."""
+        if not self.withheld:
+            return update
+        figures = {name: value for name, value in update.sums.values.items() if name not in TIED.values()}
+        return Update(sums=MetricSums(figures | {"withheld": 1.0}))
 
 
 class Owner:
@@ -83,7 +109,8 @@ class Owner:
         to be real, or it stays masked."""
         if self.policy is None:
             return roster.Policy(lambda keys, people, beside: None, people=1)
-        return roster.Policy(partial(self._admit, run), people=self.policy.people, devices=self.policy.devices)
+        people, devices = self.policy.people, self.policy.devices
+        return roster.Policy(partial(self._admit, run), people, devices, read=partial(self._read, run))
 
     def _admit(self, run: str, nodes: Sequence[bytes], people: int, beside: bytes) -> None:
         """Hold a group's size, and its other devices' keys against those that are known, or raise `PolicyRefused`, which is
@@ -102,6 +129,37 @@ class Owner:
             self._refuse(entry, refused, self.ledger.memory())
             raise
 
+    def _read(self, run: str, epoch: int, ask: int, others: frozenset[str], own: bool) -> None:
+        """Note that a sum of these devices is read, or raise `PolicyRefused`, where it differs too little from another one."""
+        with changing_sums(self.folder):
+            sums = read_sums(self.folder)
+            if (answer := sums.open.get(open_key(run, epoch, ask))) is None:
+                return
+            whose = answer.whose.among(others, own)
+            if few := self._few(sums, answer.kind, answer.about, whose):
+                raise PolicyRefused(HELD_BACK, f"run {run}, {answer.kind}: {few}")
+            write_sums(self.folder, sums.having_read(answer.kind, answer.about, whose))
+
+    def _few(self, sums: PastSums, kind: str, about: str, whose: Whose) -> str:
+        """Why a sum would tell of a few people by its difference from another one; "" where it would not."""
+        assert self.policy
+        between, wanted = sums.of(kind, about).few(whose), self.policy.people
+        if not 0 < between < wanted:
+            return ""
+        return f"{between} people came or went between this sum and an earlier one, people is {wanted}; {REMEDY}"
+
+    def _may_repeat(self, own: Own, task: Task, sum: Sum) -> tuple[Open | None, bool]:
+        """What is asked and of whom, where it may be the same again, and whether counts are to be withheld. Raises
+        `PolicyRefused` where the answer would be of a few people, by its difference from an earlier one."""
+        if (about := asked_about(task)) is None or not own.is_sum:
+            return None, False
+        whose = Whose.of(sum.others, own.here, own.who)
+        few = self._few(read_sums(self.folder), task.kind, about, whose)
+        alone = task.kind == "item_statistics" and not sum.masked
+        if few and not alone:
+            raise PolicyRefused(HELD_BACK, f"run {task.run}, round {task.round}, {task.kind}: {few}")
+        return Open(kind=task.kind, about=about, whose=whose), bool(few)
+
     def check(self, own: Callable[[Task], Own], task: Task, inputs: Tensors, sum: Sum | None = None) -> Granted:
         """Let an ask pass, or raise `PolicyRefused`, which is written down.
 
@@ -114,14 +172,16 @@ class Owner:
         if self.policy is None:
             return Granted(inputs)
         known = own(task)
-        asked = _asked(known, task, inputs, sum or Sum(known.people), self.ledger.memory())
+        sum = sum or Sum(known.people)
+        asked = _asked(known, task, inputs, sum, self.ledger.memory())
         entry = _entry(asked, self.policy)
         try:
             check(self.policy, asked)
+            open, withheld = self._may_repeat(known, task, sum)
         except PolicyRefused as refused:
             self._refuse(entry, refused, asked.memory)
             raise
-        return Granted(self._shown(asked), entry)
+        return Granted(self._shown(asked), entry, open, task.masking, withheld)
 
     def note(self, granted: Granted, update: Update, bytes: int) -> None:
         """Write an answer down, before it is sent. Raises `PolicyRefused` where it must not leave after all: too few people
@@ -142,6 +202,19 @@ class Owner:
             self._refuse(entry, refused, memory)
             raise
         self.ledger.append(entry)
+        if granted.open and not granted.withheld:
+            self._remember(granted.open, entry.run, granted.masking)
+
+    def _remember(self, answer: Open, run: str, masking: Masking | None) -> None:
+        """Keep of whom an answer is: under masks till its sum is read."""
+        with changing_sums(self.folder):
+            sums = read_sums(self.folder)
+            if masking:
+                after = sums.having_masked(run, masking.epoch, masking.asks[0], answer)
+            else:
+                after = sums.having_read(answer.kind, answer.about, answer.whose)
+            if after != sums:
+                write_sums(self.folder, after)
 
     def _refuse(self, entry: Entry, refused: PolicyRefused, memory: Memory) -> None:
         """Write a refusal down; of a server that does not stop asking, no more a day than answers."""

@@ -14,6 +14,7 @@ from tessera.client.device_folder import POLICY
 from tessera.common.config.loading import read_yaml
 from tessera.common.config.yaml_text import load_yaml
 from tessera.common.errors import ConfigError
+from tessera.common.privacy.between import LEAST
 from tessera.common.protocol.masked.key_list import public_key
 from tessera.common.protocol.messages import Kind
 from tessera.common.registry.component import Amount, Fraction, FrozenSettings, Natural, Positive, Rate, Step
@@ -37,9 +38,10 @@ class Policy(FrozenSettings):
     secure: Literal["required", "preferred"] = "preferred"
     """required: nothing leaves but in secure sums. preferred: an answer of this device alone may leave too, where it is a sum
     over enough `people`."""
-    people: Positive = 64
+    people: Positive = LEAST
     """Smallest number of people in a sum: on this device, or in a secure sum on all of its devices. A device of one person
-    therefore answers in secure sums alone. Sums over fewer than 64 say more of each person than what is popular does."""
+    therefore answers in secure sums alone. Sums over fewer than 64 say more of each person than what is popular does. Nor may
+    fewer come or go between two sums of the same, such as item counts: their difference would be these people's."""
     devices: Positive = 2
     """Smallest number of devices in a secure sum."""
     newcomers: Literal["few", "none", "any"] = "few"

@@ -4,8 +4,8 @@ The kinds of refusal are all that a server hears of one. They say nothing of any
 on the number of answers so far, or on whether the people here are fewer than the policy wants.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -45,6 +45,7 @@ Refusal = Literal[
     "power-asks",
     "aspect-asks",
     "views",
+    "held-back",
 ]
 """What a server may hear of a refusal."""
 VERSIONS = 3
@@ -71,6 +72,10 @@ class Own:
     counts: Tensor | None = None
     is_sum: bool = True
     """Whether it is one over people; what a device that answers questions sends is its own."""
+    here: int = 0
+    """How many people are on the device, in whatever part."""
+    who: str = ""
+    """A hash of who they are, which tells nobody anything but whether they are the same."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class Sum:
     people: int
     devices: int = 1
     masked: bool = False
+    others: Mapping[str, int] = field(default_factory=dict)
+    """Of a secure sum by the fingerprints of their keys, how many people its other devices registered with."""
 
 
 @dataclass(frozen=True)

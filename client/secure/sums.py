@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from tessera.client.device_folder import DeviceFolder
 from tessera.client.owner.rules import Sum
 from tessera.client.transforms import Origin, Stage
-from tessera.common.errors import DataError, SecureSumError, SecureSumRefused
+from tessera.common.errors import DataError, PolicyRefused, SecureSumError, SecureSumRefused
 from tessera.common.privacy.masked_noise import MaskedNoise
 from tessera.common.protocol.masked.masking import GRADIENTS, MASKED, terms, to_values
 from tessera.common.protocol.masked.stages import StageMessage, only
@@ -66,7 +66,9 @@ class DeviceSums:
             raise SecureSumRefused(
                 "people have come since this epoch's keys were made: they take part from the next one on"
             )
-        return Sum(device.roster.people(device.present), sum(device.present), masked=True)
+        there = [one for at, one in enumerate(device.roster.members) if device.present[at] and at != device.place]
+        others = {member.fingerprint: member.people for member in there}
+        return Sum(device.roster.people(device.present), sum(device.present), masked=True, others=others)
 
     def mask(self, task: Task, update: Update, shared: str, inputs: Tensors) -> Update:
         """The update as it may leave the device: all that every update has is masked, other parts are as they were.
@@ -131,7 +133,7 @@ class DeviceSums:
         for message in messages:
             try:
                 replies.append(device.unmask(UnmaskRequest.read(message)).write())
-            except SecureSumError as error:
+            except (SecureSumError, PolicyRefused) as error:
                 log.error("a sum is not unmasked: %s", error)
                 replies.append(b"")
         return replies

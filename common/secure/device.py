@@ -168,7 +168,7 @@ class SecureDevice:
 
         Never both for one device, so one list an ask; the same list again gets the same shares. Raises `SecureSumRefused` for
         another list, one that is not of this roster, one that names who did not answer, or to something else than this device,
-        and for too few devices or people in the sum.
+        and for too few devices or people in the sum; and what `Policy.read` raises.
         """
         roster = self._ready(request.ask)
         answered = request.answered
@@ -180,6 +180,9 @@ class SecureDevice:
             raise SecureSumRefused(f"ask {request.ask + 1} was unmasked for another list of devices")
         self._check_size(answered, "answered")
         self._check_claims(request)
+        others = [member for at, member in enumerate(roster.members) if answered[at] and at != self.place]
+        named = frozenset(member.fingerprint for member in others)
+        self.policy.read(roster.request.epoch, request.ask, named, answered[self.place])
         self.unmasked[request.ask] = answered
         given = (self._piece(at, request.ask, one) if self.present[at] else None for at, one in enumerate(answered))
         return UnmaskReply(request.ask, self.place, tuple(given))
@@ -220,7 +223,8 @@ class SecureDevice:
             raise SecureSumRefused(f"{n} of {len(chosen)} devices {did}; this device wants at least {needed}")
         if (people := roster.people(chosen)) < self.policy.people:
             raise SecureSumRefused(
-                f"behind those who {did} are {people} people; this device wants {self.policy.people}"
+                f"behind those who {did} are {people} people; this device wants {self.policy.people}: with just as many on all "
+                "devices together, none may be lost"
             )
 
     def _envelope_secret(self, place: int) -> bytes:

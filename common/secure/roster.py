@@ -21,12 +21,15 @@ class Policy:
         people: The smallest number of people in a sum.
         devices: The smallest number of devices in a sum.
         group: The smallest number of devices in a roster.
+        read: Is given the number of an epoch, that of an ask, the fingerprints of the other devices whose answers would be read
+            as a sum, and whether this one's is among them; and raises where this device does not help to read it.
     """
 
     admit: Callable[[Sequence[bytes], int, bytes], None]
     people: int
     devices: int = 2
     group: int = FEWEST
+    read: Callable[[int, int, frozenset[str], bool], None] = lambda epoch, ask, others, own: None
 
 
 def check_announcement(announcement: Announcement, request: KeysRequest) -> None:

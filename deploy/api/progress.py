@@ -171,11 +171,11 @@ class RunDisplay:
     def _begin(self, line: StatisticsRecord) -> None:
         """Say who takes part."""
         people, events, self.nodes = int(line.users), int(line.events), line.nodes
-        told = (
-            f"{people} users on {line.nodes} nodes, {events} training events; only sums over a node's people are sent"
-        )
-        if line.groups:
-            told = f"{people} users on {line.nodes} nodes, {events} training events; the server can read sums of "
+        told = f"{people} users on {line.nodes} nodes{f', {events} training events' if events else ''}; "
+        if not line.groups:
+            told += "only sums over a node's people are sent"
+        else:
+            told += "the server can read sums of "
             told += "all nodes alone" if line.groups == 1 else f"{line.groups} groups of nodes alone"
         if self.settings.asks_questions:
             told = f"{line.nodes} devices with {events} questions of their own; only adapters and signatures are sent"

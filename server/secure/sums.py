@@ -181,6 +181,13 @@ class SecureSums:
         """How many groups there are."""
         return len(self.epoch.groups) if self.epoch else 0
 
+    def people(self) -> dict[int, int]:
+        """How many people each node of the epoch registered with."""
+        if self.epoch is None:
+            return {}
+        groups = [group.roster.members for group in self.epoch.groups]
+        return {node: groups[at][place].people for node, (at, place) in self.epoch.members.items()}
+
     def draw(self, task: Task, ready: Sequence[int]) -> list[int]:
         """The nodes that get `task`: whole groups, all or, to train, as many as are asked in a round.
 

@@ -26,6 +26,7 @@ PRIVATE_FILES = frozenset(
         "policy.yaml",
         GROWING,
         "devices.json",
+        "sums.json",
         "node.key",
     }
 )
