@@ -25,7 +25,7 @@ from tessera.common.towers.io import load_reader, read_about, tower_path
 from tessera.common.towers.transformer import SIZES
 from tessera.deploy.cli.data import app as data
 from tessera.deploy.cli.towers import app
-from tessera.server.pretraining import aligned_init, encoder_training, reader_training
+from tessera.server.pretraining import encoder_training, reader_training
 from tests.support.qa_devices import N_ITEMS, N_PUBLIC, qa_dataset
 
 
@@ -45,7 +45,6 @@ def small_change(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
         (reader_training, "BATCH", 8),
         (reader_training, "N_EVAL_QUESTIONS", 200),
-        (aligned_init, "N_ALIGNMENT_QUESTIONS", 60),
         (transfer, "STEPS", 3),
     ):
         monkeypatch.setattr(module, name, value)
