@@ -268,7 +268,9 @@ def test_ratings_are_needed_for_a_minimum(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_or_not_known(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no kind of data 'netflix'; .*known are amazon, fedvlr, movielens"):
+    with pytest.raises(
+        ConfigError, match=r"no kind of data 'netflix'; .*known are amazon, aspects-shop, fedvlr, movielens"
+    ):
         convert("netflix", tmp_path, tmp_path / "out", options())
     with pytest.raises(DataError, match="does not exist"):
         convert("movielens", tmp_path / "nowhere", tmp_path / "out", options())

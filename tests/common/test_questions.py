@@ -264,4 +264,5 @@ def test_movielens_has_enough_movies_for_every_task(tmp_path: Path) -> None:
     for group, part in PARTS:
         for asked in loaded(dataset, group, part):
             counts = torch.bincount(asked.tasks, minlength=len(asked.names))
-            assert (counts >= 400).all() if part == "train" else (counts == 100).all()
+            least = 300 if group == "unseen" else 400  # an unseen task is learnt in a few steps
+            assert (counts >= least).all() if part == "train" else (counts == 100).all()
