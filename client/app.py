@@ -130,6 +130,10 @@ def _kind(settings: DeviceSettings | None) -> type[Client]:
     device should start fast."""
     if settings is None or not settings.asks_questions:
         return RecommendationClient
+    if settings.in_words:
+        from tessera.client.language.client import TextClient
+
+        return TextClient
     from tessera.client.qa_client import QAClient
 
     return QAClient

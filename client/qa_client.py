@@ -5,13 +5,13 @@ questions/test.safetensors      its tests ("self"); questions/others/*.safetenso
 questions/codebook.safetensors  what choices stand for; features/ what readers see; tower/ see `client.adapters.adapted_tower`
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tessera.client.adapters.adapted_tower import SIGNER, TOWER, AdaptedTower
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
@@ -19,10 +19,11 @@ from tessera.client.adapters.signature import last_layer_gradient, sign
 from tessera.client.base import Client
 from tessera.client.methods import LocalTraining, Method, answer, make_method
 from tessera.client.owner.rules import Own
-from tessera.client.qa_dataset import QADataset
+from tessera.client.qa_dataset import Asked, Dataset, QADataset
+from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import MosaicSettings
 from tessera.common.data.catalogue import image_and_text, load_catalogue
-from tessera.common.data.questions import NOTHING, Codebook, Questions, concatenate
+from tessera.common.data.questions import Codebook, Questions, concatenate
 from tessera.common.errors import DataError
 from tessera.common.metrics.names import ACCURACY, USERS, MetricName
 from tessera.common.metrics.ranking import MetricSums
@@ -32,7 +33,6 @@ from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.towers.aligned_init import last_layer
 from tessera.common.towers.io import load_reader
-from tessera.common.towers.qa_reader import QAReader
 from tessera.common.utils import counter_rng
 from tessera.common.utils.torch_device import resolve_device
 
@@ -46,19 +46,18 @@ CACHED = 16
 
 @dataclass(frozen=True)
 class QAContext:
-    """What a device needs in every round: its adapted tower, the small tower that signs, and all questions."""
+    """What a device needs in every round: its adapted tower, the small tower that signs, and all questions.
+
+    `lesson` gives some of the training questions as the adapted tower reads them, `signed` as the one that signs does.
+    """
 
     adapted: AdaptedTower
-    signer: QAReader
-    signer_item_embeddings: Tensor
-    codebook: Codebook
-    train: Questions
-    tests: Mapping[str, QADataset]
+    signer: nn.Module
+    train: Asked
+    tests: Mapping[str, Dataset]
     catalogue: str
-
-    def training_questions(self, rows: Tensor, item_embeddings: Tensor) -> QADataset:
-        """Some of the training questions."""
-        return QADataset.of(self.train.take(rows), self.codebook, item_embeddings)
+    lesson: Callable[[Tensor], Dataset]
+    signed: Callable[[Tensor], Dataset]
 
 
 class QAClient(Client):
@@ -71,12 +70,20 @@ class QAClient(Client):
     def perform(self, task: Task, tensors: Tensors | None, inputs: Tensors) -> Update:
         """Do what the server asks. Raises `TensorsMissing` or `DataError`; private state changes only on success."""
         settings = task.settings
-        own = _equip(self.folder, settings.mosaic, settings.seed, resolve_device(settings.device))
+        own = self.equip(settings)
         if own.catalogue != task.catalogue:
             raise DataError(f"{self.folder} has other items than the server's catalogue; use one dataset")
         own_name = ClientAdapters(towers={self.client(task.run): own.adapted.tower_id})
         update = self._perform(task, tensors, own)
         return update.put(ADAPTERS, update[ADAPTERS] + own_name)
+
+    def equip(self, settings: DeviceSettings) -> QAContext:
+        """What this device needs. Raises `DataError` that names what it lacks."""
+        return _equip(self.folder, settings.mosaic, settings.seed, resolve_device(settings.device))
+
+    def score(self, variant: str, name: str, logits: Tensor, asked: Dataset, own: QAContext) -> MetricSums:
+        """How well the device answers a set of tests by `logits`, with its branches as they are set now."""
+        return _score(variant, name, logits, asked, own.adapted.tower_id)
 
     def own(self, task: Task) -> Own:
         """One device's own answers, which are no sum over people."""
@@ -86,7 +93,7 @@ class QAClient(Client):
         if task.kind == "item_statistics":
             return Update(sums=MetricSums({"users": 1.0, "events": float(len(own.train)), "withheld": 1.0}))
         if task.kind == "baselines":
-            return Update(sums=_baselines(own))
+            return Update(sums=self._baselines(own))
         if task.kind == "select":
             self.hear(task)
             self.tidy()
@@ -110,8 +117,8 @@ class QAClient(Client):
             own.adapted.receive(sent, branch)
         rows = _seen(own.train, mosaic, task.round, rounds)
         key = counter_rng.key("lesson", task.settings.seed, self.folder.name if self.simulated else client, task.round)
-        questions = own.training_questions(rows, own.adapted.item_embeddings)
-        local_training = LocalTraining(own.adapted.model, questions, mosaic, key, mosaic.rates(task.round, rounds))
+        rates = mosaic.rates(task.round, rounds)
+        local_training = LocalTraining(own.adapted.model, own.lesson(rows), mosaic, key, rates)
         loss = method.train(local_training)
         sums = {"users": 1.0, "loss": loss, "nonfinite": float(not torch.tensor(loss).isfinite())}
         signature, more = torch.zeros(0), dict[str, Tensor]()
@@ -134,13 +141,12 @@ class QAClient(Client):
             questions, reader = local_training.dataset, local_training.model.get_base_model()
             parameters = [last_layer(reader).get_parameter("bias").requires_grad_()]
         else:
-            questions, reader = own.training_questions(rows, own.signer_item_embeddings), own.signer
+            questions, reader = own.signed(rows), own.signer
             parameters = list(last_layer(reader).parameters())
         gradients = []
         for step in range(0, local_training.training.steps, signature.every):
             batch = local_training.rows(step)
-            loss = questions.loss(questions.logits(reader, batch), batch)
-            gradients.append(last_layer_gradient(loss, parameters))
+            gradients.append(last_layer_gradient(questions.objective(reader, batch), parameters))
         if signature.of == "own":
             parameters[0].requires_grad_(False)
         return torch.stack(gradients)
@@ -151,20 +157,27 @@ class QAClient(Client):
         model = own.adapted.model
         own.adapted.take_up(self.private(task.run), task.round + 1, self.client(task.run))
         method.prepare(model)
-        learnt = own.training_questions(
-            _seen(own.train, task.settings.mosaic, task.round, task.settings.rounds), own.adapted.item_embeddings
-        )
+        learnt = own.lesson(_seen(own.train, task.settings.mosaic, task.round, task.settings.rounds))
         sums = MetricSums({"evaluated": 1.0, "nonfinite": 0.0})
         for name, asked in own.tests.items():
-            sums += _score("before", name, method.logits(model, learnt, asked), asked, own.adapted.tower_id)
+            sums += self.score("before", name, method.logits(model, learnt, asked), asked, own)
         if task.round == task.settings.rounds:
             if sent:
                 own.adapted.receive(sent, method.receives)
             for name, asked in own.tests.items():
-                sums += _score("after", name, method.logits(model, learnt, asked), asked, own.adapted.tower_id)
+                sums += self.score("after", name, method.logits(model, learnt, asked), asked, own)
                 for branch in (LOCAL, GLOBAL):
-                    sums += _score(branch, name, answer(model, asked, [branch]), asked, own.adapted.tower_id)
+                    sums += self.score(branch, name, answer(model, asked, [branch]), asked, own)
         return Update(sums=sums)
+
+    def _baselines(self, own: QAContext) -> MetricSums:
+        """How well chance answers, and the frozen tower before any training."""
+        sums = MetricSums({"evaluated": 1.0})
+        own.adapted.restart()
+        for name, asked in own.tests.items():
+            sums += _score("chance", name, asked.even, asked, own.adapted.tower_id)
+            sums += self.score("frozen", name, answer(own.adapted.model, asked, [LOCAL, GLOBAL]), asked, own)
+        return sums
 
 
 @lru_cache(maxsize=CACHED)
@@ -186,27 +199,43 @@ def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device
     if others:
         tests["others"] = concatenate([_some(test) for test in others])
     own = Questions.load(asked / "train.safetensors")
-    held_out = counter_rng.uniform(counter_rng.key("validation", *own.names), torch.arange(len(own))) < HELD_OUT
-    train, tests["validation"] = _few(own.take(~held_out), mosaic.questions), own.take(held_out)
-    asked_in = {name: QADataset.of(test, codebook, adapted.item_embeddings) for name, test in tests.items()}
-    return QAContext(adapted, signer, signer_item_embeddings, codebook, train, asked_in, catalogue.sha256)
+    kept = held_out(own.names, len(own))
+    chosen = own.take(~kept)
+    train, tests["validation"] = chosen.take(few(own.names, len(chosen), mosaic.questions)), own.take(kept)
+
+    def read(questions: Questions, item_embeddings: Tensor) -> QADataset:
+        return QADataset.of(questions, codebook, item_embeddings)
+
+    asked_in = {name: read(test, adapted.item_embeddings) for name, test in tests.items()}
+    return QAContext(
+        adapted, signer, train, asked_in, catalogue.sha256,
+        lambda rows: read(train.take(rows), adapted.item_embeddings),
+        lambda rows: read(train.take(rows), signer_item_embeddings),
+    )  # fmt: skip
 
 
-def _few(train: Questions, n: int) -> Questions:
-    """At most `n` of a device's own questions, drawn by place, or all of them where it is 0."""
-    if not n:
-        return train
-    draws = counter_rng.uniform(counter_rng.key("few", *train.names), torch.arange(len(train)))
-    return train.take(draws.argsort(stable=True)[:n].sort().values)
+def held_out(names: Sequence[str], n: int) -> Tensor:
+    """Which of a device's `n` training questions it never learns from, by the names of its tasks, [n]."""
+    return counter_rng.uniform(counter_rng.key("validation", *names), torch.arange(n)) < HELD_OUT
+
+
+def few(names: Sequence[str], n: int, most: int) -> Tensor:
+    """At most so many rows of a device's own `n` questions, drawn by place, or all of them where that is 0."""
+    draws = counter_rng.uniform(counter_rng.key("few", *names), torch.arange(n))
+    return draws.argsort(stable=True)[: most or n].sort().values
 
 
 def _some(test: Questions) -> Questions:
-    """A share of a test, drawn by place: the same questions for everybody."""
-    draws = counter_rng.uniform(counter_rng.key("others", *test.names), torch.arange(len(test)))
-    return test.take(draws.argsort(stable=True)[: max(1, round(SHARE_OF_OTHERS * len(test)))])
+    return test.take(some(test.names, len(test)))
 
 
-def _seen(train: Questions, mosaic: MosaicSettings, round: int, rounds: int) -> Tensor:
+def some(names: Sequence[str], n: int) -> Tensor:
+    """A share of another's `n` tests, drawn by place: the same rows for everybody."""
+    draws = counter_rng.uniform(counter_rng.key("others", *names), torch.arange(n))
+    return draws.argsort(stable=True)[: max(1, round(SHARE_OF_OTHERS * n))]
+
+
+def _seen(train: Asked, mosaic: MosaicSettings, round: int, rounds: int) -> Tensor:
     """Rows of the questions seen by `round`: all of them or, in a dynamic stream, those of the tasks that have begun."""
     if mosaic.stream == "static":
         return torch.arange(len(train))
@@ -214,7 +243,7 @@ def _seen(train: Questions, mosaic: MosaicSettings, round: int, rounds: int) -> 
     return (train.tasks < begun).nonzero()[:, 0]
 
 
-def _score(variant: str, name: str, logits: Tensor, asked: QADataset, tower: str) -> MetricSums:
+def _score(variant: str, name: str, logits: Tensor, asked: Dataset, tower: str) -> MetricSums:
     """Accuracy of one device on one set of tests, also by device class; on its own also by family of tasks."""
     if bool(logits.isnan().any()):
         return MetricSums({"nonfinite": 1.0})
@@ -229,15 +258,3 @@ def _score(variant: str, name: str, logits: Tensor, asked: QADataset, tower: str
             for what, value in ((ACCURACY, accuracy), (USERS, 1.0))
         }
     )
-
-
-def _baselines(own: QAContext) -> MetricSums:
-    """Accuracy by chance, and of the frozen tower before any training."""
-    sums = MetricSums({"evaluated": 1.0})
-    own.adapted.restart()
-    for name, asked in own.tests.items():
-        offered = (asked.questions.choices[..., 0] != NOTHING).to(asked.offered.device)
-        even = torch.zeros_like(asked.offered[..., 0]).masked_fill(~offered, -torch.inf)
-        sums += _score("chance", name, even, asked, own.adapted.tower_id)
-        sums += _score("frozen", name, answer(own.adapted.model, asked, [LOCAL, GLOBAL]), asked, own.adapted.tower_id)
-    return sums

@@ -2,14 +2,64 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tessera.common.data.questions import Codebook, Questions, choice_logits
+from tessera.common.data.questions import NOTHING, Codebook, Questions, choice_logits
 from tessera.common.metrics.ranking import standing
 from tessera.common.towers.qa_reader import instructions
+
+
+class Asked(Protocol):
+    """Questions of one or more tasks, whatever they are like: `tasks` [n] are indices into `names`."""
+
+    @property
+    def tasks(self) -> Tensor:
+        """Which task each question is of, [n]."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """What tasks are told apart by where a device meets another's."""
+
+    def __len__(self) -> int:
+        """Return the number of questions."""
+
+
+class Dataset(Protocol):
+    """Questions as a tower of some kind is asked them."""
+
+    @property
+    def questions(self) -> Asked:
+        """The questions themselves."""
+
+    @property
+    def even(self) -> Tensor:
+        """Logits of chance, [n, n_choices]: -inf where nothing is offered."""
+
+    def __len__(self) -> int:
+        """Return the number of questions."""
+
+    def vectors(self, reader: Callable[..., Any], rows: Tensor) -> Tensor:
+        """What `reader` makes of the questions `rows` [n], [n, dim]."""
+
+    def logits(self, reader: Callable[..., Any], rows: Tensor) -> Tensor:
+        """What it says of their choices, [n, n_choices]."""
+
+    def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Mean cross-entropy of the right choices."""
+
+    def objective(self, reader: Callable[..., Any], rows: Tensor) -> Tensor:
+        """What `reader` is trained by on the questions `rows`."""
+
+    def accuracy(self, logits: Tensor) -> float:
+        """Mean chance to be answered rightly, of all that are chosen."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +98,16 @@ class QADataset:
     def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Mean cross-entropy of the right choices."""
         return cross_entropy(logits, self.questions.answers[rows].to(logits.device))
+
+    def objective(self, reader: Callable[..., Tensor], rows: Tensor) -> Tensor:
+        """The loss of what `reader` says."""
+        return self.loss(self.logits(reader, rows), rows)
+
+    @property
+    def even(self) -> Tensor:
+        """Logits of chance, [n, n_choices]."""
+        offered = (self.questions.choices[..., 0] != NOTHING).to(self.offered.device)
+        return torch.zeros_like(self.offered[..., 0]).masked_fill(~offered, -torch.inf)
 
     def correct(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Chance of each question to be answered rightly, [n]: 1 or 0, or its share where the best choices are tied."""

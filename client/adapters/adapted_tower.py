@@ -1,18 +1,18 @@
 """A device's tower with its adapter: made once, then given the private state of whichever round is asked for.
 
 tower/class.json                this device's class
-tower/reader.safetensors        the frozen tower; tower/start-*.safetensors its aligned matrices
-tower/signer.safetensors        the frozen small tower that signs
+tower/reader.safetensors        the frozen tower, or tower/model/ somebody's model; tower/start-*.safetensors aligned matrices
+tower/signer.safetensors        the frozen small tower that signs, or tower/signer/model/
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from tessera.client.adapters.attach import PLAIN, attach, branch_tensors, gates, receive, set_projections
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
@@ -23,8 +23,9 @@ from tessera.common.errors import DataError
 from tessera.common.protocol.adapters import AdapterUpdate
 from tessera.common.protocol.messages import Task
 from tessera.common.registry.methods import Shared
-from tessera.common.towers.aligned_init import READER, STACKS, aligned_init_path, load_aligned_init, n_blocks, tower_id
+from tessera.common.towers.aligned_init import aligned_init_path, load_aligned_init, n_blocks, stacks_of, tower_id
 from tessera.common.towers.io import load_reader
+from tessera.common.towers.models.load import READER
 from tessera.common.towers.qa_reader import READ
 from tessera.common.utils.atomic_files import read_json
 
@@ -51,14 +52,28 @@ class AdaptedTower:
     @classmethod
     def make(cls, folder: Path, mosaic: MosaicSettings, seed: int, image: Tensor, text: Tensor) -> "AdaptedTower":
         """Adapt the reader in a device's folder for items with standardised features [n_items, d]. Raises `DataError`."""
-        tower = folder / TOWER
-        reader = load_reader(tower / READER).to(image.device)
+        reader = load_reader(folder / TOWER / READER).to(image.device)
         with torch.no_grad():
             item_embeddings = reader.embed_items(image, text)
-        ask = partial(probe, item_embeddings=item_embeddings)
-        model = attach(reader, STACKS, mosaic.rank, ask, n_blocks(mosaic), seed, mosaic.pq or PLAIN)
-        if n_blocks(mosaic):
-            set_projections(model, load_aligned_init(aligned_init_path(tower, mosaic)))
+        return cls.adapt(reader, partial(probe, item_embeddings=item_embeddings), folder, mosaic, seed, item_embeddings)
+
+    @classmethod
+    def adapt(
+        cls,
+        bare: nn.Module,
+        ask: Callable[[nn.Module], Tensor],
+        folder: Path,
+        mosaic: MosaicSettings,
+        seed: int,
+        item_embeddings: Tensor,
+    ) -> "AdaptedTower":
+        """Adapt a `bare` tower, with the start in the device's folder; `ask` runs it on an example. Raises `DataError`."""
+        tower = folder / TOWER
+        start = load_aligned_init(aligned_init_path(tower, mosaic)) if n_blocks(mosaic) else None
+        form = mosaic.pq or PLAIN
+        model = attach(bare, stacks_of(bare), mosaic.rank, ask, n_blocks(mosaic), seed, form, start)
+        if start is not None:
+            set_projections(model, start)
         named = tower_id(tower, str(read_json(tower / CLASS)["class"]), mosaic)
         begins = {name: value.clone() for name, value in private_tensors(model).items()}
         return cls(model, item_embeddings, named, begins, mosaic.share)

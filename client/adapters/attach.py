@@ -5,7 +5,7 @@ What leaves is P and Q of the places, and plain LoRA for devices with the same t
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,15 @@ def attach(
     n_blocks: int = 4,
     seed: int = 0,
     form: PQSettings = PLAIN,
+    shared: Collection[str] | None = None,
 ) -> PeftModel:
     """Freeze `model` and give it local and global branches; its output stays what it was.
 
     With 0 blocks all layers get plain LoRA; `form` says what else branches and gates are made of. `probe` runs the model on an
-    example. Raises `ConfigError` when a layer is too small for `rank`, or gets no gradient, so that its adapter would stay
-    without effect.
+    example; `shared` are the places that all models of the federation have, where they are not all alike. Raises `ConfigError`
+    when a layer is too small for `rank`, or gets no gradient, so that its adapter would stay without effect.
     """
-    targets, places = placement(model, stacks, n_blocks, form.queries_and_keys)
+    targets, places = placement(model, stacks, n_blocks, form.queries_and_keys, shared)
     for name in targets:
         shape = tuple(model.get_parameter(f"{name}.weight").shape)
         if not 1 <= rank <= min(shape):

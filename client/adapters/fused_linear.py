@@ -32,18 +32,21 @@ class Branch(NamedTuple):
 WIDTH = len(Branch._fields)
 
 
-def fits(base: nn.Module, x: Tensor, branch: Branch) -> bool:
-    """Whether `base` is a frozen linear layer, all of one type, that nobody listens to: else it has to be called."""
+def fits(base: nn.Module, x: Tensor) -> bool:
+    """Whether `base` is a frozen linear layer of `x`'s type that nobody listens to: else it has to be called."""
     return (
         type(base) is nn.Linear
         and not (base.weight.requires_grad or base._forward_hooks or base._forward_pre_hooks)
-        and x.dtype == base.weight.dtype == branch.a.dtype
+        and x.dtype == base.weight.dtype
     )
 
 
 def fused(base: nn.Linear, x: Tensor, branches: Sequence[Branch]) -> Tensor:
-    """W x + bias + the sum of the branches, [..., d_out], for x [..., d_in]."""
-    parts = [part for branch in branches for part in _by_row(branch, x)]
+    """W x + bias + the sum of the branches, [..., d_out], for x [..., d_in].
+
+    Branches are computed in `x`'s type: a model may be in half precision, what is learnt never is.
+    """
+    parts = [None if part is None else part.to(x.dtype) for branch in branches for part in _by_row(branch, x)]
     out: Tensor = _Fused.apply(x.flatten(0, -2), base.weight, base.bias, *parts)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], -1)
 

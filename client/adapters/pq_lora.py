@@ -237,7 +237,7 @@ class GatedLinear(Linear):  # type: ignore[misc]
         """The base layer with its active branches, [..., d_out] of [..., d_in]: PEFT's way, or in one operation."""
         if not (self.disable_adapters or self.merged or kwargs):
             branches = [part for one in self.active_adapters for part in self.lora_variant[one].parts(self, one)]
-            if branches and fits(self.base_layer, x, branches[0]):
+            if branches and fits(self.base_layer, x):
                 return fused(self.base_layer, x, branches)
         plain: Tensor = super().forward(x, *args, **kwargs)
         return plain

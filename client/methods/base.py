@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tessera.client.adapters.attach import activate
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, is_plain, weigh
-from tessera.client.qa_dataset import QADataset
+from tessera.client.qa_dataset import Dataset
 from tessera.common.config.settings import MosaicSettings
 from tessera.common.registry.component import ComponentSettings
 from tessera.common.utils import counter_rng
@@ -32,7 +32,7 @@ class LocalTraining:
     """
 
     model: PeftModel
-    dataset: QADataset
+    dataset: Dataset
     training: MosaicSettings
     key: int
     rates: float = 1.0
@@ -44,8 +44,8 @@ class LocalTraining:
         return (draws * len(self.dataset)).long()
 
     def loss(self, rows: Tensor) -> Tensor:
-        """Cross-entropy of a batch, as the model's branches are set."""
-        return self.dataset.loss(self.dataset.logits(self.model.get_base_model(), rows), rows)
+        """Loss of a batch, as the model's branches are set."""
+        return self.dataset.objective(self.model.get_base_model(), rows)
 
     def fit(
         self,
@@ -118,7 +118,7 @@ class Method(ABC):
     def train(self, local_training: LocalTraining) -> float:
         """Train for a round, and return the mean loss, as the device would answer."""
 
-    def logits(self, model: PeftModel, own: QADataset, asked: QADataset) -> Tensor:
+    def logits(self, model: PeftModel, own: Dataset, asked: Dataset) -> Tensor:
         """Answer all of `asked`, [n, n_choices]. A method may look at the questions that the device learnt from, `own`."""
         return answer(model, asked, self.answers_with)
 
@@ -133,7 +133,7 @@ def learnt(model: PeftModel, branch: str) -> list[Tensor]:
 
 
 @torch.no_grad()
-def answer(model: PeftModel, asked: QADataset, branches: Sequence[str]) -> Tensor:
+def answer(model: PeftModel, asked: Dataset, branches: Sequence[str]) -> Tensor:
     """Logits of all questions with the given branches active, [n, n_choices]."""
     activate(model, branches)
     parts = torch.split(torch.arange(len(asked)), ASKED_AT_ONCE)

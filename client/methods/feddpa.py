@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, weigh
 from tessera.client.methods.base import ASKED_AT_ONCE, BOTH, LocalTraining, Method
-from tessera.client.qa_dataset import QADataset
+from tessera.client.qa_dataset import Dataset
 
 MOST = 0.5
 """What the local branch counts in training, and for a question just like the device's own."""
@@ -36,7 +36,7 @@ class FedDPA(Method):
         return local_training.fit(BOTH, [LOCAL], second)
 
     @torch.no_grad()
-    def logits(self, model: PeftModel, own: QADataset, asked: QADataset) -> Tensor:
+    def logits(self, model: PeftModel, own: Dataset, asked: Dataset) -> Tensor:
         """Answer with the mix that fits each question."""
         reader = model.get_base_model()
         parts = torch.split(torch.arange(len(asked)), ASKED_AT_ONCE)

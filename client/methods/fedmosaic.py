@@ -11,7 +11,7 @@ from torch import Tensor
 from tessera.client.adapters.attach import activate
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
 from tessera.client.methods.base import BOTH, LocalTraining, Method, answer
-from tessera.client.qa_dataset import QADataset
+from tessera.client.qa_dataset import Dataset
 from tessera.common.registry.methods import PQSettings
 from tessera.common.utils import counter_rng
 
@@ -49,7 +49,7 @@ class FedMosaic(Method):
         return loss
 
     @torch.no_grad()
-    def logits(self, model: PeftModel, own: QADataset, asked: QADataset) -> Tensor:
+    def logits(self, model: PeftModel, own: Dataset, asked: Dataset) -> Tensor:
         """Answer under the gate and, where an instruction is in none of the `own` questions, by the global branch alone."""
         gated = answer(model, asked, BOTH)
         if not self.settings.gate_by_instruction:

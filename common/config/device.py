@@ -20,6 +20,7 @@ from tessera.common.config.settings import (
     WireSettings,
 )
 from tessera.common.registry.component import ComponentSettings, Fraction, FrozenSettings, Positive, Rate, Seed, Share
+from tessera.common.registry.converters import QUESTIONS, TEXT_QUESTIONS
 from tessera.common.registry.strategies import STRATEGIES, StrategySpec
 
 LENIENT = {"lenient": True}
@@ -80,7 +81,12 @@ class DeviceSettings(FrozenSettings):
     @property
     def asks_questions(self) -> bool:
         """Whether devices answer questions about items; otherwise they recommend items to people."""
-        return self.data.kind == "questions"
+        return self.data.kind in (QUESTIONS, TEXT_QUESTIONS)
+
+    @property
+    def in_words(self) -> bool:
+        """Whether the questions are in words."""
+        return self.data.kind == TEXT_QUESTIONS
 
     @property
     def strategy_spec(self) -> StrategySpec:

@@ -295,6 +295,8 @@ def _places(settings: "Settings") -> Reasons:
         found["mosaic.alignment.orthogonality"] = "it is for mosaic.method.alignment paper"
     if pq is not None and pq.alignment == "random":
         found["mosaic.alignment"] = "it is for towers that are aligned, and mosaic.method.alignment is random"
+    elif pq is not None and settings.in_words:
+        found["mosaic.alignment"] = "models are aligned on the titles and texts of the items"
     return found
 
 

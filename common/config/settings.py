@@ -12,6 +12,7 @@ from tessera.common.config.components import Backbone, ContentEncoder, Loss, Str
 from tessera.common.config.effects import backbone_lacks, no_secure_sums, prune, without_effect
 from tessera.common.config.federation import FederationSettings, GroupSettings, ServerSettings, SimulationSettings
 from tessera.common.config.moments import Moment, moment
+from tessera.common.config.mosaic.settings import ModelledMosaicSettings
 from tessera.common.config.mosaic.settings import MosaicSettings as MosaicSettings
 from tessera.common.config.privacy import PrivacySettings
 from tessera.common.registry.component import (
@@ -27,7 +28,7 @@ from tessera.common.registry.component import (
     Share,
     Step,
 )
-from tessera.common.registry.converters import CONVERTED, CONVERTERS
+from tessera.common.registry.converters import CONVERTED, CONVERTERS, QUESTIONS, TEXT_QUESTIONS
 from tessera.common.registry.encoders import ENCODERS
 from tessera.common.registry.methods import METHODS
 from tessera.common.registry.strategies import STRATEGIES, StrategySpec
@@ -285,7 +286,7 @@ class Settings(FrozenSettings):
     evaluation: EvaluationSettings = EvaluationSettings()
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings = PrivacySettings()
-    mosaic: MosaicSettings = MosaicSettings()
+    mosaic: ModelledMosaicSettings = ModelledMosaicSettings()
     federation: FederationSettings = FederationSettings()
     simulation: SimulationSettings = SimulationSettings()
     tracking: tuple[Literal["tensorboard", "mlflow", "prometheus"], ...] = ()
@@ -295,7 +296,12 @@ class Settings(FrozenSettings):
     @property
     def asks_questions(self) -> bool:
         """Whether devices answer questions about items; otherwise they recommend items to people."""
-        return self.data.kind == "questions"
+        return self.data.kind in (QUESTIONS, TEXT_QUESTIONS)
+
+    @property
+    def in_words(self) -> bool:
+        """Whether the questions are in words, which people's models answer."""
+        return self.data.kind == TEXT_QUESTIONS
 
     @property
     def strategy_spec(self) -> StrategySpec:
@@ -314,6 +320,13 @@ class Settings(FrozenSettings):
         spec = self.strategy_spec
         if self.asks_questions and (spec.has_views or not spec.has_towers):
             raise ValueError("questions are answered by adapted towers: set strategy to fedmosaic")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_that_there_are(self) -> "Settings":
+        if not self.strategy_spec.has_towers:
+            return self
+        self.mosaic.require_classes(self.in_words)
         return self
 
     @model_validator(mode="after")

@@ -7,8 +7,9 @@ PART       which items are asked for (validation, test) or, of devices that answ
            after a merge, local, global, chance, frozen)
 GROUP      of whom or of what: all, warm and cold items, new-users, quartiles q1 to q4; by-VIEW, of all with histories seen
            through one view; self, others and validation questions
-METRIC     hr, ndcg, recall, mrr, map, coverage, accuracy, auc; users counts whom the others are means over; alignment,
-           distance, uniformity and separability are no percentages, see `tessera.common.metrics.collapse`
+METRIC     hr, ndcg, recall, mrr, map, coverage, accuracy, auc, rouge-l; users counts whom the others are
+           means over; alignment, distance, uniformity and separability are no percentages, see
+           `tessera.common.metrics.collapse`, nor is token-loss, in nats
 K          how many items are looked at, where the metric depends on it
 """
 
@@ -23,6 +24,9 @@ from tessera.common.errors import DataError
 
 USERS, HR, NDCG, ACCURACY, AUC, COVERAGE = "users", "hr", "ndcg", "accuracy", "auc", "coverage"
 RECALL, MRR, MAP = "recall", "mrr", "map"
+TOKEN_LOSS, ROUGE = "token-loss", "rouge-l"
+LARGEST_LOSS = 100.0
+"""More nats a token of a right answer no model can lose that is any good: what is above counts so much."""
 """Metrics; AUC is the mean of the accuracies of a run's evaluations (A_AUC, Koh et al. 2022)."""
 VALIDATION, TEST, BEFORE = "validation", "test", "before"
 """Parts that runs are selected and reported on."""

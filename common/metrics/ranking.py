@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tessera.common.metrics.collapse import GEOMETRY, geometry
-from tessera.common.metrics.names import HR, NDCG, USERS, MetricName
+from tessera.common.metrics.names import HR, NDCG, TOKEN_LOSS, USERS, MetricName
 from tessera.common.metrics.several import person_values
 from tessera.common.metrics.single import hit_rate, ndcg
 
@@ -105,9 +105,12 @@ def ranking_means(sums: MetricSums) -> dict[MetricName, float]:
 
 
 def percentages(sums: MetricSums) -> dict[MetricName, float]:
-    """The same means in %; numbers of users as they are, and what tells how views lie in units of their own."""
+    """The same means in %; numbers of users and losses as they are, and what tells how views lie in units of their
+    own."""
     means = ranking_means(sums)
     found = {
-        name: value if name.counts else 100 * value for name, value in means.items() if name.metric not in GEOMETRY
+        name: value if name.counts or name.metric == TOKEN_LOSS else 100 * value
+        for name, value in means.items()
+        if name.metric not in GEOMETRY
     }
     return found | geometry(means)

@@ -11,6 +11,8 @@ from tessera.common.registry.registry import Registry
 
 CONVERTED = "converted"
 """The kind, in a run's settings, of a dataset that needs no conversion."""
+QUESTIONS, TEXT_QUESTIONS = "questions", "text-questions"
+"""Kinds of data that devices are asked about, rather than people's events: by features of items, and in words."""
 LEAST = ("min_user_events", "min_item_events")
 CONTENT = ("images", "encode", "skip_unreadable")
 COLUMNS = tuple(f"{name}_column" for name in ("user", "item", "timestamp", "rating", "title", "text", "image"))
@@ -95,10 +97,16 @@ CONVERTERS: Registry[ConverterSpec] = Registry(
             writes=True,
             needs_source=False,
         ),
-        "questions": ConverterSpec(
+        QUESTIONS: ConverterSpec(
             "a MovieLens folder with overviews and posters, of which a benchmark of many tasks is made",
             f"{_HERE}.qa.build:write_questions",
             CONTENT,
+            writes=True,
+            has_users=False,
+        ),
+        TEXT_QUESTIONS: ConverterSpec(
+            "a MovieLens folder with overviews, of which a benchmark of tasks in words is made",
+            f"{_HERE}.text_qa.build:write_text_questions",
             writes=True,
             has_users=False,
         ),

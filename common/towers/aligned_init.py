@@ -1,11 +1,11 @@
-"""Reads and writes what a device class starts from: its frozen reader, and the aligned A and B of its P and Q.
+"""Reads and writes what a device class starts from: its frozen tower, and the aligned A and B of its P and Q.
 
-CLASS/reader.safetensors                            the frozen tower
+CLASS/reader.safetensors or CLASS/model/            the frozen tower: a reader of ours, or somebody's model
 CLASS/start-whitened-r16-b4-base+tiny.safetensors   A, B and offset of each place, by alignment, rank, blocks and the classes
                                                     that were aligned with each other
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -16,13 +16,12 @@ from tessera.common.protocol.adapters import LORA, PQ, SIGNATURE
 from tessera.common.protocol.signature_mask import n_kept
 from tessera.common.registry.methods import PQSettings
 from tessera.common.towers.adapter_placement import placement
+from tessera.common.towers.models.load import READER, content, n_parameters
 from tessera.common.towers.projections import Projections
-from tessera.common.towers.transformer import SIZES
 from tessera.common.utils.atomic_files import digest, read_tensors, write_tensors
 
-READER = "reader.safetensors"
 STACKS = {"reader": "layers"}
-"""The parts of a reader that are adapted."""
+"""The parts of a reader of ours that are adapted."""
 STANDARD = PQSettings(name="pq")
 
 
@@ -31,9 +30,11 @@ def n_blocks(mosaic: MosaicSettings) -> int:
     return mosaic.pq.blocks if mosaic.pq else 0
 
 
-def places_of(reader: nn.Module, mosaic: MosaicSettings) -> tuple[list[str], dict[str, str]]:
-    """The linear layers of a reader that are adapted, and of these the ones with P and Q with the places they share."""
-    return placement(reader, STACKS, n_blocks(mosaic), (mosaic.pq or STANDARD).queries_and_keys)
+def places_of(
+    tower: nn.Module, mosaic: MosaicSettings, shared: Collection[str] | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """The linear layers of a tower that are adapted, and of these the ones with P and Q with the places they share."""
+    return placement(tower, stacks_of(tower), n_blocks(mosaic), (mosaic.pq or STANDARD).queries_and_keys, shared)
 
 
 def aligned_init_path(folder: Path, mosaic: MosaicSettings) -> Path:
@@ -74,23 +75,34 @@ def load_aligned_init(path: Path) -> dict[str, Projections]:
         raise DataError(f"{path} lacks {error}: it was not written by Tessera") from None
 
 
+def stacks_of(tower: nn.Module) -> Mapping[str, str]:
+    """What a tower's stacks encode, and where its lists of blocks are."""
+    own: Mapping[str, str] = getattr(tower, "stacks", STACKS)
+    return own
+
+
 def tower_id(folder: Path, device_class: str, mosaic: MosaicSettings) -> str:
-    """The class with the content of its reader and its start: only devices with the same tower id can be merged."""
-    files = [folder / READER, *([aligned_init_path(folder, mosaic)] if n_blocks(mosaic) else [])]
+    """The class with the content of its tower and its start: only devices with the same tower id can be merged."""
     try:
-        return f"{device_class}-{digest(b''.join(path.read_bytes() for path in files))[:12]}"
+        start = aligned_init_path(folder, mosaic).read_bytes() if n_blocks(mosaic) else b""
+        return f"{device_class}-{digest(content(folder).encode() + start)[:12]}"
     except FileNotFoundError as error:
         make = "`tessera towers fit`" if Path(error.filename).name == READER else "`tessera data partition --config`"
         raise DataError(f"{error.filename} does not exist: make it by {make}") from None
 
 
-def shapes(reader: nn.Module, mosaic: MosaicSettings, signer_size: int) -> dict[str, tuple[int, ...]]:
-    """Shape of every part of the `AdapterUpdate` of a device with this reader, by name."""
-    targets, places = places_of(reader, mosaic)
+def shared_places(folder: Path, mosaic: MosaicSettings) -> frozenset[str] | None:
+    """The places for which the start in a tower's folder has matrices; None for a method without PQ-LoRA."""
+    return frozenset(load_aligned_init(aligned_init_path(folder, mosaic))) if n_blocks(mosaic) else None
+
+
+def shapes(folder: Path, tower: nn.Module, mosaic: MosaicSettings, signer_size: int) -> dict[str, tuple[int, ...]]:
+    """Shape of every part of the `AdapterUpdate` of a device with the `tower` in `folder`, by name."""
+    targets, places = places_of(tower, mosaic, shared_places(folder, mosaic))
     rank, relevant = mosaic.rank, mosaic.method_spec.shares == "relevant"
     found: dict[str, tuple[int, ...]] = {SIGNATURE: (n_kept(signer_size, mosaic.signature.kept) if relevant else 0,)}
     for name in targets:
-        d_out, d_in = reader.get_parameter(f"{name}.weight").shape
+        d_out, d_in = tower.get_parameter(f"{name}.weight").shape
         if name in places:
             found |= {f"{PQ}{places[name]}.P": (rank, rank), f"{PQ}{places[name]}.Q": (rank,)}
         if mosaic.share == "pq+class" and (name not in places or (mosaic.pq and mosaic.pq.union)):
@@ -108,14 +120,23 @@ def bytes_at_places(reader: nn.Module, mosaic: MosaicSettings) -> tuple[int, int
     return 4 * len(shapes) * (rank**2 + rank), 4 * rank * sum(d_out + d_in for d_out, d_in in shapes)
 
 
-def smallest(classes: tuple[str, ...]) -> str:
-    """The class whose reader, frozen, signs for all devices: FedMosaic's W_s."""
-    return min(classes, key=lambda name: (SIZES[name].width, SIZES[name].depth))
+def smallest(dataset: Path, classes: tuple[str, ...]) -> str:
+    """The class whose tower, frozen, signs for all devices: FedMosaic's W_s. Raises `DataError` where one is missing."""
+    try:
+        return min(classes, key=lambda name: (n_parameters(tower_folder(dataset, name)), name))
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename} does not exist: make it by `tessera towers fit`") from None
 
 
-def last_layer(reader: nn.Module) -> nn.Module:
-    """The layer whose gradient is a signature."""
-    return reader.get_submodule("head")
+def tower_folder(dataset: Path, device_class: str) -> Path:
+    """Where the tower of a device class lies."""
+    return dataset / "towers" / device_class
+
+
+def last_layer(tower: nn.Module) -> nn.Module:
+    """The layer whose gradient is a signature: a reader's head. A language model's is as large as all the rest: there it is
+    what the last attention writes through."""
+    return tower.get_submodule(getattr(tower, "signs_with", "head"))
 
 
 def signature_size(signer: nn.Module, mosaic: MosaicSettings) -> int:

@@ -76,7 +76,7 @@ class ClipTower(Tower):
         if own is loaded.model:
             del own.visual
         self.model: nn.Module = own
-        self.vocabulary = () if reads == "image" else (loaded.tokenise,)
+        self.vocabulary: tuple[Any, ...] = () if reads == "image" else (loaded.tokenise,)
 
     @property
     def width(self) -> int:

@@ -5,22 +5,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tessera.client.adapters.adapted_tower import CLASS, SIGNER, TOWER
+from tessera.client.language.client import SIGNER_MODEL
 from tessera.client.qa_client import QUESTIONS
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import FEATURES, load_catalogue, save_items
 from tessera.common.errors import DataError
 from tessera.common.towers.adapter_placement import NOT_SHARED
 from tessera.common.towers.aligned_init import (
-    READER,
     aligned_init_path,
     made_from,
     n_blocks,
     save_aligned_init,
     smallest,
+    tower_folder,
 )
-from tessera.common.towers.io import tower_path
+from tessera.common.towers.models.folder import place, take_model
+from tessera.common.towers.models.load import MODEL, READER, content
 from tessera.common.utils.atomic_files import digest, write_json
-from tessera.server.pretraining.aligned_init import shared_start
+from tessera.server.pretraining.aligned_init import start_of
 
 
 def class_of(node: int, settings: Settings) -> str:
@@ -29,20 +31,26 @@ def class_of(node: int, settings: Settings) -> str:
 
 
 def align(dataset: Path, settings: Settings) -> None:
-    """Give the towers of a dataset the start that a run asks for, unless they have it. Raises `DataError` without towers."""
+    """Give the towers of a dataset the start that a run asks for, unless they have it from the same content: models are taken
+    over into the dataset, readers must lie there. Raises `DataError` without towers."""
     classes: list[str] = sorted(set(settings.mosaic.classes))
-    mosaic, readers = settings.mosaic, [tower_path(dataset, name) for name in classes]
-    for name, reader in zip(classes, readers, strict=True):
-        if not reader.is_file():
+    mosaic, folders = settings.mosaic, {name: tower_folder(dataset, name) for name in classes}
+    contents = []
+    for name, folder in folders.items():
+        if name in mosaic.models:
+            take_model(mosaic.models[name], folder)
+        try:
+            contents.append(content(folder))
+        except FileNotFoundError:
             raise DataError(
                 f"{dataset} has no tower {name!r}: make it by `tessera towers fit {dataset} --classes {name}`"
-            )
+            ) from None
     if mosaic.pq is None or not mosaic.pq.blocks:
         return
-    paths = {name: aligned_init_path(reader.parent, mosaic) for name, reader in zip(classes, readers, strict=True)}
-    key = digest(b"".join([*(reader.read_bytes() for reader in readers), repr(NOT_SHARED).encode()]))
+    paths = {name: aligned_init_path(folder, mosaic) for name, folder in folders.items()}
+    key = digest(repr((contents, NOT_SHARED)).encode())
     if not all(made_from(path) == key for path in paths.values()):
-        made = shared_start(dataset, classes, mosaic.rank, mosaic.pq, mosaic.alignment)
+        made = start_of(dataset, classes, settings)
         for name, start in made.items():
             save_aligned_init(paths[name], start, key)
 
@@ -59,13 +67,14 @@ def partition_questions(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, .
     for node, client in enumerate(clients[:n_nodes]):
         folder = out / f"node-{node}"
         save_items(catalogue, folder)
-        asked = folder / QUESTIONS
+        asked, codebook = folder / QUESTIONS, dataset / QUESTIONS / "codebook.safetensors"
         shutil.copytree(client, asked)
-        shutil.copy(dataset / QUESTIONS / "codebook.safetensors", asked)
+        if codebook.is_file():
+            shutil.copy(codebook, asked)
         (asked / "others").mkdir()
         for other in clients:
-            if other != client:
-                shutil.copy(other / "test.safetensors", asked / "others" / f"{other.name}.safetensors")
+            for test in other.glob("test.*") if other != client else ():
+                shutil.copy(test, asked / "others" / f"{other.name}{test.suffix}")
         folders.append(folder)
     return tuple(folders)
 
@@ -73,16 +82,22 @@ def partition_questions(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, .
 def give_towers(dataset: Path, folders: Sequence[Path], settings: Settings) -> None:
     """Give each node's folder what towers look at and the tower of its class, which `align` has seen to."""
     for node, folder in enumerate(folders):
-        shutil.copytree(dataset / FEATURES, folder / FEATURES)
+        if not settings.in_words:
+            shutil.copytree(dataset / FEATURES, folder / FEATURES)
         give_tower(dataset, folder, class_of(node, settings), settings)
 
 
 def give_tower(dataset: Path, folder: Path, device_class: str, settings: Settings) -> None:
     """Put the tower of a class, its start and the tower that signs into a device's folder."""
-    source, tower = tower_path(dataset, device_class).parent, folder / TOWER
+    source, tower = tower_folder(dataset, device_class), folder / TOWER
+    signer = tower_folder(dataset, smallest(dataset, settings.mosaic.classes))
     tower.mkdir(parents=True)
-    shutil.copy(source / READER, tower)
-    shutil.copy(tower_path(dataset, smallest(settings.mosaic.classes)), tower / SIGNER)
+    if (source / MODEL).is_dir():
+        place(source / MODEL, tower / MODEL)
+        place(signer / MODEL, tower / SIGNER_MODEL / MODEL)
+    else:
+        shutil.copy(source / READER, tower)
+        shutil.copy(signer / READER, tower / SIGNER)
     if n_blocks(settings.mosaic):
         shutil.copy(aligned_init_path(source, settings.mosaic), tower)
     write_json(tower / CLASS, {"class": device_class})

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import Catalogue, image_and_text, load_catalogue
 from tessera.common.data.questions import NOTHING, PICTURE, TEXT
 from tessera.common.registry.methods import AlignmentSettings, PQSettings
 from tessera.common.towers.adapter_placement import placement
-from tessera.common.towers.aligned_init import STACKS
+from tessera.common.towers.aligned_init import STACKS, STANDARD
 from tessera.common.towers.io import load_reader, tower_path
 from tessera.common.towers.projections import Projections
 from tessera.common.utils import counter_rng
@@ -27,6 +28,7 @@ from tessera.server.pretraining.activations import activations
 from tessera.server.pretraining.alignment import ALIGNMENTS, paper
 from tessera.server.pretraining.pretext_tasks import Pretext
 from tessera.server.pretraining.reader_training import QuestionBatch, ReaderInputs
+from tessera.server.pretraining.text_alignment import words_start
 
 ALIGNMENT_WORD_DROPOUT = 0.4
 """Share of the words of the pretext questions that towers are aligned on which is replaced: what devices will be asked is in
@@ -47,6 +49,14 @@ def public_rows(dataset: Path, catalogue: Catalogue) -> Tensor:
         return read_tensors(path)[0]["rows"]
     both = catalogue.features["image"].present & catalogue.features["text"].present
     return torch.from_numpy(np.flatnonzero(both))
+
+
+def start_of(dataset: Path, classes: Sequence[str], settings: Settings) -> dict[str, dict[str, Projections]]:
+    """The frozen matrices of every place by device class: of readers by `shared_start`, of models by `words_start`."""
+    mosaic, pq = settings.mosaic, settings.mosaic.pq or STANDARD
+    if settings.in_words:
+        return words_start(dataset, classes, mosaic.rank, pq)
+    return shared_start(dataset, classes, mosaic.rank, pq, mosaic.alignment)
 
 
 @one_thread()

@@ -74,7 +74,9 @@ def ensure_towers(dataset: Path, settings: Settings, report: Callable[[str], Non
         report(f"fitting the tower {name!r} on the catalogue, {steps} steps: minutes, once for this dataset")
         return lambda: None
 
-    fit_towers(dataset, settings.mosaic.classes, reader_training.STEPS, begin)
+    own = [name for name in settings.mosaic.classes if name not in settings.mosaic.models]
+    if own:
+        fit_towers(dataset, own, reader_training.STEPS, begin)
 
 
 def refuse_unknown(what: str, asked: Sequence[str], known: Collection[str]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tessera.common.metrics.names import NEW_USERS, UNTRAINED
+from tessera.common.metrics.names import LARGEST_LOSS, NEW_USERS, TOKEN_LOSS, UNTRAINED
 from tessera.common.protocol.figures import TIED
 from tessera.common.protocol.messages import ASPECTS, BASIS, COHESION, COUNTS, GROUP_PEOPLE, GROUP_STATES, Task
 from tessera.common.protocol.tensors import Tensors
@@ -144,12 +144,13 @@ def _check_aspects(update: Update, inputs: Tensors, claim: Claim) -> None:
 
 
 def _check_scores(update: Update, claim: Claim) -> None:
-    """Each person adds at most 1 to a metric. New users, who take no part in training, are in no claim."""
+    """Each person adds at most 1 to a metric, or what a loss is cut off at. New users, who do not train, are in no claim."""
     _at_most(update.sums["evaluated"], claim.users, "its number of people")
     metrics = update.sums.metrics()
     for name, value in metrics.items():
         known = name.counts and name.group not in (NEW_USERS, UNTRAINED)
         bound = claim.users if known else math.inf if name.counts else metrics.get(name.users, 0.0)
+        bound *= LARGEST_LOSS if name.metric == TOKEN_LOSS else 1
         _at_most(value, bound, f"its sum of {name}")
 
 

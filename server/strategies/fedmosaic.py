@@ -17,8 +17,8 @@ from tessera.common.protocol.messages import Broadcast
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.registry.methods import FedMosaicSettings
-from tessera.common.towers.aligned_init import shapes, signature_size, smallest, tower_id
-from tessera.common.towers.io import load_reader, tower_path
+from tessera.common.towers.aligned_init import shapes, signature_size, smallest, tower_folder, tower_id
+from tessera.common.towers.models.load import load_tower
 from tessera.server.adapters.merging import AdapterStore, Shapes
 from tessera.server.adapters.relevance import relevance, similarity, uniform
 from tessera.server.strategies.base import Strategy
@@ -27,11 +27,12 @@ from tessera.server.strategies.base import Strategy
 def expected(dataset: Path, settings: Settings) -> dict[str, Shapes]:
     """What an adapter must hold, by the tower id of each device class that the settings name. Raises `DataError`."""
     classes, mosaic = settings.mosaic.classes, settings.mosaic
-    size = signature_size(load_reader(tower_path(dataset, smallest(classes))), mosaic)
+    size = signature_size(load_tower(tower_folder(dataset, smallest(dataset, classes))), mosaic)
     found: dict[str, Shapes] = {}
     for name in sorted(set(classes)):
-        path = tower_path(dataset, name)
-        found[tower_id(path.parent, name, mosaic)] = shapes(load_reader(path), mosaic, size)
+        folder = tower_folder(dataset, name)
+        named = tower_id(folder, name, mosaic)  # first: it says how what is missing is made
+        found[named] = shapes(folder, load_tower(folder), mosaic, size)
     return found
 
 

@@ -130,8 +130,7 @@ def test_decoders_of_hugging_face_are_towers_too(model: type[nn.Module], config:
     assert torch.equal(adapted(tokens).logits, before)
 
     places = {name.rpartition(".")[0] for name in pq_tensors(adapted)}
-    linears = ("self_attn.v_proj", "self_attn.o_proj")
-    linears += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    linears = ("attn.v_proj", "attn.out_proj", "mlp.gate", "mlp.c_fc", "mlp.c_proj")  # by role, as in other families
     assert places == {f"text.{block}.{name}" for block in range(2) for name in linears}
 
     for value in pq_tensors(adapted).values():

@@ -17,14 +17,17 @@ from tessera.common.registry.methods import (
     SignatureSettings,
 )
 
-DeviceClass = Literal["tiny", "small", "base"]
+SIZES = ("tiny", "small", "base")
+"""Device classes whose towers are ours, fitted on a catalogue."""
+CLASS = "^[a-z][a-z0-9_]{0,23}$"
+"""Names of device classes."""
 
 
 class MosaicSettings(FrozenSettings):
     """How devices of different classes adapt their towers and learn from one another (FedMosaic)."""
 
-    classes: Annotated[tuple[DeviceClass, ...], Field(min_length=1)] = ("tiny", "small", "base")
-    """The nodes' device classes, given out in turn."""
+    classes: Annotated[tuple[Annotated[str, Field(pattern=CLASS)], ...], Field(min_length=1)] = SIZES
+    """The nodes' device classes, given out in turn: sizes of our towers (tiny, small, base), or names among `models`."""
     method: Method = FedMosaicSettings(name="fedmosaic")
     """How a device trains its branches, and what becomes of what it sends."""
     rank: Positive = 16
@@ -61,3 +64,29 @@ class MosaicSettings(FrozenSettings):
     def pq(self) -> PQSettings | None:
         """Settings of PQ-LoRA; None where all adapters are plain LoRA."""
         return self.method if isinstance(self.method, PQSettings) else None
+
+
+class ModelledMosaicSettings(MosaicSettings):
+    """The same with where the server has models of other people: devices are not told, they have their own."""
+
+    models: dict[Annotated[str, Field(pattern=CLASS)], str] = Field(default_factory=dict)
+    """Device classes that are other people's models, by name: a local folder that transformers or open_clip wrote, hf:NAME, or
+    open_clip:MODEL:CHECKPOINT. They are for questions in words (data.kind text-questions)."""
+
+    def require_classes(self, words: bool) -> None:
+        """Raise `ValueError` unless there are all classes, and questions in `words`, or others, are for them."""
+        if words and self.signature.of == "own":
+            raise ValueError("mosaic.signature.of own is for towers of ours: leave it out")
+        if taken := sorted(self.models.keys() & set(SIZES)):
+            raise ValueError(f"mosaic.models: {taken[0]!r} is a size of our own towers, call the model otherwise")
+        known = tuple(self.models) if words else SIZES
+        for name in self.classes:
+            if name in known:
+                continue
+            if name in SIZES:
+                why = f"a tower of size {name} reads features, no words: name a model of mosaic.models"
+            elif name in self.models:
+                why = f"the model {name!r} reads words: set data.kind to text-questions"
+            else:
+                why = f"there is no device class {name!r}; known are {', '.join((*SIZES, *self.models))}"
+            raise ValueError(f"mosaic.classes: {why}")

@@ -1,0 +1,1 @@
+"""Makes the benchmark of questions in words about movies: four clients' tasks, two of which are alike each."""
