@@ -10,6 +10,7 @@ from tessera.client.methods.base import learnt
 from tessera.client.methods.fedmosaic import FedMosaic
 from tessera.client.private_state import Store
 from tessera.client.qa_client import _equip
+from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import TOWER_DIM
 from tests.deploy.test_mosaic import N_KEPT, came_down, overheard, sent_in
 from tests.support.qa_devices import qa_dataset, qa_job
@@ -73,8 +74,9 @@ def test_the_own_branch_begins_shared_rounds_from_what_came_down_and_no_later_on
 
 def test_short_data_are_some_of_the_own_questions(tmp_path: Path, dataset: Path) -> None:
     job = qa_job(dataset, tmp_path / "run", 1, rounds=1, mosaic={"questions": 30})
-    own = _equip(job.devices[0], job.settings.mosaic, 0, torch.device("cpu"))
-    every = _equip(job.devices[0], job.settings.mosaic.model_copy(update={"questions": 0}), 0, torch.device("cpu"))
+    told = DeviceSettings.of(job.settings).mosaic
+    own = _equip(job.devices[0], told, 0, torch.device("cpu"))
+    every = _equip(job.devices[0], told.model_copy(update={"questions": 0}), 0, torch.device("cpu"))
     assert len(own.train) == 30
     assert len(every.train) > 200
     asked = {tuple(row) for row in every.train.pieces.flatten(1).tolist()}
