@@ -36,14 +36,15 @@ WITHHELD = (
     "{} with one person, or with few who came or went since it was told before, outside secure sums, keep to themselves how "
     "often items occur in training"
 )
-NO_START = (
-    "The spectral start would tell of these people by its difference from an earlier one: go on from a run (--continue), or "
-    "set views.spectral_rounds to 0"
-)
 LATER = "people came during the run, and devices take the item counts of its beginning alone"
 ENDLESS = "item counts change in a run without an end"
 HELD = f"fewer than {LEAST} people came or went since devices last told item counts, whose difference would be theirs"
 """Why warm and cold targets are not told apart."""
+NO_START = (
+    "The spectral start would tell of these people by its difference from an earlier one: go on from a run (--continue), or "
+    "set views.spectral_rounds to 0"
+)
+"""What to do where devices hold the products of a spectral start back."""
 
 
 @dataclass(frozen=True)

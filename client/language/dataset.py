@@ -40,9 +40,8 @@ class TextDataset:
     @property
     def even(self) -> Tensor:
         """Logits of chance, [n, n_choices]."""
-        return torch.zeros(len(self), offered_mask(self.questions).shape[1]).masked_fill(
-            ~offered_mask(self.questions), -torch.inf
-        )
+        offered = offered_mask(self.questions)
+        return torch.zeros(offered.shape).masked_fill(~offered, -torch.inf)
 
     @property
     def written(self) -> Tensor:

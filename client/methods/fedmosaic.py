@@ -57,4 +57,6 @@ class FedMosaic(Method):
         known = {own.questions.instructions[task] for task in set(own.questions.tasks.tolist())}
         foreign = torch.tensor([instruction not in known for instruction in asked.questions.instructions])
         rows = foreign[asked.questions.tasks].to(gated.device)
+        if not bool(rows.any()):  # as among a device's own tests: one pass will do
+            return gated
         return torch.where(rows[:, None], answer(model, asked, [GLOBAL]), gated)

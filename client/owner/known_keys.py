@@ -17,13 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tessera.client.owner.policy import Policy
 from tessera.common.errors import DataError, PolicyRefused
 from tessera.common.protocol.masked.key_list import KeyList
-from tessera.common.utils.atomic_files import PRIVATE, read_json, storing, write_bytes
+from tessera.common.utils.atomic_files import PRIVATE, read_json, write_bytes
+from tessera.common.utils.folder_lock import waiting_for
 
 KEYS, LOCK = "devices.json", ".devices.lock"
 MOST_STRANGERS = 1000
@@ -88,9 +88,7 @@ class KnownKeys(BaseModel):
 def changing_keys(folder: Path) -> Iterator[None]:
     """Within it nobody else changes the known keys: an owner admits some while a server's group is looked at. Raises
     `StorageError`."""
-    with storing(folder / LOCK):
-        held = FileLock(folder / LOCK, mode=PRIVATE, preserve_lock_file=True).acquire()
-    with held:
+    with waiting_for(folder / LOCK):
         yield
 
 

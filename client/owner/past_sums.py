@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tessera.common.errors import DataError
 from tessera.common.privacy.between import people_between
 from tessera.common.protocol.messages import Task
-from tessera.common.utils.atomic_files import PRIVATE, digest, read_json, storing, write_bytes
+from tessera.common.utils.atomic_files import PRIVATE, digest, read_json, write_bytes
+from tessera.common.utils.folder_lock import waiting_for
 
 SUMS, LOCK = "sums.json", ".sums.lock"
 HERE = "here"
@@ -136,9 +136,7 @@ def read_sums(folder: Path) -> PastSums:
 @contextmanager
 def changing_sums(folder: Path) -> Iterator[None]:
     """Within it nobody else changes what is remembered. Raises `StorageError`."""
-    with storing(folder / LOCK):
-        held = FileLock(folder / LOCK, mode=PRIVATE, preserve_lock_file=True).acquire()
-    with held:
+    with waiting_for(folder / LOCK):
         yield
 
 

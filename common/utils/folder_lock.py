@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tessera.common.errors import RunError
-from tessera.common.utils.atomic_files import storing
+from tessera.common.utils.atomic_files import PRIVATE, storing
 
 LOCK = ".lock"
 """A file in the folder. It stays there: removing it would let two processes lock two files of this name."""
@@ -41,6 +41,15 @@ def hold_folder(folder: Path, lock: str = LOCK) -> Iterator[None]:
             yield
         finally:
             holder.unlink(missing_ok=True)
+
+
+@contextmanager
+def waiting_for(lock: Path) -> Iterator[None]:
+    """Hold a private lock file, once whoever holds it lets go. Raises `StorageError`."""
+    with storing(lock):
+        held = FileLock(lock, mode=PRIVATE, preserve_lock_file=True).acquire()
+    with held:
+        yield
 
 
 def clear(folder: Path) -> None:

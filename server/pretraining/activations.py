@@ -3,7 +3,8 @@
 The gradients of the answers by those outputs say how much each output matters; alignment uses all three.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,10 @@ DIRECTIONS = 2
 """Random directions of the answers by which gradients are taken, beside that from the wrong choices to the right one."""
 
 
-def activations(
-    reader: QAReader, places: Mapping[str, str], inputs: ReaderInputs, batch: QuestionBatch
-) -> dict[str, Activations]:
-    """Activations of the modules of `places`, by place: a row a position that is present, in the same order for all readers.
-
-    The gradients are those of the answer as a unit vector, in directions that are the same for all readers too.
-    """
+@contextmanager
+def watched(model: nn.Module, places: Mapping[str, str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Note, by place, what the modules of `places` receive and output while a model runs within it, with gradients by the
+    outputs."""
     received: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
@@ -37,13 +35,24 @@ def activations(
 
         return module.register_forward_hook(keep)
 
-    hooks = [watch(reader.get_submodule(module), place) for module, place in places.items()]
+    hooks = [watch(model.get_submodule(module), place) for module, place in places.items()]
     try:
         with torch.enable_grad():
-            answered = normalize(inputs.answer(reader, batch), dim=1)
+            yield received, outputs
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def activations(
+    reader: QAReader, places: Mapping[str, str], inputs: ReaderInputs, batch: QuestionBatch
+) -> dict[str, Activations]:
+    """Activations of the modules of `places`, by place: a row a position that is present, in the same order for all readers.
+
+    The gradients are those of the answer as a unit vector, in directions that are the same for all readers too.
+    """
+    with watched(reader, places) as (received, outputs):
+        answered = normalize(inputs.answer(reader, batch), dim=1)
     gradients = [torch.autograd.grad(answered, list(outputs.values()), way, retain_graph=True) for way in _ways(batch)]
     present = batch.present
     return {

@@ -7,10 +7,9 @@ log-likelihood of words where all are language models, and otherwise how alike t
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tessera.common.data.catalogue import load_catalogue, sentences
 from tessera.common.errors import ConfigError, DataError
@@ -23,6 +22,7 @@ from tessera.common.towers.models.words import WordTokens
 from tessera.common.towers.projections import Projections
 from tessera.common.utils import counter_rng
 from tessera.common.utils.torch_device import one_thread
+from tessera.server.pretraining.activations import watched
 from tessera.server.pretraining.alignment import ALIGNMENTS, Activations
 
 N_TEXTS, N_WORDS = 96, 32
@@ -134,24 +134,8 @@ def _watched(
     salt: int,
 ) -> dict[str, Activations]:
     """Run a model once, and take the gradients of its answers in a few random directions, the same for all models."""
-    received: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
-
-    def watch(module: nn.Module, place: str) -> Any:
-        def keep(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            received[place] = given[0].detach()
-            outputs[place] = output if output.requires_grad else output.requires_grad_()
-            return outputs[place]
-
-        return module.register_forward_hook(keep)
-
-    hooks = [watch(model.get_submodule(module), place) for module, place in places.items()]
-    try:
-        with torch.enable_grad():
-            answered = answers(words)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watched(model, places) as (received, outputs):
+        answered = answers(words)
     if missing := sorted(set(places.values()) - outputs.keys()):
         raise ConfigError(
             f"the model does not call its layer for {missing[0]!r}: an adapter there would have no effect"

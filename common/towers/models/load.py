@@ -6,6 +6,7 @@ CLASS/model/                 a model's own files: config.json, weights as safete
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +85,8 @@ def n_parameters(folder: Path) -> int:
     for path in (path for path in reader_files(folder) if path.suffix == ".safetensors"):
         with path.open("rb") as file:
             header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        total += sum(_product(one["shape"]) for name, one in header.items() if name != "__metadata__")
+        total += sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
     return total
-
-
-def _product(shape: list[int]) -> int:
-    size = 1
-    for one in shape:
-        size *= one
-    return size
 
 
 def _causal(folder: Path) -> tuple[nn.Module, Any, str]:
