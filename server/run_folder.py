@@ -11,11 +11,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from uuid import uuid4
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
@@ -49,13 +49,24 @@ if TYPE_CHECKING:
     from tessera.common.protocol.tensors import Tensors
 
 log = logging.getLogger("tessera.server")
-ORIGIN = "origin.json"
+ORIGIN, STATUS = "origin.json", "status.json"
+State = Literal["running", "completed", "failed"]
 N_CHECKPOINTS_KEPT = 3
 STOPPED = "stopped from outside; go on with --resume"
 """Why a run failed that somebody stopped."""
 Report = Callable[[Record], None]
 """Called with each line of a run's metrics as it is written."""
 MAY_CHANGE = frozenset({"rounds", "device", "federation", "simulation", "tracking"})
+
+
+class Status(BaseModel):
+    """What devices know a run by, how it stands, and why it failed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    state: State
+    reason: str = ""
 
 
 class Progress(BaseModel):
@@ -143,7 +154,7 @@ class RunFolder:
     @classmethod
     def look(cls, path: Path) -> "RunFolder":
         """A run's folder, to read from."""
-        folder = cls(path, read_json(path / "status.json")["run"])
+        folder = cls(path, read_status(path).run)
         if (path / ORIGIN).exists():
             folder.origin = Origin.model_validate(read_json(path / ORIGIN))
         return folder
@@ -173,10 +184,10 @@ class RunFolder:
         self.origin = origin
         write_json(self.path / ORIGIN, origin.model_dump(mode="json"))
 
-    def status(self, state: str, reason: str = "") -> None:
+    def status(self, state: State, reason: str = "") -> None:
         """Record whether the run is running, completed or failed, and why."""
         log.info("run %s: %s%s", self.run, state, f": {reason}" if reason else "")
-        write_json(self.path / "status.json", {"run": self.run, "state": state, "reason": reason})
+        write_json(self.path / STATUS, Status(run=self.run, state=state, reason=reason).model_dump(mode="json"))
 
     def fail(self, reason: str) -> None:
         """Record why the run failed, unless the disk that it failed for has no room for that either."""
@@ -250,17 +261,19 @@ class RunFolder:
         So the best round is there whichever of the three a run can go on from.
         """
         last = [round for round in self._rounds() if round <= newest][-N_CHECKPOINTS_KEPT:]
-        kept = {*last, *map(self._best_by, last)}
+        kept = {*last, *(best.round for best in map(self._best_by, last) if best)}
         for other in self._rounds():
             if other not in kept:
                 self.checkpoint(other).unlink()
 
-    def _best_by(self, round: int) -> int:
-        """The best round when the checkpoint of `round` was written; 0 where there was none, or it cannot be read."""
+    def best(self) -> Best | None:
+        """The best round as of the newest checkpoint; None where there was none, or it cannot be read."""
+        return self._best_by(rounds[-1]) if (rounds := self._rounds()) else None
+
+    def _best_by(self, round: int) -> Best | None:
         with suppress(DataError, KeyError, ValueError):
-            best = Progress.model_validate_json(read_metadata(self.checkpoint(round))["progress"]).best
-            return best.round if best else 0
-        return 0
+            return Progress.model_validate_json(read_metadata(self.checkpoint(round))["progress"]).best
+        return None
 
     def holds(self, round: int) -> bool:
         """Whether there is a checkpoint of a round."""
@@ -288,3 +301,13 @@ def require(path: Path, resume: bool) -> None:
         raise RunError(f"{path} holds no run to resume")
     if there and not resume:
         raise RunError(f"{path} holds a run already: go on with it by --resume, or replace it by --overwrite")
+
+
+def read_status(path: Path) -> Status:
+    """How the run in a folder stands by its own word. Raises `DataError` where none has begun there."""
+    if not (path / STATUS).exists():
+        raise DataError(f"{path} holds no run that has begun")
+    try:
+        return Status.model_validate(read_json(path / STATUS))
+    except ValidationError as error:
+        raise DataError(f"{path / STATUS} is damaged ({error.errors()[0]['msg']}): restore it") from None

@@ -10,20 +10,11 @@ from pathlib import Path
 import polars as pl
 
 from tessera.common.config.loading import flat
-from tessera.common.config.settings import Settings
 from tessera.common.errors import DataError
 from tessera.common.metrics.names import ALL, COLD, HR, NDCG, TEST, WARM, MetricName
-from tessera.common.metrics.records import (
-    AbandonedRecord,
-    Record,
-    ResultRecord,
-    RoundRecord,
-    StatisticsRecord,
-    read_records,
-)
 from tessera.common.utils.tables import read_table
 from tessera.deploy.api.display import compared_line, methods, privacy_line, tied_line, traffic_line, uncounted_line
-from tessera.deploy.api.result import Result
+from tessera.server.live.run_info import RunInfo
 
 RESULTS, DIFFERENCES = "results.parquet", "differences.parquet"
 PACKAGES = ("torch", "flwr", "ray", "numpy", "polars", "peft", "transformers")
@@ -39,75 +30,42 @@ class Table:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """A completed run, as a report shows it."""
-
-    result: Result
-    records: tuple[Record, ...]
-
-    @classmethod
-    def read(cls, folder: Path) -> "RunFacts":
-        """Raises `DataError` where there is no completed run."""
-        return cls(Result.load(folder), tuple(read_records(folder)))
-
-    @property
-    def name(self) -> str:
-        """Its folder's name, by which runs of the same settings differ."""
-        return self.result.path.name
-
-    @property
-    def record(self) -> ResultRecord:
-        """What it ended with."""
-        return self.result.record
-
-    @property
-    def settings(self) -> Settings:
-        """How it was run."""
-        return self.result.config
-
-    @property
-    def rounds(self) -> list[RoundRecord]:
-        """The rounds that brought something."""
-        return [line for line in self.records if isinstance(line, RoundRecord)]
-
-    def data(self) -> list[tuple[str, str]]:
-        """Who took part, and on how many events."""
-        found = [line for line in self.records if isinstance(line, StatisticsRecord)]
-        if not found:
-            return []
-        first, asks = found[0], self.settings.asks_questions
-        facts = [("devices" if asks else "people", f"{first.users:,.0f}"),
-                 ("questions of their own" if asks else "training events", f"{first.events:,.0f}"),
-                 ("nodes", f"{first.nodes:,}")]  # fmt: skip
-        if first.groups:
-            facts.append(("secure sums", f"of {first.groups} group{'s' * (first.groups != 1)} of nodes"))
-        for part, people in (("validation", first.validation), ("test", first.test)):
-            if people is not None:
-                facts.append((f"people with a {part} item", f"{people:,.0f}"))
-        return facts
-
-    def happened(self) -> list[str]:
-        """What went wrong on the way, and what was done about it, a line each kind."""
-        dropped: dict[str, int] = {}
-        for line in self.records:
-            for kind, times in (getattr(line, "dropped", None) or {}).items():
-                dropped[kind] = dropped.get(kind, 0) + times
-        abandoned = [line.round for line in self.records if isinstance(line, AbandonedRecord)]
-        said = [f"{times} answers were not taken: {kind}" for kind, times in sorted(dropped.items())]
-        return [f"rounds that came to nothing: {', '.join(map(str, abandoned))}", *said] if abandoned else said
-
-    def notes(self) -> list[str]:
-        """What there is to know beside the table."""
-        told = (compared_line(self.record.compared), uncounted_line(self.record), tied_line(self.record.ties))
-        return [line for line in told if line]
-
-    def cost(self) -> list[str]:
-        """Bytes and privacy, in sentences."""
-        return [traffic_line(self.record), privacy_line(self.record, self.settings)]
+def data(run: RunInfo) -> list[tuple[str, str]]:
+    """Who took part, and on how many events."""
+    if run.began is None:
+        return []
+    first, asks = run.began, run.settings.asks_questions
+    facts = [("devices" if asks else "people", f"{first.users:,.0f}"),
+             ("questions of their own" if asks else "training events", f"{first.events:,.0f}"),
+             ("nodes", f"{first.nodes:,}")]  # fmt: skip
+    if first.groups:
+        facts.append(("secure sums", f"of {first.groups} group{'s' * (first.groups != 1)} of nodes"))
+    for part, people in (("validation", first.validation), ("test", first.test)):
+        if people is not None:
+            facts.append((f"people with a {part} item", f"{people:,.0f}"))
+    return facts
 
 
-def quality(runs: Sequence[RunFacts]) -> Table:
+def happened(run: RunInfo) -> list[str]:
+    """What went wrong on the way, and what was done about it, a line each kind."""
+    said = [f"{times} answers were not taken: {kind}" for kind, times in run.dropped.items()]
+    if abandoned := ", ".join(str(line.round) for line in run.abandoned):
+        said = [f"rounds that came to nothing: {abandoned}", *said]
+    return said
+
+
+def notes(run: RunInfo) -> list[str]:
+    """What there is to know beside the table."""
+    told = (compared_line(run.record.compared), uncounted_line(run.record), tied_line(run.record.ties))
+    return [line for line in told if line]
+
+
+def cost(run: RunInfo) -> list[str]:
+    """Bytes and privacy, in sentences."""
+    return [traffic_line(run.record), privacy_line(run.record, run.settings)]
+
+
+def quality(runs: Sequence[RunInfo]) -> Table:
     """HR and NDCG of every run on test, each with its trivial rankings below it."""
     ks = sorted({k for run in runs for k in run.settings.evaluation.ks})
     names = [MetricName(TEST, group, metric, k) for k in ks for group in (ALL, WARM, COLD) for metric in (HR, NDCG)]
@@ -132,7 +90,7 @@ def quality(runs: Sequence[RunFacts]) -> Table:
     )
 
 
-def answers(runs: Sequence[RunFacts]) -> Table:
+def answers(runs: Sequence[RunInfo]) -> Table:
     """Every figure of runs whose devices answer questions."""
     names = list(dict.fromkeys(name for run in runs for name in run.record.scores if not name.counts))
     rows = tuple(
@@ -142,7 +100,7 @@ def answers(runs: Sequence[RunFacts]) -> Table:
     return Table("Accuracy, in %", ("figure", *(run.name for run in runs)), rows)
 
 
-def changed_settings(runs: Sequence[RunFacts]) -> Table:
+def changed_settings(runs: Sequence[RunInfo]) -> Table:
     """Every setting of a run; of several, those in which they differ."""
     written = [flat(run.settings) for run in runs]
     keys = list(dict.fromkeys(key for one in written for key in one))

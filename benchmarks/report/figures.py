@@ -15,11 +15,11 @@ from torch import Tensor
 
 from tessera.benchmarks.harness.per_user import QUARTILES, people_of
 from tessera.benchmarks.plots import COLOURS, STYLE, router
-from tessera.benchmarks.report.facts import GridFacts, RunFacts
+from tessera.benchmarks.report.facts import GridFacts
 from tessera.client.recommend import Personal
 from tessera.common.metrics.names import ALL, HR, NDCG, TEST, VALIDATION, MetricName
-from tessera.common.metrics.records import EvaluationRecord
 from tessera.common.protocol.messages import VIEWS
+from tessera.server.live.run_info import RunInfo
 
 LEARNS = "Who learns from whom (RELA): the weight of the devices in each column for the device in each row"
 
@@ -33,7 +33,7 @@ class Picture:
     words: str
 
 
-def pictures_of(runs: Sequence[RunFacts]) -> list[Picture]:
+def pictures_of(runs: Sequence[RunInfo]) -> list[Picture]:
     """Curves of all runs; of one simulated run also whom it serves, how routers weigh the views, and how alike these are."""
     _prepare()
     found = [curves(runs)]
@@ -43,10 +43,10 @@ def pictures_of(runs: Sequence[RunFacts]) -> list[Picture]:
     if isinstance(relevance := run.record.strategy.get("relevance"), dict):
         clients = [str(client) for client in np.array(relevance["clients"])]
         found.append(matrix(np.array(relevance["weights"], dtype=float), clients, LEARNS))
-    if run.settings.asks_questions or not run.result.devices:
+    if run.settings.asks_questions or not run.devices:
         return found
     found.append(served(run))
-    if len(Personal.open(run.result.devices[0]).task.views) > 1:
+    if len(Personal.open(run.devices[0]).task.views) > 1:
         found += [weighed(run), similar(run)]
     return found
 
@@ -57,26 +57,22 @@ def pictures_of_grid(grid: GridFacts) -> list[Picture]:
     return [differences(grid.differences)] if len(grid.differences) else []
 
 
-def curves(runs: Sequence[RunFacts]) -> Picture:
+def curves(runs: Sequence[RunInfo]) -> Picture:
     """Training loss, validation NDCG and, where there is noise, epsilon by round."""
     noised = any(line.epsilon is not None for run in runs for line in run.rounds)
     figure, panels = plt.subplots(1, 3 if noised else 2, figsize=(11 if noised else 8, 3))
     said = []
     for run in runs:
-        rounds = [line for line in run.rounds if line.loss is not None]
-        panels[0].plot([line.round for line in rounds], [line.loss for line in rounds], label=run.name)
+        losses = run.curve("loss")
+        panels[0].plot(*zip(*losses, strict=True) if losses else ([], []), label=run.name)
         k = max(run.settings.evaluation.ks)
         wanted = MetricName(VALIDATION, ALL, NDCG, k)
-        points = [
-            (one.round, one.scores[wanted])
-            for one in run.records
-            if isinstance(one, EvaluationRecord) and wanted in one.scores
-        ]
+        points = run.curve(wanted)
         panels[1].plot(*zip(*points, strict=True) if points else ([], []), marker="o", markersize=3, label=run.name)
         if noised:
             panels[2].plot([line.round for line in run.rounds], [line.epsilon for line in run.rounds], label=run.name)
-        if rounds:
-            said.append(f"{run.name}: loss {rounds[0].loss:.3g} to {rounds[-1].loss:.3g}")
+        if losses:
+            said.append(f"{run.name}: loss {losses[0][1]:.3g} to {losses[-1][1]:.3g}")
         if points:
             best = max(points, key=lambda point: point[1])
             said.append(f"{run.name}: validation NDCG@{k} at best {best[1]:.2f}% in round {best[0]}")
@@ -88,10 +84,10 @@ def curves(runs: Sequence[RunFacts]) -> Picture:
     return _picture(figure, "How training went", "; ".join(said) or "no round brought anything")
 
 
-def served(run: RunFacts) -> Picture:
+def served(run: RunInfo) -> Picture:
     """HR and NDCG on test by quartile of people's activity."""
     k = max(run.settings.evaluation.ks)
-    found = people_of(run.result.devices, run.record.selected_round).figures(k)
+    found = people_of(run.devices, run.record.selected_round).figures(k)
     groups = [group for group in QUARTILES if MetricName(TEST, group, HR, k) in found]
     labels = [f"up to {found[MetricName(TEST, group, 'most_events')]:.0f} events" for group in groups]
     figure, panels = plt.subplots(1, 2, figsize=(8, 2.6))
@@ -108,19 +104,17 @@ def served(run: RunFacts) -> Picture:
     return _picture(figure, "Who is served: people by their number of training events", "; ".join(said))
 
 
-def weighed(run: RunFacts) -> Picture:
+def weighed(run: RunInfo) -> Picture:
     """How people weigh the views, as distributions."""
-    weights = np.concatenate(
-        [np.array(list(Personal.open(device).weights().values())) for device in run.result.devices]
-    )
-    views = Personal.open(run.result.devices[0]).task.views
+    weights = np.concatenate([np.array(list(Personal.open(device).weights().values())) for device in run.devices])
+    views = Personal.open(run.devices[0]).task.views
     said = ", ".join(f"{view} {share:.2f}" for view, share in zip(views, np.median(weights, axis=0), strict=True))
-    return _picture(router(run.result.path), "How people weigh the views, and go by them", f"median weights: {said}")
+    return _picture(router(run.folder), "How people weigh the views, and go by them", f"median weights: {said}")
 
 
-def similar(run: RunFacts) -> Picture:
+def similar(run: RunInfo) -> Picture:
     """How alike the views are, by linear CKA (Kornblith et al. 2019)."""
-    personal = Personal.open(run.result.devices[0])
+    personal = Personal.open(run.devices[0])
     return matrix(
         alikeness(personal.sent[VIEWS]),
         personal.task.views,

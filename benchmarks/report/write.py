@@ -9,14 +9,18 @@ from jinja2 import Environment, PackageLoader
 from tessera.benchmarks.report.facts import (
     RESULTS,
     GridFacts,
-    RunFacts,
     answers,
     changed_settings,
+    cost,
+    data,
     environment,
+    happened,
+    notes,
     quality,
 )
 from tessera.common.errors import ConfigError, DataError
 from tessera.common.utils.atomic_files import write_bytes
+from tessera.server.live.run_info import RunInfo
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
@@ -29,13 +33,13 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     if len(folders) == 1 and (folders[0] / RESULTS).exists():
         content = _grid(GridFacts.read(folders[0]))
     else:
-        content = _runs([RunFacts.read(folder) for folder in folders])
+        content = _runs([RunInfo.read(folder) for folder in folders])
     templates = Environment(loader=PackageLoader("tessera.benchmarks.report", "."), autoescape=True)
     page = templates.get_template("page.html").render(content | {"environment": environment()})
     write_bytes(out, page.encode())
 
 
-def _runs(runs: Sequence[RunFacts]) -> dict[str, object]:
+def _runs(runs: Sequence[RunInfo]) -> dict[str, object]:
     from tessera.benchmarks.report.figures import pictures_of
 
     asked = {run.settings.asks_questions for run in runs}
@@ -47,12 +51,12 @@ def _runs(runs: Sequence[RunFacts]) -> dict[str, object]:
     return {
         "title": ", ".join(run.name for run in runs),
         "lines": [f"{name}{run.record.sentence()}" for name, run in named],
-        "lists": [(f"{name}data".capitalize() if not name else f"{name}data", run.data()) for name, run in named],
+        "lists": [(f"{name}data".capitalize() if not name else f"{name}data", data(run)) for name, run in named],
         "tables": [table],
-        "notes": [f"{name}{line}" for name, run in named for line in run.notes()],
+        "notes": [f"{name}{line}" for name, run in named for line in notes(run)],
         "pictures": pictures_of(runs),
-        "costs": [f"{name}{line}" for name, run in named for line in run.cost()],
-        "happened": [f"{name}{line}" for name, run in named for line in run.happened()],
+        "costs": [f"{name}{line}" for name, run in named for line in cost(run)],
+        "happened": [f"{name}{line}" for name, run in named for line in happened(run)],
         "settings": [changed_settings(runs)],
     }
 

@@ -1,10 +1,12 @@
 """Shows what a run ended with: a table, and one line of JSON for programs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tessera.common.config.settings import Settings
@@ -29,6 +31,7 @@ from tessera.common.metrics.records import (
     told_epsilon,
 )
 from tessera.deploy.api.progress import in_bytes
+from tessera.server.live.run_info import RunInfo
 
 
 def show_result(console: Console, result: ResultRecord, settings: Settings, run_dir: Path) -> None:
@@ -94,6 +97,18 @@ def privacy_line(result: ResultRecord, settings: Settings) -> str:
         f"; another round would pass privacy.max_epsilon {most:g}" if most and result.trained < settings.rounds else ""
     )
     return f"{told}; counts of items and evaluations have no noise{ended}"
+
+
+def runs_table(runs: Sequence[RunInfo]) -> Table:
+    """How runs stand, a row each."""
+    table = Table("run", "state", "round", "people", "nodes", "best, %", "MB", box=SIMPLE_HEAD)
+    for run in runs:
+        best = f"{run.best[1]:.2f} in round {run.best[0]}" if run.best else "-"
+        people = f"{run.people:,}" if run.began else "-"
+        state = f"{run.state}, for ever" if run.forever and run.state == "running" else run.state
+        nodes, megabytes = str(run.nodes) if run.rounds else "-", f"{run.bytes / 1e6:.1f}"
+        table.add_row(escape(run.name), state, str(run.round), people, nodes, best, megabytes)
+    return table
 
 
 def methods(result: ResultRecord) -> dict[str, Scores]:

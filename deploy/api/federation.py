@@ -9,19 +9,18 @@ from rich.console import Console
 
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RunError
-from tessera.common.metrics.records import EvaluationRecord, RoundRecord, read_records
 from tessera.common.protocol.published import Published
-from tessera.common.utils.atomic_files import read_json
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.common.utils.html import html_table
 from tessera.deploy.api.progress import RunDisplay
 from tessera.deploy.api.result import Result
 from tessera.deploy.api.settings import Config, load_config
 from tessera.deploy.environment import quieten
-from tessera.deploy.executors.submitted import RunStands, stands, submitted_run, submitted_runs
+from tessera.deploy.executors.submitted import submitted_info, submitted_run, submitted_runs
 from tessera.deploy.federation.registry import RegisteredNode, find
 from tessera.deploy.federation.superlink import Control, Server
 from tessera.server.live.publication import published_in
+from tessera.server.live.run_info import RunInfo
 
 if TYPE_CHECKING:
     import polars as pl
@@ -44,23 +43,12 @@ class Devices(tuple[RegisteredNode, ...]):
 
 
 @dataclass(frozen=True)
-class RunState:
-    """How a run stands: "running", "completed" or "failed" and why, its last round, and the scores that are known of it."""
-
-    state: str
-    reason: str
-    round: int
-    rounds: int
-    scores: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Overview:
     """How a federation stands: whether its server `answers`, its devices, its runs, the newest first, and what is published."""
 
     answers: bool
     devices: Devices
-    runs: list[RunStands]
+    runs: list[RunInfo]
     published: Published | None
 
     def facts(self) -> dict[str, Any]:
@@ -69,7 +57,7 @@ class Overview:
         return {
             "answers": self.answers,
             "devices": [asdict(device) for device in self.devices],
-            "runs": [run.model_dump(mode="json") for run in self.runs],
+            "runs": [run.facts() for run in self.runs],
             "published": model,
         }
 
@@ -168,25 +156,16 @@ class Federation:
             devices, control = self.devices(), self._control
         except RunError:
             devices, control = Devices(), None
-        runs = [stands(run, control) for run in submitted_runs(server)]
+        runs = [submitted_info(run, control) for run in submitted_runs(server)]
         return Overview(control is not None, devices, runs, published_in(server.published))
 
-    def run_folders(self) -> list[Path]:
-        """The folders of the runs that were submitted and have begun, the newest first."""
-        folders = [run.folder for run in submitted_runs(self._control.server)]
-        return [folder for folder in folders if (folder / "status.json").exists()]
+    def run_folders(self) -> dict[str, Path]:
+        """The folders of the runs that were submitted, by name, the newest first."""
+        return {run.name: run.folder for run in submitted_runs(self._control.server)}
 
-    def status(self, run_dir: str | os.PathLike[str]) -> RunState:
-        """How a run stands, from its folder. Raises `RunError` where none has begun there."""
-        path = Path(run_dir)
-        if not (path / "status.json").exists():
-            raise RunError(f"{path} holds no run that has begun")
-        status, records = read_json(path / "status.json"), read_records(path)
-        settings = load_config(path / "config.yaml") if (path / "config.yaml").exists() else None
-        last = max((line.round for line in records if isinstance(line, RoundRecord)), default=0)
-        scores = [line.scores for line in records if isinstance(line, EvaluationRecord)]
-        shown = {str(name): value for name, value in scores[-1].items()} if scores else {}
-        return RunState(status["state"], status["reason"], last, settings.rounds if settings else 0, shown)
+    def status(self, run_dir: str | os.PathLike[str]) -> RunInfo:
+        """How a run stands, from its folder. Raises `DataError` where none has begun there."""
+        return RunInfo.read(Path(run_dir))
 
     def __repr__(self) -> str:
         return f"Federation({str(self.folder)!r})"

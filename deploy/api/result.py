@@ -5,20 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import DataError
 from tessera.common.metrics.names import HR, NDCG, TEST, Scores, written
-from tessera.common.metrics.records import EvaluationRecord, ResultRecord, RoundRecord, read_records, read_result
+from tessera.common.metrics.records import ResultRecord
 from tessera.common.utils.html import html_table
 from tessera.deploy.api.display import methods, privacy_line, summary
+from tessera.server.live.run_info import DEVICES, RunInfo, devices_of
+from tessera.server.run_folder import read_status
 
 if TYPE_CHECKING:
     import polars as pl
 
     from tessera.client.people.device import Device
 
-DEVICES = "devices"
 LEFT_OUT = {"kind", "version", "troubles", "dropped", "scores"}
 """Fields of a round's line that are no figures."""
 
@@ -34,10 +34,8 @@ class Result:
     @classmethod
     def load(cls, run_dir: str | os.PathLike[str]) -> "Result":
         """Read a run's folder. Raises `DataError` where the run did not come to its end, or there is none."""
-        path = Path(run_dir)
-        if not (path / "config.yaml").is_file():
-            raise DataError(f"{path} holds no run")
-        return cls(path, load_settings(path / "config.yaml"), read_result(path))
+        run = RunInfo.read(Path(run_dir))
+        return cls(run.folder, run.settings, run.record)
 
     @property
     def selected_round(self) -> int | None:
@@ -67,16 +65,15 @@ class Result:
         """One row a round that brought something: loss, people, nodes, bytes, seconds, and the scores of its evaluation."""
         import polars as pl
 
-        records = read_records(self.path)
-        scores = {line.round: written(line.scores) for line in records if isinstance(line, EvaluationRecord)}
-        lines = [line for line in records if isinstance(line, RoundRecord)]
-        rows = [line.model_dump(exclude=LEFT_OUT) | scores.get(line.round, {}) for line in lines]
+        run = RunInfo.read(self.path)
+        scores = {line.round: written(line.scores) for line in run.evaluations}
+        rows = [line.model_dump(exclude=LEFT_OUT) | scores.get(line.round, {}) for line in run.rounds]
         return pl.DataFrame(rows, infer_schema_length=None)
 
     @property
     def devices(self) -> tuple[Path, ...]:
         """The folders of its devices, where they were on this machine."""
-        return tuple(sorted((self.path / DEVICES).glob("node-*"), key=lambda path: int(path.name.rpartition("-")[2])))
+        return devices_of(self.path)
 
     def device(self, number: int = 0) -> "Device":
         """Open one of its devices. Raises `DataError` where there is no such device on this machine."""
@@ -84,13 +81,7 @@ class Result:
 
         if not 0 <= number < len(self.devices):
             raise DataError(f"{self.path / DEVICES} holds {len(self.devices)} devices: there is no device {number}")
-        return Device.open(self.devices[number], self._run)
-
-    @property
-    def _run(self) -> str:
-        from tessera.common.utils.atomic_files import read_json
-
-        return str(read_json(self.path / "status.json")["run"])
+        return Device.open(self.devices[number], read_status(self.path).run)
 
     def __repr__(self) -> str:
         return f"Result({str(self.path)!r}, round {self.selected_round} of {self.record.rounds})"

@@ -2,16 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-if TYPE_CHECKING:
-    from tessera.deploy.executors.submitted import RunStands
 
 app = typer.Typer(add_completion=False)
 ServerDir = Annotated[Path, typer.Option("--dir", help="The server's folder, made by `certificates`.")]
@@ -26,6 +20,7 @@ def status(
 
     On the server's machine. It is all about devices and sums: nothing that is kept here is of one person.
     """
+    from tessera.deploy.api.display import runs_table
     from tessera.deploy.api.federation import Federation
 
     found = Federation(folder).overview()
@@ -38,26 +33,16 @@ def status(
     console.print(f"{len(online)} of {len(found.devices)} devices are online{answers}")
     for device in online:
         console.print(f"  {device.number} since {device.since}", markup=False)
-    _show_runs(console, found.runs)
+    if found.runs:
+        console.print(runs_table(found.runs))
+    for run in found.runs:
+        if run.reason:
+            console.print(f"{run.name}: {run.reason}", markup=False, soft_wrap=True)
     if model := found.published:
         told = f"published: round {model.round} of {model.run}, {model.time}, with {model.catalogue.n_items} items"
         console.print(f"{told} ({model.catalogue.sha256[:12]})", markup=False, soft_wrap=True)
     else:
         console.print("no model is published")
-
-
-def _show_runs(console: Console, runs: "list[RunStands]") -> None:
-    table = Table("run", "state", "round", "devices", "people", "best", "MB", box=SIMPLE_HEAD)
-    for run in runs:
-        best = "" if run.best is None else f"{run.best:.2f} in round {run.best_round}"
-        state = f"{run.state}, for ever" if run.forever and run.state == "running" else run.state
-        counts = str(run.round), str(run.nodes), str(run.people)
-        table.add_row(escape(run.name), state, *counts, best, f"{run.bytes / 1e6:.1f}")
-    if runs:
-        console.print(table)
-    for run in runs:
-        if run.reason:
-            console.print(f"{run.name}: {run.reason}", markup=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: tessera federate page --dir server")

@@ -48,6 +48,7 @@ from tessera.deploy.federation.supernode import HOME, public_key
 from tessera.deploy.provisioning.datasets import prepared_dataset
 from tessera.deploy.provisioning.partition import partition_one
 from tessera.deploy.provisioning.trial import answer_for_few
+from tessera.server.run_folder import STATUS, read_status
 
 SERVER, DEVICE, RUNS, DATA = Path("/server"), Path("/device"), Path("/runs"), Path("/data")
 OPERATOR, OPERATOR_KEY = Path("/operator"), "operator.key"
@@ -189,8 +190,7 @@ def _dataset(settings: Settings) -> Path:
 
 
 def _completed(run: Path) -> bool:
-    status = run / "status.json"
-    return status.exists() and read_json(status)["state"] == "completed"
+    return (run / STATUS).exists() and read_status(run).state == "completed"
 
 
 def _write_report(run: Path, settings: Settings) -> None:

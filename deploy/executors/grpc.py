@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from tessera.common.errors import DataError, RunError, RunStopped, TesseraError
-from tessera.common.metrics.records import Record, read_line
-from tessera.common.utils.atomic_files import read_json, write_bytes
+from tessera.common.metrics.records import FILE, Record, read_line
+from tessera.common.utils.atomic_files import write_bytes
 from tessera.deploy.environment import NodeKind
 from tessera.deploy.executors.submitted import note_run
 from tessera.deploy.federation.certificates import make_certificates
@@ -28,6 +28,7 @@ from tessera.deploy.federation.supernode import public_key, start_supernode
 from tessera.deploy.federation.worker import start_warm
 from tessera.deploy.job import Job, Report
 from tessera.deploy.provisioning.trial import answer_for_few
+from tessera.server.run_folder import STATUS, read_status
 
 FOLDER = "federation"
 """Below a run's folder: certificates, Flower's state and the logs of all processes."""
@@ -119,8 +120,8 @@ class Watch:
     """What a run writes to its folder from now on: new lines of metrics, and a new status."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.metrics = run_dir / "metrics.jsonl"
-        self.status = run_dir / "status.json"
+        self.run_dir = run_dir
+        self.metrics, self.status = run_dir / FILE, run_dir / STATUS
         self._offset = self._size()
         self._before = self._written()
         self.begun = False
@@ -142,8 +143,8 @@ class Watch:
         if self._written() == self._before:
             return "", ""
         with suppress(DataError):
-            content = read_json(self.status)
-            return str(content.get("state", "")), str(content.get("reason", ""))
+            status = read_status(self.run_dir)
+            return status.state, status.reason
         return "", ""
 
     def _size(self) -> int:

@@ -12,7 +12,6 @@ from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.errors import RunError, TesseraError
 from tessera.common.metrics.records import ResultRecord, amend_result, read_result
-from tessera.common.utils.atomic_files import read_json
 from tessera.common.utils.folder_lock import SERVING, clear, hold_folder
 from tessera.deploy.executors.alone import alone
 from tessera.deploy.job import Executor, Job, Report
@@ -20,7 +19,7 @@ from tessera.deploy.provisioning.datasets import check_order
 from tessera.deploy.provisioning.handing_on import hand_on
 from tessera.deploy.provisioning.partition import device_folders, partition
 from tessera.server.live.continuation import Source, read_source
-from tessera.server.run_folder import RunFolder, require
+from tessera.server.run_folder import RunFolder, read_status, require
 
 log = logging.getLogger("tessera.deploy")
 EXECUTORS = {
@@ -107,9 +106,9 @@ def run_job(job: Job, executor: str, report: Report) -> ResultRecord:
     """Carry out a job and return its result. Raises `RunError` when it did not complete."""
     execute = cast(Executor, import_module(EXECUTORS[executor]).execute)
     execute(job, report)
-    status = read_json(job.run_dir / "status.json")
-    if status["state"] != "completed":
-        raise RunError(f"the run ended {status['state']}: {status['reason']}")
+    status = read_status(job.run_dir)
+    if status.state != "completed":
+        raise RunError(f"the run ended {status.state}: {status.reason}")
     result = read_result(job.run_dir)
     try:
         found = alone(job)

@@ -330,10 +330,10 @@ def test_only_complete_and_new_lines_are_seen(tmp_path: Path) -> None:
 
 def test_the_status_of_an_earlier_run_does_not_count(tmp_path: Path) -> None:
     status = tmp_path / "status.json"
-    status.write_text('{"state": "completed"}')
+    status.write_text('{"run": "a", "state": "completed"}')
     watch = Watch(tmp_path)
     assert watch.state() == ("", "")
-    (tmp_path / "new").write_text('{"state": "failed", "reason": "round 1: no"}')
+    (tmp_path / "new").write_text('{"run": "b", "state": "failed", "reason": "round 1: no"}')
     (tmp_path / "new").replace(status)
     assert watch.state() == ("failed", "round 1: no")
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typer.testing import CliRunner
 
 from tessera.client.people.device import Device
 from tessera.common.errors import DataError
-from tessera.common.metrics.records import RoundRecord, read_records
+from tessera.common.metrics.records import RoundRecord, read_records, write_line
 from tessera.deploy.api.result import Result
 from tessera.deploy.cli.runs.commands import app
 from tessera.deploy.executors import inline
 from tessera.deploy.pages.operator.charts import HEIGHT, WIDTH, chart
 from tessera.deploy.provisioning.partition import partition
+from tessera.server.live.run_info import RunInfo
 from tests.deploy.test_executors import silent
 from tests.deploy.test_forever import SETTINGS
 from tests.support.catalogues import small_job
@@ -89,11 +91,25 @@ def test_the_commands_say_the_same(runs: Path) -> None:
     assert listed.keys() == {"seed0", "grid/fcf/seed0"}
     result = Result.load(runs / "seed0")
     assert told("show", runs / "seed0")["selected_round"] == listed["seed0"]["best_round"] == result.selected_round
+    assert told("show", runs / "seed0") == listed["seed0"] == RunInfo.read(runs / "seed0").facts()
     compared = told("compare", runs / "seed0", runs / "grid/fcf/seed0")
     assert compared["settings"]["server.learning_rate"] == ["0.01", "0.1"]
     lines = CliRunner().invoke(app, ["tail", str(runs / "seed0")]).output.splitlines()
     assert lines == [*(line.sentence() for line in read_records(runs / "seed0")), "seed0: completed"]
     assert isinstance(CliRunner().invoke(app, ["list", "--runs", "nowhere"]).exception, DataError)
+
+
+def test_a_run_that_was_killed_has_the_best_round_that_it_knew_of_itself(runs: Path, tmp_path: Path) -> None:
+    """Evaluations of some of the people may look better: only the run knows whether it took them for its best."""
+    run = Path(shutil.copytree(runs / "seed0", tmp_path / "killed"))
+    ended = RunInfo.read(run)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    last = ended.evaluations[-1].model_copy(update={"scores": dict.fromkeys(ended.evaluations[-1].scores, 99.0)})
+    (run / "metrics.jsonl").write_text("".join([*lines[:-1], write_line(last)]))
+    (run / "status.json").write_text(json.dumps({"run": ended.run, "state": "running", "reason": ""}))
+    killed = RunInfo.read(run)
+    assert (killed.best, killed.ended) == (ended.best, None)
+    assert "99.00" not in CliRunner().invoke(app, ["show", str(run)]).output
 
 
 @pytest.fixture

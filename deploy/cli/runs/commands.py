@@ -13,8 +13,8 @@ from rich.table import Table
 
 from tessera.common.config.loading import flat
 from tessera.common.errors import DataError
-from tessera.common.metrics.records import read_records
-from tessera.deploy.pages.operator.facts import RunLook, looks, runs_in
+from tessera.deploy.api.display import runs_table
+from tessera.server.live.run_info import RunInfo, read_runs, runs_in
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,21 +32,21 @@ PAUSE = 0.5
 @app.command("list", epilog="Example: tessera runs list --runs runs")
 def list_(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """List the runs below a folder, the newest first: state, round, people, and the best round so far."""
-    found = looks(runs_in(_there(runs)))
+    found = read_runs(runs_in(_there(runs)))
     if as_json:
-        typer.echo(json.dumps([_facts(run) for run in found]))
+        typer.echo(json.dumps([run.facts() for run in found]))
         return
-    console.print(_table(found) if found else f"{runs} holds no run that has begun")
+    console.print(runs_table(found) if found else f"{runs} holds no run that has begun")
 
 
 @app.command(epilog="Example: tessera runs show runs/demo")
 def show(run: Run, as_json: Json = False) -> None:
     """Show how a run stands: its rounds, the best one, its bytes and what went wrong."""
-    found = RunLook.at(run)
+    found = RunInfo.read(run)
     if as_json:
-        typer.echo(json.dumps(_facts(found)))
+        typer.echo(json.dumps(found.facts()))
         return
-    console.print(_table([found]))
+    console.print(runs_table([found]))
     if found.reason:
         console.print(found.reason, markup=False, soft_wrap=True)
     for kind, times in found.dropped.items():
@@ -60,7 +60,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")], as_json: Json = False
 ) -> None:
     """Show runs side by side, and the settings in which they differ."""
-    found = [RunLook.at(run) for run in runs]
+    found = [RunInfo.read(run) for run in runs]
     written = [flat(run.settings) for run in found]
     keys = [
         key
@@ -71,13 +71,13 @@ def compare(
         typer.echo(
             json.dumps(
                 {
-                    "runs": [_facts(run) for run in found],
+                    "runs": [run.facts() for run in found],
                     "settings": {key: [one.get(key) for one in written] for key in keys},
                 }
             )
         )
         return
-    console.print(_table(found))
+    console.print(runs_table(found))
     table = Table("setting", *(escape(run.name) for run in found), box=SIMPLE_HEAD)
     for key in keys:
         table.add_row(key, *(escape(one.get(key, "-")) for one in written))
@@ -89,12 +89,12 @@ def tail(run: Run, follow: Annotated[bool, typer.Option(help="Go on until the ru
     """Print what happened in a run, a line each, and go on as it goes on; Ctrl-C leaves the run alone."""
     shown = 0
     while True:
-        state = RunLook.at(run).state  # before its lines: a run that has ended writes no more
-        for line in (lines := read_records(run))[shown:]:
+        now = RunInfo.read(run)
+        for line in now.records[shown:]:
             console.print(line.sentence(), markup=False, soft_wrap=True)
-        shown = len(lines)
-        if not follow or state != "running":
-            console.print(f"{run.name}: {state}", markup=False)
+        shown = len(now.records)
+        if not follow or now.state != "running":
+            console.print(f"{run.name}: {now.state}", markup=False)
             return
         time.sleep(PAUSE)
 
@@ -116,22 +116,3 @@ def _there(runs: Path) -> Path:
     if not runs.is_dir():
         raise DataError(f"{runs} is no folder: name the one that runs lie in by --runs")
     return runs
-
-
-def _facts(run: RunLook) -> dict[str, object]:
-    best = run.best or (None, None)
-    return {
-        "name": run.name, "folder": str(run.folder), "state": run.state, "reason": run.reason, "round": run.round,
-        "people": run.began.users if run.began else None, "metric": str(run.metric), "best_round": best[0],
-        "best": best[1], "selected_round": run.selected, "dropped": run.dropped,
-    }  # fmt: skip
-
-
-def _table(runs: list[RunLook]) -> Table:
-    table = Table("run", "state", "round", "people", "nodes", "best, %", box=SIMPLE_HEAD)
-    for run in runs:
-        best = f"{run.best[1]:.2f} in round {run.best[0]}" if run.best else "-"
-        people = f"{run.began.users:,.0f}" if run.began else "-"
-        nodes = str(run.rounds[-1].nodes) if run.rounds else "-"
-        table.add_row(escape(run.name), run.state, str(run.round), people, nodes, best)
-    return table

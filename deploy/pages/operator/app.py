@@ -15,9 +15,9 @@ from starlette.staticfiles import StaticFiles
 
 from tessera.common.errors import DataError, TesseraError
 from tessera.deploy.api.federation import Federation
-from tessera.deploy.pages.operator.charts import HEIGHT, WIDTH
-from tessera.deploy.pages.operator.facts import charts, looks, runs_in
+from tessera.deploy.pages.operator.charts import HEIGHT, WIDTH, charts
 from tessera.deploy.pages.reading import FRAGMENT, STATIC, body, failing, templates
+from tessera.server.live.run_info import read_runs, runs_in
 
 TICK = 1.0
 """Seconds between two looks at whether anything has changed."""
@@ -56,9 +56,9 @@ class ServerFolder:
         self.federation: Federation | None = Federation(folder)
 
     def runs(self) -> dict[str, Path]:
-        """Those that were submitted, as far as they have begun."""
+        """Those that were submitted."""
         assert self.federation is not None
-        return {folder.name: folder for folder in self.federation.run_folders()}
+        return self.federation.run_folders()
 
 
 class OperatorPage:
@@ -85,15 +85,17 @@ class OperatorPage:
         folders = self._source.runs()
         if strange := [name for name in chosen if name not in folders]:
             raise DataError(f"there is no run {strange[0]!r} here")
-        listed = looks(dict(list(folders.items())[:SHOWN]))
-        shown = looks({name: folders[name] for name in chosen}) or listed[:1]
+        newest = dict(list(folders.items())[:SHOWN])
         overview = self._source.federation.overview() if self._source.federation else None
+        runs = overview.runs if overview else read_runs(newest | {name: folders[name] for name in chosen})
+        listed = runs[: len(newest)]
+        shown = [run for run in runs if run.name in chosen] or listed[:1]
         facts = {
             "overview": overview,
             "runs": listed,
             "shown": shown,
             "names": [run.name for run in shown],
-            "charts": charts(shown) if shown else [],
+            "charts": charts(begun) if (begun := [run for run in shown if run.config]) else [],
             "query": urlencode([("run", run.name) for run in shown]),
             "said": said,
             "more": max(0, len(folders) - SHOWN),

@@ -1,7 +1,11 @@
-"""Curves as points of a small picture, which a template draws as SVG: no library of plots is needed to look at a run."""
+"""How runs go, as curves of small pictures that a template draws as SVG: no library of plots is needed to look at a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from tessera.common.metrics.names import ALL, COLD, NDCG, TEST, WARM, MetricName
+from tessera.server.live.run_info import RunInfo
+from tessera.server.model_selection import criterion
 
 WIDTH, HEIGHT = 320, 120
 Points = Sequence[tuple[float, float]]
@@ -49,3 +53,18 @@ def chart(title: str, curves: Mapping[str, Points]) -> Chart | None:
 
     lines = tuple(Line(name, placed(points), points[-1][1]) for name, points in curves.items() if points)
     return Chart(title, lines, first, last, low, high)
+
+
+def charts(runs: Sequence[RunInfo]) -> list[Chart]:
+    """How runs go, side by side: loss, what is selected by, test figures, answers, seconds, bytes and epsilon by round.
+
+    Raises `DataError` where one has not begun.
+    """
+    metric, k = criterion(runs[0].settings), max(runs[0].settings.evaluation.ks)
+    wanted: dict[str, str | MetricName] = {"training loss": "loss", f"{metric}, % (rounds are selected by it)": metric}
+    for group in (ALL, WARM, COLD):
+        wanted[f"test NDCG@{k}, {group} targets, %"] = MetricName(TEST, group, NDCG, k)
+    wanted |= {"nodes that answered": "nodes", "seconds a round": "seconds"}
+    wanted |= {"bytes up, a node and round": "bytes_up_per_node", "epsilon": "epsilon"}
+    found = (chart(title, {run.name: run.curve(of) for run in runs}) for title, of in wanted.items())
+    return [one for one in found if one]
