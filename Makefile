@@ -12,7 +12,7 @@ APART := not docker and not faults and not network and not slow and not security
 IN_ORDER := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-security test-slow test-docker test-faults test-network test-all lint docs clean
+.PHONY: help setup demo test test-fast test-security test-slow test-docker test-faults test-network test-all lint screenshots docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ lint: setup ## format, style, types, and who imports whom
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
+
+screenshots: setup ## take the README's pictures of the pages anew, from the demo; needs Chromium
+	$(VENV)/bin/python -m tessera.benchmarks.screenshots docs/images
 
 docs: setup ## build the site in build/site: no network, and every warning is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet

@@ -68,7 +68,9 @@ def cost(run: RunInfo) -> list[str]:
 def quality(runs: Sequence[RunInfo]) -> Table:
     """HR and NDCG of every run on test, each with its trivial rankings below it."""
     ks = sorted({k for run in runs for k in run.settings.evaluation.ks})
-    names = [MetricName(TEST, group, metric, k) for k in ks for group in (ALL, WARM, COLD) for metric in (HR, NDCG)]
+    cold = any(name.group == COLD for run in runs for name in run.record.scores if name.part == TEST)
+    groups = (ALL, WARM, COLD) if cold else (ALL,)  # else warm targets are all there are
+    names = [MetricName(TEST, group, metric, k) for k in ks for group in groups for metric in (HR, NDCG)]
     names = [name for name in names if any(name in run.record.scores for run in runs)]
     rows = []
     for run in runs:

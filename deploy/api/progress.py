@@ -99,28 +99,12 @@ class RunDisplay:
         now = self.standing()
         if now is None:
             return "ending" if self.trained else self.stage
-        if now.kind == "start":
-            return f"waiting for nodes, {now.answered} of {now.asked} online"
-        heard = f"{now.answered} of {now.asked} nodes answered" if now.asked else "waiting for nodes"
-        return f"{self._called(now)}, {heard}"
+        return now.words(self.settings, self.last)
 
     def line(self, now: float) -> str:
         """What is said when nothing else is; `now` is the time on the monotonic clock."""
         left = "" if self.endless else f", {self._left(now)}"
         return f"{self.phase()}; {clock(now - self._began)} passed{left}"
-
-    def _called(self, now: Standing) -> str:
-        """What nodes are asked, in words."""
-        if now.kind == "train":
-            of = "" if self.last is None else f"/{self.last}"
-            return f"round {now.round}{of}, {'evaluation and training' if now.also else 'training'}"
-        if now.kind == "power":
-            return f"spectral start {now.times}/{self.settings.views.spectral_rounds}"
-        if now.kind == "evaluate":
-            return f"evaluation of round {now.round}"
-        return {"item_statistics": "statistics", "aspects": "finding facets", "baselines": "baselines"}.get(
-            now.kind, "telling the selected round"
-        )
 
     def _left(self, now: float) -> str:
         """The time left for all rounds, by the mean of those so far."""

@@ -5,7 +5,7 @@ import webbrowser
 from collections.abc import Callable
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.applications import Starlette
 
 from tessera.common.errors import ConfigError
 from tessera.deploy.pages.guard import Guard
@@ -25,8 +25,11 @@ def say(what: str, browser: bool) -> Callable[[str], None]:
     return ready
 
 
-def serve(app: ASGIApp, port: int, ready: Callable[[str], None]) -> None:
-    """Serve on 127.0.0.1 behind a `Guard`; `ready` is told the address once it answers. Raises `ConfigError`."""
+def serve(app: Starlette, port: int, ready: Callable[[str], None]) -> None:
+    """Serve on 127.0.0.1 behind a `Guard`; `ready` is told the address once it answers. Raises `ConfigError`.
+
+    `app.state.server` says when it is to end: answers that go on for ever have to end themselves.
+    """
     with socket.socket() as listening:
         try:
             listening.bind(("127.0.0.1", port))
@@ -37,5 +40,6 @@ def serve(app: ASGIApp, port: int, ready: Callable[[str], None]) -> None:
         config = uvicorn.Config(
             guard, log_level="warning", access_log=False, server_header=False, limit_concurrency=AT_ONCE, lifespan="off"
         )
+        app.state.server = uvicorn.Server(config)
         ready(guard.address)
-        uvicorn.Server(config).run(sockets=[listening])
+        app.state.server.run(sockets=[listening])

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tessera.common.config.settings import Settings
 from tessera.common.errors import DataError, StorageError
 from tessera.common.protocol.messages import Kind, Task
 from tessera.common.utils.atomic_files import read_json, write_json
@@ -32,6 +33,25 @@ class Standing(BaseModel):
     answered: int = 0
     asked: int = 0
     """How many nodes are asked; 0 while they are waited for."""
+
+    def words(self, settings: Settings, last: int | None = None) -> str:
+        """It as a person says it; `last` is the last round, where there is one."""
+        if self.kind == "start":
+            return f"waiting for nodes, {self.answered} of {self.asked} online"
+        heard = f"{self.answered} of {self.asked} nodes answered" if self.asked else "waiting for nodes"
+        return f"{self._asking(settings, last)}, {heard}"
+
+    def _asking(self, settings: Settings, last: int | None) -> str:
+        if self.kind == "train":
+            of = "" if last is None else f"/{last}"
+            return f"round {self.round}{of}, {'evaluation and training' if self.also else 'training'}"
+        if self.kind == "power":
+            return f"spectral start {self.times}/{settings.views.spectral_rounds}"
+        if self.kind == "evaluate":
+            return f"evaluation of round {self.round}"
+        return {"item_statistics": "statistics", "aspects": "finding facets", "baselines": "baselines"}.get(
+            self.kind, "telling the selected round"
+        )
 
     @staticmethod
     def read(run_dir: Path) -> "Standing | None":

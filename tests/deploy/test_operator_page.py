@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,17 @@ def test_what_there_is_not_is_said_in_a_sentence(page: Page, tmp_path: Path) -> 
         assert "No run has begun yet." in empty.web.get(empty.address, follow_redirects=True).text
 
 
+def test_a_page_that_is_being_followed_ends_at_once_and_says_nothing(runs: Path) -> None:
+    with page_of("runs", "page", "--runs", runs) as page:
+        page.web.get(page.address)
+        with page.web.stream("GET", "/live") as live:
+            assert next(live.iter_lines()) == "retry: 2000"
+            page.process.send_signal(signal.SIGINT)
+            page.process.wait(5)
+        assert page.process.stdout is not None
+        assert page.process.stdout.read() == ""
+
+
 def test_a_curve_fills_its_frame_from_its_lowest_to_its_highest() -> None:
     found = chart("loss", {"a": [(1, 4.0), (2, 2.0), (3, 3.0)], "b": [], "c": [(5, 2.0)]})
     assert found is not None
@@ -81,6 +93,9 @@ def test_a_curve_fills_its_frame_from_its_lowest_to_its_highest() -> None:
     ]
     assert chart("nothing", {"a": []}) is None
     assert chart("one", {"a": [(1, 1.0)]}) is not None
+    amounts = chart("bytes", {"a": [(1, 3_262_417.0)]}, floor=0.0)
+    assert amounts is not None
+    assert amounts.words == "bytes, 0 to 3,262,000, rounds 1 to 1; last: a 3,262,000"
 
 
 def test_the_commands_say_the_same(runs: Path) -> None:

@@ -108,7 +108,7 @@ class OperatorPage:
         async def events() -> AsyncIterator[str]:
             before = _version(await run_in_threadpool(self._source.runs))
             yield "retry: 2000\n\n"
-            while not await request.is_disconnected():
+            while not (request.app.state.server.should_exit or await request.is_disconnected()):
                 await asyncio.sleep(TICK)
                 if (now := await run_in_threadpool(_version, await run_in_threadpool(self._source.runs))) != before:
                     before = now
