@@ -40,6 +40,9 @@ class PretrainedSettings(ComponentSettings):
     of all items, at a cost that falls from four forward passes over all items towards one."""
     targets: tuple[str, ...] = ()
     """Names of the layers that are adapted; those that PEFT adapts in models of this kind, where there are none."""
+    layers: tuple[Natural, ...] = ()
+    """Numbers of the blocks that are adapted, from 0; all, where there are none. Blocks below the first one run once for a run
+    and not once a round, so the last few are cheap."""
     beside: BottleneckSettings = BottleneckSettings(name="bottleneck")
     """The adapter of modalities that no encoder here reads."""
 
@@ -49,8 +52,6 @@ class LoRASettings(PretrainedSettings):
 
     rank: Positive = 4
     """Rank of a layer's change."""
-    layers: tuple[Natural, ...] = ()
-    """Numbers of the blocks that are adapted, from 0; all, where there are none. The last few are cheaper."""
 
 
 class IA3Settings(PretrainedSettings):

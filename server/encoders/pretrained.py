@@ -4,11 +4,12 @@ by IA3, through PEFT.
 x -> x + (tower(content) - tower_0(content)) / s, where tower_0 is the encoder as it was and s the scale by which features were
 standardised. So features may come from another run of the encoder, over longer texts, and the start is exact.
 
-Contents go through the encoder some at a time, and activations are computed again on the way back (gradient checkpointing), so
-memory does not grow with the catalogue.
+Contents go through the encoder some at a time, and activations are computed again on the way back (gradient checkpointing).
+What the blocks below the first adapted one make of them is kept, see `trunk`.
 """
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, cast
 
@@ -24,6 +25,7 @@ from tessera.common.utils import counter_rng
 from tessera.common.utils.torchvision_operators import define_missing_operators
 from tessera.server.encoders.base import ContentEncoder, ContentInputs
 from tessera.server.encoders.bottleneck import Bottleneck
+from tessera.server.encoders.trunk import Trunk
 
 CHUNK = 64
 """Texts or pictures that go through the encoder at once."""
@@ -34,6 +36,8 @@ USUAL = {
 """Names of layers that are adapted in models that PEFT does not know, the first that are all there."""
 FEEDFORWARD = ("c_fc", "fc1")
 """Of these the ones of which IA3 scales the input."""
+BLOCK = re.compile(r"\.(\d+)\.")
+"""The number of a block within a module's name."""
 
 
 def lora(settings: LoRASettings, inputs: ContentInputs) -> ContentEncoder:
@@ -41,10 +45,7 @@ def lora(settings: LoRASettings, inputs: ContentInputs) -> ContentEncoder:
     define_missing_operators()  # PEFT imports torchvision
     from peft import LoraConfig
 
-    layers = {"layers_to_transform": list(settings.layers)} if settings.layers else {}
-    config = LoraConfig(
-        r=settings.rank, lora_alpha=2 * settings.rank, target_modules=settings.targets or None, **layers
-    )
+    config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules=settings.targets or None)
     return _adapted(settings, inputs, config)
 
 
@@ -100,7 +101,7 @@ class Pretrained(ContentEncoder):
         if self._drawn < len(rows):
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
             self.salt = int(torch.randint(2**31, ()))
-        _fill_targets(config, tower)
+        _fill_targets(config, tower, settings.layers)
         try:
             inject_adapter_in_model(config, tower.model)
         except ValueError as error:  # for targets that are not there
@@ -108,14 +109,16 @@ class Pretrained(ContentEncoder):
         trained = {name: value for name, value in tower.named_parameters() if value.requires_grad}
         self.adapter = nn.ParameterDict({name.replace(".", "/"): value for name, value in trained.items()})
         self._tower = (tower,)  # in a tuple: what is frozen in it is no state of this module
+        self._trunk = Trunk.of(tower, len(rows))
         self._before: Tensor | None = None
+        self._read_last: tuple[tuple[int, ...], Tensor] | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         """Add to the features what the encoder says otherwise than at the start."""
         if self._before is None:
             with torch.no_grad(), _unadapted(self._tower[0]):
                 self._before = self._read_all(features.device)
-        now = self._read_some(features.device) if torch.is_grad_enabled() else self._read_all(features.device)
+        now = self._read_some(features.device) if torch.is_grad_enabled() else self._as_they_are(features.device)
         return features.index_add(0, self.rows, ((now - self._before) / self.scale).to(features.dtype))
 
     def stepped(self) -> None:
@@ -137,25 +140,37 @@ class Pretrained(ContentEncoder):
         drawn = self.drawn()
         if len(drawn) == len(self._contents):
             return self._read_all(device)
-        with torch.no_grad():
-            everything = self._read_all(device)
-        part = torch.cat([self._read(chunk.to(device)) for chunk in self._contents.take(drawn).chunks(CHUNK)])
+        everything = self._as_they_are(device)
+        part = self._read_places(drawn, device)
         return everything.index_add(0, drawn.to(device), (part - part.detach()) * (len(everything) / len(drawn)))
 
-    def _read_all(self, device: torch.device) -> Tensor:
-        return torch.cat([self._read(chunk.to(device)) for chunk in self._contents.chunks(CHUNK)])
+    @torch.no_grad()
+    def _as_they_are(self, device: torch.device) -> Tensor:
+        """What the encoder says of all contents, once between two steps."""
+        versions = tuple(value._version for value in self.adapter.values())
+        if self._read_last is None or self._read_last[0] != versions:
+            self._read_last = versions, self._read_all(device)
+        return self._read_last[1]
 
-    def _read(self, inputs: Any) -> Tensor:
+    def _read_all(self, device: torch.device) -> Tensor:
+        return self._read_places(torch.arange(len(self._contents)), device)
+
+    def _read_places(self, places: Tensor, device: torch.device) -> Tensor:
+        chunks = zip(torch.split(places, CHUNK), self._contents.take(places).chunks(CHUNK), strict=True)
+        return torch.cat([self._read(some, chunk.to(device)) for some, chunk in chunks])
+
+    def _read(self, places: Tensor, inputs: Any) -> Tensor:
         read: Tensor = (
-            checkpoint(self._tower[0], inputs, use_reentrant=False)
+            checkpoint(self._trunk.read, places, inputs, use_reentrant=False)
             if torch.is_grad_enabled()
-            else self._tower[0](inputs)
+            else self._trunk.read(places, inputs)
         )
         return read
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move what is frozen along; elsewhere the same texts are other numbers, in their last digits."""
-        self._before = None
+        self._before = self._read_last = None
+        self._trunk.clear()
         self._tower[0]._apply(fn)  # type: ignore[no-untyped-call]
         return cast(Self, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
@@ -175,8 +190,9 @@ def _unadapted(tower: Tower) -> Iterator[None]:
             layer.enable_adapters(enabled=True)
 
 
-def _fill_targets(config: Any, tower: Tower) -> None:
-    """PEFT's usual targets, or ours, where none are named. Raises `ConfigError` for a kind of model that neither knows."""
+def _fill_targets(config: Any, tower: Tower, layers: Sequence[int]) -> None:
+    """PEFT's usual targets, or ours, where none are named, in the blocks `layers`. Raises `ConfigError` for a kind of model
+    that neither knows, or for blocks that it does not have."""
     from peft.utils import constants
 
     kind = str(getattr(getattr(tower.model, "config", None), "model_type", tower.name.split(":")[0]))
@@ -191,3 +207,23 @@ def _fill_targets(config: Any, tower: Tower) -> None:
     if getattr(config, "feedforward_modules", ()) is None:
         known = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, FEEDFORWARD)
         config.feedforward_modules = {name for name in known if name in config.target_modules}
+    if layers:
+        config.target_modules = _within(tower, config.target_modules, layers)
+    if layers and getattr(config, "feedforward_modules", ()):
+        config.feedforward_modules = _within(tower, config.feedforward_modules, layers)
+
+
+def _within(tower: Tower, targets: Iterable[str], layers: Sequence[int]) -> set[str]:
+    """Full names of the modules that `targets` name, in the blocks `layers`. Raises `ConfigError` where there are none."""
+    found = {
+        name
+        for name, _ in tower.model.named_modules()
+        if any(name.endswith(f".{target}") for target in targets)
+        and (block := BLOCK.search(name))
+        and int(block[1]) in layers
+    }
+    if not found:
+        raise ConfigError(
+            f"views.encoder.layers: {tower.name} has none of {', '.join(targets)} in blocks {list(layers)}"
+        )
+    return found

@@ -151,6 +151,35 @@ def test_a_drawn_share_of_the_items_is_the_full_step_in_expectation(
     assert torch.equal(again.generator.encoders["text"].drawn(), encoder.drawn())
 
 
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_blocks_below_the_first_adapted_one_run_once_for_each_text(
+    kind: str, dataset: tuple[Path, Path, Catalogue], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is kept of them gives the views and the gradient that all blocks would."""
+    options = {"tower": str(tiny_text_tower(tmp_path / "deep", width=WIDTH, layers=4)), "layers": [2, 3]}
+    pull = torch.randn(N_ITEMS, WIDTH, dtype=torch.float64)
+
+    def made(share: float) -> tuple[list[torch.Tensor], int]:
+        """Views and gradients at the start and after a step, and how often the first block's attention ran."""
+        strategy = start(kind, dataset, share=share, **options)
+        block, runs = strategy.generator.encoders["text"]._tower[0].model.encoder.layer[0], []
+        block.attention.register_forward_hook(lambda *_: runs.append(1))
+        found = [strategy.build_views()["views"], *gradients(strategy, pull).values()]
+        strategy.aggregate(trained(strategy))
+        return [*found, strategy.build_views()["views"], *gradients(strategy, pull).values()], len(runs)
+
+    for share in (1.0, 0.4):
+        kept, runs = made(share)
+        with monkeypatch.context() as patch:
+            patch.setattr("tessera.server.encoders.trunk.KEPT", 0)
+            plain, plain_runs = made(share)
+        assert runs == 1 < plain_runs
+        for one, other in zip(kept, plain, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ConfigError, match=r"layers: .* in blocks \[7\]"):
+        start(kind, dataset, **{**options, "layers": [7]})
+
+
 def gradients(strategy: FedVLR, pull: torch.Tensor) -> dict[str, torch.Tensor]:
     """Of what the text's encoder makes, pulled along `pull`."""
     encoder = strategy.generator.encoders["text"]
