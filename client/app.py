@@ -29,6 +29,7 @@ from tessera.common.protocol.messages import (
     refusal,
     unpack_task,
 )
+from tessera.common.protocol.signed.statements import Statement, statement_of
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import ANSWERS, pack_update
 
@@ -67,6 +68,9 @@ def answer(
         client.renew(task, catalogue_change(content))
         owner = Owner.of(client)
         sums = device_sums(client, owner, task.run) if task.masking else None
+        if owner.policy:
+            roster = sums.everyone if sums else ""
+            owner.believe(statement_of(content), Statement.of(task, client.shared(task, tensors), inputs, roster))
         answers = {one.kind: _answer(client, owner, one, tensors, inputs, sums) for one in task.asks()}
         if sums:
             sums.save()

@@ -5,6 +5,7 @@ published/                  the model that was pulled from a server; see `tesser
 private/RUN/run.json        the run's settings, and which tensors belong to the last state and to the selected one
 secret                      a number that nobody else knows, drawn on first use
 policy.yaml, ledger.jsonl   what the owner lets be answered, and what was; see `tessera.client.owner`
+server-key.json             the server's key, and statements.jsonl what it signed of all that it asked
 """
 
 import logging
@@ -127,13 +128,19 @@ class DeviceFolder:
         self._written = task.tensors, tensors
         return tensors
 
-    def shared(self, task: Task) -> str:
-        """Content hash of those of a task's tensors, which are held here, that all devices are sent alike."""
+    def shared(self, task: Task, tensors: Tensors | None = None) -> str:
+        """Content hash of those of a task's tensors, which came along or are held here, that all devices are sent alike. Raises
+        `TensorsMissing`."""
         if not task.settings.strategy_spec.has_towers or not task.tensors:
             return task.tensors
-        tensors = read_tensors(self.tensors(task.tensors))[0]
+        try:
+            tensors = tensors or read_tensors(self.tensors(task.tensors))[0]
+        except DataError:
+            raise TensorsMissing(task.tensors) from None
         alike = {name: value for name, value in tensors.items() if not name.startswith(MODULE)}
-        return content_hash(alike) if len(alike) < len(tensors) else task.tensors
+        if len(alike) == len(tensors):
+            return task.tensors
+        return content_hash(alike) if alike else ""
 
     def _take(self, path: Path) -> None:
         """Link a shared file to `path`, if it is there and not here: so it stays for as long as this node needs it."""

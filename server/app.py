@@ -9,6 +9,7 @@ from tessera.common.config.effects import no_secure_sums
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.flower_internals.grid import look_sooner, over_network
+from tessera.common.protocol.signed.keys import SIGNING_KEY
 from tessera.common.utils.folder_lock import SERVING, hold_folder
 from tessera.common.utils.logs import run_log
 from tessera.common.utils.parent_death import tether
@@ -17,6 +18,7 @@ from tessera.server.live.continuation import read_source, start_from
 from tessera.server.live.pace import Endless, Pace
 from tessera.server.live.standing import Standings
 from tessera.server.nodes.catalogue_delivery import CatalogueDelivery
+from tessera.server.nodes.signing import Signer
 from tessera.server.rounds import run_rounds
 from tessera.server.run_folder import STOPPED, Report, RunFolder, Start
 from tessera.server.secure.sums import SecureSums
@@ -35,13 +37,15 @@ def serve(
     published: Path | None = None,
     forever: bool = False,
     continues: Path | None = None,
+    signing: Path | None = None,
 ) -> None:
     """Carry out a run over `grid`. The outcome, and the reason of a failure, are in the run's status.json; what happened when
     is in its run.log.
 
     `report`, where given, hears each line of the metrics as it is written. `admitted` is where the operator's list of devices
     lies, where there is one, and `published` where the best model is to be published. `forever`: until it is stopped.
-    `continues` is the folder of the run whose best round this one begins with, if any.
+    `continues` is the folder of the run whose best round this one begins with, if any. `signing` is where the key lies that
+    the server signs with, by default beside the run; it is made where there is none.
     """
     with run_log(run_dir):
         if resume:
@@ -50,7 +54,8 @@ def serve(
             folder = RunFolder.create(run_dir, settings, _start(settings, catalogue, continues) if continues else None)
         folder.listener, folder.published = report, published
         pace = Endless(settings, catalogue) if forever else Pace(settings)
-        _carry_out(grid, settings, catalogue, folder, admitted, pace)
+        signer = Signer.of(signing or run_dir.parent / SIGNING_KEY)
+        _carry_out(grid, settings, catalogue, folder, admitted, pace, signer)
 
 
 def _start(settings: Settings, catalogue: Path, continues: Path) -> Start:
@@ -60,14 +65,20 @@ def _start(settings: Settings, catalogue: Path, continues: Path) -> Start:
 
 
 def _carry_out(
-    grid: Grid, settings: Settings, catalogue: Path, folder: RunFolder, admitted: Path | None, pace: Pace
+    grid: Grid,
+    settings: Settings,
+    catalogue: Path,
+    folder: RunFolder,
+    admitted: Path | None,
+    pace: Pace,
+    signer: Signer,
 ) -> None:
     standings = Standings(folder.path)
     try:
         items = load_catalogue(catalogue)
         folder.is_about(items.version)
         secure = secure_sums(grid, settings, folder.run, admitted)
-        dispatcher = Dispatcher(grid, settings.federation, secure, CatalogueDelivery(items))
+        dispatcher = Dispatcher(grid, settings.federation, secure, CatalogueDelivery(items), signer)
         dispatcher.standings = standings
         strategy = make_strategy(settings, items, catalogue)
         with tracked(settings, folder):
@@ -103,9 +114,10 @@ def main(grid: Grid, context: Context) -> None:
     settings = Settings.model_validate_json(str(config["settings"]))
     run_dir = Path(str(config["run-dir"]))
     with hold_folder(run_dir, SERVING):
-        admitted, published, continues = (
-            Path(str(config[name])) if config[name] else None for name in ("admitted", "published", "continues")
+        admitted, published, continues, signing = (
+            Path(str(config[name])) if config[name] else None
+            for name in ("admitted", "published", "continues", "signing")
         )
         catalogue, resume = Path(str(config["catalogue"])), bool(config["resume"])
         forever = bool(config["forever"])
-        serve(grid, settings, catalogue, run_dir, resume, None, admitted, published, forever, continues)
+        serve(grid, settings, catalogue, run_dir, resume, None, admitted, published, forever, continues, signing)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,6 @@ from tessera.common.flower_internals.grid import push, replies
 from tessera.common.privacy.between import HELD_BACK, LEAST, people_between
 from tessera.common.protocol.masked.masking import MASKED
 from tessera.common.protocol.messages import (
-    Broadcast,
     Kind,
     Task,
     held_catalogue,
@@ -24,6 +23,7 @@ from tessera.common.protocol.messages import (
     split_answers,
     with_catalogue,
 )
+from tessera.common.protocol.signed.statements import with_statement
 from tessera.common.protocol.tensors import Tensors, array_bytes
 from tessera.common.protocol.updates import Update
 from tessera.common.utils import counter_rng
@@ -31,7 +31,8 @@ from tessera.common.utils.pauses import Pauses
 from tessera.server.aggregate import Aggregate
 from tessera.server.live.standing import Standings
 from tessera.server.nodes.catalogue_delivery import CatalogueDelivery
-from tessera.server.nodes.request import Asked, Check, Request
+from tessera.server.nodes.request import Asked, Check, For, Request, no_broadcast
+from tessera.server.nodes.signing import Signer
 from tessera.server.robust import combiner
 from tessera.server.robust.claims import Claims
 from tessera.server.secure.sums import MaskedAnswers, SecureSums
@@ -56,14 +57,6 @@ SELECT_SECONDS = 30.0
 HASTY = ("train", "select")
 """Tasks that go to whoever is ready, without waiting for nodes that are still at an earlier one."""
 
-For = Callable[[str | None], Broadcast]
-"""What goes to a client, or to a node of which no client is known yet."""
-
-
-def no_broadcast(client: str | None) -> Broadcast:
-    """No tensors."""
-    return Broadcast()
-
 
 def asked_again(task: Task) -> Task | None:
     """What a node that failed is asked again: not to train, since a round goes on without it."""
@@ -79,8 +72,9 @@ class Dispatcher:
         settings: FederationSettings,
         secure: SecureSums | None = None,
         delivery: CatalogueDelivery | None = None,
+        signer: Signer | None = None,
     ) -> None:
-        self.grid, self.settings, self.secure, self.delivery = grid, settings, secure, delivery
+        self.grid, self.settings, self.secure, self.delivery, self.signer = grid, settings, secure, delivery, signer
         self.standings = Standings()
         self._held: dict[int, str] = {}
         self._clients: dict[int, str | None] = {}
@@ -150,12 +144,12 @@ class Dispatcher:
             self._exaggerated, self._asked_whom = False, self._asked_whom | set(asked)
             self._counted = self.secure.people() if self.secure else {}
         broadcasts = {node: broadcast(self._clients.get(node)) for node in asked}
-        inputs, counts, masked = inputs or {}, counts or {}, None
+        inputs, counts, masked, sent, roster = inputs or {}, counts or {}, None, broadcast(None), ""
         if self.secure and task.kind != "select":
-            sent = broadcast(None)
-            task = self.secure.stamp(task, sent.tensors, counts)
+            task, roster = self.secure.stamp(task, sent.tensors, counts), self.secure.roster
             masked = self.secure.answers(task, asked, sent.shared, inputs)
-        request = Request(task, broadcasts, inputs, counts, check, totals, masked)
+        signed = self.signer.sign(task, sent.shared, inputs, roster) if self.signer else None
+        request = Request(task, broadcasts, inputs, counts, check, totals, masked, signed)
         waiting: dict[str, Asked] = {}
         self.standings.answered(0, len(asked))
         for nodes in request.alike(lambda node: self._held.get(node) == broadcasts[node].name):
@@ -269,7 +263,8 @@ class Dispatcher:
         broadcast = request.broadcasts[nodes[0]]
         tensors = None if self._held.get(nodes[0]) == broadcast.name or not broadcast.name else broadcast.content
         change = self.delivery.take(nodes[0]) if self.delivery else b""
-        content = with_catalogue(pack_task(replace(task, tensors=broadcast.name), tensors, request.inputs), change)
+        content = pack_task(replace(task, tensors=broadcast.name), tensors, request.inputs)
+        content = with_statement(with_catalogue(content, change), request.statement)
         kind = task.kind if task.kind in ("train", "evaluate") else "query"
         pushed = push(self.grid, content, nodes, kind, str(task.round))
         if len(pushed) < len(nodes):

@@ -12,9 +12,10 @@ from tessera.common.errors import RoundAbandoned, RunError, TesseraError
 from tessera.common.protocol.messages import Ask, Kind, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.server.aggregate import Aggregate
-from tessera.server.dispatch import Dispatcher, no_broadcast
+from tessera.server.dispatch import Dispatcher
 from tessera.server.live.pace import Pace
 from tessera.server.model_selection import ModelSelection
+from tessera.server.nodes.request import no_broadcast
 from tessera.server.run_folder import RunFolder
 from tessera.server.strategies.base import Strategy
 

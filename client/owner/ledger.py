@@ -13,10 +13,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tessera.common.errors import DamagedError
 from tessera.common.privacy.accounting import Release
-from tessera.common.utils.atomic_files import PRIVATE, storing
-from tessera.common.utils.encryption.seam import opened_line, sealed_line
+from tessera.common.utils.encryption.growing import append_line, opened_or_none, read_lines
 
 LEDGER = "ledger.jsonl"
 
@@ -152,19 +150,7 @@ class Ledger:
 
     def append(self, entry: Entry) -> None:
         """Add a line, and see it on the disk before going on. Raises `StorageError`."""
-        text = json.dumps(entry.model_dump(exclude_defaults=True), ensure_ascii=False)
-        line = sealed_line(self.path, text.encode()) + b"\n"
-        with storing(self.path):
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE)
-            try:
-                end = os.fstat(file).st_size
-                whole = not end or os.pread(file, 1, end - 1) == b"\n"
-                content = line if whole else b"\n" + line
-                if os.write(file, content) < len(content):
-                    raise OSError(28, "the disk is full")
-                os.fsync(file)
-            finally:
-                os.close(file)
+        append_line(self.path, json.dumps(entry.model_dump(exclude_defaults=True), ensure_ascii=False))
 
     def memory(self) -> Memory:
         """What the lines say together. Only those that are new since the last time are read."""
@@ -172,26 +158,12 @@ class Ledger:
 
     def entries(self) -> tuple[list[Entry], list[int]]:
         """All lines, and the numbers of those that cannot be read: they were cut off when the device was killed."""
-        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
-        found = [self._entry(line) for line in (lines if lines[-1] else lines[:-1])]
+        found = [_entry(line) for line in read_lines(self.path)]
         return [one for one in found if one], [number for number, one in enumerate(found, 1) if one is None]
 
     def content(self) -> bytes:
         """The file in clear, whether it is encrypted or not; what was cut off is left out."""
-        lines = [opened for line in self.path.read_bytes().split(b"\n") if line and (opened := self._opened(line))]
-        return b"".join(line + b"\n" for line in lines)
-
-    def _opened(self, line: bytes) -> bytes | None:
-        try:
-            return opened_line(self.path, line)
-        except DamagedError:
-            return None
-
-    def _entry(self, line: bytes) -> Entry | None:
-        try:
-            return Entry.model_validate_json(self._opened(line) or b"")
-        except ValidationError:
-            return None
+        return b"".join(line + b"\n" for line in read_lines(self.path) if line)
 
     def _reading(self) -> Reading:
         try:
@@ -204,7 +176,15 @@ class Ledger:
                 complete = file.read().rpartition(b"\n")[0]
         except FileNotFoundError:
             return Reading()
-        for entry in filter(None, map(self._entry, complete.split(b"\n"))):
-            before.memory.take(entry)
+        for line in complete.split(b"\n"):
+            if entry := _entry(opened_or_none(self.path, line)):
+                before.memory.take(entry)
         before.end += len(complete) + 1 if complete else 0
         return before
+
+
+def _entry(line: bytes | None) -> Entry | None:
+    try:
+        return Entry.model_validate_json(line or b"")
+    except ValidationError:
+        return None

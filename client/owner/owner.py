@@ -34,6 +34,7 @@ from tessera.client.owner.past_sums import (
 )
 from tessera.client.owner.policy import Policy, read_policy
 from tessera.client.owner.rules import DAY, REMEDY, Asked, Own, Refusal, Sum, asked_table, check
+from tessera.client.owner.statements import believe
 from tessera.common.errors import ConfigError, PolicyRefused
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.privacy.accounting import epsilon
@@ -51,6 +52,7 @@ from tessera.common.protocol.messages import (
     Masking,
     Task,
 )
+from tessera.common.protocol.signed.statements import Statement
 from tessera.common.protocol.tensors import Tensors, content_hash
 from tessera.common.protocol.updates import Update
 from tessera.common.secure import roster
@@ -103,6 +105,17 @@ class Owner:
             return cls(device.folder, read_policy(device.folder) if device.has_owner else None)
         except ConfigError as error:
             raise PolicyRefused("policy-file", str(error)) from None
+
+    def believe(self, came: Statement | None, asked: Statement) -> None:
+        """Let what the device is `asked` pass where the server signed it, as `came` along, or raise `PolicyRefused`, which is
+        written down."""
+        try:
+            believe(self.folder, came, asked)
+        except PolicyRefused as refused:
+            kind, round, _ = asked.asks[-1]
+            entry = Entry(time=time.time(), run=asked.run, catalogue="", round=round, kind=kind)
+            self._refuse(entry, refused, self.ledger.memory())
+            raise
 
     def sums(self, run: str) -> roster.Policy:
         """What the device insists on in secure sums of a run: a sum is of enough people and devices, whose keys the owner takes

@@ -46,6 +46,8 @@ Refusal = Literal[
     "aspect-asks",
     "views",
     "held-back",
+    "server-key",
+    "statement",
 ]
 """What a server may hear of a refusal."""
 VERSIONS = 3

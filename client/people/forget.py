@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tessera.client.device_folder import POLICY
 from tessera.client.owner.ledger import LEDGER
+from tessera.client.owner.statements import STATEMENTS
 from tessera.client.people.events import People, in_use
 from tessera.client.people.preferences import Preferences, change_preferences
 from tessera.client.people.refresh import drop_refreshed
@@ -19,7 +20,7 @@ from tessera.common.utils.atomic_files import PRIVATE, sweep, write_bytes
 def forget(folder: Path, user: str) -> None:
     """Remove a person's private states of all runs, what logs say of them, and their events.
 
-    With the last person go the ledger and the policy. Raises `DataError` for a stranger; then nothing is changed.
+    With the last person go ledger, policy and what servers signed. Raises `DataError` for a stranger; then nothing is changed.
     """
     with in_use(folder):
         people = People(folder)
@@ -32,7 +33,7 @@ def forget(folder: Path, user: str) -> None:
         for log in folder.glob("*.log"):
             _unsay(log, user)
         if known == (user,):
-            for name in (LEDGER, POLICY):
+            for name in (LEDGER, STATEMENTS, POLICY):
                 (folder / name).unlink(missing_ok=True)
         people.remove(user)
         sweep(folder)

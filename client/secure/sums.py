@@ -22,6 +22,7 @@ from tessera.common.privacy.masked_noise import MaskedNoise
 from tessera.common.protocol.masked.masking import GRADIENTS, MASKED, terms, to_values
 from tessera.common.protocol.masked.stages import StageMessage, only
 from tessera.common.protocol.messages import Task
+from tessera.common.protocol.signed.statements import roster_hash
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.secure.device import SecureDevice
@@ -69,6 +70,14 @@ class DeviceSums:
         there = [one for at, one in enumerate(device.roster.members) if device.present[at] and at != device.place]
         others = {member.fingerprint: member.people for member in there}
         return Sum(device.roster.people(device.present), sum(device.present), masked=True, others=others)
+
+    @property
+    def everyone(self) -> str:
+        """A hash of the announcements of all devices that this one shares an epoch with. Raises `SecureSumRefused`."""
+        roster = self._current().roster
+        if roster is None:
+            raise SecureSumRefused("the keys of this epoch are not here")
+        return roster_hash(roster.everyone)
 
     def mask(self, task: Task, update: Update, shared: str, inputs: Tensors) -> Update:
         """The update as it may leave the device: all that every update has is masked, other parts are as they were.

@@ -23,6 +23,7 @@ from tessera.deploy.cli.person.encryption import app as encryption
 from tessera.deploy.cli.person.model import app as model
 from tessera.deploy.cli.person.page import app as page
 from tessera.deploy.cli.person.people import app as people
+from tessera.deploy.cli.person.server import app as server
 
 if TYPE_CHECKING:
     from tessera.client.owner.forecast import Expected
@@ -36,6 +37,7 @@ keys = typer.Typer(
     no_args_is_help=True, help="See which other devices' keys this device has seen, and which it takes to be real."
 )
 app.add_typer(keys, name="keys")
+app.add_typer(server, name="server")
 app.add_typer(people)
 app.add_typer(model)
 app.add_typer(encryption)

@@ -22,6 +22,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from tessera.common.errors import RunError, RunStopped
+from tessera.common.protocol.signed.keys import key_name, public_half, signing_key
 from tessera.common.utils.encryption.seam import KEY_FILE, is_encrypted
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.cli.overview import app as overview
@@ -123,6 +124,7 @@ def server(
         try:
             superlink = start_superlink(where)
             typer.echo(f"Devices join --server HOST:{port} with a copy of {where.certificates.ca}")
+            typer.echo(f"What it asks is signed by the key {key_name(public_half(signing_key(where.signing_key)))}")
             if where.model_port:
                 typer.echo(f"Models that runs publish are pulled from HOST:{where.model_port}")
             last = relay(superlink, _show_server)

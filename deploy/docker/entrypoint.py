@@ -22,6 +22,7 @@ from rich.console import Console
 from tessera.client.device_folder import POLICY
 from tessera.client.owner.known_keys import KEYS
 from tessera.client.owner.ledger import LEDGER
+from tessera.client.owner.statements import SERVER_KEY, STATEMENTS
 from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
 from tessera.common.data.interactions import INTERACTIONS
@@ -57,6 +58,8 @@ CHECKOUT = Path(__file__).parents[2] / "benchmarks"
 """Mounted from where docker-compose.yml lies; its owner owns the runs."""
 USER = 1000
 """The image's own user."""
+KEPT = (HOME, NODE_KEY_FILE, f"{NODE_KEY_FILE}.pub", POLICY, LEDGER, KEYS, SERVER_KEY, STATEMENTS)
+"""Of a device's folder, what stays when its people are others."""
 ASSIGNMENTS = PUBLISHED / "assignments.json"
 DAYS = 365
 BEAT = 0.5
@@ -166,14 +169,14 @@ def _all_show_their_keys() -> bool:
 def take_assignment(device: Path, dataset: str, partition: int, n_partitions: int) -> None:
     """Give a device its partition of a dataset, unless it holds that, or interactions that its owner brought.
 
-    What was learnt about people of another partition goes with them; the key, Flower's home, the policy and the ledger stay.
+    What was learnt about people of another partition goes with them; what is `KEPT` stays.
     """
     wanted, note = {"dataset": dataset, "partition": partition, "of": n_partitions}, device / "assignment.json"
     if read_json(note) == wanted if note.exists() else (device / INTERACTIONS).exists():
         return
     write_json(note, {})  # from here until the end neither this partition's nor the owner's
     for path in device.iterdir():
-        if path.name in (HOME, NODE_KEY_FILE, f"{NODE_KEY_FILE}.pub", POLICY, LEDGER, KEYS, note.name):
+        if path.name in (*KEPT, note.name):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     partition_one(Path(dataset), device, partition, n_partitions)

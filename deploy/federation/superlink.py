@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tessera.common.errors import RunError, TesseraError
 from tessera.common.flower_internals.control import app_bundle
+from tessera.common.protocol.signed.keys import SIGNING_KEY
 from tessera.common.utils.atomic_files import read_json, write_json
 from tessera.deploy.federation.certificates import Certificates, check_server, public_pem
 from tessera.deploy.federation.processes import (
@@ -118,6 +119,11 @@ class Server:
         return self.folder / "admitted.json"
 
     @property
+    def signing_key(self) -> Path:
+        """What its runs sign with; made by the first that needs it."""
+        return self.folder / SIGNING_KEY
+
+    @property
     def published(self) -> Path:
         """Where the best model lies that its runs have published; see `tessera.server.live.publication`."""
         return self.folder / "published"
@@ -216,6 +222,7 @@ def describe_app(job: "Job", server: Server) -> bytes:
         "resume": job.resume,
         "forever": job.forever,
         "admitted": str(server.admitted),
+        "signing": str(server.signing_key),
         "published": str(server.published) if job.publish else "",
         "continues": str(job.continues.absolute()) if job.continues else "",
     }

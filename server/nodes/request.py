@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from tessera.common.protocol.messages import Broadcast, Kind, Task
+from tessera.common.protocol.signed.statements import Statement
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.server.aggregate import Aggregate
@@ -17,6 +18,14 @@ TRIES = 3
 """How often a node is asked the same within a request, when it fails or has lost the tensors it needs."""
 Check = Callable[[Update], None]
 """Raises a `TesseraError` for an update that cannot be taken."""
+
+For = Callable[[str | None], Broadcast]
+"""What goes to a client, or to a node of which no client is known yet."""
+
+
+def no_broadcast(client: str | None) -> Broadcast:
+    """No tensors."""
+    return Broadcast()
 
 
 class Asked(NamedTuple):
@@ -38,6 +47,8 @@ class Request:
     check: Check
     totals: Mapping[Kind, Aggregate]
     masked: MaskedAnswers | None = None
+    statement: Statement | None = None
+    """What the server signs of it."""
     tries: Counter[int] = field(default_factory=Counter)
 
     @property

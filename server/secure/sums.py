@@ -21,6 +21,7 @@ from tessera.common.protocol.masked.key_list import KeyList
 from tessera.common.protocol.masked.masking import COUNTED, GRADIENTS, MASKED, Terms, of_values, tables, terms
 from tessera.common.protocol.messages import BASIS, Kind, Masking, Task
 from tessera.common.protocol.projection import Projection
+from tessera.common.protocol.signed.statements import roster_hash
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.secure.group import SecureAsk
@@ -180,6 +181,11 @@ class SecureSums:
     def groups(self) -> int:
         """How many groups there are."""
         return len(self.epoch.groups) if self.epoch else 0
+
+    @property
+    def roster(self) -> str:
+        """A hash of all devices' announcements in the epoch; "" where there is none yet."""
+        return roster_hash(self.epoch.groups[0].roster.everyone) if self.epoch else ""
 
     def people(self) -> dict[int, int]:
         """How many people each node of the epoch registered with."""
