@@ -17,6 +17,8 @@ from rich.table import Table
 from tessera.common.errors import ConfigError
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.common.utils.logs import only_from
+from tessera.deploy.cli.runs import completion
+from tessera.deploy.cli.train import Changes
 
 demo = typer.Typer(add_completion=False)
 bench = typer.Typer(add_completion=False)
@@ -65,27 +67,39 @@ def run_demo(
 
 @bench.command(epilog="Example: tessera bench benchmarks/ml-latest-small/table2.yaml --data DATA --quick")
 def run_grid(
-    grid: Annotated[Path, typer.Argument(help="Methods, choices, seeds and centralised baselines, YAML.")],
+    grid: Annotated[
+        Path,
+        typer.Argument(help="Methods, choices, seeds and centralised baselines, YAML."),
+    ],
     data: Annotated[Path | None, typer.Option(help="As for train.")] = None,
     runs: Runs = Path("runs"),
     quick: Annotated[bool, typer.Option("--quick", help="Quick settings, one seed, no choices: does it run?")] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="A method or baseline to run; may be repeated. The tables hold these alone."),
+        typer.Option(
+            help="A method or baseline to run; may be repeated. The tables hold these alone.",
+            autocompletion=completion.methods,
+        ),
     ] = None,
 ) -> None:
     """Run a grid of methods, seeds and centralised baselines, choosing on validation only; a killed one goes on where it was.
 
-    Writes results.parquet, differences.parquet and results.md, and to best.yaml the settings that are best on validation;
-    prints the tables, and ends with one line of JSON.
+    Writes results.parquet, differences.parquet and results.md, to report.html the same with the paired differences as a
+    picture, and to best.yaml the settings that are best on validation; prints the tables, and ends with one line of JSON.
     """
     from tessera.benchmarks.harness.runner import run_bench
     from tessera.benchmarks.harness.spec import BenchSpec
+    from tessera.benchmarks.report.write import write_report
 
     loaded = BenchSpec.load(grid, quick, only or ())
     with hold_folder(runs / loaded.name):
         outcome = run_bench(loaded, data, runs, lambda text: console.print(text, markup=False, soft_wrap=True))
     console.print(outcome.markdown(), markup=False, soft_wrap=True)
+    try:
+        write_report([runs / loaded.name], html := runs / loaded.name / "report.html")
+        console.print(f"the same with pictures: {html}", markup=False, soft_wrap=True)
+    except ConfigError as missing:  # the extra `plots`
+        console.print(f"no report: {missing}; then tessera report {runs / loaded.name}", markup=False, soft_wrap=True)
     where = f" --data {data}" if data else ""
     for best in outcome.best:
         console.print(best.sentence() + where, markup=False, soft_wrap=True)
@@ -97,9 +111,7 @@ def run_grid(
 def run_audit(
     config: Annotated[Path, typer.Argument(help="Settings of the run that is attacked, YAML.")],
     data: Annotated[Path | None, typer.Option(help="As for train.")] = None,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
-    ] = None,
+    change: Changes = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; gates are about their means.")] = "0",
     quick: Annotated[
         bool, typer.Option("--quick", help="Few people and rounds: minutes, and figures that say little.")
@@ -154,7 +166,10 @@ def run_audit(
 
 @report.command(epilog="Example: tessera report runs/demo --out demo.html")
 def write(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or that of one grid.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of runs, or that of one grid.", autocompletion=completion.runs),
+    ],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
 ) -> None:
     """Write one HTML file about runs or a grid: results, curves, who is served, bytes, privacy, settings; it opens offline.

@@ -168,19 +168,19 @@ def _explain(kind: str, location: tuple[int | str, ...], message: str) -> str:
     if kind != "extra_forbidden":
         text = message.removeprefix("Value error, ")
         return f"{key}: {text}" if key else text
-    return f"unknown setting {key!r}; the nearest known one is {nearest(key, list(_keys(Settings)))!r}"
+    return f"unknown setting {key!r}; the nearest known one is {nearest(key, list(keys_of(Settings)))!r}"
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """All dotted keys below `model`, those of groups and of our own components too."""
     for name, field in model.model_fields.items():
         yield prefix + name
         component = component_of(field)
         if component:
             for spec in component.registry.builtin.values():
-                yield from _keys(spec.settings, f"{prefix}{name}.")
+                yield from keys_of(spec.settings, f"{prefix}{name}.")
         elif group := _group(field):
-            yield from _keys(group, f"{prefix}{name}.")
+            yield from keys_of(group, f"{prefix}{name}.")
 
 
 def _group(field: FieldInfo | None) -> type[BaseModel] | None:

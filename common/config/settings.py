@@ -32,7 +32,7 @@ from tessera.common.registry.converters import CONVERTED, CONVERTERS, QUESTIONS,
 from tessera.common.registry.encoders import ENCODERS
 from tessera.common.registry.methods import METHODS
 from tessera.common.registry.strategies import STRATEGIES, StrategySpec
-from tessera.common.utils.computing.precision import Precision
+from tessera.common.utils.computing import Precision
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names of runs, and of folders made for them."""

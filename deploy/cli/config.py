@@ -9,6 +9,7 @@ import yaml
 
 from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import EXECUTORS
+from tessera.deploy.cli.train import Changes
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Show the settings of a run, and describe them to editors."
@@ -23,9 +24,7 @@ def show(
     executor: Annotated[
         str, typer.Option(help=f"What the file says for this executor: {', '.join(EXECUTORS)}.", show_default=False)
     ] = "",
-    change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
-    ] = None,
+    change: Changes = None,
 ) -> None:
     """Print all settings of a run as they are resolved, defaults included; what has no effect in it is left out."""
     if executor and executor not in EXECUTORS:

@@ -24,6 +24,7 @@ from tessera.deploy.cli.person.model import app as model
 from tessera.deploy.cli.person.page import app as page
 from tessera.deploy.cli.person.people import app as people
 from tessera.deploy.cli.person.server import app as server
+from tessera.deploy.cli.train import Changes
 
 if TYPE_CHECKING:
     from tessera.client.owner.forecast import Expected
@@ -77,9 +78,7 @@ def set_(changes: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...")], 
 def check(
     data_dir: DataDir,
     config: Annotated[Path | None, typer.Argument(help="Settings of a run, YAML.", show_default=False)] = None,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
-    ] = None,
+    change: Changes = None,
     as_json: Json = False,
 ) -> None:
     """Look for mistakes in the policy, which would refuse everything; each wrong key is named with the nearest known one.

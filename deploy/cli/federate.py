@@ -26,7 +26,7 @@ from tessera.common.protocol.signed.keys import key_name, public_half, signing_k
 from tessera.common.utils.encryption.seam import KEY_FILE, is_encrypted
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.deploy.cli.overview import app as overview
-from tessera.deploy.cli.train import Continue, Node
+from tessera.deploy.cli.train import Changes, Config, Continue, Node
 from tessera.deploy.environment import NodeKind
 from tessera.deploy.federation.certificates import CertificateError, change_authority, make_certificates
 from tessera.deploy.federation.operator_list import make_operator_key, read_operator, sign_list, take_off
@@ -277,11 +277,11 @@ def join(
 
 @app.command(epilog="Example: tessera federate submit benchmarks/demo.yaml --dir server --catalogue data/shop")
 def submit(
-    config: Annotated[Path, typer.Argument()],
+    config: Config,
     folder: ServerDir,
     catalogue: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The server's dataset folder.")],
     runs: Annotated[Path, typer.Option(help="Folder the runs lie in.")] = Path("runs"),
-    change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    change: Changes = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped or killed.")] = False,
     forever: Annotated[
         bool,

@@ -151,7 +151,7 @@ def incomplete(error: Exception) -> RunError:
     return RunError(f"this installation is not complete ({error}): ask `tessera doctor`")
 
 
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, pretty_exceptions_show_locals=False)
 
 
 def _show_version(wanted: bool) -> None:
@@ -160,12 +160,26 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _without_colours(wanted: bool) -> None:
+    if wanted:
+        os.environ["NO_COLOR"] = "1"
+
+
 @app.callback()
 def options(
     verbose: Annotated[
         int, typer.Option("-v", "--verbose", count=True, help="Say more of what is done; twice: everything.")
     ] = 0,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but results and errors.")] = False,
+    no_color: Annotated[
+        bool,
+        typer.Option(
+            "--no-color",
+            callback=_without_colours,
+            is_eager=True,
+            help="No colours, as with NO_COLOR in the environment.",
+        ),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tessera.deploy.cli.runs import completion
+
 app = typer.Typer(add_completion=False)
 ServerDir = Annotated[Path, typer.Option("--dir", help="The server's folder, made by `certificates`.")]
 
@@ -63,7 +65,12 @@ def page(
 
 @app.command(epilog="Example: tessera federate stop demo --dir server")
 def stop(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `status` shows it.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="The run's name, as `status` shows it.", autocompletion=completion.submitted
+        ),
+    ],
     folder: ServerDir,
 ) -> None:
     """Stop a run, on the server's machine. Its checkpoint stays, and `submit --resume` goes on with it."""

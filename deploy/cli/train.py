@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from tessera.deploy.cli.runs import completion
 from tessera.deploy.environment import NodeKind
 
 if TYPE_CHECKING:
@@ -36,7 +37,13 @@ Data = Annotated[
 Nodes = Annotated[int | None, typer.Option(min=1, help="Number of nodes; the config's by default.")]
 Runs = Annotated[Path, typer.Option(help="Folder the runs lie in.")]
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting; may be repeated.",
+        autocompletion=completion.settings,
+    ),
 ]
 Node = Annotated[
     NodeKind, typer.Option(envvar="TESSERA_NODE", help="Tessera's node, which answers at once, or Flower's SuperNode.")
@@ -46,6 +53,7 @@ Continue = Annotated[
     typer.Option(
         "--continue",
         metavar="RUN",
+        autocompletion=completion.runs,
         help="Begin with the best round of a run, by its folder or its name: with a later version of the catalogue, other "
         "people, other settings where they fit.",
         show_default=False,

@@ -343,3 +343,4 @@ def test_the_installed_command_finds_the_peers_and_ends_with_json(tmp_path: Path
     assert "| popularity |" in done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["means"]["popularity"]["test/all/coverage@10"] > 0
+    assert "popularity" in (tmp_path / found["folder"] / "report.html").read_text()

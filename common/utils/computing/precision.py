@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal
 
 import torch
 
-Precision = Literal["float32", "bfloat16", "auto"]
+from tessera.common.utils.computing import Precision
+
 FASTER = 1.5
 """How many times as fast products must be, for `auto` to take them: a processor without an instruction for them is slower."""
 TRIES = 5

@@ -13,8 +13,7 @@ from rich.table import Table
 
 from tessera.common.config.loading import flat
 from tessera.common.errors import DataError
-from tessera.deploy.api.display import runs_table
-from tessera.server.live.run_info import RunInfo, read_runs, runs_in
+from tessera.deploy.cli.runs import completion
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +22,7 @@ app = typer.Typer(
 )
 console = Console(highlight=False)
 Runs = Annotated[Path, typer.Option(help="Folder the runs lie in.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", autocompletion=completion.runs)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PAUSE = 0.5
 """Seconds between two looks at a run that is followed."""
@@ -32,6 +31,9 @@ PAUSE = 0.5
 @app.command("list", epilog="Example: tessera runs list --runs runs")
 def list_(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """List the runs below a folder, the newest first: state, round, people, and the best round so far."""
+    from tessera.deploy.api.display import runs_table
+    from tessera.server.live.run_info import read_runs, runs_in
+
     found = read_runs(runs_in(_there(runs)))
     if as_json:
         typer.echo(json.dumps([run.facts() for run in found]))
@@ -42,6 +44,9 @@ def list_(runs: Runs = Path("runs"), as_json: Json = False) -> None:
 @app.command(epilog="Example: tessera runs show runs/demo")
 def show(run: Run, as_json: Json = False) -> None:
     """Show how a run stands: its rounds, the best one, its bytes and what went wrong."""
+    from tessera.deploy.api.display import runs_table
+    from tessera.server.live.run_info import RunInfo
+
     found = RunInfo.read(run)
     if as_json:
         typer.echo(json.dumps(found.facts()))
@@ -57,9 +62,15 @@ def show(run: Run, as_json: Json = False) -> None:
 
 @app.command(epilog="Example: tessera runs compare runs/demo runs/demo-grpc")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")], as_json: Json = False
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", autocompletion=completion.runs)
+    ],
+    as_json: Json = False,
 ) -> None:
     """Show runs side by side, and the settings in which they differ."""
+    from tessera.deploy.api.display import runs_table
+    from tessera.server.live.run_info import RunInfo
+
     found = [RunInfo.read(run) for run in runs]
     written = [flat(run.settings) for run in found]
     keys = [
@@ -87,6 +98,8 @@ def compare(
 @app.command(epilog="Example: tessera runs tail runs/demo")
 def tail(run: Run, follow: Annotated[bool, typer.Option(help="Go on until the run ends.")] = True) -> None:
     """Print what happened in a run, a line each, and go on as it goes on; Ctrl-C leaves the run alone."""
+    from tessera.server.live.run_info import RunInfo
+
     shown = 0
     while True:
         now = RunInfo.read(run)
