@@ -45,6 +45,11 @@ NO_START = (
     "set views.spectral_rounds to 0"
 )
 """What to do where devices hold the products of a spectral start back."""
+NO_SIDES = (
+    "The search for sides of items would tell of these people by its difference from an earlier one: go on from a run "
+    "(--continue), or set views.facets to 1"
+)
+"""What to do where devices hold its first step back."""
 
 
 @dataclass(frozen=True)
@@ -173,9 +178,15 @@ def facet_start(tasks: Tasks, strategy: Strategy, settings: Settings) -> None:
     if views.facets > 1:
         blocks = numbered(views.dim, views.facets).float()
 
-        def ask(step: FacetStep, table: Tensor) -> tuple[Tensor, float]:
+        def ask(step: FacetStep, table: Tensor) -> tuple[Tensor, float] | None:
             inputs = {ASPECTS + step: table.half(), BLOCKS: blocks}
-            answer = tasks.send("aspects", inputs, {ASPECTS + step: torch.Size([views.dim, views.dim])}).update
+            try:
+                answer = tasks.send("aspects", inputs, {ASPECTS + step: torch.Size([views.dim, views.dim])}).update
+            except HeldBack as reason:
+                if step == "spread":
+                    raise RunError(f"{reason}. {NO_SIDES}") from None
+                log.warning("sides of items are looked for no further: %s", reason)
+                return None
             return answer.counts[ASPECTS + step], answer.sums["users"]
 
         rotation = find_facets(ask, features @ into + offset, views.facets, views.facet_steps, settings.seed)

@@ -1,9 +1,10 @@
 """Over whom sums were read that a device was in: `sums.json` in its folder. No two of them may differ by a few people.
 
-Item counts, products for a spectral start, baselines and evaluations of the same views have no noise, and are the same again
-where nothing has changed. Where one person came or went between two of them, the difference is that person's history or
-result, under masks too. So a device remembers for each such question of which devices, with how many people, a sum was read
-with its help. It is in no further one that differs from any of these by some people, but by fewer than its policy's `people`.
+Item counts, products for a spectral start, steps that find what people go by, baselines and evaluations of the same views have
+no noise, and are the same again where nothing has changed. Where one person came or went between two of them, the difference
+is that person's history or result, under masks too. So a device remembers for each such question of which devices, with
+how many people, a sum was read with its help. It is in no further one that differs from any of these by some people, but by
+fewer than its policy's `people`.
 
 It sees its own people, and of a secure sum the devices of its group with the numbers of people that they registered with.
 """
@@ -28,8 +29,9 @@ MOST = 200
 """Different sums that are remembered of a question, the latest."""
 SHORT = 16
 """Digits of a hash that are kept."""
-REPEATED = ("item_statistics", "power", "baselines")
-"""Questions that are the same whenever they are asked, of people who are the same."""
+REPEATED = ("item_statistics", "power", "aspects", "baselines")
+"""Questions that are the same whenever they are asked, of people who are the same. Products and steps are so about whatever
+table: a server could ask about two that are nearly the same."""
 
 
 class Whose(BaseModel):

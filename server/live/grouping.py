@@ -1,5 +1,6 @@
 """Divides people into groups by sums over them: federated Lloyd on the directions of people's histories (spherical k-means)."""
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -7,12 +8,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tessera.common.config.settings import Settings
+from tessera.common.errors import HeldBack
 from tessera.common.protocol.messages import GROUP_CENTRES, GROUP_STATES
 from tessera.server.strategies.base import Strategy
 from tessera.server.tasks import Tasks
 
-Asker = Callable[[Tensor], Tensor]
-"""From centres [n_groups, dim] to people's sums by the nearest one, and how many they are, [n_groups, dim + 1]."""
+log = logging.getLogger("tessera.server")
+Asker = Callable[[Tensor], Tensor | None]
+"""From centres [n_groups, dim] to people's sums by the nearest one, and how many they are, [n_groups, dim + 1]; None where
+devices hold these back."""
 
 
 def divide(tasks: Tasks, strategy: Strategy, settings: Settings) -> None:
@@ -24,17 +28,22 @@ def divide(tasks: Tasks, strategy: Strategy, settings: Settings) -> None:
     if groups.by == "states":
         table = strategy.history().half()
 
-        def ask(centres: Tensor) -> Tensor:
+        def ask(centres: Tensor) -> Tensor | None:
             shape = torch.Size([groups.count, table.shape[1] + 1])
             inputs = {GROUP_STATES: table, GROUP_CENTRES: centres}
-            return tasks.send("aspects", inputs, {GROUP_STATES: shape}).update.counts[GROUP_STATES]
+            try:
+                return tasks.send("aspects", inputs, {GROUP_STATES: shape}).update.counts[GROUP_STATES]
+            except HeldBack as reason:
+                log.warning("round %d: people are divided by the centres so far: %s", tasks.round, reason)
+                return None
 
         centres = lloyd(ask, table.float(), groups.count, groups.lloyd_rounds, settings.seed)
     strategy.divide(centres)
 
 
 def lloyd(ask: Asker, table: Tensor, count: int, rounds: int, seed: int) -> Tensor:
-    """Centres of length 1, [count, dim], nearest to which people's states are; it ends where nobody moves.
+    """Centres of length 1, [count, dim], nearest to which people's states are; it ends where nobody moves, and where devices
+    hold their sums back.
 
     They start as items [n_items, dim] that are public, each drawn far from those before (k-means++), so that no upload is
     needed for it. A centre that nobody is near stays where it is.
@@ -46,7 +55,8 @@ def lloyd(ask: Asker, table: Tensor, count: int, rounds: int, seed: int) -> Tens
         centres = torch.cat([centres, units[torch.multinomial(apart, 1, generator=generator)]])
     before = None
     for _ in range(rounds):
-        found = ask(centres)
+        if (found := ask(centres)) is None:
+            break
         totals, counts = found[:, :-1], found[:, -1]
         centres = torch.where((counts > 0)[:, None], normalize(totals, dim=1), centres)
         if before is not None and torch.equal(counts.round(), before):

@@ -18,8 +18,9 @@ TURNS = 20
 STILL = 1e-4
 """A rotation whose next step is no further from it than this, an entry, has arrived."""
 
-Asker = Callable[[FacetStep, Tensor], tuple[Tensor, float]]
-"""From a step and items in the coordinates so far [n_items, dim] to people's sum [dim, dim], and how many people it is of."""
+Asker = Callable[[FacetStep, Tensor], tuple[Tensor, float] | None]
+"""From a step and items in the coordinates so far [n_items, dim] to people's sum [dim, dim], and how many people it is of; None
+where devices hold it back."""
 
 
 def whitened(features: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -48,25 +49,32 @@ def most_asks(steps: int) -> int:
 def find_facets(ask: Asker, white: Tensor, blocks: int, steps: int, seed: int) -> Tensor:
     """A rotation [dim, dim] of `white` items [n_items, dim] after which the dimensions of a block are a side that people go by.
 
-    `steps` is the most that independent components are looked for; it ends sooner where they stand still.
+    `steps` is the most that independent components are looked for; it ends sooner where they stand still, and with what is
+    found so far where devices hold a sum back. The first one must not be.
     """
     dim = white.shape[1]
-    spread, people = ask("spread", white)
+    first = ask("spread", white)
+    assert first
+    spread, people = first
     values, vectors = torch.linalg.eigh(spread.double() / max(people, 1.0))
     sphere = (vectors * values.clamp(min=1e-6 * float(values[-1])).rsqrt()) @ vectors.T
     generator = torch.Generator().manual_seed(seed)
     rotation = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=white.dtype)).Q
     for _ in range(steps):
-        total, people = ask("independence", white @ sphere @ rotation)
+        if (found := ask("independence", white @ sphere @ rotation)) is None:
+            return settled(rotation, blocks)
+        total, people = found
         turn = polar(total.double() / max(people, 1.0) - 3 * torch.eye(dim, dtype=white.dtype))
         rotation = rotation @ turn
         if float((turn.abs() - torch.eye(dim, dtype=turn.dtype)).abs().max()) < STILL:
             break
-    together, _ = ask("together", white @ sphere @ rotation)
-    rotation = rotation[:, put_together(together.double(), blocks)]
+    if (found := ask("together", white @ sphere @ rotation)) is None:
+        return settled(rotation, blocks)
+    rotation = rotation[:, put_together(found[0].double(), blocks)]
     for _ in range(TURNS):
-        total, _ = ask("cohesion", white @ rotation)
-        turn = polar(total.double())
+        if (found := ask("cohesion", white @ rotation)) is None:
+            break
+        turn = polar(found[0].double())
         rotation = rotation @ turn
         if float((turn - torch.eye(dim, dtype=turn.dtype)).abs().max()) < STILL:
             break

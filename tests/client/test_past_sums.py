@@ -15,7 +15,7 @@ from tessera.client.owner.rules import Sum
 from tessera.client.people.events import People
 from tessera.client.people.forget import forget
 from tessera.client.recommendation import RecommendationClient
-from tessera.common.errors import PolicyRefused
+from tessera.common.errors import PolicyRefused, RunError
 from tessera.common.privacy.between import people_between
 from tessera.common.protocol.messages import COUNTS, Masking
 from tessera.common.protocol.updates import Update, unpack_update
@@ -74,13 +74,16 @@ def test_counts_are_withheld_until_enough_people_came_or_went(folder: Path) -> N
     assert float((now - before).abs().sum()) > 0
 
 
-@pytest.mark.parametrize("kind", ["power", "baselines", "evaluate"])
+@pytest.mark.parametrize("kind", ["power", "aspects", "baselines", "evaluate"])
 def test_what_is_the_same_again_is_refused_once_one_person_has_come(folder: Path, kind: str) -> None:
     """An evaluation of other views is another question; of the same ones it is not, whatever round it is said to be of."""
     server = Server(folder)
-    inputs = {"basis": orthonormal(5)} if kind == "power" else {}
+    tables = {"power": "basis", "aspects": "aspects/spread"}
+    inputs = {tables[kind]: orthonormal(4), "blocks": torch.arange(4.0)} if kind in tables else {}
     assert server.refused(kind, 2, inputs) == ""
     comes(folder, "zoe")
+    if kind in tables:  # about nearly the same, too
+        inputs[tables[kind]] = orthonormal(4, seed=1)
     assert server.refused(kind, 3, inputs) == says("held-back")
     if kind == "evaluate":
         assert server.refused(kind, 4, inputs, views=some_views(1)) == ""
@@ -123,9 +126,9 @@ def test_a_sum_that_leaves_one_device_out_is_not_unmasked(folder: Path) -> None:
     owner.sums("two").read(1, 1, frozenset("ab"), True)
 
 
-def secure_run(tmp_path: Path, name: str, devices: tuple[Path, ...]) -> tuple[dict, dict, bool]:
+def secure_run(tmp_path: Path, name: str, devices: tuple[Path, ...], **more: object) -> tuple[dict, dict, bool]:
     """The first and the last line of a run under masks on 4 devices, and whether its server could read item counts."""
-    job = replace(small_job(tmp_path, name, 4, rounds=2, privacy=SECURE), devices=devices)
+    job = replace(small_job(tmp_path, name, 4, rounds=2, privacy=SECURE, **more), devices=devices)
     carry_out(job, lambda answer: answer)
     lines = read_metrics(job.run_dir)
     return lines[0], lines[-1], lines[0]["withheld"] == 0
@@ -152,3 +155,21 @@ def test_under_masks_no_run_gets_counts_that_differ_by_one_person(tmp_path: Path
         comes(devices[2], user)
     assert secure_run(tmp_path, "three", devices)[2]
     assert len(read_sums(devices[0]).questions["item_statistics"].read) == 2
+
+
+def test_a_run_that_may_not_divide_people_anew_goes_on_by_the_centres_it_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In mid-run nobody could do anything about it. A search for sides of items ends a run, which has not begun yet."""
+    devices = small_job(tmp_path, "made", 4).devices
+    for device in devices:
+        write_policy(device, Policy(people=PEOPLE, people_per_column=1))
+    local = {"backbone": "history", "loss": "softmax", "groups": {"count": 2, "by": "states", "after": 1}}
+    secure_run(tmp_path, "one", devices, local=local)
+    assert "people are divided by the centres so far" not in caplog.text
+    comes(devices[1], "zoe")
+    assert secure_run(tmp_path, "two", devices, local=local)[1]["rounds"] == 2
+    assert "people are divided by the centres so far" in caplog.text
+    views = {"facets": 2, "dim": 4, "item_ids": False, "operators": [], "modalities": ["text"]}
+    with pytest.raises(RunError, match=r"devices hold aspects back.* views\.facets"):
+        secure_run(tmp_path, "sides", devices, views=views)
