@@ -1,4 +1,4 @@
-"""python -m tessera.benchmarks.scale --data DATA [--sizes 1000 5000 22363 100000] [--nodes 32] [--runs runs/scale]
+"""python -m tessera.benchmarks.scale --data DATA [--sizes 1000 5000 22363 100000] [--nodes auto] [--runs runs/scale]
 
 Measures the seconds and the memory of a round of all users on Ray, by the number of users.
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get(VARIABLE, ".")))
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--nodes", type=int, default=32)
+    parser.add_argument("--nodes", default="auto")
     parser.add_argument("--runs", type=Path, default=Path("runs/scale"))
     arguments = parser.parse_args()
     rows = []
@@ -66,10 +66,10 @@ def dataset(n_users: int, data: Path, runs: Path) -> Path:
     return folder
 
 
-def measure(folder: Path, n_users: int, nodes: int, runs: Path) -> dict[str, Any]:
+def measure(folder: Path, n_users: int, nodes: str, runs: Path) -> dict[str, Any]:
     """Run the config over a dataset. Raises `DataError` when the run fails."""
     name = f"scale-{n_users}"
-    command: list[str | Path] = [TESSERA, "train", CONFIG, "--executor", "ray", "--nodes", str(nodes), "--data", folder]
+    command: list[str | Path] = [TESSERA, "train", CONFIG, "--executor", "ray", "--nodes", nodes, "--data", folder]
     command += ["--runs", runs, "--overwrite", "--set", f"name={name}", "--set", f"data.folder={folder.name}"]
     with (runs / f"{name}.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -1,9 +1,10 @@
 """The settings of how the server steps, and of how work is spread over nodes: see `tessera.common.config.settings`."""
 
 import math
-from typing import Literal
+import os
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, WithJsonSchema, model_validator
 
 from tessera.common.config.components import Defence
 from tessera.common.registry.component import (
@@ -17,6 +18,18 @@ from tessera.common.registry.component import (
     Step,
 )
 from tessera.common.registry.defences import AttackersSettings
+
+
+def _counted(nodes: Any) -> Any:
+    """`nodes`, where "auto" is the number of this machine's processors."""
+    return os.cpu_count() or 1 if nodes == "auto" else nodes
+
+
+Nodes = Annotated[
+    Positive,
+    BeforeValidator(_counted),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "exclusiveMaximum": 2**31}]}),
+]
 
 
 class ServerSettings(FrozenSettings):
@@ -56,8 +69,9 @@ class GroupSettings(FrozenSettings):
 class FederationSettings(FrozenSettings):
     """How the work is spread over nodes, and how long the server waits for them."""
 
-    nodes: Positive = 1
-    """Nodes the people are spread over, or that must have joined before a run begins."""
+    nodes: Nodes = 1
+    """Nodes the people are spread over, or that must have joined before a run begins. auto: one for each of this machine's
+    processors, which is the least that a simulation on Ray can be worked off with."""
     timeout: Step = 600.0
     """Seconds a round may take; whoever has not answered by then is left out."""
     clients_per_round: Natural = 0

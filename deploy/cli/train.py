@@ -34,7 +34,10 @@ Config = Annotated[Path, typer.Argument(help="Settings of the run, YAML.")]
 Data = Annotated[
     Path | None, typer.Option(help="The dataset's folder, or the one that holds it; TESSERA_DATA by default.")
 ]
-Nodes = Annotated[int | None, typer.Option(min=1, help="Number of nodes; the config's by default.")]
+Nodes = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Number of nodes, or auto: one for each processor. The config's by default."),
+]
 Runs = Annotated[Path, typer.Option(help="Folder the runs lie in.")]
 Changes = Annotated[
     list[str] | None,

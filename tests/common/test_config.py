@@ -1,5 +1,6 @@
 """Settings: mistakes are found when the YAML is read, and named so that they can be mended."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -310,3 +311,11 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         load_settings(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="is a folder: name a YAML file"):
         load_settings(tmp_path)
+
+
+def test_nodes_can_be_as_many_as_there_are_processors(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(LEAST | {"federation": {"nodes": "auto"}}))
+    assert load_settings(config).federation.nodes == os.cpu_count()
+    with pytest.raises(ConfigError, match=r"federation\.nodes"):
+        load_settings(config, changes=["federation.nodes=many"])
