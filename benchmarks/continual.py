@@ -1,10 +1,11 @@
-"""TESSERA_DATA=DATA python -m tessera.benchmarks.continual [OUT] [--quick]      (DATA/ml-latest-small)
+"""TESSERA_DATA=DATA python -m tessera.benchmarks.continual [OUT] [--seeds 0 1 2] [--quick]      (DATA/ml-latest-small)
 
 A catalogue and people that grow by time: half of the items and half of the people at first, by their first events, the rest in
 four steps. After each step, NDCG@50 of three models on everybody and everything that is there: trained from scratch, continued
 from the step before with a fifth of the rounds, and the first one standing still, which places new items by their contents and
-trains nothing any more. Rounds are all that go over the devices, those of the spectral start too, and the one that is reported
-is chosen on validation; seconds are of the whole run. --quick takes a small shop, two steps and few rounds.
+trains nothing any more. Rounds are all that go over the devices, those of the spectral start and of the sum that places new
+items (views.fold_in) too, and the one that is reported is chosen on validation; seconds are of the whole run. With several
+seeds the table has their means. --quick takes a small shop, two steps and few rounds.
 
 Ends with one line of JSON.
 """
@@ -45,18 +46,16 @@ SETTINGS: dict[str, Any] = {
     "name": "continual",
     "data": {"folder": "ml-latest-small", "kind": "movielens", "min_user_events": 5, "min_item_events": 5},
     "rounds": 20,
-    "views": {"operators": [], "spectral_rounds": 10, "spectral_scale": 20},
+    "views": {"operators": [], "spectral_rounds": 10, "spectral_scale": 20, "fold_in": True},
     "local": {"backbone": "history", "loss": "softmax", "history_mask": 0.5, "learning_rate": 0.001},
     "server": {"learning_rate": 0.003, "weight_decay": 1.0},
     "evaluation": {"every": 2, "ks": [K], "baselines": False},
     "federation": {"nodes": 1, "checkpoint_every": 20},
 }
-CONTINUED_RATE = 0.006
-"""The server's rate in continued runs, of 0.003 and 0.006 the better on validation; from scratch it is that of SETTINGS."""
 QUICK: dict[str, Any] = {
     "data": {"folder": "shop", "kind": "converted"},
     "rounds": 4,
-    "views": {"operators": [], "spectral_rounds": 1, "spectral_scale": 20},
+    "views": {"operators": [], "spectral_rounds": 6, "spectral_scale": 20, "fold_in": True},
 }
 
 
@@ -109,15 +108,15 @@ def train(settings: Settings, dataset: Path, run: Path, continues: Path | None =
 
 def still(settings: Settings, dataset: Path, run: Path, first: Path) -> float:
     """Test NDCG of the first model on what is there now, before anything is trained."""
-    train(settings.model_copy(update={"rounds": 1}), dataset, run, first)
+    views = settings.views.model_copy(update={"fold_in": False})
+    train(settings.model_copy(update={"rounds": 1, "views": views}), dataset, run, first)
     before = next(line for line in read_records(run) if isinstance(line, EvaluationRecord))
     return before.scores[MetricName(TEST, ALL, NDCG, K)]
 
 
 def compare(settings: Settings, folders: list[Path], out: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Train all three for each step; return the rows of the table."""
-    server = settings.server.model_copy(update={"learning_rate": CONTINUED_RATE})
-    few, rows = settings.model_copy(update={"rounds": fifth(settings), "server": server}), []
+    few, rows = settings.model_copy(update={"rounds": fifth(settings) - settings.views.fold_in}), []
     first = last = out / "scratch-0"
     train(settings, folders[0], first)
     for step, folder in enumerate(folders[1:], 1):
@@ -128,16 +127,25 @@ def compare(settings: Settings, folders: list[Path], out: Path, say: Callable[[s
             "step": step,
             "items": counts["items"],
             "people": counts["users"],
-            "scratch": round(scratch.ndcg, 2),
-            "continued": round(continued.ndcg, 2),
-            "still": round(still(settings, folder, out / f"still-{step}", first), 2),
-            "share": round(continued.ndcg / scratch.ndcg, 3),
-            "s_scratch": round(scratch.seconds, 1),
-            "s_continued": round(continued.seconds, 1),
+            "scratch": scratch.ndcg,
+            "continued": continued.ndcg,
+            "still": still(settings, folder, out / f"still-{step}", first),
+            "s_scratch": scratch.seconds,
+            "s_continued": continued.seconds,
         }
         rows.append(row)
-        say(json.dumps(row))
+        say(json.dumps({"seed": settings.seed} | row))
     return rows
+
+
+def means(by_seed: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of the table, each the mean over seeds, with the share of scratch that is reached."""
+    found = []
+    for rows in zip(*by_seed, strict=True):
+        row = {name: round(sum(one[name] for one in rows) / len(rows), 2) for name in rows[0]}
+        row |= {name: rows[0][name] for name in ("step", "items", "people")}
+        found.append(row | {"share": round(row["continued"] / row["scratch"], 3)})
+    return found
 
 
 def fifth(settings: Settings) -> int:
@@ -150,16 +158,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, nargs="?", help="a folder for datasets and runs; a temporary one by default")
     parser.add_argument("--quick", action="store_true", help="a small generated shop, two steps and few rounds")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     asked = parser.parse_args()
     out = asked.out or Path(mkdtemp(prefix="tessera-continual-"))
-    settings = parse_settings(SETTINGS | {"seed": asked.seed} | (QUICK if asked.quick else {}), "continual")
+    settings = parse_settings(SETTINGS | (QUICK if asked.quick else {}), "continual")
     if asked.quick:
         convert_shop(out / "shop", 100, 30)
     dataset = out / "shop" if asked.quick else prepared_dataset(settings.data, None, out / "prepared")
     console = Console(highlight=False)
     folders = versions(dataset, out, 2 if asked.quick else STEPS)
-    rows = compare(settings, folders, out / "runs", partial(console.print, soft_wrap=True))
+    say = partial(console.print, soft_wrap=True)
+    seeded = [settings.model_copy(update={"seed": seed}) for seed in asked.seeds]
+    rows = means([compare(one, folders, out / f"runs-{one.seed}", say) for one in seeded])
     rounds = {"scratch": settings.rounds + settings.views.spectral_rounds, "continued": fifth(settings)}
     title = f"NDCG@{K} in percent; {rounds['scratch']} rounds from scratch, {rounds['continued']} continued"
     table = Table(*rows[0], title=title)
@@ -168,11 +178,8 @@ def main() -> None:
     console.print(table)
     if not asked.out:
         shutil.rmtree(out)
-    print(
-        json.dumps(
-            {"seed": asked.seed, "rounds": rounds, "least_share": min(row["share"] for row in rows), "steps": rows}
-        )
-    )
+    least = min(row["share"] for row in rows)
+    print(json.dumps({"seeds": asked.seeds, "rounds": rounds, "least_share": least, "steps": rows}))
 
 
 if __name__ == "__main__":

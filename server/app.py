@@ -17,10 +17,11 @@ from tessera.server.dispatch import Dispatcher
 from tessera.server.live.continuation import read_source, start_from
 from tessera.server.live.pace import Endless, Pace
 from tessera.server.live.standing import Standings
+from tessera.server.live.stopping import STOPPED
 from tessera.server.nodes.catalogue_delivery import CatalogueDelivery
 from tessera.server.nodes.signing import Signer
 from tessera.server.rounds import run_rounds
-from tessera.server.run_folder import STOPPED, Report, RunFolder, Start
+from tessera.server.run_folder import Report, RunFolder, Start
 from tessera.server.secure.sums import SecureSums
 from tessera.server.strategies import make_strategy
 from tessera.server.tracking import tracked
@@ -53,7 +54,7 @@ def serve(
         else:
             folder = RunFolder.create(run_dir, settings, _start(settings, catalogue, continues) if continues else None)
         folder.listener, folder.published = report, published
-        pace = Endless(settings, catalogue) if forever else Pace(settings)
+        pace = Endless(settings, run_dir, catalogue) if forever else Pace(settings, run_dir)
         signer = Signer.of(signing or run_dir.parent / SIGNING_KEY)
         _carry_out(grid, settings, catalogue, folder, admitted, pace, signer)
 

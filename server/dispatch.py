@@ -103,13 +103,15 @@ class Dispatcher:
         """The nodes that are online, or those of `only` some."""
         return [node for node in self.grid.get_node_ids() if only is None or node in only]
 
-    def wait(self, nodes: int, limit: float) -> None:
-        """Wait until so many nodes are online. Raises `RunError` when they are not within `limit` seconds."""
+    def wait(self, nodes: int, limit: float, look: Callable[[], None] = lambda: None) -> None:
+        """Wait until so many nodes are online, and `look` meanwhile for whether to. Raises `RunError` when they are not within
+        `limit` seconds."""
         deadline, pauses, told = time.monotonic() + limit, Pauses(), False
         while (online := len(list(self.grid.get_node_ids()))) < nodes:
             if time.monotonic() > deadline:
                 raise RunError(f"only {online} of {nodes} nodes came online in {limit:g} s")
             self.standings.start(online, nodes)
+            look()
             if not told:
                 log.info("%d of %d nodes are online: waiting for the others", online, nodes)
             told = True

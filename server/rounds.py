@@ -8,6 +8,7 @@ from tessera.server.dispatch import Dispatcher
 from tessera.server.federated_stats import Evaluations, first_views, item_statistics
 from tessera.server.live.grouping import divide
 from tessera.server.live.pace import Pace
+from tessera.server.live.placing import place_new_items
 from tessera.server.model_selection import ModelSelection
 from tessera.server.reporting import Reporter
 from tessera.server.run_folder import RunFolder
@@ -39,10 +40,12 @@ def run_rounds(
     if tasks.round == folder.first:
         reporter.statistics(statistics.answer, statistics.seconds, dispatcher.groups)
         first_views(tasks, strategy, statistics, len(catalogue), settings)
+        if found and found[1].n_placed:
+            place_new_items(tasks, strategy, statistics, found[1])
     evaluations = Evaluations(tasks, selection, reporter, statistics, catalogue, save, due)
     reporter.begin_rounds()
 
-    for round in pace.rounds(tasks.round, last, dispatcher):
+    for round in pace.rounds(tasks.round, last, dispatcher, save):
         if evaluations.stale(round - 1):  # nothing has got better for long, here or before a resumed run was stopped
             break
         tasks.round, training = round, None

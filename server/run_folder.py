@@ -43,6 +43,7 @@ from tessera.common.utils.atomic_files import (
     write_json,
     write_tensors,
 )
+from tessera.server.live import stopping
 from tessera.server.model_selection import Best
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ log = logging.getLogger("tessera.server")
 ORIGIN, STATUS = "origin.json", "status.json"
 State = Literal["running", "completed", "failed"]
 N_CHECKPOINTS_KEPT = 3
-STOPPED = "stopped from outside; go on with --resume"
-"""Why a run failed that somebody stopped."""
 Report = Callable[[Record], None]
 """Called with each line of a run's metrics as it is written."""
 MAY_CHANGE = frozenset({"rounds", "device", "federation", "simulation", "tracking"})
@@ -82,6 +81,8 @@ class Progress(BaseModel):
     seconds: float
     trained: int = 0
     """How often training was asked for, whatever came of it: what the account of epsilon counts."""
+    n_placed: int | None = None
+    """How many items, the first ones, have learnt, where a sum over people is still to place the others; None: nothing is."""
 
 
 class Origin(BaseModel):
@@ -131,6 +132,7 @@ class RunFolder:
         if start:
             folder._note(Origin(catalogue=start.catalogue, continues=start.continues))
             folder.save(start.round, start.tensors, start.progress)
+        stopping.forget(path)
         folder.status("running")  # before config.yaml, which says that there is a run
         write_bytes(path / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False).encode())
         return folder
@@ -148,6 +150,7 @@ class RunFolder:
         folder = cls.look(path)
         sweep(path)
         sweep(path / "checkpoints")
+        stopping.forget(path)
         folder.status("running")
         return folder
 

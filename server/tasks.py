@@ -48,12 +48,14 @@ class Tasks:
     ) -> Aggregate:
         """Give nodes a task and add up what they return; `counts` are the shapes of vectors that may come back.
 
-        It is asked again when too few answer, as long as the run's pace allows. Raises `RunError`.
+        It is asked again when too few answer, as long as the run's pace allows. Raises `RunError`, of these `RunStopped` where
+        the run is to end meanwhile.
         """
         for times in itertools.count(1):
             answer = self._dispatch(Ask(kind, self.round if round is None else round), (), inputs, counts)[kind]
             if not isinstance(answer.failure, RoundAbandoned):
                 return answer.require()
+            self.pace.require()
             if not self.pace.goes_on(times):
                 break
         raise RunError(str(answer.failure))

@@ -107,7 +107,7 @@ def listen(
     dispatcher.ear = ear
     items = load_catalogue(dataset)
     try:
-        run_rounds(dispatcher, make_strategy(settings, items, dataset), settings, items, run, Pace(settings))
+        run_rounds(dispatcher, make_strategy(settings, items, dataset), settings, items, run, Pace(settings, run.path))
     except TesseraError as error:
         return Listened(job.devices, str(error))
     return Listened(job.devices)

@@ -143,10 +143,10 @@ def _groups(settings: "Settings") -> Reasons:
 def _spectral_start(settings: "Settings") -> Reasons:
     views, found = settings.views, Reasons()
     if not views.spectral_rounds:
-        found |= dict.fromkeys(
-            ("views.spectral_scale", "views.spectral_min_people", "views.unseen_scale"),
-            "it is for views.spectral_rounds above 0",
-        )
+        keys = ("views.spectral_scale", "views.unseen_scale")
+        found |= dict.fromkeys(keys, "it is for views.spectral_rounds above 0")
+        if not views.fold_in:
+            found["views.spectral_min_people"] = "it is for views.spectral_rounds above 0, or views.fold_in"
     elif views.modalities == ():
         found["views.unseen_scale"] = "new items are placed by what they show, and views.modalities is empty"
     return found

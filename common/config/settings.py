@@ -143,6 +143,9 @@ class ViewSettings(FrozenSettings):
     """Items of fewer people are left out of a spectral start, and start from what their contents predict, as new ones do."""
     spectral_scale: Step = 10.0
     """Size of the spectral start: how sharply the first scores tell items apart."""
+    fold_in: bool = False
+    """Whether a run that continues another one over more items asks for one sum over people, which places new items by what
+    else people have who have them; otherwise, and those of fewer than `spectral_min_people`, contents alone do."""
     unseen_scale: Amount = 1.0
     """With a spectral start, the size of items that nobody has yet, as their contents predict them, beside the others': more
     puts new items in front; 0 starts them at zero."""
@@ -371,6 +374,10 @@ class Settings(FrozenSettings):
             raise ValueError("privacy.clip bounds everybody alike: set local.weighting to users")
         if self.privacy.noise_multiplier and self.views.spectral_rounds:
             raise ValueError("privacy.noise_multiplier does not noise a spectral start: set views.spectral_rounds to 0")
+        if self.privacy.noise_multiplier and self.views.fold_in:
+            raise ValueError(
+                "privacy.noise_multiplier does not noise the sum that places items: set views.fold_in to false"
+            )
         if self.privacy.noise_multiplier and self.local.groups.count:
             raise ValueError("privacy.noise_multiplier does not noise what divides people: set local.groups.count to 0")
         if self.privacy.noise_multiplier and self.views.facets > 1:

@@ -1,6 +1,8 @@
 """A federation of separate machines, as its operator's programs see it, on the server's machine."""
 
 import os
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +21,14 @@ from tessera.deploy.environment import quieten
 from tessera.deploy.executors.submitted import submitted_info, submitted_run, submitted_runs
 from tessera.deploy.federation.registry import RegisteredNode, find
 from tessera.deploy.federation.superlink import Control, Server
+from tessera.server.live import stopping
 from tessera.server.live.publication import published_in
 from tessera.server.live.run_info import RunInfo
 
+STOP_SECONDS = 60.0
+"""Seconds that a run which is to stop has for the round that it is in."""
+LOOK = 0.3
+"""Seconds between two looks whether it has."""
 if TYPE_CHECKING:
     import polars as pl
 
@@ -145,9 +152,26 @@ class Federation:
             carry_out(job, self._control, display.report)
         return Result.load(job.run_dir)
 
-    def stop(self, name: str) -> None:
-        """Stop the run of a name; its checkpoint stays. Raises `RunError` where there is none, or it has ended already."""
-        self._control.stop(submitted_run(self._control.server, name).number)
+    def stop(self, name: str, wait: float = STOP_SECONDS) -> bool:
+        """Stop the run of a name: once its round is over and saved, or in that round after `wait` seconds; say which.
+
+        Nothing of the run is lost where True comes back; otherwise the round that it was in, and those since its last
+        checkpoint. Raises `RunError` where there is no such run, or it has ended already.
+        """
+        run = submitted_run(self._control.server, name)
+        if (flower := self._control.status(run.number)).finished:
+            raise RunError(f"stop: {run.name} has ended already ({flower.state})")
+        if wait > 0:
+            stopping.ask(run.folder)
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline:
+            time.sleep(LOOK)
+            if self._control.status(run.number).finished:
+                return True
+        with suppress(RunError):
+            self._control.stop(run.number)
+            return False
+        return True
 
     def overview(self) -> Overview:
         """The devices, the runs that were submitted, and what is published, whether the server answers or not."""

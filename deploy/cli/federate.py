@@ -30,7 +30,7 @@ from tessera.deploy.cli.train import Changes, Config, Continue, Node
 from tessera.deploy.environment import NodeKind
 from tessera.deploy.federation.certificates import CertificateError, change_authority, make_certificates
 from tessera.deploy.federation.operator_list import make_operator_key, read_operator, sign_list, take_off
-from tessera.deploy.federation.processes import end_leftovers, relay, stop, terminable
+from tessera.deploy.federation.processes import end_leftovers, relay, terminable
 from tessera.deploy.federation.registry import RegisteredNode, find
 from tessera.deploy.federation.superlink import (
     CONTROL_PORT,
@@ -38,7 +38,7 @@ from tessera.deploy.federation.superlink import (
     PORT,
     Control,
     Server,
-    start_publication,
+    publication,
     start_superlink,
 )
 from tessera.deploy.federation.supernode import join as join_federation
@@ -120,16 +120,13 @@ def server(
     where.certificates.require()
     with terminable(), hold_folder(where.folder):
         end_leftovers(where.folder / HOMES)
-        publication = start_publication(where)
-        try:
+        with publication(where, typer.echo):
             superlink = start_superlink(where)
             typer.echo(f"Devices join --server HOST:{port} with a copy of {where.certificates.ca}")
             typer.echo(f"What it asks is signed by the key {key_name(public_half(signing_key(where.signing_key)))}")
             if where.model_port:
                 typer.echo(f"Models that runs publish are pulled from HOST:{where.model_port}")
             last = relay(superlink, _show_server)
-        finally:
-            stop([publication] if publication else [])
     raise RunError(f"server: Flower's SuperLink ended:\n{last}")
 
 

@@ -72,9 +72,16 @@ def stop(
         ),
     ],
     folder: ServerDir,
+    wait: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long it has to end its round; 0 stops it at once.")
+    ] = 60,
 ) -> None:
-    """Stop a run, on the server's machine. Its checkpoint stays, and `submit --resume` goes on with it."""
+    """Stop a run once the round that it is in is over, on the server's machine. `submit --resume` goes on with it.
+
+    A round that takes longer than --wait is lost, with those since the last checkpoint: the run does them again.
+    """
     from tessera.deploy.api.federation import Federation
 
-    Federation(folder).stop(run)
-    typer.echo(f"{run} is stopped; `tessera federate submit ... --resume` goes on with it")
+    whole = Federation(folder).stop(run, wait)
+    how = "with all its rounds" if whole else "in a round, which is lost"
+    typer.echo(f"{run} is stopped {how}; `tessera federate submit ... --resume` goes on with it")

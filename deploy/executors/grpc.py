@@ -28,6 +28,7 @@ from tessera.deploy.federation.supernode import public_key, start_supernode
 from tessera.deploy.federation.worker import start_warm
 from tessera.deploy.job import Job, Report
 from tessera.deploy.provisioning.trial import answer_for_few
+from tessera.server.live.stopping import STOPPED
 from tessera.server.run_folder import STATUS, read_status
 
 FOLDER = "federation"
@@ -199,8 +200,8 @@ class _Inquiry:
 
 def _judge(told: tuple[str, str], status: RunStatus, log: Callable[[], str]) -> None:
     """Raise `RunError` unless both the run and Flower say that it completed: Flower takes sys.exit for success."""
-    if status.state == "finished:stopped":
-        raise RunStopped("the run was stopped from outside; go on with --resume")
+    if status.state == "finished:stopped" or told == ("failed", STOPPED):
+        raise RunStopped(f"the run was {STOPPED}")
     if told[0] != "completed" or status.state == "finished:failed":
         reason = told[1] or status.details
         if told[0] == "running":  # it was killed, or had no room to write why it failed

@@ -7,9 +7,10 @@ keys and past runs), `server.json` (its ports) and Flower's homes.
 import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from tessera.common.errors import RunError, TesseraError
 from tessera.common.flower_internals.control import app_bundle
 from tessera.common.protocol.signed.keys import SIGNING_KEY
 from tessera.common.utils.atomic_files import read_json, write_json
+from tessera.common.utils.pauses import growing
 from tessera.deploy.federation.certificates import Certificates, check_server, public_pem
 from tessera.deploy.federation.processes import (
     FORKS,
@@ -43,7 +45,9 @@ PORT, CONTROL_PORT = 9092, 9093
 HOMES = "home"
 """Below a server's folder: Flower's homes."""
 START_SECONDS = 60.0
-"""Whether ServerApps are forked from a warm process. Elsewhere that is unsafe, and Flower's SuperExec starts each anew."""
+"""How long a server may take to answer once it has been started."""
+AGAIN = (1.0, 60.0)
+"""Seconds from one look whether the published model is given out to the next: longer while it is not, at most the second."""
 ANEW = (
     "to let that device in, remove node.key and node.key.pub from its folder and register the key its next `join` makes"
 )
@@ -157,25 +161,58 @@ def start_superlink(server: Server, log: Path | None = None) -> Process:
     return start("server", command, server.folder / HOMES / "server", log)
 
 
-def start_publication(server: Server) -> Process | None:
-    """Give out what the server's runs publish, at its model port, until this process ends. None where there is no such port.
+@contextmanager
+def publication(server: Server, say: Callable[[str], None]) -> Iterator[None]:
+    """Within it what the server's runs publish is given out at its model port, if it has one; what gives it out is started
+    again when it dies, which is said.
 
-    Raises `RunError` when nothing can listen there.
+    Raises `RunError` when nothing can listen there to begin with.
     """
     if not server.model_port:
-        return None
+        yield
+        return
     _require_free(server.host, server.model_port)
+    running, over = [_publish(server)], threading.Event()
+    watch = threading.Thread(target=_keep_publishing, args=(server, running, over, say), daemon=True)
+    try:
+        _wait_until_given_out(server, running[0])
+        watch.start()
+        yield
+    finally:
+        over.set()
+        stop(running[-1:])
+        if watch.ident:
+            watch.join()
+
+
+def _keep_publishing(server: Server, running: list[Process], over: threading.Event, say: Callable[[str], None]) -> None:
+    """Start what gives the model out again whenever it has ended, until it is `over`; the last of `running` is the one that
+    runs. It ends with this thread too."""
+    pauses = growing(*AGAIN)
+    while not over.wait(next(pauses)):
+        if (code := running[-1].popen.poll()) is None:
+            pauses = growing(*AGAIN)
+            continue
+        say(f"What gives out the published model ended with exit code {code}: it is started again")
+        running.append(_publish(server))
+    stop(running[-1:])
+
+
+def _publish(server: Server) -> Process:
     files, log = server.certificates, server.folder / HOMES / "publication" / "publication.log"
     command = module("publication", str(server.published), server.host, str(server.model_port))
-    process = start("publication", [*command, str(files.server), str(files.server_key)], log.parent, log)
-    deadline = time.monotonic() + START_SECONDS
+    return start("publication", [*command, str(files.server), str(files.server_key)], log.parent, log)
+
+
+def _wait_until_given_out(server: Server, process: Process) -> None:
+    """Wait until what gives the model out answers. Raises `RunError` with the end of its log when it does not."""
+    files, deadline = server.certificates, time.monotonic() + START_SECONDS
     while True:
         process.require()
         with suppress(OSError, TesseraError):
             check_server(server.reached, server.model_port, files.ca, LOOPBACK)
-            return process
+            return
         if time.monotonic() > deadline:
-            stop([process])
             raise RunError(f"publication: no answer in {START_SECONDS:g} s:\n{process.tail()}")
         time.sleep(0.1)
 

@@ -105,7 +105,9 @@ def start_from(source: Source, strategy: Strategy, settings: Settings, catalogue
     source.require(settings, catalogue)
     strategy.grow(source.tensors, source.catalogue.n_items)
     spent = source.progress.trained
-    progress = Progress(best=None, told=0, due=source.round, seconds=0.0, trained=spent)
+    grown = settings.views.fold_in and len(catalogue) > source.catalogue.n_items
+    placed = source.catalogue.n_items if grown else None
+    progress = Progress(best=None, told=0, due=source.round, seconds=0.0, trained=spent, n_placed=placed)
     return Start(catalogue.version, source.round, strategy.state(), progress, source.ancestors)
 
 

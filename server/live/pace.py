@@ -3,13 +3,18 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tessera.common.config.settings import Settings
 from tessera.common.data.catalogue import ITEMS, load_catalogue
+from tessera.common.errors import RunStopped
 from tessera.server.dispatch import Dispatcher
+from tessera.server.live import stopping
 
+Save = Callable[[int], None]
+"""Writes the checkpoint of a round."""
 log = logging.getLogger("tessera.server")
 TRIES = 3
 """Rounds, or the same task of a round, that may come to nothing one after the other before a run gives up."""
@@ -25,10 +30,18 @@ class Pace:
     tells_counts = True
     """Whether evaluations tell warm targets from cold ones, by the item counts of the run's beginning."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, run_dir: Path) -> None:
+        self.settings, self.run_dir = settings, run_dir
         self.patience = settings.evaluation.patience
         """Evaluations without a better one after which the run ends; 0: never."""
+
+    def require(self, done: int = 0, save: Save | None = None) -> None:
+        """Raise `RunStopped` once somebody has asked that the run ends, after a checkpoint of what is `done`, if anything."""
+        if not stopping.asked(self.run_dir):
+            return
+        if done and save:
+            save(done)
+        raise RunStopped(stopping.STOPPED)
 
     def wanted(self, done: int) -> int:
         """How many rounds are still to be trained once so many are done."""
@@ -36,11 +49,13 @@ class Pace:
 
     def gather(self, dispatcher: Dispatcher) -> None:
         """Wait for the nodes that a run begins with. Raises `RunError` when they are not in time."""
-        dispatcher.wait(self.settings.federation.nodes, self.settings.federation.timeout)
+        dispatcher.wait(self.settings.federation.nodes, self.settings.federation.timeout, self.require)
 
-    def rounds(self, done: int, last: int, dispatcher: Dispatcher) -> Iterator[int]:
-        """The rounds after so many are done, up to the last."""
-        yield from range(done + 1, last + 1)
+    def rounds(self, done: int, last: int, dispatcher: Dispatcher, save: Save) -> Iterator[int]:
+        """The rounds after so many are done, up to the last. Raises `RunStopped` between two of them, once they are saved."""
+        for round in range(done + 1, last + 1):
+            self.require(round - 1, save)
+            yield round
 
     def goes_on(self, times: int) -> bool:
         """Whether to try again what has come to nothing so many times, one after the other."""
@@ -52,8 +67,8 @@ class Endless(Pace):
 
     tells_counts = False
 
-    def __init__(self, settings: Settings, dataset: Path) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Settings, run_dir: Path, dataset: Path) -> None:
+        super().__init__(settings, run_dir)
         self.patience = 0
         self._dataset = dataset
         self._looked, self._begun = self._changed(), load_catalogue(dataset, modalities=False).sha256
@@ -64,12 +79,13 @@ class Endless(Pace):
 
     def gather(self, dispatcher: Dispatcher) -> None:
         """Wait for the nodes that the run begins with, as long as it takes."""
-        dispatcher.wait(self.settings.federation.nodes, math.inf)
+        dispatcher.wait(self.settings.federation.nodes, math.inf, self.require)
 
-    def rounds(self, done: int, last: int, dispatcher: Dispatcher) -> Iterator[int]:
+    def rounds(self, done: int, last: int, dispatcher: Dispatcher, save: Save) -> Iterator[int]:
         """Each round once enough nodes are there to answer it; none any more once the catalogue has a later version."""
         for round in range(done + 1, last + 1):
-            dispatcher.wait(self.settings.federation.least, math.inf)
+            self.require(round - 1, save)
+            dispatcher.wait(self.settings.federation.least, math.inf, partial(self.require, round - 1, save))
             if self._has_later_version():
                 log.info(
                     "the catalogue has a later version: this run ends before round %d, for one that continues it", round
@@ -89,7 +105,9 @@ class Endless(Pace):
         return stat.st_mtime_ns, stat.st_ino
 
     def goes_on(self, times: int) -> bool:
-        """Always, after a while."""
+        """Always, after a while, unless the run is to end."""
         first, most = PAUSES
-        time.sleep(min(first * 2.0 ** min(times, 10), most))
+        until = time.monotonic() + min(first * 2.0 ** min(times, 10), most)
+        while (left := until - time.monotonic()) > 0 and not stopping.asked(self.run_dir):
+            time.sleep(min(left, first))
         return True

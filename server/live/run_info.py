@@ -22,8 +22,9 @@ from tessera.common.metrics.records import (
     read_records,
 )
 from tessera.server.live.standing import Standing
+from tessera.server.live.stopping import STOPPED
 from tessera.server.model_selection import Best, criterion
-from tessera.server.run_folder import STOPPED, RunFolder, read_status
+from tessera.server.run_folder import RunFolder, read_status
 
 DEVICES = "devices"
 LATEST = 12

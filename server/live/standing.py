@@ -45,6 +45,8 @@ class Standing(BaseModel):
         if self.kind == "train":
             of = "" if last is None else f"/{last}"
             return f"round {self.round}{of}, {'evaluation and training' if self.also else 'training'}"
+        if self.kind == "power" and self.round:
+            return "placing new items"
         if self.kind == "power":
             return f"spectral start {self.times}/{settings.views.spectral_rounds}"
         if self.kind == "evaluate":

@@ -63,6 +63,15 @@ class Strategy(ABC):
         """Begin with the interactions' singular vectors [n_items, rank] and values [rank]."""
         raise RunError("this strategy has no item embeddings to start: leave views.spectral_rounds out")
 
+    def item_tables(self) -> Tensors:
+        """What is learnt of each item by itself, tables [n_items, width] by name, first the one in which histories are summed
+        up; none by default."""
+        return {}
+
+    def place(self, items: Tensor, tables: Tensors) -> None:
+        """Let the rows of some `items` [n] of these tables begin with others [n, width]."""
+        raise RunError("this strategy learns nothing of single items: leave views.fold_in out")
+
     def features(self) -> Tensor:
         """What the only modality shows of the items, [n_items, n_features]. Raises `RunError`."""
         raise RunError("this strategy has no views of features: leave views.facets out")

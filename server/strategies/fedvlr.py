@@ -91,6 +91,18 @@ class FedVLR(Strategy):
         self.generator.initialise(vectors, values, self.settings.views)
         self._moved()
 
+    def item_tables(self) -> Tensors:
+        """The history view and the ID embedding, as far as there are any and they learn."""
+        return {name: table.detach() for name, table in self.generator.tables.items()}
+
+    def place(self, items: Tensor, tables: Tensors) -> None:
+        """Let rows of these begin with others."""
+        with torch.no_grad():
+            for name, rows in tables.items():
+                table = self.generator.tables[name]
+                table[items.to(table.device)] = rows.to(table)
+        self._moved()
+
     def features(self) -> Tensor:
         """What the only modality shows of the items, standardised, [n_items, n_features]."""
         return self.generator.only_modality()

@@ -79,6 +79,12 @@ class ViewGenerator(nn.Module):
         """Names of the parameters that have a row for each item."""
         return ("embedding", "history") if self.history is not None else ("embedding",)
 
+    @property
+    def tables(self) -> dict[str, nn.Parameter]:
+        """Those of them that are shown and learn, first the one in which histories are summed up."""
+        found = {"history": self.history, "embedding": self.embedding if ID in self.sources else None}
+        return {name: table for name, table in found.items() if table is not None and table.requires_grad}
+
     @torch.no_grad()
     def place_new(self, n_items: int, settings: ViewSettings) -> None:
         """Let the items after the first `n_items` start from what their contents predict by those, `unseen_scale` times as long

@@ -9,9 +9,11 @@ import pytest
 
 from tessera.deploy.federation.superlink import Server
 from tessera.deploy.provisioning.partition import partition
+from tessera.server.run_folder import RunFolder
 from tests.deploy.test_people_commands import run
 from tests.support.commands import Start, commands, wait
 from tests.support.lasting import Lasting
+from tests.support.nodes import held
 
 pytestmark = pytest.mark.integration
 SETTINGS: dict[str, Any] = {
@@ -25,6 +27,12 @@ SETTINGS: dict[str, Any] = {
     "federation": {"nodes": 2, "min_nodes": 2, "timeout": 20},
     "privacy": {"secure": False},
 }
+
+
+def saved(folder: Path) -> int:
+    """The round of a run's newest checkpoint."""
+    found = RunFolder.look(folder).newest()
+    return found[0] if found else 0
 
 
 @pytest.fixture
@@ -57,12 +65,22 @@ def test_devices_come_and_go_and_the_run_waits_for_them(start: Start, shop: Path
     where = ("--server", address, "--ca", lasting.server / "ca.crt", "--data-dir", tmp_path / "stranger")
     assert json.loads(run("device", "pull", "--json", *where))["items"] == 80
 
-    run("federate", "stop", "lasting", "--dir", lasting.server)
+    assert "stopped with all its rounds" in run("federate", "stop", "lasting", "--dir", lasting.server)
     assert submit.ends() == 0, submit.told()
     assert lasting.status()["runs"][0]["state"] == "stopped"
     before = lasting.rounds()[-1].round
+    assert saved(tmp_path / "runs" / "lasting") == before
+    assert "has ended already" in run("federate", "stop", "lasting", "--dir", lasting.server, fails=True)
     again = lasting.submit("--resume")
     assert wait(lambda: lasting.rounds()[-1].round > before), again.told()
-    again.popen.terminate()
-    assert again.ends() != 0
+    with held(one):  # a round that does not end is not waited for
+        told = run("federate", "stop", "lasting", "--dir", lasting.server, "--wait", "2")
+    assert "stopped in a round, which is lost" in told
+    assert again.ends() == 0, again.told()
+    assert saved(tmp_path / "runs" / "lasting") <= lasting.rounds()[-1].round
+    alone = lasting.submit("--resume")
+    one_more = lasting.rounds()[-1].round
+    assert wait(lambda: lasting.rounds()[-1].round > one_more), alone.told()
+    alone.popen.terminate()
+    assert alone.ends() != 0
     assert "no run 'other'" in run("federate", "stop", "other", "--dir", lasting.server, fails=True)

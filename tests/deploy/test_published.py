@@ -4,10 +4,12 @@ import json
 import shutil
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tessera.client.app import device_app
@@ -19,14 +21,14 @@ from tessera.common.errors import DataError
 from tessera.common.protocol.published import Published
 from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.federation.certificates import make_certificates
-from tessera.deploy.federation.processes import stop
-from tessera.deploy.federation.superlink import Server, start_publication
+from tessera.deploy.federation.superlink import Server, publication
 from tessera.deploy.job import Job
 from tessera.server.app import serve
 from tessera.server.live.continuation import read_source
 from tessera.server.live.publication import published_in
 from tests.deploy.test_people_commands import run
 from tests.support.catalogues import small_dataset, small_job
+from tests.support.commands import wait
 
 FIRST = [f"i{item:03d}" for item in range(6)]
 
@@ -37,6 +39,7 @@ class Shown:
 
     server: Server
     job: Job
+    said: list[str]
 
     @property
     def address(self) -> str:
@@ -60,12 +63,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     job = small_job(folder, "run", 2, planted=True)
     grid = InlineGrid(device_app(job.run_dir / "devices"), 2)
     serve(grid, job.settings, job.catalogue, job.run_dir, resume=False, published=server.published)
-    process = start_publication(server)
-    assert process
-    try:
-        yield Shown(server, job)
-    finally:
-        stop([process])
+    said: list[str] = []
+    with publication(server, said.append):
+        yield Shown(server, job, said)
 
 
 def add(device: Path, user: str) -> None:
@@ -125,6 +125,19 @@ def test_a_pull_that_was_cut_goes_on_and_what_is_damaged_is_not_taken(shown: Sho
     assert not held.exists()
     pull(tmp_path / "device", shown.address, shown.ca)
     assert held.read_bytes() == whole
+
+
+def test_what_gives_the_model_out_is_started_again_when_it_is_killed(shown: Shown) -> None:
+    def answers() -> bool:
+        with suppress(httpx.HTTPError), shown.client() as client:
+            return client.get("/manifest.json").status_code == 200
+        return False
+
+    name = "tessera.deploy.federation.publication"
+    (giving,) = (one for one in psutil.Process().children() if name in one.cmdline())
+    giving.kill()
+    assert wait(lambda: bool(shown.said) and answers())
+    assert shown.said == ["What gives out the published model ended with exit code -9: it is started again"]
 
 
 def test_a_device_with_other_items_is_left_as_it_was(shown: Shown, tmp_path: Path) -> None:

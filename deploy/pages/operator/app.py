@@ -119,8 +119,9 @@ class OperatorPage:
     async def _stop(self, request: Request) -> Response:
         name = dict(parse_qsl((await body(request)).decode(errors="replace"))).get("run", "")
         assert self._source.federation is not None
-        await run_in_threadpool(self._source.federation.stop, name)
-        said = f"{name} is stopped; tessera federate submit --resume goes on with it"
+        whole = await run_in_threadpool(self._source.federation.stop, name)
+        how = "with all its rounds" if whole else "in a round, which is lost"
+        said = f"{name} is stopped {how}; tessera federate submit --resume goes on with it"
         return RedirectResponse("/?" + urlencode({"run": name, "said": said}), 303)
 
 
