@@ -5,10 +5,10 @@ from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import RoundAbandoned, RunError
 from tessera.common.metrics.records import ResultRecord
 from tessera.server.dispatch import Dispatcher
-from tessera.server.federated_stats import Evaluations, first_views, item_statistics
+from tessera.server.federated_stats import Evaluations, item_statistics
 from tessera.server.live.grouping import divide
 from tessera.server.live.pace import Pace
-from tessera.server.live.placing import place_new_items
+from tessera.server.live.placing import begin_views
 from tessera.server.model_selection import ModelSelection
 from tessera.server.reporting import Reporter
 from tessera.server.run_folder import RunFolder
@@ -39,9 +39,7 @@ def run_rounds(
     selection.people, selection.validated, reporter.ties = statistics.people, statistics.validated, statistics.ties
     if tasks.round == folder.first:
         reporter.statistics(statistics.answer, statistics.seconds, dispatcher.groups)
-        first_views(tasks, strategy, statistics, len(catalogue), settings)
-        if found and found[1].n_placed:
-            place_new_items(tasks, strategy, statistics, found[1])
+        begin_views(tasks, strategy, statistics, len(catalogue), found[1] if found else None)
     evaluations = Evaluations(tasks, selection, reporter, statistics, catalogue, save, due)
     reporter.begin_rounds()
 

@@ -8,13 +8,22 @@ import torch
 from tessera.common.errors import HeldBack
 from tessera.common.protocol.messages import BASIS, COUNTS
 from tessera.common.protocol.tensors import Tensors
-from tessera.server.federated_stats import Statistics
+from tessera.server.federated_stats import Statistics, first_views
 from tessera.server.run_folder import Progress
 from tessera.server.strategies.base import Strategy
 from tessera.server.tasks import Tasks
 from tessera.server.views.fold_in import fold_in, spanned
 
 log = logging.getLogger("tessera.server")
+
+
+def begin_views(
+    tasks: Tasks, strategy: Strategy, statistics: Statistics, n_items: int, progress: Progress | None
+) -> None:
+    """Have the views begin where sums over people say: those of a new run, or new items of one that goes on with `progress`."""
+    first_views(tasks, strategy, statistics, n_items, tasks.settings)
+    if progress and progress.n_placed:
+        place_new_items(tasks, strategy, statistics, progress)
 
 
 def place_new_items(tasks: Tasks, strategy: Strategy, statistics: Statistics, progress: Progress) -> None:
