@@ -16,13 +16,22 @@ from torch import Tensor
 
 from tessera.client.per_person.gradients import PersonUpdates
 from tessera.common.metrics.ranking import MetricSums
+from tessera.common.privacy.quantile import BELOW
 from tessera.common.protocol.updates import Update
 
 
-def clipped(updates: PersonUpdates, clip: float) -> PersonUpdates:
-    """Scale each person's gradients down to a common Euclidean norm of at most `clip`; those that are not finite count 0."""
+def clipped(updates: PersonUpdates, clip: float, half: float = 0.0) -> PersonUpdates:
+    """Scale each person's gradients down to a common Euclidean norm of at most `clip`; those that are not finite count 0.
+
+    Where `half` is above 0, each person says so much where theirs were no longer, and less than 0 otherwise: added up, beside
+    the gradients (`tessera.common.privacy.quantile`).
+    """
     norms = updates.norms()
-    return updates.scaled(torch.where(norms.isfinite(), clip / norms.clamp(min=clip), 0.0))
+    scaled = updates.scaled(torch.where(norms.isfinite(), clip / norms.clamp(min=clip), 0.0))
+    if not half:
+        return scaled
+    said = (2 * (norms <= clip).to(scaled.factors) - 1).sum() * half
+    return replace(scaled, rest=replace(scaled.rest, gradients={BELOW: said[None]}))
 
 
 def noised(update: Update, deviation: float, draw: Callable[[torch.Size], Tensor]) -> Update:

@@ -23,6 +23,7 @@ from tessera.client.private_state import PrivateState, together
 from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import Codec
 from tessera.common.data.interactions import Split
+from tessera.common.privacy.quantile import half, reach
 from tessera.common.protocol.codecs import encode, rotation
 from tessera.common.protocol.projection import Projection
 from tessera.common.protocol.updates import Update
@@ -94,12 +95,14 @@ class Clip:
     """Bounds the length of each person's gradients, all tensors together, by `bound`."""
 
     bound: float
+    half: float = 0.0
+    """What a person says of whether theirs were; 0: nothing."""
     name = "clip"
     stage: Literal["person"] = "person"
 
     def __call__(self, updates: PersonUpdates, origin: Origin) -> PersonUpdates:
         """Scale the gradients down."""
-        return clipped(updates, self.bound)
+        return clipped(updates, self.bound, self.half)
 
 
 @dataclass(frozen=True)
@@ -188,9 +191,9 @@ def transforms(
     clip, multiplier = settings.privacy.clip, settings.privacy.noise_multiplier
     steps: list[Transform | PersonTransform] = []
     if clip:
-        steps.append(Clip(clip))
+        steps.append(Clip(clip, half(settings.privacy)))
     if projection:
         steps.append(Project(projection))
     if multiplier and not settings.privacy.distributed:  # that is added under the masks, by `tessera.client.secure`
-        steps.append(Noise(multiplier * clip))
+        steps.append(Noise(multiplier * reach(settings.privacy)))
     return Transforms([*steps, last or Encode(settings.wire.gradients)])

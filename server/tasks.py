@@ -85,6 +85,10 @@ class Tasks:
         counts: Mapping[str, torch.Size] | None,
         only: Collection[int] | None = None,
     ) -> Mapping[Kind, Aggregate]:
+        settings = self.device_settings
+        if self.strategy.clip:
+            privacy = settings.privacy.model_copy(update={"clip": self.strategy.clip})
+            settings = settings.model_copy(update={"privacy": privacy})
         task = Task(
             ask.kind,
             self.folder.run,
@@ -92,7 +96,7 @@ class Tasks:
             self.folder.durable(),
             self.strategy.views,
             self.strategy.catalogue,
-            self.device_settings,
+            settings,
             selected=self.selection.round,
             also=tuple(also),
             components=self.strategy.components if ask.kind == "train" else (),

@@ -15,6 +15,7 @@ from flwr.app import RecordDict
 from tessera.common.errors import DataError, NotFiniteError, ProtocolError
 from tessera.common.metrics.names import MetricName
 from tessera.common.metrics.ranking import MetricSums
+from tessera.common.privacy.quantile import with_bit
 from tessera.common.protocol.codecs import decode, rotation, rows
 from tessera.common.protocol.figures import CONSTANT, FIGURES, LOSS, NONFINITE, SCORED
 from tessera.common.protocol.masked.masking import MASKED
@@ -55,9 +56,9 @@ class Expected:
 
     @property
     def learnt(self) -> Tensors:
-        """What gradients come back for: what was sent, or its outline where they are projected."""
+        """What gradients come back for: what was sent, or its outline where they are projected, and what finds a clip."""
         projection = Projection.of(self.task)
-        return projection.outline(self.sent) if projection else self.sent
+        return with_bit(projection.outline(self.sent) if projection else self.sent, self.task.settings.privacy)
 
 
 def validate_update(content: RecordDict, wanted: Expected) -> Update:

@@ -6,7 +6,7 @@ They see what a node sees: what is broadcast, their own people, and which items 
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from flwr.app import Context, Message
@@ -24,8 +24,8 @@ from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.server.robust.claims import Claims, ExaggeratedError, check_claim
 
-AttackName = Literal["none", "stealthy", "unbounded", "profiles", "scaled-profiles"]
-ATTACKS: tuple[AttackName, ...] = ("none", "stealthy", "unbounded", "profiles", "scaled-profiles")
+AttackName = Literal["none", "absent", "stealthy", "unbounded", "profiles", "scaled-profiles"]
+ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
 LENGTH = 10.0
 """Norm of unbounded gradients for each unit of the weight."""
 PROFILES = 25
@@ -38,6 +38,7 @@ SCALE = 30.0
 class Attack:
     """What a hostile node wants, and how it goes about it.
 
+    absent              nothing: its gradients are left out, as a defence would that knew who is hostile
     stealthy            its gradient lifts `targets` for its own people, and is as long as its honest one would be
     unbounded           the same, of the norm `LENGTH` for each unit of its weight
     profiles            in statistics and the spectral start it has `PROFILES` people more, each with all of `targets` and
@@ -77,6 +78,8 @@ class HostileClient(RecommendationClient):
         update = super().perform(task, tensors, inputs)
         if task.kind == "train" and self.attack.on_training and update.weight:
             return replace(update, gradients=self._lifting(task, update))
+        if task.kind == "train" and self.attack.name == "absent":
+            return replace(update, gradients={}, weight=0.0)
         if self.attack.name in ("profiles", "scaled-profiles"):
             profiles = self.attack.profiles()
             if task.kind == "item_statistics":

@@ -4,7 +4,8 @@ Measures what one hostile node of twenty gets, by attack and by defence, beside 
 
 The node wants three items in people's lists that hardly anybody has. ER@K (exposure ratio) is the share, in %, of people on
 other nodes whose first K of the whole catalogue without their history hold one of them. All rounds are trained, and the last
-one is measured. NDCG@50 is of the test items. Ends with one line of JSON: means over seeds, and whether the gates hold.
+one is measured. NDCG@50 is of the test items. The attack `absent` is none: the node's gradients are left out, which is what the
+best of all defences would come to. Ends with one line of JSON: means over seeds, and whether the gates hold.
 """
 
 import argparse

@@ -35,6 +35,7 @@ from tessera.client.owner.past_sums import (
 from tessera.client.owner.policy import Policy, read_policy
 from tessera.client.owner.rules import DAY, REMEDY, Asked, Own, Refusal, Sum, asked_table, check
 from tessera.client.owner.statements import believe
+from tessera.common.config.device import DeviceSettings
 from tessera.common.errors import ConfigError, PolicyRefused
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.privacy.accounting import epsilon
@@ -251,10 +252,17 @@ def _asked(own: Own, task: Task, inputs: Tensors, sum: Sum, memory: Memory) -> A
     read = {name: inputs[name] for name in INPUTS.get(task.kind, ()) if name in inputs}
     if task.kind == "baselines":
         read = dict(inputs)
-    members = _hash(task.settings.model_dump_json(exclude=set(OPEN), exclude_defaults=True))
+    members = _hash(_fixed(task.settings).model_dump_json(exclude=set(OPEN), exclude_defaults=True))
     ask = _hash(task.kind, task.run, str(task.round), task.tensors, members, content_hash(read))
     counts = _hash(content_hash({COUNTS: inputs[COUNTS]})) if COUNTS in read else ""
     return Asked(task, inputs, own, sum, memory, ask, members, counts, time.time())
+
+
+def _fixed(settings: DeviceSettings) -> DeviceSettings:
+    """The settings that no server may change in a run. A clip that is found moves with each round, within the policy."""
+    if not settings.privacy.clip_quantile:
+        return settings
+    return settings.model_copy(update={"privacy": settings.privacy.model_copy(update={"clip": 1.0})})
 
 
 def _hash(*parts: str) -> str:

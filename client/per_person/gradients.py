@@ -118,7 +118,7 @@ class PersonGradients:
 
 @dataclass(frozen=True)
 class PersonUpdates:
-    """Updates of some people, not yet added up: `rest` is the sum of all in them but the gradients.
+    """Updates of some people, not yet added up: `rest` is the sum of all in them but these gradients.
 
     `factors` [n_people] are what each person's gradients count; all 1 at first.
     """
@@ -155,4 +155,4 @@ class PersonUpdates:
     def total(self) -> Update:
         """Their sum."""
         gradients = {name: gradient.total(self.factors) for name, gradient in self.gradients.items()}
-        return replace(self.rest, gradients=gradients)
+        return replace(self.rest, gradients={**self.rest.gradients, **gradients})

@@ -20,6 +20,9 @@ class PrivacySettings(FrozenSettings):
 
     clip: Amount = 0.0
     """Largest Euclidean norm of a person's gradients of a round, all tensors together; 0 does not clip."""
+    clip_quantile: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of people whose gradients are to be no longer than the clip. It begins at `clip` and is found while the run trains
+    from what people say by one noised bit each (Andrew et al. 2021); 0: it stays."""
     noise: Literal["local", "distributed"] = "local"
     """local: each person adds noise of their own. distributed: the devices of a secure sum add parts of one noise, so that
     their sum has no more than it needs."""
@@ -37,6 +40,8 @@ class PrivacySettings(FrozenSettings):
     def _noise_of_known_size(self) -> "PrivacySettings":
         if self.noise_multiplier and not self.clip:
             raise ValueError("noise_multiplier is a multiple of clip: set clip too")
+        if self.clip_quantile and not self.clip:
+            raise ValueError("clip_quantile moves a clip: set clip to what it begins with")
         if self.noise_multiplier and self.noise == "distributed" and self.secure is not True:
             raise ValueError(
                 "distributed noise hides nobody before it is added up: set secure to true, or noise to local"

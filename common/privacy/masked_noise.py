@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tessera.common.config.privacy import PrivacySettings
 from tessera.common.errors import SecureSumError
 from tessera.common.privacy.accounting import RESOLUTION
+from tessera.common.privacy.quantile import reach
 from tessera.common.privacy.skellam import SMALLEST, skellam
 from tessera.common.secure.fixed_point import Spec, Words
 from tessera.common.utils.atomic_files import digest
@@ -27,7 +28,8 @@ ROOM = 15.0
 
 @dataclass(frozen=True)
 class MaskedNoise:
-    """The noise of a secure sum: `multiplier` times `clip`, of which the `share` of its devices is enough."""
+    """The noise of a secure sum: `multiplier` times `clip`, the most that a person changes it by, of which the `share` of its
+    devices is enough."""
 
     multiplier: float
     clip: float
@@ -38,7 +40,7 @@ class MaskedNoise:
         """The noise that settings ask for; None where devices add none under masks."""
         if not privacy.distributed:
             return None
-        return cls(privacy.noise_multiplier, privacy.clip, privacy.noise_share)
+        return cls(privacy.noise_multiplier, reach(privacy), privacy.noise_share)
 
     def counted(self, n: int) -> int:
         """How many of n devices are counted on."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tessera.common.metrics.names import LARGEST_LOSS, NEW_USERS, TOKEN_LOSS, UNTRAINED
+from tessera.common.privacy.quantile import BELOW, half
 from tessera.common.protocol.figures import TIED
 from tessera.common.protocol.messages import ASPECTS, BASIS, COHESION, COUNTS, GROUP_PEOPLE, GROUP_STATES, Task
 from tessera.common.protocol.tensors import Tensors
@@ -78,6 +79,9 @@ def check_claim(update: Update, task: Task, inputs: Tensors, claim: Claim | None
     elif task.kind == "train":
         _at_most(update.weight, claim.weight(task), "its weight")
         _at_most(update.sums["users"], claim.users, "its number of people")
+        if BELOW in update.gradients and not task.settings.privacy.noise_multiplier:
+            most = half(task.settings.privacy) * claim.users
+            _at_most(float(update.gradients[BELOW].abs().max()), most, "what its people say of the clip")
         _check_cohesion(update.counts.get(COHESION), claim)
         if (groups := update.counts.get(GROUP_PEOPLE)) is not None:
             _at_most(float(groups.clamp(min=0).sum()), claim.users, "its number of people in groups")

@@ -15,7 +15,8 @@ from tessera.common.config.federation import FederationSettings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import RoundAbandoned, RunError, SecureSumError, SecureSumRefused
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.privacy.masked_noise import MaskedNoise
+from tessera.common.privacy.masked_noise import SLACK, MaskedNoise
+from tessera.common.privacy.quantile import BELOW, half, with_bit
 from tessera.common.protocol.figures import CONSTANT, NONFINITE, SCALED
 from tessera.common.protocol.masked.key_list import KeyList
 from tessera.common.protocol.masked.masking import COUNTED, GRADIENTS, MASKED, Terms, of_values, tables, terms
@@ -218,10 +219,15 @@ class SecureSums:
         self.epoch.used += n
         projection = Projection.of(task)
         along = projection.outline(sent) if projection else sent
-        learnt = {name: value.shape for name, value in along.items()} if task.kind == "train" else {}
+        privacy = task.settings.privacy
+        wanted = with_bit(along, privacy) if task.kind == "train" else {}
+        learnt = {name: value.shape for name, value in wanted.items()}
         people, short = self.epoch.most_people, task.settings.wire.gradients == "int16"
         bounded = self.bounds.tables(learnt, float(people), short)
-        if noise := MaskedNoise.of(task.settings.privacy):  # people are clipped: nothing is to be learnt of the sums
+        if BELOW in learnt:  # what a sum of bits was says nothing of how large one device's can be
+            rest = tuple(spec for spec in bounded if spec.name != GRADIENTS + BELOW)
+            bounded = rest + tables(GRADIENTS, {BELOW: learnt[BELOW]}, {BELOW: SLACK * half(privacy) * people})
+        if noise := MaskedNoise.of(privacy):  # people are clipped: nothing is to be learnt of the sums
             fewest = min(sum(group.present) for group in self.epoch.groups)
             bounded = tables(GRADIENTS, learnt, dict.fromkeys(learnt, noise.bound(people, fewest)))
         added = bounded + tables(COUNTED, counts, {BASIS: float(people)})

@@ -43,6 +43,11 @@ class Strategy(ABC):
         return ()
 
     @property
+    def clip(self) -> float:
+        """What people's gradients are clipped to in the next round, where a run finds that; 0: as settings say."""
+        return 0.0
+
+    @property
     def counts(self) -> Mapping[str, torch.Size]:
         """Names and shapes of the vectors that training brings beside gradients, summed over people; none by default."""
         return {}

@@ -45,6 +45,11 @@ class Combined(Strategy):
         return self.fedvlr.components
 
     @property
+    def clip(self) -> float:
+        """What gradients of the server's views are clipped to in the next round, where a run finds that."""
+        return self.fedvlr.clip
+
+    @property
     def counts(self) -> Mapping[str, torch.Size]:
         """What training brings of the server's views beside gradients."""
         return self.fedvlr.counts

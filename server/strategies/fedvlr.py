@@ -20,6 +20,7 @@ from tessera.common.config.federation import ServerSettings
 from tessera.common.config.settings import Settings, has_prior
 from tessera.common.data.catalogue import Catalogue
 from tessera.common.errors import DataError, RoundAbandoned, RunError
+from tessera.common.privacy.quantile import BELOW, moved
 from tessera.common.protocol.codecs import encode, rotation
 from tessera.common.protocol.messages import (
     BLOCKS,
@@ -45,6 +46,7 @@ DIRECTIONS = "wire/directions"
 """Name of the views' directions in the state."""
 STEPS = "schedule/steps"
 """Name of the number of steps taken in the run."""
+CLIP = "privacy/clip"
 SPREAD = "router/cohesion"
 """Name, in the state, of the mean over people of how alike their items are in each view [n_views]."""
 
@@ -82,6 +84,7 @@ class FedVLR(Strategy):
         self._directions = start(len(self.views)) if projected else torch.zeros(0, len(self.views))
         self._has_prior = has_prior(settings.local, settings.privacy, len(self.views))
         self._cohesion = self._centres = torch.zeros(0)
+        self._clip = settings.privacy.clip if settings.privacy.clip_quantile else 0.0
         self._small: tuple[int, ...] = ()
         self._outputs: dict[str, Tensor] = {}
         self._broadcast = Broadcast()
@@ -137,6 +140,11 @@ class FedVLR(Strategy):
         return tuple(map(tuple, self._directions.tolist()))
 
     @property
+    def clip(self) -> float:
+        """The one that the last sum's bits moved to."""
+        return self._clip
+
+    @property
     def counts(self) -> dict[str, torch.Size]:
         """How alike people's items are in each view, where routers are told what that says, and of how many people it is; and
         how many are in each group."""
@@ -173,8 +181,9 @@ class FedVLR(Strategy):
             self._outputs = self.generator()
         if update.weight <= 0:
             raise RoundAbandoned("no user took part, as happens with a small `fraction`")
-        found = update.gradients.get(SKETCH)
-        update = replace(update, gradients=expand(update.gradients, self._directions))
+        found, rest = update.gradients.get(SKETCH), dict(update.gradients)
+        said = rest.pop(BELOW, None)
+        update = replace(update, gradients=expand(rest, self._directions))
         check_gradients(update, self._outputs)
         gradients = [update.gradients[name].to(sent) / update.weight for name, sent in self._outputs.items()]
         self.optimizer.zero_grad(set_to_none=True)
@@ -187,7 +196,15 @@ class FedVLR(Strategy):
             self._directions = leading(found, self.settings.wire.explained)
         if self._has_prior and (alike := update.counts.get(COHESION)) is not None and alike[1].any():
             self._cohesion = alike[0] / alike[1].clamp(min=1)
+        if self._clip and said is not None:
+            self._move_clip(float(said), update.weight)
         self._moved()
+
+    def _move_clip(self, said: float, people: float) -> None:
+        """Take the clip nearer to the quantile that is wanted."""
+        before = self._clip
+        self._clip, share = moved(self.settings.privacy.model_copy(update={"clip": before}), said, people)
+        log.info("clip %.3g: above it about %.0f%% of people; next %.3g", before, 100 * (1 - share), self._clip)
 
     @contextmanager
     def _small_groups_still(self, people: Tensor | None) -> Iterator[None]:
@@ -227,6 +244,8 @@ class FedVLR(Strategy):
             tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items() if value is not None}
         if self.settings.server.schedule == "linear":
             tensors[STEPS] = torch.tensor(self._steps)
+        if self._clip:
+            tensors[CLIP] = torch.tensor(self._clip, dtype=torch.float64)
         others = {DIRECTIONS: self._directions, SPREAD: self._cohesion, GROUP_CENTRES: self._centres}
         return tensors | {name: value for name, value in others.items() if len(value)}
 
@@ -240,6 +259,7 @@ class FedVLR(Strategy):
                 moments.setdefault(int(index), {})[moment] = value
         self._directions = tensors.get(DIRECTIONS, self._directions)
         self._steps = int(tensors.get(STEPS, self._steps))
+        self._clip = float(tensors.get(CLIP, self._clip)) if self._clip else 0.0
         self._cohesion = tensors.get(SPREAD, self._cohesion) if self._has_prior else self._cohesion
         self._centres = tensors.get(GROUP_CENTRES, self._centres)
         self.generator.load_state_dict(model)
@@ -275,6 +295,8 @@ class FedVLR(Strategy):
         """Whether a tensor of another run has a use here: its optimiser or its short messages may have been others."""
         if name.startswith("optimizer/"):
             return self.settings.server.optimizer == "adam"
+        if name == CLIP:
+            return self._clip > 0
         if name == STEPS:  # rates fall anew in each run
             return False
         return name != DIRECTIONS or len(self._directions) > 0

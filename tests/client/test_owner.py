@@ -367,3 +367,12 @@ def test_what_is_asked_along_is_held_against_the_policy_too(server: Server, fold
     reply = answer(pack_task(task, views, {}), lambda settings: RecommendationClient(folder))
     assert str(reply.config_records["evaluate/refusal"]["reason"]) == says("kind")
     assert "gradients" in reply
+
+
+def test_a_clip_that_is_found_moves_with_each_round_and_no_further_than_the_policy_lets_it(server: Server) -> None:
+    asked = [(1, 0.5, ""), (2, 0.6, ""), (3, 1000.0, says("clip"))]
+    for round, clip, refused in asked:
+        more = {"local": {"weighting": "users"}, "privacy": {"clip": clip, "clip_quantile": 0.5}}
+        assert server.refused("train", round, **more) == refused
+    fixed = {"local": {"weighting": "users"}, "privacy": {"clip": 0.7}}
+    assert server.refused("train", 4, **fixed) == says("members")
