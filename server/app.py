@@ -54,6 +54,7 @@ def serve(
         else:
             folder = RunFolder.create(run_dir, settings, _start(settings, catalogue, continues) if continues else None)
         folder.listener, folder.published = report, published
+        folder.pictures = catalogue if settings.federation.pictures else None
         pace = Endless(settings, run_dir, catalogue) if forever else Pace(settings, run_dir)
         signer = Signer.of(signing or run_dir.parent / SIGNING_KEY)
         _carry_out(grid, settings, catalogue, folder, admitted, pace, signer)

@@ -110,7 +110,8 @@ class RunFolder:
     """One run's folder, open for writing. `run` tells this run's private states on the devices from another's.
 
     `repeated` is how many rounds that were asked for, at most, a resumed run does again: devices have told of these already.
-    `published` is where the best model is published, if anywhere. `origin` is not known of runs of older versions.
+    `published` is where the best model is published, if anywhere, and `pictures` the dataset whose pictures go along. `origin`
+    is not known of runs of older versions.
     """
 
     path: Path
@@ -118,6 +119,7 @@ class RunFolder:
     listener: Report | None = None
     repeated: int = 0
     published: Path | None = None
+    pictures: Path | None = None
     origin: Origin | None = None
 
     @classmethod

@@ -202,6 +202,12 @@ class Device:
         """What speaks for an item and against it, for a person; by its id, its title, or a part that only one title has."""
         return self._by(lambda personal: personal.explain(user, find_item(personal.device.catalogue(), item)))
 
+    def picture(self, item: str) -> Path | None:
+        """The small picture that came with the published model of the item with this id; None where none did."""
+        from tessera.client.published.small_pictures import SmallPictures
+
+        return SmallPictures(self.folder).files.get(item)
+
     def show(self, user: str) -> "Summary":
         """All that the device knows of a person: events, what each run learnt of them, what left the device."""
         from tessera.client.people.summary import summary

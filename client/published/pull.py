@@ -17,10 +17,19 @@ import polars as pl
 from tessera.client.device_folder import DeviceFolder
 from tessera.client.people.events import PEOPLE, in_use
 from tessera.client.published.model import FOLDER, POPULARITY_FILE
+from tessera.client.published.small_pictures import LIST, PICTURES, take_pictures
 from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
 from tessera.common.data.interactions import INTERACTIONS
 from tessera.common.errors import DataError, Locked, TesseraError
-from tessera.common.protocol.published import BLOBS, LARGEST_MANIFEST, MANIFEST, FileName, Published, PublishedFile
+from tessera.common.protocol.published import (
+    BLOBS,
+    LARGEST_MANIFEST,
+    MANIFEST,
+    FileName,
+    PictureList,
+    Published,
+    PublishedFile,
+)
 from tessera.common.protocol.tensors import content_hash
 from tessera.common.utils.atomic_files import file_digest, read_tensors, storing, write_bytes
 from tessera.common.utils.folder_lock import hold_folder
@@ -44,15 +53,17 @@ class _Replaced(Exception):
 
 @dataclass(frozen=True)
 class Pulled:
-    """The model that a device now holds, and how many bytes came for it."""
+    """The model that a device now holds, how many bytes came for it, and how many items have a small picture, if asked for."""
 
     model: Published
     bytes: int
+    pictures: int = 0
 
 
-def pull(folder: Path, address: str, ca: Path) -> Pulled:
+def pull(folder: Path, address: str, ca: Path, pictures: bool = False) -> Pulled:
     """Take the model that the server at `address` ("HOST:PORT") publishes; its certificate must be signed by `ca`.
 
+    With `pictures` small pictures of the items come too, where it publishes any: those that the device lacks.
     The device's folder is made where there is none, without anybody in it. Raises `Unreachable` when the server does not
     answer, and `DataError` when what it gives is not what it says, or of another catalogue; then nothing has changed.
     """
@@ -64,21 +75,35 @@ def pull(folder: Path, address: str, ca: Path) -> Pulled:
         for _ in range(TRIES):
             model = _manifest(client, address)
             try:
-                return _take(client, folder, model)
+                return _take(client, folder, model, pictures)
             except _Replaced:
                 continue
     raise Unreachable(f"{address} has published another model {TRIES} times while one came: pull again")
 
 
-def _take(client: httpx.Client, folder: Path, model: Published) -> Pulled:
+def _take(client: httpx.Client, folder: Path, model: Published, pictures: bool) -> Pulled:
     """Take a model's files, and give them their places. Raises `_Replaced` where they are not there any more."""
     stage, came = folder / STAGE, 0
     with hold_folder(stage):
         for name, file in model.files.items():
             came += _fetch(client, file, stage / NAMES[name], _place(folder, name, model))
         _install(folder, stage, model)
+        found = 0
+        if pictures and model.pictures:
+            came += _fetch(client, model.pictures, stage / LIST, folder / PICTURES / LIST)
+            listed = PictureList.read((stage / LIST).read_bytes(), client.base_url.netloc.decode())
+            found, more = take_pictures(folder, listed, lambda name, size: _picture(client, stage, name, size))
+            came += more
         shutil.rmtree(stage, ignore_errors=True)
-    return Pulled(model, came)
+    return Pulled(model, came, found)
+
+
+def _picture(client: httpx.Client, stage: Path, name: str, size: int) -> bytes:
+    """A small picture by its hash."""
+    _fetch(client, PublishedFile(sha256=name, size=size), stage / name, stage / name)
+    content = (stage / name).read_bytes()
+    (stage / name).unlink()
+    return content
 
 
 @contextmanager

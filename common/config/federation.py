@@ -87,6 +87,8 @@ class FederationSettings(FrozenSettings):
     for accidents: a node that lies may also lie about its weight."""
     defence: Defence = ComponentSettings(name="none")
     """How nodes' gradients are combined: added up, or so that a few hostile nodes have little say."""
+    pictures: bool = False
+    """Whether a run that publishes its best model publishes small pictures of the items with it, where the dataset has any."""
     checkpoint_every: Positive = 1
     """Rounds from one checkpoint to the next; the last round always has one."""
 

@@ -28,6 +28,8 @@ TURNED = {
 """How a picture is turned upright, by the orientation that EXIF gives it; 1 is upright."""
 DEPTHS = (255, 2**16 - 1, 2**32 - 1)
 """What white may be in whole numbers."""
+SMALL_SIDE = 160
+"""Pixels a side that a small picture has at most."""
 PROFILED = {"RGB", "CMYK", "LAB", "L"}
 """Modes whose colours a profile may describe."""
 
@@ -43,6 +45,34 @@ def open_picture(path: Path) -> Image.Image:
         raise DataError(f"picture {path} does not exist") from None
     except Exception as error:  # a decoder raises whatever its bytes led it to
         raise DataError(f"picture {path} cannot be read: {str(error) or type(error).__name__}") from None
+
+
+def small_picture(path: Path, most: int) -> bytes:
+    """A picture as a JPEG of at most `SMALL_SIDE` pixels a side and `most` bytes, of its pixels alone.
+
+    Raises `DataError`.
+    """
+    picture = open_picture(path)
+    for side in (SMALL_SIDE, SMALL_SIDE // 2, SMALL_SIDE // 4):
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        for quality in (80, 50, 20):
+            content = BytesIO()
+            picture.save(content, "JPEG", quality=quality)
+            if content.tell() <= most:
+                return content.getvalue()
+    raise DataError(f"picture {path} does not fit into {most} bytes")
+
+
+def require_small(content: bytes, most: int, called: str) -> None:
+    """Raise `DataError` unless bytes from elsewhere are such a picture: short, a JPEG, small, and readable to its end."""
+    try:
+        with Image.open(BytesIO(content), formats=["JPEG"]) as picture:
+            if len(content) <= most and max(picture.size) <= SMALL_SIDE:
+                picture.load()
+                return
+    except Exception:  # a decoder raises whatever its bytes led it to
+        pass
+    raise DataError(f"{called} is no small picture")
 
 
 def picture_path(folder: Path, item: str, picture: str) -> Path | None:

@@ -4,6 +4,7 @@ A manifest says which files there are, each called by the SHA-256 of its content
 
     tensors      safetensors: the views and the shared tensors of the best round, written as devices get them in a run
     items        parquet: the catalogue's ids, titles, texts and image paths (`tessera.common.data.catalogue`)
+    pictures     JSON, where the operator publishes them: which small picture each item has (`PictureList`); they are files too
     popularity   safetensors: "popularity" [n_items], see `popularity_levels`; where item counts are known and may be told
 """
 
@@ -19,6 +20,8 @@ from tessera.common.errors import DataError
 
 MANIFEST, BLOBS = "manifest.json", "blobs"
 """Where the manifest lies below the server's address, and the files by their SHA-256."""
+SMALL_BYTES = 12_000
+"""Bytes of a small picture at most."""
 LARGEST_MANIFEST, LARGEST_FILE = 1 << 20, 1 << 32
 """Bytes that a device takes at most."""
 POPULARITY = "popularity"
@@ -37,6 +40,22 @@ class PublishedFile(BaseModel):
 
     sha256: Hash
     size: Annotated[int, Field(ge=0, le=LARGEST_FILE)]
+
+
+class PictureList(BaseModel):
+    """Small pictures of items: of each row that has one, the hash of its content and its bytes. Several items may share one."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rows: dict[Annotated[int, Field(ge=0)], tuple[Hash, Annotated[int, Field(ge=1, le=SMALL_BYTES)]]]
+
+    @classmethod
+    def read(cls, content: bytes, source: str) -> "PictureList":
+        """Read a list, which may be anybody's. Raises `DataError` that names `source`."""
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            raise DataError(f"{source} is no list of pictures ({error.errors()[0]['msg']})") from None
 
 
 class PublishedCatalogue(BaseModel):
@@ -76,6 +95,8 @@ class Published(BaseModel):
     tensors: Hash
     """Content hash of the tensors, by which devices call them."""
     files: dict[FileName, PublishedFile]
+    pictures: PublishedFile | None = None
+    """Which small pictures there are, for devices that want them."""
 
     @classmethod
     def read(cls, content: bytes, source: str) -> "Published":

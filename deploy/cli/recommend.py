@@ -1,7 +1,10 @@
 """The command `tessera recommend`: recommends items to a person from their own device's files, with reasons."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -9,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tessera.client.people.device import BASES, REASONS, Device, Recommendations, by_share
 
@@ -31,20 +35,25 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend items to a person from their device's own files; nothing is asked of a server."""
-    found = Device.open(data_dir, run, key_file=key_file).recommend(user, k)
+    device = Device.open(data_dir, run, key_file=key_file)
+    found = device.recommend(user, k)
+    pictures = {item.item: path.absolute() for item in found if (path := device.picture(item.item))}
     if as_json:
-        typer.echo(json.dumps(found.to_json()))
+        items = [asdict(one) | ({"picture": str(pictures[one.item])} if one.item in pictures else {}) for one in found]
+        typer.echo(json.dumps(found.to_json() | {"items": items}))
     else:
-        show_recommendations(found)
+        show_recommendations(found, pictures)
 
 
-def show_recommendations(found: Recommendations) -> None:
-    """Print a person's recommendations, each with the view that speaks for it, and how far they go by each view."""
+def show_recommendations(found: Recommendations, pictures: Mapping[str, Path] = MappingProxyType({})) -> None:
+    """Print a person's recommendations, each with the view that speaks for it and, on a terminal, a link to its picture by id;
+    and how far they go by each view."""
     title = f"for {escape(found.user)}, from the device's own files as of round {found.round}"
     table = Table("", "item", "score", "because of", "as in", title=title, box=SIMPLE_HEAD)
     for place, item in enumerate(found, 1):
         reason = REASONS.get(item.view, item.view)
-        table.add_row(str(place), escape(item.title), f"{item.score:.2f}", reason, escape(item.like))
+        link = f"link {pictures[item.item].as_uri()}" if item.item in pictures else ""
+        table.add_row(str(place), Text(item.title, link), f"{item.score:.2f}", reason, escape(item.like))
     console.print()
     console.print(table)
     if told := BASES[found.based_on]:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from tessera.common.data.catalogue import ITEMS, Catalogue, save_items
@@ -19,19 +20,29 @@ from tessera.common.protocol.published import (
     BLOBS,
     MANIFEST,
     POPULARITY,
+    SMALL_BYTES,
     Continued,
     FileName,
+    PictureList,
     Published,
     PublishedCatalogue,
     PublishedFile,
     popularity_levels,
 )
 from tessera.common.protocol.tensors import Tensors
-from tessera.common.utils.atomic_files import file_digest, storing, sweep, write_json, write_tensors
+from tessera.common.utils.atomic_files import (
+    digest,
+    file_digest,
+    storing,
+    sweep,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
 from tessera.server.tasks import Tasks
 
 log = logging.getLogger("tessera.server")
-TENSORS = "tensors.safetensors"
+TENSORS, PICTURES = "tensors.safetensors", "pictures.json"
 
 
 def publish(folder: Path, tasks: Tasks, catalogue: Catalogue, counts: Tensors, round: int) -> None:
@@ -61,10 +72,11 @@ def publish(folder: Path, tasks: Tasks, catalogue: Catalogue, counts: Tensors, r
         catalogue=PublishedCatalogue(sha256=catalogue.sha256, n_items=len(catalogue)),
         tensors=broadcast.name,
         files=files,
+        pictures=blobs.pictures(tasks.folder.pictures, catalogue) if tasks.folder.pictures else None,
     )
     before = published_in(folder)
     write_json(folder / MANIFEST, published.model_dump(mode="json"))
-    blobs.keep(file for one in (before, published) if one for file in one.files.values())
+    blobs.keep([one for one in (before, published) if one])
     log.info("round %d of %s is published, with %d items", round, tasks.folder.run, len(catalogue))
 
 
@@ -93,9 +105,31 @@ class Blobs:
         save_items(catalogue, self._new)
         return self._named(ITEMS)
 
-    def keep(self, files: Iterable[PublishedFile]) -> None:
-        """Remove all others, and what was left half-made."""
-        kept = {file.sha256 for file in files}
+    def pictures(self, dataset: Path, catalogue: Catalogue) -> PublishedFile:
+        """Keep small pictures of the items, and their list. What was made of a file is not made again until it changes."""
+        rows: dict[int, tuple[str, int]] = {}
+        for row, image in enumerate(catalogue.images):
+            file = (dataset / image).resolve()
+            if not image or not file.is_relative_to(dataset.resolve()) or not file.is_file():
+                continue
+            stat = file.stat()
+            if content := _small(file, stat.st_mtime_ns, stat.st_size):
+                rows[row] = digest(content), len(content)
+                if not (self.folder / rows[row][0]).exists():
+                    write_bytes(self.folder / rows[row][0], content)
+        write_bytes(self._new / PICTURES, PictureList(rows=rows).model_dump_json().encode())
+        return self._named(PICTURES)
+
+    def keep(self, models: Iterable[Published]) -> None:
+        """Remove all files that none of the models has, and what was left half-made."""
+        kept = set[str]()
+        for model in models:
+            kept |= {file.sha256 for file in model.files.values()}
+            if model.pictures:
+                kept.add(model.pictures.sha256)
+                with suppress(OSError, DataError):
+                    listed = PictureList.read((self.folder / model.pictures.sha256).read_bytes(), PICTURES)
+                    kept |= {name for name, _ in listed.rows.values()}
         sweep(self._new)
         for path in self.folder.iterdir():
             if path.name not in kept:
@@ -107,3 +141,15 @@ class Blobs:
         with storing(new):
             new.replace(self.folder / file.sha256)
         return file
+
+
+@lru_cache(maxsize=1 << 16)
+def _small(file: Path, time: int, size: int) -> bytes | None:
+    """A small picture of a file, as it was at a `time`; None where it cannot be read, which is said."""
+    from tessera.common.data.pictures import small_picture  # only here: most publish none
+
+    try:
+        return small_picture(file, SMALL_BYTES)
+    except DataError as error:
+        log.warning("%s: it is published without", error)
+        return None
