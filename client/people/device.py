@@ -192,9 +192,8 @@ class Device:
 
         def found(personal: "Personal") -> Recommendations:
             items, reliance = personal.recommend(user, k)
-            return Recommendations(
-                user, personal.task.run, personal.task.round, personal.based_on(user), tuple(items), reliance
-            )
+            task, based_on = personal.task, personal.based_on(user)
+            return Recommendations(user, task.run, task.round, based_on, tuple(items), reliance)
 
         return self._by(found)
 
@@ -204,7 +203,7 @@ class Device:
 
     def picture(self, item: str) -> Path | None:
         """The small picture that came with the published model of the item with this id; None where none did."""
-        from tessera.client.published.small_pictures import SmallPictures
+        from tessera.client.published.small_pictures import SmallPictures  # which imports torch
 
         return SmallPictures(self.folder).files.get(item)
 
@@ -259,10 +258,8 @@ class Device:
         return preferences_of(self.folder, user)
 
     def lean(self, user: str, view: str, offset: float) -> "Preferences":
-        """Let a view count e^offset times as much in what a person is shown; 0 is as was learnt. At most 3 up or down.
-
-        No training reads it, and it does not leave the device but in an archive.
-        """
+        """Let a view count e^offset times as much in what a person is shown; 0 is as was learnt. At most 3 up or down. No
+        training reads it, and it does not leave the device but in an archive."""
         views = self._by(lambda personal: personal.task.views)
         if view not in views:
             raise DataError(f"there is no view {view!r}; there are {', '.join(views)}")
