@@ -3,6 +3,7 @@
 questions/train.safetensors     what it learns from: its own, and private
 questions/test.safetensors      its tests ("self"); questions/others/*.safetensors those of other clients ("others")
 questions/codebook.safetensors  what choices stand for; features/ what readers see; tower/ see `client.adapters.adapted_tower`
+tower/public-N.safetensors      public questions, for methods that share answers: server and devices have the same
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from tessera.client.adapters.pq_lora import GLOBAL, LOCAL
 from tessera.client.adapters.signature import last_layer_gradient, sign
 from tessera.client.base import Client
 from tessera.client.methods import LocalTraining, Method, answer, make_method
+from tessera.client.methods.base import Taught
 from tessera.client.owner.rules import Own
 from tessera.client.qa_dataset import Asked, Dataset, QADataset
 from tessera.common.config.device import DeviceSettings
@@ -27,12 +29,13 @@ from tessera.common.data.questions import Codebook, Questions, concatenate
 from tessera.common.errors import DataError
 from tessera.common.metrics.names import ACCURACY, USERS, MetricName
 from tessera.common.metrics.ranking import MetricSums
-from tessera.common.protocol.adapters import ADAPTERS, MODULE, ClientAdapters
+from tessera.common.protocol.adapters import ADAPTERS, LOGITS, MODULE, AdapterUpdate, ClientAdapters
 from tessera.common.protocol.messages import Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.common.towers.aligned_init import last_layer
 from tessera.common.towers.io import load_reader
+from tessera.common.towers.public_questions import PublicQuestions, public_path
 from tessera.common.utils import counter_rng
 from tessera.common.utils.torch_device import resolve_device
 
@@ -48,7 +51,8 @@ CACHED = 16
 class QAContext:
     """What a device needs in every round: its adapted tower, the small tower that signs, and all questions.
 
-    `lesson` gives some of the training questions as the adapted tower reads them, `signed` as the one that signs does.
+    `lesson` gives some of the training questions as the adapted tower reads them, `signed` as the one that signs does; `public`
+    are the public questions, for methods that share answers.
     """
 
     adapted: AdaptedTower
@@ -58,6 +62,7 @@ class QAContext:
     catalogue: str
     lesson: Callable[[Tensor], Dataset]
     signed: Callable[[Tensor], Dataset]
+    public: QADataset | None = None
 
 
 class QAClient(Client):
@@ -117,8 +122,8 @@ class QAClient(Client):
             own.adapted.receive(sent, branch)
         rows = _seen(own.train, mosaic, task.round, rounds)
         key = counter_rng.key("lesson", task.settings.seed, self.folder.name if self.simulated else client, task.round)
-        rates = mosaic.rates(task.round, rounds)
-        local_training = LocalTraining(own.adapted.model, own.lesson(rows), mosaic, key, rates)
+        rates, taught = mosaic.rates(task.round, rounds), _taught(own.public, sent)
+        local_training = LocalTraining(own.adapted.model, own.lesson(rows), mosaic, key, rates, taught)
         loss = method.train(local_training)
         sums = {"users": 1.0, "loss": loss, "nonfinite": float(not torch.tensor(loss).isfinite())}
         signature, more = torch.zeros(0), dict[str, Tensor]()
@@ -128,9 +133,14 @@ class QAClient(Client):
             signature, more = sign(mosaic.signature, kept, gradients, task.settings.seed, noise_key, task.round)
         own.adapted.keep(private, task, client, more)
         update = Update(weight=1.0, sums=MetricSums(sums))
-        if not method.uploads:
+        if own.public is not None:
+            logits = answer(own.adapted.model, own.public, method.answers_with)
+            said = logits.masked_fill(logits == -torch.inf, 0).cpu()
+            learnt = {client: AdapterUpdate(own.adapted.tower_id, {}, {}, signature, said)}
+        elif method.uploads:
+            learnt = {client: own.adapted.adapter_update(method.uploads, signature)}
+        else:
             return update
-        learnt = {client: own.adapted.adapter_update(method.uploads, signature)}
         return update.put(ADAPTERS, ClientAdapters(modules=learnt))
 
     def _gradients(self, own: QAContext, rows: Tensor, local_training: LocalTraining) -> Tensor:
@@ -162,7 +172,7 @@ class QAClient(Client):
         for name, asked in own.tests.items():
             sums += self.score("before", name, method.logits(model, learnt, asked), asked, own)
         if task.round == task.settings.rounds:
-            if sent:
+            if sent and own.public is None:  # answers are no branch
                 own.adapted.receive(sent, method.receives)
             for name, asked in own.tests.items():
                 sums += self.score("after", name, method.logits(model, learnt, asked), asked, own)
@@ -211,7 +221,27 @@ def _equip(folder: Path, mosaic: MosaicSettings, seed: int, device: torch.device
         adapted, signer, train, asked_in, catalogue.sha256,
         lambda rows: read(train.take(rows), adapted.item_embeddings),
         lambda rows: read(train.take(rows), signer_item_embeddings),
+        _public(folder / TOWER, mosaic, adapted.item_embeddings),
     )  # fmt: skip
+
+
+def _public(tower: Path, mosaic: MosaicSettings, item_embeddings: Tensor) -> QADataset | None:
+    """The public questions as the device's reader is asked them, for methods that share answers."""
+    path = public_path(tower, mosaic)
+    if path is None or mosaic.method_spec.shares != "logits":
+        return None
+    public = PublicQuestions.load(path)
+    return QADataset.offering(public.questions, public.offered, item_embeddings)
+
+
+def _taught(public: QADataset | None, sent: Tensors) -> Taught | None:
+    """What the server answers to the public questions, where that came down. Raises `DataError` where it does not fit."""
+    logits = sent.get(LOGITS)
+    if public is None or logits is None:
+        return None
+    if logits.shape != public.even.shape or not bool(logits.isfinite().all()):
+        raise DataError(f"public answers were sent with shape {tuple(logits.shape)}, or are not finite")
+    return Taught(public, logits.to(public.even.device) + public.even)
 
 
 def held_out(names: Sequence[str], n: int) -> Tensor:

@@ -78,9 +78,13 @@ class QADataset:
     @classmethod
     def of(cls, questions: Questions, codebook: Codebook, item_embeddings: Tensor) -> "QADataset":
         """Look words and choices up once for all rounds, on the device that `item_embeddings` is on."""
-        read = instructions(questions.instructions)[questions.tasks]
-        device = item_embeddings.device
-        return cls(questions, read.to(device), codebook.vectors(questions.choices).to(device), item_embeddings)
+        return cls.offering(questions, codebook.vectors(questions.choices), item_embeddings)
+
+    @classmethod
+    def offering(cls, questions: Questions, offered: Tensor, item_embeddings: Tensor) -> "QADataset":
+        """The same with the vectors of the choices, [n, n_choices, dim]."""
+        read, device = instructions(questions.instructions)[questions.tasks], item_embeddings.device
+        return cls(questions, read.to(device), offered.to(device), item_embeddings)
 
     def __len__(self) -> int:
         """Return the number of questions."""

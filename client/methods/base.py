@@ -7,6 +7,7 @@ separate losses gives each half, as FedMosaic's comparison does (A.6).
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tessera.client.adapters.attach import activate
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, is_plain, weigh
-from tessera.client.qa_dataset import Dataset
+from tessera.client.qa_dataset import Dataset, QADataset
 from tessera.common.config.settings import MosaicSettings
 from tessera.common.registry.component import ComponentSettings
 from tessera.common.utils import counter_rng
@@ -24,11 +25,18 @@ ASKED_AT_ONCE = 256
 """Questions of a forward pass that is not trained on."""
 
 
+class Taught(NamedTuple):
+    """Public questions, and what the server answers to them, [n, n_choices]."""
+
+    questions: QADataset
+    logits: Tensor
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """One round of one device: its adapted reader, the questions it learns from, and a `key` of its own for the draws.
 
-    `rates` is the share of its rates that the round has.
+    `rates` is the share of its rates that the round has; `taught` what came down for methods that share answers.
     """
 
     model: PeftModel
@@ -36,6 +44,7 @@ class LocalTraining:
     training: MosaicSettings
     key: int
     rates: float = 1.0
+    taught: Taught | None = None
 
     def rows(self, step: int) -> Tensor:
         """Which questions are in the batch of a step, [batch], drawn with replacement."""

@@ -11,8 +11,7 @@ from tessera.common.registry.methods import DittoSettings
 class Ditto(Method):
     """The global branch is averaged; the local one, which answers, pays proximity / 2 |v - w|^2 for being apart from it.
 
-    Half of the steps each. PerAda (Xie et al. 2024) is the same on the device: what it adds is a distillation on the
-    server, from the logits of all devices on public questions.
+    Half of the steps each.
     """
 
     settings: DittoSettings

@@ -6,6 +6,7 @@ from torch.func import functional_call
 
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, weigh
 from tessera.client.methods.base import BOTH, LocalTraining, Method
+from tessera.common.data.questions import divergence
 
 HALF, NONE, FULL = torch.tensor(0.5), torch.tensor(0.0), torch.tensor(1.0)
 
@@ -35,10 +36,3 @@ class FedDAT(Method):
 
         first, _ = local_training.halves()
         return local_training.fit(BOTH, BOTH, first, taught)
-
-
-def divergence(known: Tensor, learning: Tensor) -> Tensor:
-    """Mean KL divergence between the probabilities of logits [n, n_choices], over the choices that there are (not -inf)."""
-    absent = known == -torch.inf
-    apart = (known.log_softmax(1) - learning.log_softmax(1)).masked_fill(absent, 0)
-    return (known.softmax(1) * apart).sum(1).mean()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import cross_entropy, normalize, pad
 
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import read_tensors, write_tensors
@@ -189,3 +189,15 @@ def choice_logits(answered: Tensor, offered: Tensor, choices: Tensor) -> Tensor:
     """
     cosines = torch.einsum("nd,ncd->nc", normalize(answered, dim=1), offered)
     return (cosines / TEMPERATURE).masked_fill((choices[..., 0] == NOTHING).to(cosines.device), -torch.inf)
+
+
+def divergence(known: Tensor, learning: Tensor) -> Tensor:
+    """Mean KL divergence between the probabilities of logits [n, n_choices], over the choices that there are (not -inf)."""
+    absent = known == -torch.inf
+    apart = (known.log_softmax(1) - learning.log_softmax(1)).masked_fill(absent, 0)
+    return (known.softmax(1) * apart).sum(1).mean()
+
+
+def surprise(logits: Tensor, answers: Tensor) -> Tensor:
+    """Cross-entropy of each question's right choice, [n], by logits [n, n_choices]."""
+    return cross_entropy(logits, answers.to(logits.device), reduction="none")

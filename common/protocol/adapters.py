@@ -1,6 +1,7 @@
 """Defines FedMosaic's own part of an update: the adapters of devices, by client, and what each device's tower is.
 
-What a device's adapter sends, and what it gets back: P and Q by place, plain LoRA of its own tower, a signature.
+What a device's adapter sends, and what it gets back: P and Q by place, plain LoRA of its own tower, a signature. Methods that
+share no adapters send what the device answers to public questions.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CLIENT = r"[0-9a-f]{16}"
 """A device's name within a run: drawn on the device, and says nothing about it."""
 MODULE = "module/"
 """Prefix of the tensors of a broadcast that are a device's own merged module G_i, and no views."""
-SIGNATURE = "signature"
+SIGNATURE, LOGITS = "signature", "logits"
 PQ, LORA = "pq ", "lora "
 MODULES, TOWERS = ".modules", ".towers"
 
@@ -33,18 +34,21 @@ class AdapterUpdate:
     """What one client sends in a round it takes part in.
 
     `pq` is P and Q by place, alike for all clients; `lora` the plain LoRA layers, alike for all with the same `tower`;
-    `signature` [size] says what it learnt from.
+    `signature` [size] says what it learnt from; `logits` [n_public, n_choices] are its answers to the public questions, 0 where
+    nothing is offered, for methods that share these.
     """
 
     tower: str
     pq: Mapping[str, Tensor]
     lora: Mapping[str, Tensor]
     signature: Tensor
+    logits: Tensor | None = None
 
     def parts(self) -> dict[str, Tensor]:
         """Every tensor, by a name for messages."""
         named = {f"{PQ}{name}": value for name, value in self.pq.items()}
-        return {**named, **{f"{LORA}{name}": value for name, value in self.lora.items()}, SIGNATURE: self.signature}
+        named |= {f"{LORA}{name}": value for name, value in self.lora.items()}
+        return named | {SIGNATURE: self.signature} | ({} if self.logits is None else {LOGITS: self.logits})
 
     def check(self, client: str) -> None:
         """Raise `DataError`, which names the client, unless all of it is finite numbers."""
@@ -57,9 +61,9 @@ class AdapterUpdate:
         """Undo `parts`. Raises `RunError` for a name that is none of them."""
         pq = {name.removeprefix(PQ): value for name, value in parts.items() if name.startswith(PQ)}
         lora = {name.removeprefix(LORA): value for name, value in parts.items() if name.startswith(LORA)}
-        if SIGNATURE not in parts or len(pq) + len(lora) + 1 != len(parts):
-            raise RunError("an adapter came with parts that are neither P, Q, LoRA nor its signature")
-        return AdapterUpdate(tower, pq, lora, parts[SIGNATURE])
+        if SIGNATURE not in parts or len(pq) + len(lora) + 1 + (LOGITS in parts) != len(parts):
+            raise RunError("an adapter came with parts that are neither P, Q, LoRA, logits nor its signature")
+        return AdapterUpdate(tower, pq, lora, parts[SIGNATURE], parts.get(LOGITS))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from tessera.common.registry.component import (
 )
 from tessera.common.registry.registry import Registry
 
-Sharing = Literal["nothing", "tower", "all", "relevant"]
+Sharing = Literal["nothing", "tower", "all", "relevant", "distilled", "logits"]
 Shared = Literal["pq", "pq+class"]
 """What of a branch leaves a device: P and Q alone, or plain LoRA too."""
 
@@ -74,6 +74,35 @@ class DittoSettings(ComponentSettings):
     """How strongly a personal branch is held to the common one."""
 
 
+class DistillationSettings(ComponentSettings):
+    """Settings of methods that learn from what others answer to public questions."""
+
+    public_questions: Annotated[Positive, Field(le=2000)] = 600
+    """Pretext questions about the public part of the catalogue, the same for everybody; no device's own is among them."""
+    distillation_steps: Natural = 40
+    """Batches of them, of the size of a device's, from which each of the server's models learns in a round."""
+    distillation_rate: Step = 0.0005
+    """Learning rate of the server's models, the same in all rounds."""
+
+
+class PerAdaSettings(DistillationSettings, DittoSettings):
+    """Settings of PerAda."""
+
+
+class TAKFLSettings(DistillationSettings):
+    """Settings of TAKFL."""
+
+    self_regularisation: Amount = 0.1
+    """How strongly a class's model is held to the answers that it gave before it learnt from a class's devices."""
+
+
+class FedMKTSettings(DistillationSettings):
+    """Settings of FedMKT."""
+
+    fine_tuning: Share = 0.9
+    """Weight of the right answers, of a device's own questions or of the server's public ones; the rest is that of others'."""
+
+
 class SignatureSettings(FrozenSettings):
     """What a device says of its tasks (RELA, FedMosaic Eq. 1 to 3), for methods that weigh by likeness."""
 
@@ -110,7 +139,9 @@ class MethodSpec:
     Adapters are PQ-LoRA in the places of Eq. 6 and plain LoRA elsewhere where `settings` are `PQSettings`, and plain LoRA
     everywhere otherwise. `shares` says what the server averages: nothing; everything evenly within a device class ("tower");
     P and Q evenly over all devices and plain LoRA evenly within a class ("all"); the same weighted by relevance (RELA,
-    "relevant"), which takes `FedMosaicSettings`. `one_branch` methods train one branch by one loss, and so can train a tower
+    "relevant"), which takes `FedMosaicSettings`; a class's average that then learns what devices answer to public questions
+    ("distilled"), which takes `DistillationSettings`. With "logits" nothing is averaged: such answers are what is sent and what
+    comes back, which takes `FedMKTSettings`. `one_branch` methods train one branch by one loss, and so can train a tower
     by the gradient of its view.
     """
 
@@ -136,6 +167,9 @@ METHODS = Registry(
         "fedsim": MethodSpec("tessera.client.methods.fedsim:FedSim", "tower"),
         "feddpa": MethodSpec("tessera.client.methods.feddpa:FedDPA", "tower"),
         "feddat": MethodSpec("tessera.client.methods.feddat:FedDAT", "tower"),
+        "perada": MethodSpec("tessera.client.methods.perada:PerAda", "distilled", PerAdaSettings),
+        "takfl": MethodSpec("tessera.client.methods.takfl:TAKFL", "distilled", TAKFLSettings),
+        "fedmkt": MethodSpec("tessera.client.methods.fedmkt:FedMKT", "logits", FedMKTSettings),
         "pq": MethodSpec("tessera.client.methods.fedmosaic:FedMosaic", "all", PQSettings, one_branch=True),
         "fedmosaic": MethodSpec(
             "tessera.client.methods.fedmosaic:FedMosaic", "relevant", FedMosaicSettings, one_branch=True

@@ -3,6 +3,7 @@
 CLASS/reader.safetensors or CLASS/model/            the frozen tower: a reader of ours, or somebody's model
 CLASS/start-whitened-r16-b4-base+tiny.safetensors   A, B and offset of each place, by alignment, rank, blocks and the classes
                                                     that were aligned with each other
+CLASS/public-600.safetensors                        see `tessera.common.towers.public_questions`
 """
 
 from collections.abc import Collection, Mapping
@@ -11,13 +12,15 @@ from pathlib import Path
 from torch import nn
 
 from tessera.common.config.settings import TOWER_DIM, MosaicSettings
+from tessera.common.data.questions import N_CHOICES
 from tessera.common.errors import DataError
-from tessera.common.protocol.adapters import LORA, PQ, SIGNATURE
+from tessera.common.protocol.adapters import LOGITS, LORA, PQ, SIGNATURE
 from tessera.common.protocol.signature_mask import n_kept
 from tessera.common.registry.methods import PQSettings
 from tessera.common.towers.adapter_placement import placement
 from tessera.common.towers.models.load import READER, content, n_parameters
 from tessera.common.towers.projections import Projections
+from tessera.common.towers.public_questions import public_path
 from tessera.common.utils.atomic_files import digest, read_tensors, write_tensors
 
 STACKS = {"reader": "layers"}
@@ -82,9 +85,12 @@ def stacks_of(tower: nn.Module) -> Mapping[str, str]:
 
 
 def tower_id(folder: Path, device_class: str, mosaic: MosaicSettings) -> str:
-    """The class with the content of its tower and its start: only devices with the same tower id can be merged."""
+    """The class with the content of its tower, its start and the public questions that it answers: only devices with the same
+    tower id can be merged."""
+    public = public_path(folder, mosaic) if mosaic.method_spec.shares == "logits" else None
     try:
         start = aligned_init_path(folder, mosaic).read_bytes() if n_blocks(mosaic) else b""
+        start += public.read_bytes() if public else b""
         return f"{device_class}-{digest(content(folder).encode() + start)[:12]}"
     except FileNotFoundError as error:
         make = "`tessera towers fit`" if Path(error.filename).name == READER else "`tessera data partition --config`"
@@ -101,6 +107,8 @@ def shapes(folder: Path, tower: nn.Module, mosaic: MosaicSettings, signer_size: 
     targets, places = places_of(tower, mosaic, shared_places(folder, mosaic))
     rank, relevant = mosaic.rank, mosaic.method_spec.shares == "relevant"
     found: dict[str, tuple[int, ...]] = {SIGNATURE: (n_kept(signer_size, mosaic.signature.kept) if relevant else 0,)}
+    if mosaic.method_spec.shares == "logits" and mosaic.distillation:
+        return found | {LOGITS: (mosaic.distillation.public_questions, N_CHOICES)}
     for name in targets:
         d_out, d_in = tower.get_parameter(f"{name}.weight").shape
         if name in places:

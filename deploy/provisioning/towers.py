@@ -21,8 +21,10 @@ from tessera.common.towers.aligned_init import (
 )
 from tessera.common.towers.models.folder import place, take_model
 from tessera.common.towers.models.load import MODEL, READER, content
+from tessera.common.towers.public_questions import public_path
 from tessera.common.utils.atomic_files import digest, write_json
 from tessera.server.pretraining.aligned_init import start_of
+from tessera.server.pretraining.public_questions import make_public_questions
 
 
 def class_of(node: int, settings: Settings) -> str:
@@ -31,8 +33,8 @@ def class_of(node: int, settings: Settings) -> str:
 
 
 def align(dataset: Path, settings: Settings) -> None:
-    """Give the towers of a dataset the start that a run asks for, unless they have it from the same content: models are taken
-    over into the dataset, readers must lie there. Raises `DataError` without towers."""
+    """Give the towers of a dataset the start and the public questions that a run asks for, unless they have them from the same
+    content: models are taken over into the dataset, readers must lie there. Raises `DataError` without towers."""
     classes: list[str] = sorted(set(settings.mosaic.classes))
     mosaic, folders = settings.mosaic, {name: tower_folder(dataset, name) for name in classes}
     contents = []
@@ -45,6 +47,9 @@ def align(dataset: Path, settings: Settings) -> None:
             raise DataError(
                 f"{dataset} has no tower {name!r}: make it by `tessera towers fit {dataset} --classes {name}`"
             ) from None
+    if mosaic.distillation:
+        public = [path for folder in folders.values() if (path := public_path(folder, mosaic))]
+        make_public_questions(dataset, mosaic.distillation.public_questions, public)
     if mosaic.pq is None or not mosaic.pq.blocks:
         return
     paths = {name: aligned_init_path(folder, mosaic) for name, folder in folders.items()}
@@ -100,4 +105,6 @@ def give_tower(dataset: Path, folder: Path, device_class: str, settings: Setting
         shutil.copy(signer / READER, tower / SIGNER)
     if n_blocks(settings.mosaic):
         shutil.copy(aligned_init_path(source, settings.mosaic), tower)
+    if settings.mosaic.method_spec.shares == "logits" and (public := public_path(source, settings.mosaic)):
+        shutil.copy(public, tower)
     write_json(tower / CLASS, {"class": device_class})

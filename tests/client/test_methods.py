@@ -10,10 +10,10 @@ from torch import Tensor
 from tessera.client.adapters.attach import attach, lora_tensors, pq_tensors, receive
 from tessera.client.adapters.pq_lora import GLOBAL, LOCAL, GatedLinear, weigh
 from tessera.client.methods import LocalTraining, Method, answer, make_method
-from tessera.client.methods.base import learnt
-from tessera.client.methods.feddat import divergence
+from tessera.client.methods.base import Taught, learnt
 from tessera.client.methods.feddpa import MOST, REFERENCES
 from tessera.common.config.settings import MosaicSettings
+from tessera.common.data.questions import divergence
 from tessera.common.registry.methods import METHODS
 from tessera.common.utils import counter_rng
 from tessera.testing.methods import asked, draw, reader
@@ -55,7 +55,7 @@ def gates(model: PeftModel) -> Tensor:
 
 def test_every_method_is_known_to_both_sides() -> None:
     for name, method in METHODS.items():
-        assert (method_of(name).uploads is None) == (method.shares == "nothing")
+        assert (method_of(name).uploads is None) == (method.shares in ("nothing", "logits"))
 
 
 @every_method
@@ -91,6 +91,9 @@ def test_all_methods_read_the_same_number_of_batches(name: str) -> None:
         ("fedsim", {LOCAL, GLOBAL}, GLOBAL, GLOBAL),
         ("feddpa", {LOCAL, GLOBAL}, GLOBAL, GLOBAL),
         ("feddat", {LOCAL, GLOBAL}, GLOBAL, GLOBAL),
+        ("perada", {LOCAL, GLOBAL}, GLOBAL, GLOBAL),
+        ("takfl", {LOCAL}, LOCAL, LOCAL),
+        ("fedmkt", {LOCAL}, None, GLOBAL),
         ("pq", {LOCAL}, LOCAL, GLOBAL),
         ("fedmosaic", {LOCAL}, LOCAL, GLOBAL),
     ],
@@ -117,6 +120,8 @@ def test_what_is_trained_what_is_sent_and_where_the_merged_goes(
         ("fedsim", True),
         ("feddpa", True),
         ("feddat", True),
+        ("perada", False),
+        ("takfl", True),
         ("fedmosaic", True),
     ],
 )
@@ -129,7 +134,7 @@ def test_what_the_server_merged_changes_the_answers_at_once_where_it_takes_part_
     assert torch.allclose(method.logits(model, dataset, dataset), before, atol=1e-4) != changes
     alone = answer(model, dataset, [method.receives])
     assert not torch.allclose(alone, before, atol=1e-3)
-    if name == "fedit":
+    if name in ("fedit", "takfl"):
         torch.testing.assert_close(method.logits(model, dataset, dataset), alone)
 
 
@@ -258,3 +263,47 @@ def test_feddpa_mixes_for_each_question_by_its_likeness_to_the_devices_own() -> 
             alone = other.logits(model.get_base_model(), row[None])
         torch.testing.assert_close(logits[row], alone[0], rtol=0, atol=1e-4)
     assert 0 < min(shares) < max(shares) <= MOST
+
+
+def test_perada_without_proximity_is_both_branches_trained_apart() -> None:
+    model, apart = adapted("perada"), adapted("perada")
+    stir(model, GLOBAL)
+    stir(apart, GLOBAL)
+    method_of("perada", proximity=0).train(local_training(model))
+    plain = local_training(apart)
+    first, second = plain.halves()
+    plain.fit([GLOBAL], [GLOBAL], first)
+    plain.fit([LOCAL], [LOCAL], second)
+    for branch in (LOCAL, GLOBAL):
+        assert torch.equal(copied(model, branch), copied(apart, branch))
+
+
+def test_fedmkt_learns_from_the_public_answers_that_are_nearer_than_its_own() -> None:
+    """One round by hand: which answers count, and both parts of the loss at every step."""
+    model, twin, public = adapted("fedmkt"), adapted("fedmkt"), asked(60, "public")
+    answers = 3 * draw("answers", 60, 2)
+    training = replace(local_training(model), taught=Taught(public, answers))
+    method_of("fedmkt", fine_tuning=0.6).train(training)
+
+    own, right = answer(twin, public, [LOCAL]), public.questions.answers
+    nearer = [row for row in range(60) if answers[row].softmax(0)[right[row]] > own[row].softmax(0)[right[row]]]
+    assert 0 < len(nearer) < 60
+    reader = twin.get_base_model()
+    optimizer = torch.optim.AdamW(learnt(twin, LOCAL), SHORT.learning_rate, weight_decay=0.0)
+    for step in range(SHORT.steps // 2):
+        draws = counter_rng.uniform(counter_rng.key("public", training.key), torch.tensor(step), torch.arange(8))
+        rows = torch.tensor([nearer[int(float(at) * len(nearer))] for at in draws])
+        probabilities, said = answers[rows].softmax(1), public.logits(reader, rows).log_softmax(1)
+        distilled = (probabilities * (probabilities.log() - said)).sum() / 8
+        optimizer.zero_grad()
+        (0.6 * training.dataset.objective(reader, training.rows(step)) + 0.4 * distilled).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    torch.testing.assert_close(copied(model, LOCAL), copied(twin, LOCAL), rtol=0, atol=1e-5)
+
+
+def test_fedmkt_learns_from_its_own_questions_where_no_answer_is_nearer() -> None:
+    model, alone, public = adapted("fedmkt"), adapted("sft"), asked(60, "public")
+    wrong = torch.zeros(60, 2).scatter(1, public.questions.answers[:, None], -50.0)
+    method_of("fedmkt").train(replace(local_training(model), taught=Taught(public, wrong)))
+    method_of("sft").train(local_training(alone))
+    assert torch.equal(copied(model, LOCAL), copied(alone, LOCAL))

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tessera.client.qa_client import QUESTIONS, QAClient
 from tessera.common.config.settings import TOWER_DIM
 from tessera.common.data.questions import Questions
 from tessera.common.errors import DataError, RunError
-from tessera.common.protocol.adapters import ADAPTERS, MODULE, AdapterUpdate, ClientAdapters
+from tessera.common.protocol.adapters import ADAPTERS, LOGITS, MODULE, AdapterUpdate, ClientAdapters
 from tessera.common.protocol.messages import Task
 from tessera.common.protocol.signature_mask import kept_coordinates, n_kept
 from tessera.common.protocol.tensors import array_bytes
@@ -117,13 +118,25 @@ def test_only_what_is_merged_goes_up_and_each_gets_its_own_mix(heard: Heard) -> 
         update, (client,) = exchange.update, exchange.update[ADAPTERS].towers
         assert not update.gradients
         assert not update.counts
-        assert set(update[ADAPTERS].modules) == ({client} if exchange.task.kind == "train" and uploads else set())
+        sends = exchange.task.kind == "train" and method.shares != "nothing"
+        assert set(update[ADAPTERS].modules) == ({client} if sends else set())
         assert all(name.startswith(MODULE) for name in exchange.down)
     for round in (1, 2):
         sent, got = sent_in(heard.exchanges, round), came_down(heard.exchanges, "evaluate", round)
         assert len(got) == 4
         for client, module in got.items():
-            assert_close(module, naive_mix(sent, client, method.shares == "relevant") if uploads else {})
+            if method.shares == "logits":
+                (said,) = {one.logits for one in (sent[client],) if not one.pq and not one.lora}
+                assert said is not None
+                assert {name: value.shape for name, value in module.items()} == {LOGITS: said.shape}
+                assert torch.equal(module[LOGITS], next(iter(got.values()))[LOGITS]), "the server's, for everybody"
+                continue
+            mixed = naive_mix(sent, client, method.shares == "relevant") if uploads else {}
+            if method.shares == "distilled":
+                assert {n: v.shape for n, v in module.items()} == {n: v.shape for n, v in mixed.items()}
+                assert 0 < max(float((module[name] - value).abs().max()) for name, value in mixed.items()) < 0.1
+            else:
+                assert_close(module, mixed)
         if method.shares == "relevant":
             assert len({float(next(iter(module.values())).sum()) for module in got.values()}) == 4
     assert not any(e.down for e in heard.exchanges if e.task.kind == "train"), "they hold what the evaluation brought"
@@ -138,7 +151,8 @@ def test_bytes_are_those_of_p_q_lora_and_the_signature(heard: Heard) -> None:
         module = (
             placed * 4 * 4 * (r * r + r) + depth * 4 * r * in_and_out
         )  # P and Q, but for q and k, beside plain LoRA
-        module = module if heard.uploads else 0
+        logits = 4 * 4 * 600 if method.shares == "logits" else 0
+        module = module if heard.uploads else logits
         signature = 4 * N_KEPT if method.shares == "relevant" else 0
         of_class = [e for e in heard.exchanges if next(iter(e.update[ADAPTERS].towers.values())).startswith(name)]
         assert len(of_class) == 2 * 5
@@ -314,7 +328,7 @@ def test_private_state_of_another_rank_is_refused(tmp_path: Path, dataset: Path)
     assert '"round": 1' in run_note, "nothing was changed"
 
 
-RESUMED = {"rounds": 5, "evaluation": {"every": 5}, "mosaic": {"stream": "dynamic"}}
+RESUMED: dict[str, Any] = {"rounds": 5, "evaluation": {"every": 5}, "mosaic": {"stream": "dynamic"}}
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +336,20 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     job = qa_job(dataset, tmp_path_factory.mktemp("undisturbed") / "run", **RESUMED)
     inline.execute(job, silent)
     return job.run_dir
+
+
+@pytest.mark.parametrize("method", ["perada", "takfl", "fedmkt"])
+def test_what_the_server_learnt_in_public_is_in_a_checkpoint(tmp_path: Path, dataset: Path, method: str) -> None:
+    def interrupt(line) -> None:  # type: ignore[no-untyped-def]
+        if line.kind == "round" and line.round == 2:
+            raise KeyboardInterrupt
+
+    short = {"rounds": 3, "evaluation": {"every": 3}, "mosaic": {"method": {"name": method, "public_questions": 50}}}
+    inline.execute(qa_job(dataset, tmp_path / "whole", **short), silent)
+    with pytest.raises(KeyboardInterrupt):
+        inline.execute(qa_job(dataset, tmp_path / "run", **short), interrupt)
+    inline.execute(qa_job(dataset, tmp_path / "run", resume=True, **short), silent)
+    assert_bitwise(tmp_path / "whole", tmp_path / "run")
 
 
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path, dataset: Path, undisturbed: Path) -> None:

@@ -10,6 +10,7 @@ from tessera.common.registry.component import FrozenSettings, Natural, Positive,
 from tessera.common.registry.methods import (
     METHODS,
     AlignmentSettings,
+    DistillationSettings,
     FedMosaicSettings,
     MethodSpec,
     PQSettings,
@@ -65,6 +66,11 @@ class MosaicSettings(FrozenSettings):
         """Settings of PQ-LoRA; None where all adapters are plain LoRA."""
         return self.method if isinstance(self.method, PQSettings) else None
 
+    @property
+    def distillation(self) -> DistillationSettings | None:
+        """Settings of learning from others' answers to public questions; None where there are no such questions."""
+        return self.method if isinstance(self.method, DistillationSettings) else None
+
 
 class ModelledMosaicSettings(MosaicSettings):
     """The same with where the server has models of other people: devices are not told, they have their own."""
@@ -77,6 +83,10 @@ class ModelledMosaicSettings(MosaicSettings):
         """Raise `ValueError` unless there are all classes, and questions in `words`, or others, are for them."""
         if words and self.signature.of == "own":
             raise ValueError("mosaic.signature.of own is for towers of ours: leave it out")
+        if words and self.distillation:
+            raise ValueError(
+                f"mosaic.method {self.method.name} needs public questions, which there are none of in words"
+            )
         if taken := sorted(self.models.keys() & set(SIZES)):
             raise ValueError(f"mosaic.models: {taken[0]!r} is a size of our own towers, call the model otherwise")
         known = tuple(self.models) if words else SIZES
