@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from tessera.client.people.items import find_item
 from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
 from tessera.common.data.csv_files import CsvFile
-from tessera.common.data.folder_kinds import no_device
+from tessera.common.data.folder_kinds import is_dataset, no_device
 from tessera.common.data.interactions import INTERACTIONS, Interactions, Part, from_frame, from_table
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import PRIVATE, read_json, write_json
@@ -70,7 +70,8 @@ class People:
 
     def __init__(self, folder: Path) -> None:
         """Raises `DataError` where it is no device's folder."""
-        if not (folder / INTERACTIONS).exists() and not (folder / PEOPLE).exists():
+        there = (folder / INTERACTIONS).exists() or (folder / PEOPLE).exists()
+        if not there or is_dataset(folder):
             raise DataError(no_device(folder))
         self.folder = folder
 

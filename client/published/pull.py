@@ -19,6 +19,7 @@ from tessera.client.people.events import PEOPLE, in_use
 from tessera.client.published.model import FOLDER, POPULARITY_FILE
 from tessera.client.published.small_pictures import LIST, PICTURES, take_pictures
 from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
+from tessera.common.data.folder_kinds import is_dataset, no_device
 from tessera.common.data.interactions import INTERACTIONS
 from tessera.common.errors import DataError, Locked, TesseraError
 from tessera.common.protocol.published import (
@@ -71,6 +72,8 @@ def pull(folder: Path, address: str, ca: Path, pictures: bool = False) -> Pulled
         raise DataError(
             f"{folder} is a device that answers questions about items: models that recommend are not for it"
         )
+    if is_dataset(folder):
+        raise DataError(no_device(folder))
     with _client(address, ca) as client:
         for _ in range(TRIES):
             model = _manifest(client, address)

@@ -18,7 +18,12 @@ def is_run(folder: Path) -> bool:
 
 def is_device(folder: Path) -> bool:
     """Whether a folder is a device's, with people's events or with questions; a dataset has events too."""
-    return any((folder / name).exists() for name in DEVICE_FILES) and not (folder / DATASET).exists()
+    return any((folder / name).exists() for name in DEVICE_FILES) and not is_dataset(folder)
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder is a dataset's, which no command of a device may change: others read it too."""
+    return (folder / DATASET).is_file()
 
 
 def no_device(folder: Path) -> str:
@@ -28,7 +33,7 @@ def no_device(folder: Path) -> str:
         return f"{told}: it does not exist"
     if not folder.is_dir():
         return f"{told}: it is a file"
-    if (folder / DATASET).is_file():
+    if is_dataset(folder):
         return f"{told} but a dataset's: tessera data partition shares its people out to devices"
     for where, what in ((folder / DEVICES, "a run's"), (folder, "one that holds devices")):
         if found := _devices(where):

@@ -1,6 +1,7 @@
 """Converts raw data into datasets."""
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,30 @@ def convert(
 
     Raises `ConfigError` for an unknown kind or option, `DataError` that names file, row and item.
     """
+    return convert_as(str, kind, source, out, overwrite, encode, pretrained, options)
+
+
+def convert_as(
+    called: Callable[[str], str],
+    kind: str,
+    source: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    overwrite: bool,
+    encode: str | None,
+    pretrained: str | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The same for who calls options otherwise: `called` says how, for errors."""
     from tessera.common.datasets import Options, convert, convert_shop
     from tessera.common.encoders import make_encoder
 
     if pretrained is not None and encode is None:
-        raise DataError("pretrained needs a model: encode, such as ViT-B-32")
+        raise DataError(f"{called('pretrained')} needs a model: {called('encode')}, such as ViT-B-32")
     chosen = {name: value for name, value in options.items() if value is not None}
-    _require_known(kind, [*chosen, *(["encode"] if encode else [])])
+    _require_known(kind, [*chosen, *(["encode"] if encode else [])], called)
+    if chosen.get("skip_unreadable") and not chosen.get("images") and encode is None:
+        remedy = f"{called('encode')} or {called('images')}"
+        raise DataError(f"{called('skip_unreadable')} has no effect without {remedy}: no picture is opened")
     encoder = make_encoder(encode, pretrained=pretrained) if encode else None
     if kind == SHOP:
         sizes = {SIZES[name]: value for name, value in chosen.items()}
@@ -47,13 +65,14 @@ def convert(
     return convert(kind, Path(source or "-"), Path(out), given, overwrite)
 
 
-def _require_known(kind: str, given: list[str]) -> None:
+def _require_known(kind: str, given: list[str], called: Callable[[str], str]) -> None:
     """Raise `ConfigError` for a kind or an option that there is not, `DataError` for one without effect."""
     from tessera.common.datasets import Options
 
     CONVERTERS[kind]
-    known = [*SIZES, "encode"] if kind == SHOP else [field.name for field in fields(Options)]
+    own = [*SIZES, "encode"] if kind == SHOP else []
+    known = [*own, *(field.name for field in fields(Options))]
     if strange := next((name for name in given if name not in known), None):
         raise ConfigError(f"unknown option {strange!r}; the nearest known one is {nearest(strange, known)!r}")
-    if kind != SHOP and (problem := unused_option(kind, given)):
+    if problem := unused_option(kind, [name for name in given if name not in own], called):
         raise DataError(problem)

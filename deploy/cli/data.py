@@ -11,13 +11,14 @@ from rich.table import Table
 from tessera.common.config.loading import load_settings
 from tessera.common.data.catalogue import DATASET
 from tessera.common.data.folder_kinds import other_than_data
-from tessera.common.datasets import Options, convert, convert_aspects_shop, convert_shop, describe
+from tessera.common.datasets import convert_aspects_shop, convert_shop, describe
 from tessera.common.datasets.aspects_shop import FACTORS, KINDS, N_PEOPLE
 from tessera.common.datasets.demo_shop import N_ITEMS, N_USERS
 from tessera.common.datasets.published_counts import in_the_paper, verdict
 from tessera.common.encoders import Encoder, make_encoder
 from tessera.common.errors import DataError
-from tessera.common.registry.converters import CONVERTERS, unused_option
+from tessera.common.registry.converters import CONVERTERS
+from tessera.deploy.api.datasets import convert_as
 from tessera.deploy.cli.datasets.catalogue import app as catalogue_app
 from tessera.deploy.cli.encode import EPILOG, encode_command
 from tessera.deploy.executors.run import partition_for
@@ -88,12 +89,11 @@ def convert_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Convert raw data of any kind into a dataset: see `CONVERT_HELP`."""
-    asked: dict[str, Any] = {
+    options: dict[str, Any] = {
         "min_user_events": min_user_events,
         "min_item_events": min_item_events,
         "min_rating": min_rating,
         "images": images or None,
-        "encode": encode,
         "skip_unreadable": skip_unreadable or None,
         "user_column": user_column,
         "item_column": item_column,
@@ -106,15 +106,14 @@ def convert_command(
         "genres": genres or None,
         "user_share": user_share,
     }
-    given = {name: value for name, value in asked.items() if value is not None}
-    if problem := unused_option(kind, given, lambda name: "--" + name.replace("_", "-")):
-        raise DataError(problem)
-    if skip_unreadable and not images and encode is None:
-        raise DataError("--skip-unreadable has no effect without --encode or --images: no picture is opened")
-    encoder = _encoder(encode, pretrained)
-    about = convert(kind, source, destination, Options(**given | ({"encode": encoder} if encoder else {})), overwrite)
+    about = convert_as(_option, kind, source, destination, overwrite, encode, pretrained, options)
     _show(destination)
     _beside_the_paper(about)
+
+
+def _option(name: str) -> str:
+    """How the command line calls an option."""
+    return "--" + name.replace("_", "-")
 
 
 @app.command("kinds", epilog="Example: tessera data kinds")

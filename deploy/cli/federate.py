@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from tessera.common.data.folder_kinds import is_dataset, no_device
 from tessera.common.errors import RunError, RunStopped
 from tessera.common.protocol.signed.keys import key_name, public_half, signing_key
 from tessera.common.utils.encryption.seam import KEY_FILE, is_encrypted
@@ -259,6 +260,8 @@ def join(
 
     Makes the device's key on first use; the server must register its public half once: see `key` and `register`.
     """
+    if is_dataset(data_dir):
+        raise RunError(f"join: {no_device(data_dir)}")
     if key_file is not None:
         os.environ[KEY_FILE] = str(key_file.absolute())  # the node that is started reads it there
     if node is NodeKind.flower and is_encrypted(data_dir):

@@ -11,7 +11,7 @@ from tessera.common.errors import TesseraError
 from tessera.deploy.cli.main import app
 from tessera.deploy.executors import inline
 from tests.deploy.test_executors import silent
-from tests.support.catalogues import small_job
+from tests.support.catalogues import small_dataset, small_job
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +86,40 @@ def test_bad_input_is_one_clear_line_and_changes_nothing(
     assert {path: path.read_bytes() for path in before} == before
     assert People(folder).users() == users
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("people",),
+        ("status",),
+        ("show", "person-0"),
+        ("add-person", "zoe"),
+        ("add-event", "person-0", "i004"),
+        ("import-events", "more.csv", "--user", "person-0"),
+        ("correct", "person-0", "i004"),
+        ("prefer", "person-0", "--hide", "i004"),
+        ("refresh", "person-0"),
+        ("export", "person-0", "out.zip"),
+        ("import", "in.zip"),
+        ("forget", "person-0", "--yes"),
+        ("encrypt", "--key-file", "key"),
+        ("ledger",),
+        ("policy", "set", "people=1"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_dataset_is_no_device_and_stays_as_it_was(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encrypting it, say, would lock everybody out of the data."""
+    dataset, here = small_dataset(tmp_path / "data"), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (here / "more.csv").write_text("item\ni005\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    said = run("device", *words, "--data-dir", dataset, fails=True)
+    assert "is no device's folder but a dataset's: tessera data partition shares its people out" in " ".join(
+        said.split()
+    )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -11,16 +11,34 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from tessera.client.owner.policy import read_policy, write_policy
 from tessera.client.people.device import Device
+from tessera.client.published.small_pictures import take_pictures
 from tessera.common.errors import ConfigError, DataError
+from tessera.common.protocol.published import PictureList
 from tessera.common.utils.encryption.seam import KEY_FILE, MAGIC
 from tests.faults.killing import forked, killed_everywhere
 
 Command = Callable[[Device], object]
 WHO = "person-0"
+
+
+def picture() -> bytes:
+    """A small one."""
+    content = BytesIO()
+    Image.new("RGB", (8, 8), "red").save(content, "JPEG")
+    return content.getvalue()
+
+
+PICTURE = picture()
+PICTURED = PictureList(rows={0: (sha256(PICTURE).hexdigest(), len(PICTURE))})
 
 
 def known(folder: Path) -> dict[str, Any]:
@@ -56,6 +74,12 @@ def commands(folder: Path, key: Path) -> dict[str, Command]:
         "correct": lambda device: device.correct(WHO, device.events(WHO)[0].item, "i037"),
         "export": lambda device: device.export(WHO, out),
         "import": lambda device: device.import_(archive),
+        "hide": lambda device: device.hide(WHO, "i036"),
+        "lean": lambda device: device.lean(WHO, "text", 1.0),
+        "policy": lambda device: write_policy(
+            device.folder, read_policy(device.folder).model_copy(update={"people": 2})
+        ),
+        "pictures": lambda device: take_pictures(device.folder, PICTURED, lambda name, size: PICTURE),
         "refresh": lambda device: device.refresh(WHO),
         "forget": lambda device: device.forget(WHO),
         "encrypt": lambda device: device.encrypt(key_file=key),
