@@ -222,7 +222,7 @@ def test_a_component_is_laid_over_another_one(below: Any, above: Any, expected: 
         ),
         ({"mosaic": {"method": {"name": "sft", "blocks": 2}}}, "sft has no setting 'blocks'; pq and fedmosaic have"),
         ({"mosaic": {"method": {"name": "pq", "temperature": 2}}}, "pq has no setting 'temperature'; fedmosaic has"),
-        ({"mosaic": {"method": {"proximity": 2}}}, "fedmosaic has no setting 'proximity'; ditto has"),
+        ({"mosaic": {"method": {"proximity": 2}}}, "fedmosaic has no setting 'proximity'; ditto and perada have"),
         ({"strategy": {"name": "combined", "x": 1}}, "combined has no setting 'x', nor any other"),
         ({"local": {"negatives": 8}}, r"unknown setting 'local\.negatives'; .* 'local\.loss\.negatives'"),
     ],
