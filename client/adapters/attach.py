@@ -48,7 +48,10 @@ def attach(
         shape = tuple(model.get_parameter(f"{name}.weight").shape)
         if not 1 <= rank <= min(shape):
             raise ConfigError(f"rank {rank} does not fit {name!r}, whose weight is {shape}")
-    gates: dict[str, Any] = {name: getattr(form, name) for name in ("gate", "gate_start", "gate_per")}
+    gates: dict[str, Any] = {name: getattr(form, name) for name in ("gate_start", "gate_per")}
+    gates["gate"] = (
+        "additive" if form.gate == "additive" else "convex"
+    )  # where branches are never mixed it does not count
     config = PQLoraConfig(
         r=rank, lora_alpha=rank, target_modules=targets, places=places, seed=seed, union=form.union, **gates
     )

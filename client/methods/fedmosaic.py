@@ -1,7 +1,8 @@
 """Trains a device's own branch under a gate, beside what others know (FedMosaic, Algorithm 1).
 
-Three things are not the paper's, and settings: the own branch begins the first rounds from what came down; words that a device
-never learnt from are answered by what others know alone; some batches are learnt by the own branch alone.
+Four things are not the paper's, and settings: the own branch begins the first rounds from what came down; words that a device
+never learnt from are answered by what others know alone; some batches are learnt by the own branch alone; there may be no gate
+at all, so that the own branch learns and answers as if there were no other.
 """
 
 import torch
@@ -24,17 +25,20 @@ class FedMosaic(Method):
 
     settings: PQSettings
     uploads = LOCAL
-    answers_with = BOTH
+
+    def __init__(self, settings: PQSettings) -> None:
+        super().__init__(settings)
+        self.answers_with = (LOCAL,) if settings.gate == "none" else BOTH
 
     def begins_with(self, progress: float) -> tuple[str, ...]:
         """The global branch and, in the shared rounds, the local one too."""
         return BOTH if progress <= self.settings.shared_rounds else (GLOBAL,)
 
     def train(self, local_training: LocalTraining) -> float:
-        """Train the local branch and the gate with both active (Eq. 7)."""
+        """Train the local branch and the gate with both active (Eq. 7), or the local branch alone where there is no gate."""
         chance = self.settings.branch_dropout
-        if not chance:
-            return local_training.fit(BOTH, [LOCAL])
+        if not chance or self.settings.gate == "none":
+            return local_training.fit(self.answers_with, [LOCAL])
         draws = counter_rng.uniform(
             counter_rng.key("branch dropout", local_training.key), torch.arange(local_training.training.steps)
         )
@@ -50,8 +54,9 @@ class FedMosaic(Method):
 
     @torch.no_grad()
     def logits(self, model: PeftModel, own: Dataset, asked: Dataset) -> Tensor:
-        """Answer under the gate and, where an instruction is in none of the `own` questions, by the global branch alone."""
-        gated = answer(model, asked, BOTH)
+        """Answer under the gate, or by the own branch, and by the global branch alone where an instruction is in none of the
+        `own` questions."""
+        gated = answer(model, asked, self.answers_with)
         if not self.settings.gate_by_instruction:
             return gated
         known = {own.questions.instructions[task] for task in set(own.questions.tasks.tolist())}

@@ -293,6 +293,9 @@ def _places(settings: "Settings") -> Reasons:
             found |= dict.fromkeys((f"mosaic.method.{key}" for key in keys), why)
     elif pq.alignment != "paper":
         found["mosaic.alignment.orthogonality"] = "it is for mosaic.method.alignment paper"
+    if pq is not None and pq.gate == "none":
+        keys = ("gate_per", "gate_start", "branch_dropout")
+        found |= dict.fromkeys((f"mosaic.method.{key}" for key in keys), "branches are never mixed with gate none")
     if pq is not None and pq.alignment == "random":
         found["mosaic.alignment"] = "it is for towers that are aligned, and mosaic.method.alignment is random"
     elif pq is not None and settings.in_words:

@@ -30,7 +30,7 @@ Shared = Literal["pq", "pq+class"]
 class PQSettings(ComponentSettings):
     """Settings of methods that gate a branch of a device's own and one of what others know; PQ-LoRA is in some layers of both.
 
-    The paper has no `union`, no `shared_rounds` and no `gate_by_instruction`, and P and Q in `queries_and_keys` too.
+    The paper has no `union`, no `shared_rounds`, no `gate: none` and no `gate_by_instruction`, and P and Q in `queries_and_keys` too.
     """
 
     blocks: Natural = 4
@@ -46,8 +46,9 @@ class PQSettings(ComponentSettings):
     shared_rounds: Share = 0.5
     """Share of the rounds, the first ones, in which a device's own branch begins from what it was sent; afterwards it stays
     the device's own."""
-    gate: Literal["convex", "additive"] = "convex"
-    """How branches are weighed, with s the sigmoid of the gate: 1 - s and s, or the own branch in full and s."""
+    gate: Literal["convex", "additive", "none"] = "convex"
+    """How branches are weighed, with s the sigmoid of the gate: 1 - s and s, or the own branch in full and s. none: they are
+    never mixed; the own branch is trained, and answers, alone."""
     gate_per: Literal["linear", "layer"] = "linear"
     """Whether every adapted linear layer has a gate of its own, or all in one layer of the tower share one."""
     gate_start: Annotated[float, Field(ge=-20, le=20)] = 0.0

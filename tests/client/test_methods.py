@@ -190,6 +190,23 @@ def test_words_that_a_device_never_learnt_from_are_answered_by_what_others_know_
     assert torch.equal(method.logits(model, two, foreign), shared)
 
 
+def test_without_a_gate_and_without_p_and_q_all_shared_rounds_are_fedit() -> None:
+    """The own branch learns, travels, begins anew and answers as FedIT's one branch does, bit for bit."""
+    bare = {"gate": "none", "blocks": 0, "shared_rounds": 1, "gate_by_instruction": False}
+    found = []
+    for method in (method_of("fedit"), method_of("pq", **bare)):
+        model, dataset, seen = adapted("fedit"), asked(), []
+        for round in (1, 2):
+            seen.append(method.train(local_training(model, round=round)))
+            seen.append(method.logits(model, dataset, dataset))
+            came = {name: value * 0.5 for name, value in lora_tensors(model, LOCAL).items()}
+            assert LOCAL in method.begins_with(round / 2)
+            for branch in method.begins_with(round / 2):
+                receive(model, came, branch)
+        found.append([torch.as_tensor(value) for value in seen])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_the_own_branch_begins_the_shared_rounds_from_what_came_down() -> None:
     method = method_of("fedmosaic", shared_rounds=0.4)
     assert [method.begins_with(round / 5) for round in (1, 2, 3)] == [(LOCAL, GLOBAL), (LOCAL, GLOBAL), (GLOBAL,)]
