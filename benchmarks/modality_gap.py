@@ -114,7 +114,7 @@ def plot(views: dict[str, Tensor], tables: Tensor) -> None:
         between = ", ".join(f"{content} {float(gap(ids, views[content])):.2f}" for content in CONTENTS)
         axis.set(title=f"{title}\ngap of ids to {between}", xlabel="first component")
     axes[0].set_ylabel("second component")
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, markerscale=3)
     PLOT.parent.mkdir(exist_ok=True)
     figure.savefig(PLOT, dpi=80)
 
