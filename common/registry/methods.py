@@ -30,7 +30,7 @@ Shared = Literal["pq", "pq+class"]
 class PQSettings(ComponentSettings):
     """Settings of methods that gate a branch of a device's own and one of what others know; PQ-LoRA is in some layers of both.
 
-    The paper has no `union`, no `shared_rounds`, no `gate: none` and no `gate_by_instruction`, and P and Q in `queries_and_keys` too.
+    The paper has a gate, no `union`, no `shared_rounds` and no `gate_by_instruction`, and P and Q in `queries_and_keys` too.
     """
 
     blocks: Natural = 4

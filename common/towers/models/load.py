@@ -20,6 +20,7 @@ from tessera.common.towers.open_clip import ClipTower, OpenClip
 from tessera.common.towers.pretrained import TextTower, load_text_tower
 from tessera.common.towers.qa_reader import QAReader
 from tessera.common.utils.atomic_files import digest, file_digest, read_json
+from tessera.common.utils.computing.precision import resolved
 from tessera.common.utils.torchvision_operators import define_missing_operators
 
 MODEL = "model"
@@ -121,18 +122,11 @@ def _require_tokens(tokenizer: Any, known: int, folder: Path) -> None:
 
 
 def _dtype(config: Any) -> torch.dtype:
-    """The type that weights are computed in: that of the file on a GPU, and where the processor multiplies such numbers."""
+    """The type that weights are computed in: that of the file on a GPU, and where the processor is faster with it."""
     kept: Any = getattr(config, "dtype", None) or getattr(getattr(config, "text_config", None), "dtype", None)
     if kept != torch.bfloat16 or torch.cuda.is_available():
         return torch.float32 if kept is None or (kept == torch.float16 and not torch.cuda.is_available()) else kept
-    return (
-        torch.bfloat16 if torch.backends.cpu.get_cpu_capability() == "AVX512" and _multiplies_bf16() else torch.float32
-    )
-
-
-def _multiplies_bf16() -> bool:
-    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return supported
+    return torch.bfloat16 if resolved("auto") == "bfloat16" else torch.float32
 
 
 def _checked(tower: TextTower, folder: Path) -> TextTower:
