@@ -107,7 +107,9 @@ def exposure(devices: Iterable[Path], targets: Tensor) -> dict[int, float]:
 def gates(rows: Sequence[Figures]) -> list[Figures]:
     """The mean over seeds for each attack and defence, beside that of nobody hostile without a defence, and what holds.
 
-    Where an attack is on, ER@50 may be at most 2 points above and NDCG 2% below, and ER@5 at most 1%.
+    Where an attack is on, ER@50 may be at most 2 points above and NDCG 2% below, and ER@5 at most 1%. `beyond` is the NDCG lost
+    beside the federation without the hostile node's gradients, where that is among the rows: no defence can do more than leave
+    them out, since what its people would have taught is in none of its answers.
     """
     means = []
     for attack, defence in dict.fromkeys((row["attack"], row["defence"]) for row in rows):
@@ -118,6 +120,9 @@ def gates(rows: Sequence[Figures]) -> list[Figures]:
         for row in means:
             row["lost"] = 100 * (1 - row["ndcg@50"] / plain["ndcg@50"])
             row["holds"] = row["er@5"] <= 1 and row["er@50"] <= plain["er@50"] + 2 and row["lost"] <= 2
+    for without in [row for row in means if (row["attack"], row["defence"]) == ("absent", "none")]:
+        for row in means:
+            row["beyond"] = 100 * (1 - row["ndcg@50"] / without["ndcg@50"])
     return means
 
 
@@ -141,10 +146,13 @@ def main() -> None:
             rows.append(run_poisoning(settings, dataset, attack, defence, seed))
         print(json.dumps(rows[-1]), flush=True)
     means = gates(rows)
-    print(f"{'attack':>16} {'defence':>8} {'ER@5':>7} {'ER@50':>7} {'NDCG@50':>8} {'lost':>7} {'holds':>6}")
+    print(
+        f"{'attack':>16} {'defence':>8} {'ER@5':>7} {'ER@50':>7} {'NDCG@50':>8} {'lost':>7} {'beyond':>7} {'holds':>6}"
+    )
     for row in means:
         figures = f"{row['er@5']:>7.2f} {row['er@50']:>7.2f} {row['ndcg@50']:>8.3f}"
-        print(f"{row['attack']:>16} {row['defence']:>8} {figures} {row.get('lost', 0):>6.1f}% {row.get('holds')!s:>6}")
+        lost = f"{row.get('lost', 0):>6.1f}% {row.get('beyond', 0):>6.1f}%"
+        print(f"{row['attack']:>16} {row['defence']:>8} {figures} {lost} {row.get('holds')!s:>6}")
     print(json.dumps({"config": settings.name, "rounds": arguments.rounds, "nodes": arguments.nodes, "means": means}))
 
 
