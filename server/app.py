@@ -1,5 +1,6 @@
 """Carries out a run on the server: the Flower ServerApp, which reads the run's config and calls `run_rounds`."""
 
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -16,6 +17,7 @@ from tessera.common.utils.parent_death import tether
 from tessera.server.dispatch import Dispatcher
 from tessera.server.live.continuation import read_source, start_from
 from tessera.server.live.pace import Endless, Pace
+from tessera.server.live.small_pictures import small_pictures
 from tessera.server.live.standing import Standings
 from tessera.server.live.stopping import STOPPED
 from tessera.server.nodes.catalogue_delivery import CatalogueDelivery
@@ -80,7 +82,10 @@ def _carry_out(
         items = load_catalogue(catalogue)
         folder.is_about(items.version)
         secure = secure_sums(grid, settings, folder.run, admitted)
-        dispatcher = Dispatcher(grid, settings.federation, secure, CatalogueDelivery(items), signer)
+        delivery = CatalogueDelivery(items)
+        if settings.federation.pictures:
+            delivery = CatalogueDelivery(items, partial(small_pictures, catalogue, items))
+        dispatcher = Dispatcher(grid, settings.federation, secure, delivery, signer)
         dispatcher.standings = standings
         strategy = make_strategy(settings, items, catalogue)
         with tracked(settings, folder):

@@ -5,14 +5,14 @@ pictures/SHA256.jpg     each picture, by the hash of its content
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.errors import DataError
 from tessera.common.protocol.published import SMALL_BYTES, PictureList
-from tessera.common.utils.atomic_files import write_bytes
+from tessera.common.utils.atomic_files import digest, write_bytes
 
 PICTURES, LIST = "pictures", "list.json"
 Fetch = Callable[[str, int], bytes]
@@ -40,6 +40,23 @@ def take_pictures(folder: Path, listed: PictureList, fetch: Fetch) -> tuple[int,
         if re.fullmatch("[0-9a-f]{64}", file.stem) and file.stem not in kept:
             file.unlink(missing_ok=True)
     return len(listed.rows), came
+
+
+def add_pictures(folder: Path, pictures: Mapping[int, bytes]) -> None:
+    """Add small pictures by row to a device's, if it has taken any: it wants them then. Raises `DataError`; then it has those
+    that it had."""
+    place = folder / PICTURES
+    if not pictures or not (place / LIST).exists():
+        return
+    listed = PictureList.read((place / LIST).read_bytes(), str(place / LIST))
+    rows = dict(listed.rows)
+    from tessera.common.data.pictures import require_small
+
+    for row, content in pictures.items():
+        require_small(content, SMALL_BYTES, f"the picture of row {row}")
+        rows[row] = digest(content), len(content)
+        write_bytes(place / f"{rows[row][0]}.jpg", content)
+    write_bytes(place / LIST, PictureList(rows=rows).model_dump_json().encode())
 
 
 class SmallPictures:

@@ -8,6 +8,8 @@ Law: where `newer` extends `older`, `changed(older, Delta.between(newer, Held.of
 """
 
 import json
+from base64 import b64encode
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import numpy as np
@@ -21,6 +23,10 @@ CHUNK = 256
 """Items whose shown text is compared by one hash."""
 LARGEST = 256 << 20
 """Bytes of a delta that a device reads at most: the texts of some hundred thousand items."""
+LARGEST_PICTURE, MOST_PICTURES = 16_000, 32 << 20
+"""Characters of a small picture, and of all of a delta, at most; a device pulls the others."""
+Pictures = Callable[[Iterable[int]], Iterable[tuple[int, bytes]]]
+"""From rows to small pictures of those that have one."""
 MOST_ITEMS = 1 << 22
 """Items that a device lets a server's changes lead to at most."""
 Row = Annotated[int, Field(ge=0, lt=MOST_ITEMS, strict=True)]
@@ -34,6 +40,8 @@ class Held(BaseModel):
 
     version: CatalogueVersion
     shown: tuple[Annotated[str, Field(pattern="^[0-9a-f]{16}$")], ...]
+    pictures: bool = False
+    """Whether the device wants small pictures of what is new to it."""
 
     @classmethod
     def of(cls, catalogue: Catalogue) -> "Held":
@@ -60,9 +68,11 @@ class Delta(BaseModel):
     n_before: Row
     rows: tuple[tuple[Row, str, str, str, str], ...]
     retired: tuple[Row, ...]
+    pictures: dict[Row, Annotated[str, Field(max_length=LARGEST_PICTURE)]] = {}
+    """Small pictures of some of these rows in base64, for a device that wants them."""
 
     @classmethod
-    def between(cls, newer: Catalogue, held: Held) -> "Delta":
+    def between(cls, newer: Catalogue, held: Held, pictures: Pictures = lambda rows: ()) -> "Delta":
         """What takes a device from what it holds to `newer`. Raises `DataError` where that does not extend it."""
         before = held.version
         if before.n_items > len(newer):
@@ -80,7 +90,12 @@ class Delta(BaseModel):
         rows += range(before.n_items, len(newer))
         shown = tuple((row, newer.items[row], newer.titles[row], newer.texts[row], newer.images[row]) for row in rows)
         retired = () if newer.retired is None else tuple(np.flatnonzero(newer.retired).tolist())
-        return cls(sha256=newer.sha256, n_before=before.n_items, rows=shown, retired=retired)
+        found, room = dict[int, str](), MOST_PICTURES
+        for row, content in pictures(rows) if held.pictures else ():
+            found[row] = b64encode(content).decode()
+            if (room := room - len(found[row])) < LARGEST_PICTURE:
+                break
+        return cls(sha256=newer.sha256, n_before=before.n_items, rows=shown, retired=retired, pictures=found)
 
     def write(self) -> bytes:
         """As it travels."""

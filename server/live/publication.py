@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 
 from tessera.common.data.catalogue import ITEMS, Catalogue, save_items
@@ -20,7 +19,6 @@ from tessera.common.protocol.published import (
     BLOBS,
     MANIFEST,
     POPULARITY,
-    SMALL_BYTES,
     Continued,
     FileName,
     PictureList,
@@ -39,6 +37,7 @@ from tessera.common.utils.atomic_files import (
     write_json,
     write_tensors,
 )
+from tessera.server.live.small_pictures import small_pictures
 from tessera.server.tasks import Tasks
 
 log = logging.getLogger("tessera.server")
@@ -106,17 +105,12 @@ class Blobs:
         return self._named(ITEMS)
 
     def pictures(self, dataset: Path, catalogue: Catalogue) -> PublishedFile:
-        """Keep small pictures of the items, and their list. What was made of a file is not made again until it changes."""
+        """Keep small pictures of the items, and their list."""
         rows: dict[int, tuple[str, int]] = {}
-        for row, image in enumerate(catalogue.images):
-            file = (dataset / image).resolve()
-            if not image or not file.is_relative_to(dataset.resolve()) or not file.is_file():
-                continue
-            stat = file.stat()
-            if content := _small(file, stat.st_mtime_ns, stat.st_size):
-                rows[row] = digest(content), len(content)
-                if not (self.folder / rows[row][0]).exists():
-                    write_bytes(self.folder / rows[row][0], content)
+        for row, content in small_pictures(dataset, catalogue, range(len(catalogue))):
+            rows[row] = digest(content), len(content)
+            if not (self.folder / rows[row][0]).exists():
+                write_bytes(self.folder / rows[row][0], content)
         write_bytes(self._new / PICTURES, PictureList(rows=rows).model_dump_json().encode())
         return self._named(PICTURES)
 
@@ -141,15 +135,3 @@ class Blobs:
         with storing(new):
             new.replace(self.folder / file.sha256)
         return file
-
-
-@lru_cache(maxsize=1 << 16)
-def _small(file: Path, time: int, size: int) -> bytes | None:
-    """A small picture of a file, as it was at a `time`; None where it cannot be read, which is said."""
-    from tessera.common.data.pictures import small_picture  # only here: most publish none
-
-    try:
-        return small_picture(file, SMALL_BYTES)
-    except DataError as error:
-        log.warning("%s: it is published without", error)
-        return None

@@ -14,11 +14,12 @@ import tessera
 from tessera.client.app import device_app
 from tessera.client.people.events import People
 from tessera.client.published.pull import pull
-from tessera.client.published.small_pictures import take_pictures
-from tessera.common.data.catalogue import load_catalogue
+from tessera.client.published.small_pictures import SmallPictures, add_pictures, take_pictures
+from tessera.common.data.catalogue import load_catalogue, save_items
 from tessera.common.data.pictures import SMALL_SIDE, require_small, small_picture
 from tessera.common.errors import DataError
 from tessera.common.protocol.published import SMALL_BYTES, PictureList
+from tessera.deploy.executors import inline
 from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.superlink import Server, publication
@@ -120,3 +121,29 @@ def test_a_picture_of_any_kind_becomes_a_small_one(tmp_path: Path) -> None:
     content = small_picture(tmp_path / "noise.png", SMALL_BYTES)
     assert len(content) <= SMALL_BYTES
     require_small(content, SMALL_BYTES, "it")
+
+
+def test_a_device_that_has_taken_pictures_gets_those_of_new_items_in_a_run(tmp_path: Path) -> None:
+    """Of two devices that lack the last items: the one that wants none gets none."""
+    job = small_job(tmp_path, "run", 8, planted=True, rounds=1, federation={"pictures": True})
+    whole = load_catalogue(job.catalogue)
+    picture(job.catalogue / "images" / "new.png", "green")
+    images = (*[""] * (len(whole) - 1), "images/new.png")
+    replace(whole, images=images).save(job.catalogue)
+    wants, other = [device for device in job.devices if people_have(device) + 1 < len(whole)][:2]
+    for device in (wants, other):
+        save_items(load_catalogue(device, modalities=False).take(np.arange(people_have(device) + 1)), device)
+    take_pictures(wants, PictureList(rows={}), lambda name, size: b"")
+    inline.execute(job, lambda line: None)
+    file = SmallPictures(wants).files[whole.items[-1]]
+    require_small(file.read_bytes(), SMALL_BYTES, "it")
+    assert not (other / "pictures").exists()
+    with pytest.raises(DataError, match="is no small picture"):
+        add_pictures(wants, {0: b"<script>"})
+    assert SmallPictures(wants).files == {whole.items[-1]: file}
+
+
+def people_have(device: Path) -> int:
+    """The last row that anybody on a device had."""
+    people = People(device)
+    return max(people.catalogue.items.index(one.item) for user in people.users() for one in people.events(user))
