@@ -31,6 +31,13 @@ DEMO = Path(__file__).parent / "demo.yaml"
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+/open\?token=\S+")
 
 
+def chromium() -> str:
+    """This machine's Chromium. Raises `ConfigError` where there is none."""
+    if found := shutil.which("chromium") or shutil.which("chromium-browser"):
+        return found
+    raise ConfigError("this needs Chromium, which this machine does not have: apt-get install chromium")
+
+
 def command(*words: object) -> list[str]:
     """A command of this installation."""
     return [str(Path(sys.executable).with_name("tessera")), *map(str, words)]
@@ -74,11 +81,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("out", type=Path, help="folder the pictures are written to")
     out = parser.parse_args().out.resolve()
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        raise ConfigError(
-            "pictures are taken with Chromium, which this machine does not have: apt-get install chromium"
-        )
     from playwright.sync_api import sync_playwright
 
     with TemporaryDirectory() as name, sync_playwright() as playwright:
@@ -90,7 +92,7 @@ def main() -> None:
         ):
             subprocess.run(command(*words), cwd=folder, check=True, stdout=subprocess.DEVNULL)
         device, shop = "runs/demo/devices/node-0", next(folder.glob("prepared/shop-*"))
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         with page("device", "page", "--data-dir", device, "--pictures", shop, folder=folder) as address:
             take(browser, address, out / "person.png")
         with page("runs", "page", "--runs", "runs", folder=folder) as address:

@@ -1,13 +1,12 @@
 """What a run's folder says of it, for whoever shows it: the commands, the pages, the report, the Python API."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
 from tessera.common.errors import DataError, TesseraError
 from tessera.common.metrics.names import MetricName, written
@@ -19,14 +18,17 @@ from tessera.common.metrics.records import (
     ResultRecord,
     RoundRecord,
     StatisticsRecord,
-    read_records,
 )
+from tessera.server.live.kept import Kept
 from tessera.server.live.standing import Standing
 from tessera.server.live.stopping import STOPPED
 from tessera.server.model_selection import Best, criterion
-from tessera.server.run_folder import RunFolder, read_status
+from tessera.server.run_folder import STATUS, RunFolder, read_status
 
 DEVICES = "devices"
+DEPTH = 4
+"""Folders between the one that runs lie in and a run: those of grids lie deeper."""
+KEPT = Kept()
 LATEST = 12
 """Troubles that are shown, the newest."""
 
@@ -56,7 +58,7 @@ class RunInfo:
     @classmethod
     def read(cls, folder: Path, name: str = "") -> "RunInfo":
         """The run in a folder, called `name`, or as its folder is. Raises `DataError` where none has begun there."""
-        status, records = read_status(folder), tuple(read_records(folder))
+        status, records = read_status(folder), KEPT.records(folder)
         if not (folder / "config.yaml").exists():
             raise DataError(f"{folder} holds no run that has begun")
         return cls(
@@ -65,7 +67,7 @@ class RunInfo:
             "stopped" if status.reason == STOPPED else status.state,
             status.reason,
             status.run,
-            load_settings(folder / "config.yaml"),
+            KEPT.settings(folder),
             records,
             Standing.read(folder),
             RunFolder(folder, status.run).best(),
@@ -203,9 +205,19 @@ def devices_of(run: Path) -> tuple[Path, ...]:
 
 def runs_in(folder: Path) -> dict[str, Path]:
     """The folders of runs below a folder by their paths from there, the newest first; those of grids too."""
-    found = {path.parent for depth in ("*", "*/*", "*/*/*", "*/*/*/*") for path in folder.glob(f"{depth}/status.json")}
-    newest = sorted(found, key=lambda path: (path / "status.json").stat().st_mtime, reverse=True)
-    return {str(path.relative_to(folder)): path for path in newest}
+    newest = sorted(_below(folder), reverse=True)
+    return {str(path.relative_to(folder)): path for _, path in newest}
+
+
+def _below(folder: Path, depth: int = DEPTH) -> Iterator[tuple[int, Path]]:
+    """Folders of runs, each with the time that its state was written; what is in a run is not looked through."""
+    with suppress(OSError):  # such as a folder that is being removed
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError, NotADirectoryError):
+                yield (path / STATUS).stat().st_mtime_ns, path
+                continue
+            if depth > 1 and path.is_dir():
+                yield from _below(path, depth - 1)
 
 
 def read_runs(folders: Mapping[str, Path]) -> list[RunInfo]:

@@ -173,6 +173,23 @@ def test_a_run_is_watched_to_its_end_with_a_device_killed_on_the_way(
 
 
 @browser
+def test_a_page_outlives_the_server_that_it_is_about(chromium: Any, start: Start, shop: Path, tmp_path: Path) -> None:
+    lasting = Lasting(start, shop, tmp_path, partition(shop, tmp_path / "devices", 1), SETTINGS)
+    silent = "The server does not answer."
+    with page_of("federate", "page", "--dir", lasting.server) as page:
+        tab = chromium.new_page()
+        tab.goto(page.address)
+        for sentence in ("0 of 0 are online.", "No model is published.", "No run has begun yet."):
+            tab.get_by_text(sentence).wait_for()
+        assert tab.get_by_text(silent).count() == 0
+        lasting.served.kill()
+        tab.get_by_text(silent).wait_for(timeout=60_000)  # nobody loads it again
+        lasting.serve()
+        tab.get_by_text(silent).wait_for(state="detached", timeout=60_000)
+        tab.close()
+
+
+@browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everybody_can_use_it(chromium: Any, page: Page, scheme: str) -> None:
     tab = chromium.new_page(color_scheme=scheme, bypass_csp=True, viewport={"width": 390, "height": 844})

@@ -28,14 +28,19 @@ class Lasting:
         run("federate", "certificates", self.server)
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
         port = free_port()
-        ports = ("--host", "127.0.0.1", "--port", port, "--control-port", free_port(), "--model-port", free_port())
-        start(folder / "server.log", "federate", "server", "--dir", self.server, *ports).says("Devices join")
+        self.ports = ("--host", "127.0.0.1", "--port", port, "--control-port", free_port(), "--model-port", free_port())
         self.address = f"127.0.0.1:{port}"
+        self.serve()
+
+    def serve(self) -> None:
+        """Start the server, or start it again after `served` was killed."""
+        self.served = self.start(self.folder / "server.log", "federate", "server", "--dir", self.server, *self.ports)
+        self.served.says("Devices join")
         assert wait(self._answers)
 
     def _answers(self) -> bool:
         try:
-            return Control(Server.load(self.server)).devices() == []
+            return Control(Server.load(self.server)).devices() is not None
         except Exception:
             return False
 

@@ -1,7 +1,9 @@
 """The operator's page as an app: it reads what a server and its runs have written, and stops a run where it is asked to."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qsl, urlencode
@@ -13,14 +15,16 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from tessera.common.errors import DataError, TesseraError
-from tessera.deploy.api.federation import Federation
+from tessera.common.errors import DataError, RunError, TesseraError
+from tessera.deploy.api.federation import Devices, Federation
 from tessera.deploy.pages.operator.charts import HEIGHT, WIDTH, charts
 from tessera.deploy.pages.reading import FRAGMENT, STATIC, body, failing, templates
 from tessera.server.live.run_info import read_runs, runs_in
 
 TICK = 1.0
 """Seconds between two looks at whether anything has changed."""
+PAUSE = 5.0
+"""Seconds between two questions to the server who is there."""
 LIVE = ("metrics.jsonl", "status.json", "standing.json")
 """Files of a run that say how it goes."""
 SHOWN = 40
@@ -32,6 +36,9 @@ class Source(Protocol):
 
     def runs(self) -> dict[str, Path]:
         """The folders of runs by name, the newest first."""
+
+    def devices(self) -> Devices | None:
+        """The devices there are; None where nobody answers."""
 
     federation: Federation | None
 
@@ -48,6 +55,10 @@ class RunsFolder:
         """All of them."""
         return runs_in(self._folder)
 
+    def devices(self) -> Devices | None:
+        """None: there is no server."""
+        return None
+
 
 class ServerFolder:
     """A server's folder: its devices, and the runs that were submitted."""
@@ -60,12 +71,19 @@ class ServerFolder:
         assert self.federation is not None
         return self.federation.run_folders()
 
+    def devices(self) -> Devices | None:
+        """Those that the server knows, where it answers."""
+        assert self.federation is not None
+        with suppress(RunError):
+            return self.federation.devices()
+        return None
+
 
 class OperatorPage:
     """The routes, over a `Source`."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self._source, self._devices, self._asked = source, source.devices(), time.monotonic()
         self._templates = templates("tessera.deploy.pages.operator", "Tessera: runs", main="now", subject="the runs")
         self._templates.globals.update(width=WIDTH, height=HEIGHT)
 
@@ -106,15 +124,21 @@ class OperatorPage:
         """Say, as server-sent events, each time that something of the runs has changed."""
 
         async def events() -> AsyncIterator[str]:
-            before = _version(await run_in_threadpool(self._source.runs))
             yield "retry: 2000\n\n"
+            before = await run_in_threadpool(self._now)
             while not (request.app.state.server.should_exit or await request.is_disconnected()):
                 await asyncio.sleep(TICK)
-                if (now := await run_in_threadpool(_version, await run_in_threadpool(self._source.runs))) != before:
+                if (now := await run_in_threadpool(self._now)) != before:
                     before = now
                     yield "event: changed\ndata: runs\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")
+
+    def _now(self) -> object:
+        """What tells one moment from another: the runs' files and, looked at less often, who is there."""
+        if time.monotonic() > self._asked + PAUSE:
+            self._devices, self._asked = self._source.devices(), time.monotonic()
+        return _version(self._source.runs()), self._devices
 
     async def _stop(self, request: Request) -> Response:
         name = dict(parse_qsl((await body(request)).decode(errors="replace"))).get("run", "")
