@@ -17,6 +17,7 @@ from rich.table import Table
 from tessera.common.errors import ConfigError
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.common.utils.logs import only_from
+from tessera.deploy.api.tables import print_table
 from tessera.deploy.cli.runs import completion
 from tessera.deploy.cli.train import Changes
 
@@ -158,7 +159,7 @@ def run_audit(
     table = Table("attack", "measure", "got", "prior", "gate", "")
     for one in found:
         table.add_row(*one.row())
-    console.print(table)
+    print_table(console, table)
     print(json.dumps(figures(settings, size, drawn, found)))
     if not all(one.holds for one in found):
         raise typer.Exit(1)
@@ -207,7 +208,7 @@ def run_transfer(
     table = Table("family", "alignment", "learnt by", "got by", "tasks", "own gain", "transferred", "share")
     for row in summary(found):
         table.add_row(*row)
-    console.print(table)
+    print_table(console, table)
 
 
 def _split(names: str) -> tuple[str, ...]:

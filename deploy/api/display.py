@@ -31,13 +31,14 @@ from tessera.common.metrics.records import (
     told_epsilon,
 )
 from tessera.deploy.api.progress import in_bytes
+from tessera.deploy.api.tables import print_table
 from tessera.server.live.run_info import RunInfo
 
 
 def show_result(console: Console, result: ResultRecord, settings: Settings, run_dir: Path) -> None:
     """Print what a run ended with: the table, and where its folder is."""
     table = answers_table(result) if settings.asks_questions else result_table(result, settings.evaluation.ks)
-    console.print(table)
+    print_table(console, table)
     for told in filter(None, (compared_line(result.compared), uncounted_line(result), tied_line(result.ties))):
         console.print(told, highlight=False)
     console.print(traffic_line(result), highlight=False)

@@ -19,6 +19,7 @@ from tessera.common.encoders import Encoder, make_encoder
 from tessera.common.errors import DataError
 from tessera.common.registry.converters import CONVERTERS
 from tessera.deploy.api.datasets import convert_as
+from tessera.deploy.api.tables import print_table
 from tessera.deploy.cli.datasets.catalogue import app as catalogue_app
 from tessera.deploy.cli.encode import EPILOG, encode_command
 from tessera.deploy.executors.run import partition_for
@@ -122,7 +123,7 @@ def kinds_command() -> None:
     table = Table("kind", "what SOURCE is", "options")
     for kind, spec in CONVERTERS.items():
         table.add_row(kind, spec.help, ", ".join(spec.options))
-    console.print(table)
+    print_table(console, table)
 
 
 @app.command("shop", epilog=SHOP_EPILOG)
@@ -212,7 +213,7 @@ def _show(folder: Path) -> None:
     """Print the description of a dataset as tables."""
     about = describe(folder)
     for table in (_facts(about), _modalities(about)):
-        console.print(table)
+        print_table(console, table)
     for rule in about["rules"]:
         console.print(f"- {rule}", highlight=False, markup=False)
 
@@ -261,5 +262,5 @@ def _beside_the_paper(about: dict[str, Any]) -> None:
     ours = (about["counts"][name] for name in ("users", "items", "interactions"))
     for who, counts in (("paper", (paper.users, paper.items, paper.interactions)), ("here", ours)):
         table.add_row(who, *(f"{count:,}" for count in counts))
-    console.print(table)
+    print_table(console, table)
     console.print(verdict(paper, about), highlight=False, markup=False)

@@ -19,6 +19,7 @@ from tessera.client.owner.ledger import Entry, Ledger
 from tessera.client.owner.policy import Policy, changed, read_policy, write_policy
 from tessera.common.data.folder_kinds import is_device, no_device
 from tessera.common.errors import ConfigError, DataError
+from tessera.deploy.api.tables import print_table
 from tessera.deploy.cli.person.encryption import app as encryption
 from tessera.deploy.cli.person.model import app as model
 from tessera.deploy.cli.person.page import app as page
@@ -61,7 +62,7 @@ def show(data_dir: DataDir, as_json: Json = False) -> None:
         table.add_row(
             name, escape(", ".join(value) if isinstance(value, list) else str(value)), field.description or ""
         )
-    console.print(table)
+    print_table(console, table)
 
 
 @policy.command("set", epilog="Example: tessera device policy set secure=required people=50 --data-dir DEVICE")
@@ -146,7 +147,7 @@ def list_keys(data_dir: DataDir, as_json: Json = False) -> None:
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for name, key in sorted(known.keys.items(), key=lambda one: (one[1].first_seen, one[0])):
         table.add_row(name, key.first_seen, key.admitted or "nobody")
-    console.print(table)
+    print_table(console, table)
     if known.serial:
         console.print(f"The latest list that {known.operator} signed is number {known.serial}.", soft_wrap=True)
 
@@ -199,7 +200,7 @@ def _print(entries: list[Entry]) -> None:
             "" if entry.refused else _epsilon(entry),
             str(entry.bytes),
         )
-    console.print(table)
+    print_table(console, table)
     answered = [entry for entry in entries if not entry.refused]
     masked, exact = sum(entry.masked for entry in answered), sum(entry.exact for entry in answered)
     total, refused = sum(entry.bytes for entry in answered), len(entries) - len(answered)

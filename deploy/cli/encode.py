@@ -16,6 +16,7 @@ from tessera.common.datasets.encode_hidden import encode_hidden
 from tessera.common.encoders import make_encoder
 from tessera.common.registry.encoders import ENCODERS, HUGGING_FACE, OPEN_CLIP
 from tessera.common.utils.atomic_files import read_json
+from tessera.deploy.api.tables import print_table
 
 console = Console(highlight=False)
 EPILOG = (
@@ -92,4 +93,4 @@ def _show(dataset: Path, made: tuple[str, ...]) -> None:
         features = about["features"][modality]
         facts = (source["encoder"], features["dim"], features["missing"], source["content_sha256"][:12])
         table.add_row(modality, *map(str, facts), "encoded" if modality in made else "as before")
-    console.print(table)
+    print_table(console, table)

@@ -26,6 +26,7 @@ from tessera.common.errors import RunError, RunStopped
 from tessera.common.protocol.signed.keys import key_name, public_half, signing_key
 from tessera.common.utils.encryption.seam import KEY_FILE, is_encrypted
 from tessera.common.utils.folder_lock import hold_folder
+from tessera.deploy.api.tables import print_table
 from tessera.deploy.cli.overview import app as overview
 from tessera.deploy.cli.train import Changes, Config, Continue, Node
 from tessera.deploy.environment import NodeKind
@@ -198,15 +199,15 @@ def list_devices(
 
 
 def _show_devices(devices: Sequence[RegisteredNode]) -> None:
-    """Print devices line by line, each on one line however wide it is: whoever reads a pipe searches in lines."""
+    """Print devices; into a pipe each on one line, however wide it is: whoever reads one searches in lines."""
     table = Table("device", "state", "since", "key", "registered from", box=None, pad_edge=False)
     for one in devices:
         table.add_row(one.number, one.state, one.since, one.key or "-", escape(one.file) or "-")
     console = Console(highlight=False)
-    console.width = max(
-        console.width, Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    )
-    console.print(table)
+    if not console.is_terminal:
+        widest = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+        console.width = max(console.width, widest)
+    print_table(console, table)
 
 
 @app.command(epilog="Example: tessera federate revoke --dir server node.key.pub 11531438331418944970")

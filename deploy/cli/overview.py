@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tessera.deploy.api.tables import print_table
 from tessera.deploy.cli.runs import completion
 
 app = typer.Typer(add_completion=False)
@@ -36,7 +37,7 @@ def status(
     for device in online:
         console.print(f"  {device.number} since {device.since}", markup=False)
     if found.runs:
-        console.print(runs_table(found.runs))
+        print_table(console, runs_table(found.runs))
     for run in found.runs:
         if run.reason:
             console.print(f"{run.name}: {run.reason}", markup=False, soft_wrap=True)

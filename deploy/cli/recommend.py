@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tessera.client.people.device import BASES, REASONS, Device, Recommendations, by_share
+from tessera.deploy.api.tables import print_table
 
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False)
@@ -55,7 +56,7 @@ def show_recommendations(found: Recommendations, pictures: Mapping[str, Path] = 
         link = f"link {pictures[item.item].as_uri()}" if item.item in pictures else ""
         table.add_row(str(place), Text(item.title, link), f"{item.score:.2f}", reason, escape(item.like))
     console.print()
-    console.print(table)
+    print_table(console, table)
     if told := BASES[found.based_on]:
         console.print(told)
     if not found.reliance:

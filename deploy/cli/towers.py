@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from tessera.common.towers.transformer import SIZES
+from tessera.deploy.api.tables import print_table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 console = Console(highlight=False)
@@ -76,7 +77,7 @@ def _show_readers(told: Mapping[str, dict[str, Any]]) -> None:
         hardest = min(right, key=lambda instruction: right[instruction])
         facts = (about["width"], about["depth"], f"{100 * right['all']:.1f}")
         table.add_row(name, *map(str, facts), f"{hardest}: {100 * right[hardest]:.0f}")
-    console.print(table)
+    print_table(console, table)
 
 
 def _show_encoders(told: Mapping[tuple[str, str], dict[str, Any]]) -> None:
@@ -85,7 +86,7 @@ def _show_encoders(told: Mapping[tuple[str, str], dict[str, Any]]) -> None:
     for (name, kind), about in told.items():
         facts = (about["width"], about["depth"], f"{about['cosine']:.2f}", f"{100 * about['retrieval']:.1f}")
         table.add_row(name, kind, *map(str, facts))
-    console.print(table)
+    print_table(console, table)
 
 
 def _split(names: str) -> tuple[str, ...]:

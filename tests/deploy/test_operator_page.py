@@ -79,7 +79,7 @@ def test_a_page_that_is_being_followed_ends_at_once_and_says_nothing(runs: Path)
         with page.web.stream("GET", "/live") as live:
             assert next(live.iter_lines()) == "retry: 2000"
             page.process.send_signal(signal.SIGINT)
-            page.process.wait(5)
+            page.process.wait(60)
         assert page.process.stdout is not None
         assert page.process.stdout.read() == ""
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from tessera.client.people.device import Device, by_share
 from tessera.common.errors import DataError
+from tessera.deploy.api.tables import print_table
 
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False)
@@ -33,7 +34,7 @@ def people(data_dir: DataDir, as_json: Json = False) -> None:
     table = Table("person", "events", box=SIMPLE_HEAD)
     for person in found:
         table.add_row(escape(person.user), str(person.events))
-    console.print(table)
+    print_table(console, table)
 
 
 @app.command("add-person", epilog="Example: tessera device add-person zoe --data-dir DEVICE")
@@ -144,7 +145,7 @@ def show(user: User, data_dir: DataDir, as_json: Json = False) -> None:
     table = Table("had", "id", "when", title=f"{escape(user)}: {len(found.events)} events", box=SIMPLE_HEAD)
     for event in found.events:
         table.add_row(escape(event.title), escape(event.item), str(event.time))
-    console.print(table)
+    print_table(console, table)
     for run in found.runs:
         shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in by_share(run.reliance))
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in run.weights.items())

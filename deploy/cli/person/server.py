@@ -16,6 +16,7 @@ from tessera.common.data.folder_kinds import is_device, no_device
 from tessera.common.errors import DataError
 from tessera.common.protocol.signed.keys import key_name
 from tessera.common.protocol.signed.statements import Statement, lies
+from tessera.deploy.api.tables import print_table
 
 app = typer.Typer(
     no_args_is_help=True, help="See which server's key this device goes by, and what the server signed of its asks."
@@ -64,7 +65,7 @@ def list_(
     for one in statements:
         asked = ", ".join(f"{kind} of round {round}" for kind, round, _ in one.asks)
         table.add_row(_when(one.sent), escape(one.run), escape(asked), one.tensors[:8], key_name(one.key)[:15])
-    console.print(table)
+    print_table(console, table)
 
 
 @app.command(epilog="Example: tessera device server compare other/statements.jsonl --data-dir DEVICE")

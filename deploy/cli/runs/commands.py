@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tessera.common.config.loading import flat
 from tessera.common.errors import DataError
+from tessera.deploy.api.tables import print_table
 from tessera.deploy.cli.runs import completion
 
 app = typer.Typer(
@@ -38,7 +39,10 @@ def list_(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps([run.facts() for run in found]))
         return
-    console.print(runs_table(found) if found else f"{runs} holds no run that has begun")
+    if found:
+        print_table(console, runs_table(found))
+    else:
+        console.print(f"{runs} holds no run that has begun", markup=False)
 
 
 @app.command(epilog="Example: tessera runs show runs/demo")
@@ -51,7 +55,7 @@ def show(run: Run, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(found.facts()))
         return
-    console.print(runs_table([found]))
+    print_table(console, runs_table([found]))
     if found.reason:
         console.print(found.reason, markup=False, soft_wrap=True)
     for kind, times in found.dropped.items():
@@ -88,11 +92,14 @@ def compare(
             )
         )
         return
-    console.print(runs_table(found))
+    print_table(console, runs_table(found))
     table = Table("setting", *(escape(run.name) for run in found), box=SIMPLE_HEAD)
     for key in keys:
         table.add_row(key, *(escape(one.get(key, "-")) for one in written))
-    console.print(table if keys else "their settings are the same")
+    if keys:
+        print_table(console, table)
+    else:
+        console.print("their settings are the same")
 
 
 @app.command(epilog="Example: tessera runs tail runs/demo")
