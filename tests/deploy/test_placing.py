@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tessera.client.owner.past_sums import HERE, PastSums, Whose, write_sums
+from tessera.client.owner.policy import Policy, write_policy
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.interactions import Interactions
 from tessera.common.errors import ConfigError
@@ -125,3 +127,22 @@ def trained_on(later: Path, first: Path, to: Path) -> Path:
 def test_noise_refuses_a_sum_that_it_does_not_cover() -> None:
     with pytest.raises(ConfigError, match=r"does not noise the sum that places items: set views\.fold_in to false"):
         settings("x", views={"dim": 8, "fold_in": True}, privacy={"clip": 1.0, "noise_multiplier": 1.0})
+
+
+def test_what_devices_hold_back_is_done_without(
+    datasets: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A device that was in such a sum of one person fewer is in none now: contents place the items, and the run goes on."""
+    before, later = datasets
+    (tmp_path / "before").symlink_to(before)
+    first = trained(tmp_path / "before", "first", rounds=8, views=VIEWS, evaluation={"every": 8})
+    by_content = begun(later, first, tmp_path / "content", views=VIEWS | {"fold_in": False}, nodes=1)
+    job = make_job(settings("held", rounds=1, views=VIEWS, nodes=1), later, tmp_path / "held", False, False, first)
+    (device,) = job.devices
+    write_policy(device, Policy(people=5, people_per_column=0))
+    write_sums(device, PastSums().having_read("power", "", Whose(devices={HERE: 39}, here="as of then")))
+    run_job(job, "inline", lambda line: None)
+    assert "new items are placed by their contents alone" in caplog.text
+    for name in PLACED:
+        assert torch.equal(tensors(job.run_dir, 8)[name], by_content[name])
+    assert (job.run_dir / "checkpoints" / "round-000009.safetensors").exists()
