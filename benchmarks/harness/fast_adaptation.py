@@ -1,7 +1,7 @@
 """Measures how soon a new device, given what a federation learnt, answers questions of a task that nobody had.
 
 FedMosaic's Fig. 6: adapters start from the average of all devices' (P and Q of all, plain LoRA of the device's class), or,
-where nothing was shared, from nothing, and are trained on the unseen task alone.
+where no adapter was shared, from nothing, and are trained on the unseen task alone.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from tessera.common.protocol.tensors import Tensors
 from tessera.common.utils import counter_rng
 from tessera.common.utils.atomic_files import read_tensors
 from tessera.server.adapters.relevance import uniform
-from tessera.server.strategies.fedmosaic import FedMosaic, expected
+from tessera.server.strategies.fedmosaic import FedMosaic
 
 UNSEEN = "unseen"
 AFTER = (0, 10, 40)
@@ -55,14 +55,17 @@ def adapt(settings: Settings, dataset: Path, devices: Mapping[str, Path], checkp
 
 
 def _averages(settings: Settings, dataset: Path, checkpoint: Path) -> dict[str, Tensors]:
-    """What all devices sent last, averaged, by the mark of a tower."""
-    strategy = FedMosaic(settings, "", expected(dataset, settings))
+    """What all devices sent last, averaged and, where the method does that, taught in public, by the mark of a tower."""
+    strategy = FedMosaic.make(settings, load_catalogue(dataset), dataset)
     strategy.restore(read_tensors(checkpoint)[0])
     sent = strategy.adapters
     if not sent.by_client:
         return {}
-    merged = sent.merged(lambda signatures, groups: uniform(len(signatures), groups))
-    return {sent.by_client[client].tower: own for client, own in merged.items()}
+    averages = sent.merged(lambda signatures, groups: uniform(len(signatures), groups))
+    by_tower = {sent.by_client[client].tower: own for client, own in averages.items()}
+    if not strategy.distiller:
+        return dict(by_tower)
+    return dict(strategy.distiller.taught([sent.by_client[client] for client in sorted(averages)], by_tower))
 
 
 def _begin(adapted: AdaptedTower, merged: Tensors | None) -> None:
