@@ -18,6 +18,7 @@ from tessera.common.errors import ConfigError
 from tessera.common.utils.folder_lock import hold_folder
 from tessera.common.utils.logs import only_from
 from tessera.deploy.api.tables import print_table
+from tessera.deploy.api.work import Work
 from tessera.deploy.cli.runs import completion
 from tessera.deploy.cli.train import Changes
 
@@ -198,13 +199,17 @@ def run_transfer(
     from tessera.benchmarks.harness.transfer import summary
     from tessera.benchmarks.harness.transfer import transfer as carry_over
 
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        shown = bar.add_task("trying", total=None)
+    with Work(console, "reading the dataset") as work:
+        advance = work.begin("trying", 0)
 
-        def advance(trainings: int) -> None:
-            bar.update(shown, total=trainings) if trainings else bar.advance(shown)
+        def tried(trainings: int) -> None:
+            nonlocal advance
+            if trainings:
+                advance = work.begin("trying", trainings)
+            else:
+                advance()
 
-        found = carry_over(dataset, _split(classes), _split(alignments), task, rank, advance)
+        found = carry_over(dataset, _split(classes), _split(alignments), task, rank, tried)
     table = Table("family", "alignment", "learnt by", "got by", "tasks", "own gain", "transferred", "share")
     for row in summary(found):
         table.add_row(*row)

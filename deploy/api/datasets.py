@@ -4,11 +4,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tessera.common.errors import ConfigError, DataError
 from tessera.common.registry.converters import CONVERTERS, unused_option
 from tessera.common.registry.registry import nearest
+
+if TYPE_CHECKING:
+    from tessera.common.encoders.base import Encoder
 
 SHOP = "shop"
 SIZES = {"items": "n_items", "users": "n_users", "seed": "seed"}
@@ -45,8 +48,9 @@ def convert_as(
     encode: str | None,
     pretrained: str | None,
     options: Mapping[str, Any],
+    watched: Callable[["Encoder"], "Encoder"] = lambda encoder: encoder,
 ) -> dict[str, Any]:
-    """The same for who calls options otherwise: `called` says how, for errors."""
+    """The same for who calls options otherwise: `called` says how, for errors. Through `watched` goes the encoder, if any."""
     from tessera.common.datasets import Options, convert, convert_shop
     from tessera.common.encoders import make_encoder
 
@@ -57,7 +61,7 @@ def convert_as(
     if chosen.get("skip_unreadable") and not chosen.get("images") and encode is None:
         remedy = f"{called('encode')} or {called('images')}"
         raise DataError(f"{called('skip_unreadable')} has no effect without {remedy}: no picture is opened")
-    encoder = make_encoder(encode, pretrained=pretrained) if encode else None
+    encoder = watched(make_encoder(encode, pretrained=pretrained)) if encode else None
     if kind == SHOP:
         sizes = {SIZES[name]: value for name, value in chosen.items()}
         return convert_shop(Path(out), overwrite=overwrite, encoder=encoder, **sizes)

@@ -20,6 +20,7 @@ from tessera.common.errors import DataError
 from tessera.common.registry.converters import CONVERTERS
 from tessera.deploy.api.datasets import convert_as
 from tessera.deploy.api.tables import print_table
+from tessera.deploy.api.work import Work
 from tessera.deploy.cli.datasets.catalogue import app as catalogue_app
 from tessera.deploy.cli.encode import EPILOG, encode_command
 from tessera.deploy.executors.run import partition_for
@@ -107,7 +108,8 @@ def convert_command(
         "genres": genres or None,
         "user_share": user_share,
     }
-    about = convert_as(_option, kind, source, destination, overwrite, encode, pretrained, options)
+    with Work(console, f"converting {kind} data") as work:
+        about = convert_as(_option, kind, source, destination, overwrite, encode, pretrained, options, work.counted)
     _show(destination)
     _beside_the_paper(about)
 

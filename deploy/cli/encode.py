@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tessera.common.data.catalogue import DATASET
@@ -17,6 +16,7 @@ from tessera.common.encoders import make_encoder
 from tessera.common.registry.encoders import ENCODERS, HUGGING_FACE, OPEN_CLIP
 from tessera.common.utils.atomic_files import read_json
 from tessera.deploy.api.tables import print_table
+from tessera.deploy.api.work import Work
 
 console = Console(highlight=False)
 EPILOG = (
@@ -72,12 +72,10 @@ def encode_command(
     if model in ENCODERS and "towers" in ENCODERS[model].options:
         towers = towers or dataset / "towers"
     encoder = make_encoder(model, pretrained=pretrained, towers=towers, device=device)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Work(console, "reading the dataset") as work:
 
         def begin(modality: str, total: int, done: int) -> Callable[[int], None]:
-            task = bar.add_task(f"encoding {modality}", total=total, completed=done)
-            return lambda n: bar.advance(task, n)
+            return work.begin(f"encoding {modality}", total, done)
 
         made = encode_dataset(dataset, encoder, begin, images, skip_unreadable)
         if hidden:

@@ -3,17 +3,17 @@
 A tower is an encoder of ours, small enough for a device; a device class is a size of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from tessera.common.towers.transformer import SIZES
 from tessera.deploy.api.tables import print_table
+from tessera.deploy.api.work import Work
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 console = Console(highlight=False)
@@ -52,15 +52,10 @@ def fit_command(
 
     asked, wanted = _split(classes), _split(kinds)
     refuse_unknown("kind of tower", wanted, KINDS)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-
-        def begin(name: str, total: int) -> Callable[[], None]:
-            task = bar.add_task(name, total=total)
-            return lambda: bar.advance(task)
-
+    with Work(console, "reading the dataset") as work:
         raw = tuple(kind for kind in wanted if kind != READER)
-        encoders = fit_encoders(dataset, asked, raw, steps, images, begin) if raw else {}
-        readers = fit_towers(dataset, asked, steps, begin) if READER in wanted else {}
+        encoders = fit_encoders(dataset, asked, raw, steps, images, work.begin) if raw else {}
+        readers = fit_towers(dataset, asked, steps, work.begin) if READER in wanted else {}
     if readers:
         _show_readers({name: readers[name] for name in asked})
     if encoders:

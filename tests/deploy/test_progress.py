@@ -1,17 +1,24 @@
 """What a run is at is said at least every 30 s: the phase, who has answered, the time left."""
 
+import re
+import time
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flwr.app import Message
 from rich.console import Console
 
 from tessera.common.config.device import DeviceSettings
+from tessera.common.encoders import make_encoder
 from tessera.common.metrics.records import RoundRecord, StatisticsRecord
 from tessera.common.protocol.messages import Ask, Task
+from tessera.deploy.api import ticker
 from tessera.deploy.api.progress import RunDisplay
 from tessera.deploy.api.ticker import SILENCE, Ticker, clock
+from tessera.deploy.api.work import Counted, Work
 from tessera.deploy.executors import inline
 from tessera.deploy.executors.inline import InlineGrid
 from tessera.server.app import serve
@@ -121,3 +128,34 @@ def test_times_are_said_in_two_units() -> None:
     assert [clock(seconds) for seconds in (0.4, 59, 60, 200, 7325)] == [
         *("0 s", "59 s", "1 min 0 s", "3 min 20 s", "2 h 2 min"),
     ]
+
+
+def test_work_in_parts_says_its_phase_its_steps_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ticker, "SILENCE", 0.3)
+    monkeypatch.setattr(ticker, "LOOK", 0.1)
+    console = Console(file=StringIO(), width=80)
+    with Work(console, "reading the dataset") as work:
+        time.sleep(0.4)
+        advance = work.begin("encoding text", 1600, 600)
+        time.sleep(0.4)
+        for _ in range(4):
+            advance(100)
+            time.sleep(0.15)
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert said[0] == "reading the dataset; 0 s passed, time left not known yet"
+    assert any(line.startswith("encoding text, 600 of 1,600;") for line in said)
+    assert re.search(r"encoding text, (?:7|8|9|1,0)00? of 1,600; \d s passed, about \d s left", "\n".join(said))
+
+
+def test_a_watched_encoder_makes_the_same_features(tmp_path: Path) -> None:
+    texts, begun = [f"item {n} of wool" for n in range(3000)], []
+    encoder = make_encoder("builtin")
+
+    def begin(name: str, total: int) -> Callable[..., None]:
+        begun.append((name, total))
+        return lambda steps: begun.append(steps)
+
+    assert np.array_equal(Counted(encoder, begin).encode_texts(texts), encoder.encode_texts(texts))
+    assert begun[0] == ("encoding text", 3000)
+    assert sum(begun[1:]) == 3000
+    assert Counted(encoder, begin).encode_texts([]).shape == encoder.encode_texts([]).shape
