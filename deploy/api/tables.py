@@ -64,6 +64,8 @@ def _print_rows(console: Console, table: Table) -> None:
 
 
 def _text(console: Console, cell: object) -> Text:
-    """A cell in one line."""
+    """A cell; words in one line."""
+    if isinstance(cell, Text):
+        return cell
     text = console.render_str(cell) if isinstance(cell, str) else Text(str(cell))
     return Text(" ").join(text.split("\n"))

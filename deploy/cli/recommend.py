@@ -32,6 +32,9 @@ def recommend(
     user: Annotated[str, typer.Option(help="Whom to recommend to.")],
     k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
     run: Annotated[str | None, typer.Option(help="Which run's state; the newest by default.")] = None,
+    draw: Annotated[
+        bool, typer.Option("--pictures", help="Draw the items' pictures, on a terminal with 256 colours or more.")
+    ] = False,
     key_file: KeyFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -43,18 +46,25 @@ def recommend(
         items = [asdict(one) | ({"picture": str(pictures[one.item])} if one.item in pictures else {}) for one in found]
         typer.echo(json.dumps(found.to_json() | {"items": items}))
     else:
-        show_recommendations(found, pictures)
+        show_recommendations(found, pictures, draw)
 
 
-def show_recommendations(found: Recommendations, pictures: Mapping[str, Path] = MappingProxyType({})) -> None:
-    """Print a person's recommendations, each with the view that speaks for it and, on a terminal, a link to its picture by id;
-    and how far they go by each view."""
+def show_recommendations(
+    found: Recommendations, pictures: Mapping[str, Path] = MappingProxyType({}), draw: bool = False
+) -> None:
+    """Print a person's recommendations, each with the view that speaks for it and, on a terminal, a link to its picture by id,
+    or the picture itself; and how far they go by each view."""
+    from tessera.deploy.cli.person.pictures import drawn
+
     title = f"for {escape(found.user)}, from the device's own files as of round {found.round}"
     table = Table("", "item", "score", "because of", "as in", title=title, box=SIMPLE_HEAD)
+    if draw:
+        table.add_column("")
     for place, item in enumerate(found, 1):
         reason = REASONS.get(item.view, item.view)
         link = f"link {pictures[item.item].as_uri()}" if item.item in pictures else ""
-        table.add_row(str(place), Text(item.title, link), f"{item.score:.2f}", reason, escape(item.like))
+        picture = (drawn(console, pictures.get(item.item)),) if draw else ()
+        table.add_row(str(place), Text(item.title, link), f"{item.score:.2f}", reason, escape(item.like), *picture)
     console.print()
     print_table(console, table)
     if told := BASES[found.based_on]:

@@ -21,8 +21,14 @@ def templates(package: str, site: str, main: str, subject: str) -> Environment:
     that is the `subject` of, in words."""
     loader = ChoiceLoader([PackageLoader(package), PackageLoader("tessera.deploy.pages")])
     environment = Environment(loader=loader, autoescape=True)
+    environment.filters["sentence"] = sentence
     environment.globals.update(site=site, main=main, subject=subject)
     return environment
+
+
+def sentence(text: str) -> str:
+    """Words as a sentence: with a capital and a full stop."""
+    return text[:1].upper() + text[1:] + "." * (not text.endswith("."))
 
 
 def failing(environment: Environment) -> Callable[[Request, Exception], Awaitable[Response]]:

@@ -139,6 +139,16 @@ class RunInfo:
         return int(self.began.users) if self.began else None
 
     @property
+    def sums(self) -> str:
+        """Of whom the server reads sums alone, in words; "" where it reads each node's answers."""
+        if self.began is None or not self.began.groups:
+            return ""
+        nodes, groups = self.began.nodes, self.began.groups
+        sizes = sorted({nodes // groups, -(-nodes // groups)})  # groups are as even as can be
+        told = f"{groups} group{'s' * (groups != 1)} of {' to '.join(map(str, sizes))} devices"
+        return f"secure sums: the server reads what {told} add{'s' * (groups == 1)} up to, and no device's own answer"
+
+    @property
     def ended(self) -> ResultRecord | None:
         """What it ended with, if it did."""
         return next((line for line in reversed(self.records) if isinstance(line, ResultRecord)), None)

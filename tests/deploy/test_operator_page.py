@@ -17,6 +17,7 @@ from tessera.common.metrics.records import RoundRecord, read_records, write_line
 from tessera.deploy.api.result import Result
 from tessera.deploy.cli.runs.commands import app
 from tessera.deploy.executors import inline
+from tessera.deploy.executors import ray as simulate
 from tessera.deploy.pages.operator.charts import HEIGHT, WIDTH, chart
 from tessera.deploy.provisioning.partition import partition
 from tessera.server.live.run_info import RunInfo
@@ -125,6 +126,18 @@ def test_a_run_that_was_killed_has_the_best_round_that_it_knew_of_itself(runs: P
     killed = RunInfo.read(run)
     assert (killed.best, killed.ended) == (ended.best, None)
     assert "99.00" not in CliRunner().invoke(app, ["show", str(run)]).output
+
+
+@pytest.mark.parametrize("executor", [inline, pytest.param(simulate, marks=pytest.mark.slow)])
+def test_a_run_in_secure_sums_says_of_how_many_devices_they_are(tmp_path: Path, executor: Any) -> None:
+    executor.execute(small_job(tmp_path, "runs/masked", 5, privacy={"secure": True}), silent)
+    with page_of("runs", "page", "--runs", tmp_path / "runs") as page:
+        text = page.web.get(page.address, follow_redirects=True).text
+    told = "secure sums: the server reads what 1 group of 5 devices adds up to, and no device&#39;s own answer"
+    assert f"<p>{told[:1].upper()}{told[1:]}.</p>" in text
+    assert "masked: completed" in text
+    assert text.count("<svg") >= 5
+    assert told.replace("&#39;", "'") in CliRunner().invoke(app, ["show", str(tmp_path / "runs/masked")]).output
 
 
 @pytest.fixture

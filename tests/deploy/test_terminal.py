@@ -6,9 +6,15 @@ import pty
 import re
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from rich.console import Console
+
+from tessera.common.errors import DataError
+from tessera.deploy.cli.person.pictures import COLUMNS, ROWS, draw, drawn
 
 TESSERA = Path(sys.executable).with_name("tessera")
 COLOUR = re.compile(r"\x1b\[[\d;]*(?:3[0-7]|9[0-7]|38;|4[0-7]|48;)[\d;]*m")
@@ -45,6 +51,17 @@ def test_colours_can_be_switched_off(words: tuple[str, ...]) -> None:
     assert not COLOUR.search(on_a_terminal(*words, NO_COLOR="1"))
     piped = subprocess.run([TESSERA, *words], capture_output=True, text=True, check=False)
     assert "\x1b" not in piped.stdout + piped.stderr
+
+
+def test_pictures_are_drawn_of_two_pixels_a_letter() -> None:
+    picture = Image.new("RGB", (120, 120), "red")
+    picture.paste("blue", (0, 60, 120, 120))
+    shown = draw(picture)
+    assert shown.plain == "\n".join(["▀" * COLUMNS] * ROWS)
+    pixels = {(span.style.color.triplet.hex, span.style.bgcolor.triplet.hex) for span in shown.spans}  # type: ignore[union-attr]
+    assert pixels == {("#ff0000", "#ff0000"), ("#0000ff", "#0000ff")}
+    with pytest.raises(DataError, match="on a terminal with 256 colours"):
+        drawn(Console(file=StringIO()), None)
 
 
 def completed(line: str, folder: Path) -> list[str]:

@@ -56,6 +56,8 @@ def show(run: Run, as_json: Json = False) -> None:
         typer.echo(json.dumps(found.facts()))
         return
     print_table(console, runs_table([found]))
+    if found.sums:
+        console.print(found.sums, markup=False, soft_wrap=True)
     if found.reason:
         console.print(found.reason, markup=False, soft_wrap=True)
     for kind, times in found.dropped.items():

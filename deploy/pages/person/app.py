@@ -35,7 +35,6 @@ class PersonPage:
         own = templates(
             "tessera.deploy.pages.person", "Tessera on this device", main="main", subject="what is recommended"
         )
-        own.filters["sentence"] = sentence
         own.globals.update(views=VIEWS, because=BECAUSE, kinds=KINDS, farthest=FARTHEST)
         self._templates = own
 
@@ -190,11 +189,6 @@ class PersonPage:
             return await run_in_threadpool(answer, request, fields)
 
         return endpoint
-
-
-def sentence(text: str) -> str:
-    """Words as a sentence: with a capital and a full stop."""
-    return text[:1].upper() + text[1:] + "." * (not text.endswith("."))
 
 
 def _user(fields: Fields) -> str:
