@@ -31,7 +31,12 @@ def adapters(modules: dict, towers: dict, update: Update = Update()) -> Update:
 
 
 contributions = st.builds(
-    AdapterUpdate, st.sampled_from(["tiny-0a", "base/1", ""]), tensors(), tensors(), st.integers(0, 4).map(torch.ones)
+    AdapterUpdate,
+    st.sampled_from(["tiny-0a", "base/1", ""]),
+    tensors(),
+    tensors(),
+    st.integers(0, 4).map(torch.ones),
+    st.none() | st.integers(0, 4).map(lambda n: torch.full((n, 4), float(n))),
 )
 
 
@@ -104,5 +109,5 @@ def test_what_is_no_part_of_an_adapter_is_refused() -> None:
     with pytest.raises(RunError, match="or a tower"):
         unpack_update(pack_update(adapters({CLIENTS[0]: sent}, {})), [ADAPTERS])
     for parts in ({**sent.parts(), "gate": torch.zeros(())}, {"pq x.P": torch.ones(1)}, {}):
-        with pytest.raises(RunError, match="neither P, Q, LoRA nor its signature"):
+        with pytest.raises(RunError, match="neither P, Q, LoRA, logits nor its signature"):
             AdapterUpdate.of_parts("tiny", parts)
