@@ -18,6 +18,7 @@ from tessera.common.config.loading import load_settings
 from tessera.common.datasets import convert_shop
 from tessera.deploy.executors.run import make_job, run_job
 from tests.deploy.test_executors import silent
+from tests.support.commands import wait
 from tests.support.pages import Page, browser, page_of, violations
 
 DEMO = Path(__file__).parents[2] / "benchmarks" / "demo.yaml"
@@ -242,9 +243,10 @@ def test_a_person_uses_it_in_a_browser(chromium: Any, world: Path, tmp_path: Pat
         with tab.expect_response("**/lean"):
             for _ in range(12):
                 tab.keyboard.press("ArrowRight")
-        tab.wait_for_load_state("networkidle")
-        tab.wait_for_timeout(500)
-        assert titles() == [one.title for one in device.recommend(user, 12)]
+                tab.wait_for_timeout(50)  # as a person moves it: several lists are on their way
+        moved = float(tab.get_by_label("How it looks").input_value())
+        assert wait(lambda: device.preferences(user).leaning.get("image") == moved), "the last move counts"
+        assert wait(lambda: titles() == [one.title for one in device.recommend(user, 12)])
         assert device.preferences(user).leaning == {"image": 3.0}
         tab.get_by_role("button", name="As my device has learnt it").click()
         assert titles() == before

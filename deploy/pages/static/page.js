@@ -18,12 +18,27 @@ async function replace(form, submitter) {
   said().textContent = "";
 }
 
+// One request at a time: of two at once the older one might be answered last.
+const busy = new WeakMap();
+async function follow(form) {
+  if (busy.has(form)) return busy.set(form, true);
+  do {
+    busy.set(form, false);
+    try {
+      await replace(form);
+    } catch (error) {
+      said().textContent = `The page does not answer: ${error.message}`;
+    }
+  } while (busy.get(form));
+  busy.delete(form);
+}
+
 let waiting;
 document.addEventListener("input", (event) => {
   const form = event.target.closest("form[data-live]");
   if (form && !("byButton" in form.dataset)) {
     clearTimeout(waiting);
-    waiting = setTimeout(() => replace(form), 80);
+    waiting = setTimeout(() => follow(form), 80);
   }
   if (event.target.matches("[data-submit]")) event.target.form.submit();
 });
