@@ -29,6 +29,8 @@ LIVE = ("metrics.jsonl", "status.json", "standing.json")
 """Files of a run that say how it goes."""
 SHOWN = 40
 """Runs that are listed, the newest."""
+STOP_SECONDS = 30.0
+"""How long a run has to end its round before it is broken off: a browser waits no longer."""
 
 
 class Source(Protocol):
@@ -143,7 +145,7 @@ class OperatorPage:
     async def _stop(self, request: Request) -> Response:
         name = dict(parse_qsl((await body(request)).decode(errors="replace"))).get("run", "")
         assert self._source.federation is not None
-        whole = await run_in_threadpool(self._source.federation.stop, name)
+        whole = await run_in_threadpool(self._source.federation.stop, name, STOP_SECONDS)
         how = "with all its rounds" if whole else "in a round, which is lost"
         said = f"{name} is stopped {how}; tessera federate submit --resume goes on with it"
         return RedirectResponse("/?" + urlencode({"run": name, "said": said}), 303)
