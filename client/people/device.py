@@ -22,7 +22,8 @@ from tessera.common.data.catalogue import ITEMS
 from tessera.common.errors import ConfigError, DataError
 from tessera.common.utils.encryption.seam import NOTE, is_encrypted
 from tessera.common.utils.folder_lock import hold_folder
-from tessera.common.utils.html import html_table
+from tessera.common.utils.text.html import html_table
+from tessera.common.utils.text.wording import number_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -379,7 +380,7 @@ class Device:
         return tuple(sorted(found))
 
     def __repr__(self) -> str:
-        return f"Device({str(self.folder)!r}, {len(self.people())} people)"
+        return f"Device({str(self.folder)!r}, {number_of(len(self.people()), 'person', 'people')})"
 
     def _repr_html_(self) -> str:
         rows = [(person.user, person.events) for person in self.people()]

@@ -30,6 +30,7 @@ from tessera.common.metrics.records import (
     Ties,
     told_epsilon,
 )
+from tessera.common.utils.text.wording import number_of
 from tessera.deploy.api.progress import in_bytes
 from tessera.deploy.api.tables import print_table
 from tessera.server.live.run_info import RunInfo
@@ -62,7 +63,7 @@ def compared_line(compared: Compared | None) -> str:
     if not compared.baselines_nodes:
         return "no baselines: no device answered to them"
     row, others = (
-        f"{people:.0f} people on {nodes} node{'s' * (nodes != 1)}"
+        f"{number_of(round(people), 'person', 'people')} on {number_of(nodes, 'node')}"
         for people, nodes in (
             (compared.people, compared.nodes),
             (compared.baselines_people, compared.baselines_nodes),

@@ -13,7 +13,7 @@ from tessera.common.config.settings import Settings
 from tessera.common.errors import RunError
 from tessera.common.protocol.published import Published
 from tessera.common.utils.folder_lock import hold_folder
-from tessera.common.utils.html import html_table
+from tessera.common.utils.text.html import html_table
 from tessera.deploy.api.progress import RunDisplay
 from tessera.deploy.api.result import Result
 from tessera.deploy.api.settings import Config, load_config

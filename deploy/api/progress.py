@@ -17,6 +17,7 @@ from tessera.common.metrics.records import (
     told_epsilon,
 )
 from tessera.common.utils.logs import is_quiet
+from tessera.common.utils.text.wording import number_of
 from tessera.deploy.api.ticker import Ticker, clock
 from tessera.server.live.standing import FILE, Standing
 from tessera.server.model_selection import criterion
@@ -135,9 +136,8 @@ class RunDisplay:
         elif isinstance(line, RoundRecord):
             self._troubles(line)
             if line.nodes != self.nodes:
-                told = (
-                    f"round {line.round}: {line.nodes} nodes answered, not {self.nodes}; {line.users} users took part"
-                )
+                told = f"round {line.round}: {number_of(line.nodes, 'node')} answered, not {self.nodes}; "
+                told += f"{number_of(line.users, 'user')} took part"
                 self.console.print(told, markup=False, highlight=False)
                 self.nodes = line.nodes
             self.trained, self._rounds_at = line, time.monotonic()
@@ -155,14 +155,16 @@ class RunDisplay:
     def _begin(self, line: StatisticsRecord) -> None:
         """Say who takes part."""
         people, events, self.nodes = int(line.users), int(line.events), line.nodes
-        told = f"{people} users on {line.nodes} nodes{f', {events} training events' if events else ''}; "
+        told = f"{number_of(people, 'user')} on {number_of(line.nodes, 'node')}"
+        told += f", {number_of(events, 'training event')}; " if events else "; "
         if not line.groups:
             told += "only sums over a node's people are sent"
         else:
             told += "the server can read sums of "
             told += "all nodes alone" if line.groups == 1 else f"{line.groups} groups of nodes alone"
         if self.settings.asks_questions:
-            told = f"{line.nodes} devices with {events} questions of their own; only adapters and signatures are sent"
+            told = f"{number_of(line.nodes, 'device')} with {number_of(events, 'question')} of their own; "
+            told += "only adapters and signatures are sent"
         self.console.print(told, highlight=False)
 
     def _troubles(self, line: RoundRecord | EvaluationRecord) -> None:

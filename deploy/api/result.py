@@ -9,7 +9,7 @@ from tessera.common.config.settings import Settings
 from tessera.common.errors import DataError
 from tessera.common.metrics.names import HR, NDCG, TEST, Scores, written
 from tessera.common.metrics.records import ResultRecord
-from tessera.common.utils.html import html_table
+from tessera.common.utils.text.html import html_table
 from tessera.deploy.api.display import methods, privacy_line, summary
 from tessera.server.live.run_info import DEVICES, RunInfo, devices_of
 from tessera.server.run_folder import read_status

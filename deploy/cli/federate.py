@@ -26,6 +26,7 @@ from tessera.common.errors import RunError, RunStopped
 from tessera.common.protocol.signed.keys import key_name, public_half, signing_key
 from tessera.common.utils.encryption.seam import KEY_FILE, is_encrypted
 from tessera.common.utils.folder_lock import hold_folder
+from tessera.common.utils.text.wording import number_of
 from tessera.deploy.api.tables import print_table
 from tessera.deploy.cli.overview import app as overview
 from tessera.deploy.cli.train import Changes, Config, Continue, Node
@@ -181,7 +182,9 @@ def sign(
     by itself.
     """
     signed = sign_list(listed, key, add or (), remove or (), days)
-    typer.echo(f"{listed} is number {signed.serial}, with {len(signed.keys)} devices, good until {signed.until}")
+    typer.echo(
+        f"{listed} is number {signed.serial}, with {number_of(len(signed.keys), 'device')}, good until {signed.until}"
+    )
     typer.echo("Copy it to the server: SERVER_DIR/admitted.json")
 
 

@@ -13,6 +13,7 @@ from tessera.client.people.device import Device
 from tessera.common.errors import ConfigError
 from tessera.common.utils.atomic_files import PRIVATE, write_bytes
 from tessera.common.utils.encryption.seam import PASSPHRASE
+from tessera.common.utils.text.wording import number_of
 
 app = typer.Typer(add_completion=False)
 DataDir = Annotated[Path, typer.Option(help="The device's folder.")]
@@ -27,7 +28,7 @@ def status(data_dir: DataDir, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
-    typer.echo(f"{found.people} people, {found.events} events of theirs")
+    typer.echo(f"{number_of(found.people, 'person', 'people')}, {number_of(found.events, 'event')} of theirs")
     typer.echo(f"runs: {', '.join(found.runs) or 'none yet'}; pulled model: {found.pulled or 'none'}")
     typer.echo(
         "private files: " + ("in clear" if found.encryption == "none" else f"encrypted with a {found.encryption}")

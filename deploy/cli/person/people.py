@@ -14,6 +14,7 @@ from rich.table import Table
 
 from tessera.client.people.device import Device, by_share
 from tessera.common.errors import DataError
+from tessera.common.utils.text.wording import number_of
 from tessera.deploy.api.tables import print_table
 
 app = typer.Typer(add_completion=False)
@@ -71,7 +72,7 @@ def import_events(
 ) -> None:
     """Add many events at once, all or none; what somebody has already is passed over."""
     added = Device.open(data_dir).import_events(file, user)
-    _said({"file": str(file), "added": added}, f"{added} events of {file} are new and were added", as_json)
+    _said({"file": str(file), "added": added}, f"{number_of(added, 'event')} of {file} added, which were new", as_json)
 
 
 @app.command(epilog='Example: tessera device correct zoe "Toy Story" --instead "Toy Story 2" --data-dir DEVICE')
@@ -142,7 +143,8 @@ def show(user: User, data_dir: DataDir, as_json: Json = False) -> None:
     if as_json:
         typer.echo(found.model_dump_json())
         return
-    table = Table("had", "id", "when", title=f"{escape(user)}: {len(found.events)} events", box=SIMPLE_HEAD)
+    title = f"{escape(user)}: {number_of(len(found.events), 'event')}"
+    table = Table("had", "id", "when", title=title, box=SIMPLE_HEAD)
     for event in found.events:
         table.add_row(escape(event.title), escape(event.item), str(event.time))
     print_table(console, table)
@@ -152,11 +154,11 @@ def show(user: User, data_dir: DataDir, as_json: Json = False) -> None:
         console.print(f"run {run.run}, as of round {run.round}", markup=False)
         console.print(f"  goes by: {shares}", markup=False, soft_wrap=True)
         console.print(f"  the router weighs: {weights}", markup=False, soft_wrap=True)
-        if run.since_round is not None and run.since is not None:
-            when = f"{datetime.fromtimestamp(run.since, UTC):%Y-%m-%d}"
-            console.print(f"  has trained in {run.rounds} rounds, since round {run.since_round} ({when})", markup=False)
-        elif run.rounds:
-            console.print(f"  has trained in {run.rounds} rounds", markup=False)
+        if run.rounds:
+            since = ""
+            if run.since_round is not None and run.since is not None:
+                since = f", since round {run.since_round} ({datetime.fromtimestamp(run.since, UTC):%Y-%m-%d})"
+            console.print(f"  has trained in {number_of(run.rounds, 'round')}{since}", markup=False)
         if not run.trained:
             console.print("  has not trained yet: this is from the history alone", markup=False)
     left = found.left
@@ -177,7 +179,8 @@ def export(
 ) -> None:
     """Write all that the device knows of a person to an open archive, which another device can import."""
     manifest = Device.open(data_dir).export(user, file)
-    said = f"{file} holds the events of {user}, and what {len(manifest.runs)} runs learnt of them: keep it to yourself"
+    learnt = f"what {number_of(len(manifest.runs), 'run')} learnt of them"
+    said = f"{file} holds the events of {user}, and {learnt}: keep it to yourself"
     _said(manifest.model_dump(), said, as_json)
 
 
@@ -191,9 +194,8 @@ def import_(
     found = Device.open(data_dir).import_(file)
     left_out = "".join(f"; run {run} is left out, {why}" for run, why in found.left_out.items())
     told = {"user": found.user, "events": found.events, "runs": found.runs, "left_out": found.left_out}
-    _said(
-        told, f"{found.user} is on {data_dir} with {found.events} events and {len(found.runs)} runs{left_out}", as_json
-    )
+    brought = f"{number_of(found.events, 'event')} and {number_of(len(found.runs), 'run')}"
+    _said(told, f"{found.user} is on {data_dir} with {brought}{left_out}", as_json)
 
 
 @app.command(epilog="Example: tessera device forget zoe --yes --data-dir DEVICE")

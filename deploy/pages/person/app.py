@@ -17,6 +17,7 @@ from tessera.client.owner.policy import Policy, parse_policy, write_policy
 from tessera.client.people.device import Device
 from tessera.client.people.preferences import FARTHEST
 from tessera.common.errors import ConfigError, DataError, TesseraError
+from tessera.common.utils.text.wording import number_of
 from tessera.deploy.pages.person.facts import BECAUSE, KINDS, VIEWS, advice, questions, timeline
 from tessera.deploy.pages.person.pictures import Pictures
 from tessera.deploy.pages.reading import FRAGMENT, STATIC, body, failing, templates
@@ -144,7 +145,7 @@ class PersonPage:
                 file = Path(folder) / "archive.zip"
                 file.write_bytes(content)
                 found = self._device.import_(file)
-            return _to("/", user=found.user, said=f"Taken in: {found.user}, {found.events} events.")
+            return _to("/", user=found.user, said=f"Taken in: {found.user}, {number_of(found.events, 'event')}.")
 
         return await run_in_threadpool(take_in)
 

@@ -1,0 +1,1 @@
+"""What people are shown: words and tables."""
