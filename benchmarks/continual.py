@@ -28,7 +28,8 @@ from rich.table import Table
 
 from tessera.common.config.loading import parse_settings
 from tessera.common.config.settings import Settings
-from tessera.common.data.catalogue import DATASET, Catalogue, Standard, load_catalogue
+from tessera.common.data.catalogue import Catalogue, Standard, load_catalogue
+from tessera.common.data.folder_kinds import DATASET
 from tessera.common.data.interactions import Interactions, load_interactions
 from tessera.common.datasets import convert_shop
 from tessera.common.datasets.dataset_folder import write_description

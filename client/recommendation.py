@@ -35,7 +35,8 @@ from tessera.client.transforms import Origin, transforms
 from tessera.common.config.device import DeviceSettings, SplitSettings
 from tessera.common.config.settings import has_prior
 from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
-from tessera.common.data.interactions import INTERACTIONS, Interactions, Split
+from tessera.common.data.folder_kinds import INTERACTIONS
+from tessera.common.data.interactions import Interactions, Split
 from tessera.common.data.splits import make_split
 from tessera.common.errors import DataError, PolicyRefused
 from tessera.common.metrics.names import NEW_USERS, TEST, UNTRAINED, VALIDATION

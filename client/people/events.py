@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 from tessera.client.people.items import find_item
 from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
 from tessera.common.data.csv_files import CsvFile
-from tessera.common.data.folder_kinds import is_dataset, no_device
-from tessera.common.data.interactions import INTERACTIONS, Interactions, Part, from_frame, from_table
+from tessera.common.data.folder_kinds import INTERACTIONS, is_dataset, no_device
+from tessera.common.data.interactions import Interactions, Part, from_frame, from_table
 from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import PRIVATE, read_json, write_json
 from tessera.common.utils.tables import read_table, write_table

@@ -19,8 +19,7 @@ from tessera.client.people.events import PEOPLE, in_use
 from tessera.client.published.model import FOLDER, POPULARITY_FILE
 from tessera.client.published.small_pictures import LIST, PICTURES, take_pictures
 from tessera.common.data.catalogue import ITEMS, Catalogue, load_catalogue
-from tessera.common.data.folder_kinds import is_dataset, no_device
-from tessera.common.data.interactions import INTERACTIONS
+from tessera.common.data.folder_kinds import INTERACTIONS, is_dataset, no_device
 from tessera.common.errors import DataError, Locked, TesseraError
 from tessera.common.protocol.published import (
     BLOBS,

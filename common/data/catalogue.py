@@ -35,7 +35,6 @@ from tessera.common.utils.tables import read_table, write_table
 if TYPE_CHECKING:
     import torch
 
-DATASET = "dataset.json"
 ITEMS = "items.parquet"
 FEATURES = "features"
 RESERVED = frozenset({"id", "sum", "mlp", "gate", "attention", "concat", "tower"})

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from tessera.common.data.catalogue import DATASET
-from tessera.common.data.interactions import INTERACTIONS
-
+DATASET, INTERACTIONS = "dataset.json", "interactions.parquet"
 RUN_FILES = ("config.yaml", "status.json")
 DEVICE_FILES = (INTERACTIONS, "people.json", "questions")
 """Of which any device has one."""

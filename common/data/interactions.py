@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tessera.common.data.folder_kinds import INTERACTIONS
 from tessera.common.data.targets import Targets, ranges
 from tessera.common.errors import DataError
 from tessera.common.utils.tables import read_table, write_table
 
-INTERACTIONS = "interactions.parquet"
 TIES = "events of a person with equal timestamps are ordered by a hash of person and item"
 """How tied events are ordered: by nothing that a ranking could know."""
 NO_PART = 255

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.common.data.catalogue import DATASET, ITEMS, Catalogue, Features, items_frame, load_catalogue
+from tessera.common.data.catalogue import ITEMS, Catalogue, Features, items_frame, load_catalogue
+from tessera.common.data.folder_kinds import DATASET
 from tessera.common.datasets.dataset_folder import summary
 from tessera.common.datasets.new_content import Made, NewContent
 from tessera.common.errors import DataError

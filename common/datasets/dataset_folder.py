@@ -9,7 +9,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from tessera.common.data.catalogue import DATASET, Features, load_catalogue
+from tessera.common.data.catalogue import Features, load_catalogue
+from tessera.common.data.folder_kinds import DATASET
 from tessera.common.data.interactions import TIES, Interactions, Split, load_interactions
 from tessera.common.errors import DataError
 from tessera.common.registry.converters import holds_users

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tessera.common.data.catalogue import DATASET, FEATURES, Catalogue, Features, load_catalogue, sentences
+from tessera.common.data.catalogue import FEATURES, Catalogue, Features, load_catalogue, sentences
+from tessera.common.data.folder_kinds import DATASET
 from tessera.common.data.pictures import pictures_in
 from tessera.common.datasets.dataset_folder import write_description
 from tessera.common.encoders.base import Encoder, Vectors, encode_readable

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tessera.common.data.catalogue import DATASET
 from tessera.common.data.csv_files import CsvFile
-from tessera.common.data.folder_kinds import other_than_data
+from tessera.common.data.folder_kinds import DATASET, other_than_data
 from tessera.common.datasets.movielens import NAMES
 from tessera.common.errors import DataError
 

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tessera.common.config.loading import load_settings
-from tessera.common.data.catalogue import DATASET
-from tessera.common.data.folder_kinds import other_than_data
+from tessera.common.data.folder_kinds import DATASET, other_than_data
 from tessera.common.datasets import convert_aspects_shop, convert_shop, describe
 from tessera.common.datasets.aspects_shop import FACTORS, KINDS, N_PEOPLE
 from tessera.common.datasets.demo_shop import N_ITEMS, N_USERS

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tessera.common.data.catalogue import DATASET
+from tessera.common.data.folder_kinds import DATASET
 from tessera.common.datasets.encode import ENCODED, encode_dataset
 from tessera.common.datasets.encode_hidden import encode_hidden
 from tessera.common.encoders import make_encoder

@@ -25,7 +25,7 @@ from tessera.client.owner.ledger import LEDGER
 from tessera.client.owner.statements import SERVER_KEY, STATEMENTS
 from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
-from tessera.common.data.interactions import INTERACTIONS
+from tessera.common.data.folder_kinds import INTERACTIONS
 from tessera.common.errors import RunError, TesseraError
 from tessera.common.metrics.records import read_result
 from tessera.common.secure.keys import NODE_KEY_FILE

@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from tessera.client.people.device import Device
 from tessera.common.data.catalogue import load_catalogue
-from tessera.common.data.interactions import INTERACTIONS, load_interactions
+from tessera.common.data.folder_kinds import INTERACTIONS
+from tessera.common.data.interactions import load_interactions
 from tessera.common.data.questions import Questions
 from tessera.common.errors import DataError, TesseraError
 from tessera.common.secure.keys import NODE_KEY_FILE

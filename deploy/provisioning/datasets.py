@@ -7,9 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from tessera.common.config.settings import DataSettings, Settings
-from tessera.common.data.catalogue import DATASET
-from tessera.common.data.folder_kinds import other_than_data
-from tessera.common.data.interactions import INTERACTIONS
+from tessera.common.data.folder_kinds import DATASET, INTERACTIONS, other_than_data
 from tessera.common.errors import ConfigError, DataError
 from tessera.common.registry.converters import CONVERTED, CONVERTERS, holds_users
 from tessera.common.registry.losses import LOSSES

@@ -265,6 +265,9 @@ def test_a_stranger_gets_no_recommendations(desk: Path, trained: subprocess.Comp
 
 def test_nothing_is_recommended_before_training(desk: Path) -> None:
     message = refusal(tessera("recommend", "--data-dir", "data/shop", "--user", "user-00", cwd=desk))
+    assert "data/shop is no device's folder but a dataset's" in message
+    assert tessera("data", "partition", "data/shop", "alone", "--nodes", "1", cwd=desk).returncode == 0
+    message = refusal(tessera("recommend", "--data-dir", "alone/node-0", "--user", "user-00", cwd=desk))
     assert "it has not trained yet" in message
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tessera.common.data.catalogue import load_catalogue
-from tessera.common.data.interactions import INTERACTIONS, load_interactions
+from tessera.common.data.folder_kinds import INTERACTIONS
+from tessera.common.data.interactions import load_interactions
 from tessera.common.errors import RunError
 from tessera.common.secure.keys import NODE_KEY_FILE
 from tessera.deploy.docker.entrypoint import registrations, take_assignment

@@ -13,7 +13,8 @@ import pytest
 from tessera.client.people.events import People
 from tessera.client.recommend import Personal
 from tessera.common.config.loading import parse_settings
-from tessera.common.data.catalogue import DATASET, load_catalogue
+from tessera.common.data.catalogue import load_catalogue
+from tessera.common.data.folder_kinds import DATASET
 from tessera.common.data.interactions import load_interactions
 from tessera.common.datasets import convert_shop
 from tessera.common.metrics.records import read_result

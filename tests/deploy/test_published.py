@@ -23,6 +23,7 @@ from tessera.deploy.executors.inline import InlineGrid
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.superlink import Server, publication
 from tessera.deploy.job import Job
+from tessera.deploy.provisioning.partition import partition
 from tessera.server.app import serve
 from tessera.server.live.continuation import read_source
 from tessera.server.live.publication import published_in
@@ -141,7 +142,7 @@ def test_what_gives_the_model_out_is_started_again_when_it_is_killed(shown: Show
 
 
 def test_a_device_with_other_items_is_left_as_it_was(shown: Shown, tmp_path: Path) -> None:
-    other = small_dataset(tmp_path / "other", n_items=40)
+    (other,) = partition(small_dataset(tmp_path / "other", n_items=40), tmp_path / "others", 1)
     device = small_job(tmp_path, "run", 2).devices[0]  # 40 items of the same ids: fewer than the published 66
     assert pull(device, shown.address, shown.ca).model.catalogue.n_items == 66
     assert len(People(device).catalogue) == 66

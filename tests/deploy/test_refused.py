@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tessera.common.config.loading import parse_settings
-from tessera.common.data.interactions import INTERACTIONS
+from tessera.common.data.folder_kinds import INTERACTIONS
 from tessera.common.errors import ConfigError, RunError
 from tessera.common.utils.atomic_files import read_json
 from tessera.common.utils.tables import read_table, write_table

@@ -19,7 +19,7 @@ def init(
 ) -> None:
     """Write settings that suit a dataset, NAME.yaml, and a grid to find better ones, NAME-grid.yaml; each line says why."""
     from tessera.common.config.yaml_text import with_reasons
-    from tessera.common.data.catalogue import DATASET
+    from tessera.common.data.folder_kinds import DATASET
     from tessera.common.datasets import describe
     from tessera.common.datasets.first_settings import first_settings
     from tessera.common.datasets.recognise import no_dataset
