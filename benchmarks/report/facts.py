@@ -13,6 +13,7 @@ from tessera.common.config.loading import flat
 from tessera.common.errors import DataError
 from tessera.common.metrics.names import ALL, COLD, HR, NDCG, TEST, WARM, MetricName
 from tessera.common.utils.tables import read_table
+from tessera.common.utils.text.wording import number_of
 from tessera.deploy.api.display import compared_line, methods, privacy_line, tied_line, traffic_line, uncounted_line
 from tessera.server.live.run_info import RunInfo
 
@@ -39,7 +40,7 @@ def data(run: RunInfo) -> list[tuple[str, str]]:
              ("questions of their own" if asks else "training events", f"{first.events:,.0f}"),
              ("nodes", f"{first.nodes:,}")]  # fmt: skip
     if first.groups:
-        facts.append(("secure sums", f"of {first.groups} group{'s' * (first.groups != 1)} of nodes"))
+        facts.append(("secure sums", f"of {number_of(first.groups, 'group')} of nodes"))
     for part, people in (("validation", first.validation), ("test", first.test)):
         if people is not None:
             facts.append((f"people with a {part} item", f"{people:,.0f}"))

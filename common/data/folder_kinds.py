@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from tessera.common.errors import DataError
+
 DATASET, INTERACTIONS = "dataset.json", "interactions.parquet"
 RUN_FILES = ("config.yaml", "status.json")
 DEVICE_FILES = (INTERACTIONS, "people.json", "questions")
@@ -22,6 +24,13 @@ def is_device(folder: Path) -> bool:
 def is_dataset(folder: Path) -> bool:
     """Whether a folder is a dataset's, which no command of a device may change: others read it too."""
     return (folder / DATASET).is_file()
+
+
+def require_device(folder: Path) -> Path:
+    """A device's folder. Raises `DataError` where it is none: nothing is written into another."""
+    if not is_device(folder):
+        raise DataError(no_device(folder))
+    return folder
 
 
 def no_device(folder: Path) -> str:

@@ -17,8 +17,8 @@ from tessera.client.device_folder import POLICY
 from tessera.client.owner.known_keys import KnownKeys, changing_keys, read_keys, write_keys
 from tessera.client.owner.ledger import Entry, Ledger
 from tessera.client.owner.policy import Policy, changed, read_policy, write_policy
-from tessera.common.data.folder_kinds import is_device, no_device
-from tessera.common.errors import ConfigError, DataError
+from tessera.common.data.folder_kinds import require_device
+from tessera.common.errors import ConfigError
 from tessera.deploy.api.tables import print_table
 from tessera.deploy.cli.person.encryption import app as encryption
 from tessera.deploy.cli.person.model import app as model
@@ -52,7 +52,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @policy.command(epilog="Example: tessera device policy show --data-dir DEVICE")
 def show(data_dir: DataDir, as_json: Json = False) -> None:
     """Print the policy, each line with what it means."""
-    own = read_policy(_device(data_dir))
+    own = read_policy(require_device(data_dir))
     if as_json:
         typer.echo(json.dumps(own.model_dump(mode="json")))
         return
@@ -68,7 +68,7 @@ def show(data_dir: DataDir, as_json: Json = False) -> None:
 @policy.command("set", epilog="Example: tessera device policy set secure=required people=50 --data-dir DEVICE")
 def set_(changes: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...")], data_dir: DataDir) -> None:
     """Change lines of the policy; the next message is answered by it."""
-    own = read_policy(_device(data_dir))
+    own = read_policy(require_device(data_dir))
     for change in changes:
         own = changed(own, change)
     write_policy(data_dir, own)
@@ -87,7 +87,7 @@ def check(
     With the settings CONFIG of a run: say what the policy would refuse of it, and why. The exit code is 1 where it refuses
     anything. Secure sums are taken to be of enough people and devices: that is seen when a group comes.
     """
-    own = read_policy(_device(data_dir))
+    own = read_policy(require_device(data_dir))
     expected = [] if config is None else _forecast(data_dir, own, config, change or ())
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in expected]))
@@ -124,7 +124,7 @@ def ledger(
     as_json: Json = False,
 ) -> None:
     """Print what the device answered and refused: when, to which run, in what sum, with what noise, and epsilon."""
-    entries, damaged = Ledger(_device(data_dir)).entries()
+    entries, damaged = Ledger(require_device(data_dir)).entries()
     entries = [entry for entry in entries if run in ("", entry.run)]
     if as_json:
         for entry in entries:
@@ -139,7 +139,7 @@ def ledger(
 @keys.command("list", epilog="Example: tessera device keys list --data-dir DEVICE")
 def list_keys(data_dir: DataDir, as_json: Json = False) -> None:
     """Print the keys that groups of secure sums had, as `tessera federate list` names them, and who says that they are real."""
-    known = read_keys(_device(data_dir))
+    known = read_keys(require_device(data_dir))
     if as_json:
         typer.echo(known.model_dump_json())
         return
@@ -159,7 +159,7 @@ def admit(
     everything: Annotated[bool, typer.Option("--all", help="All keys that were seen so far.")] = False,
 ) -> None:
     """Take keys to be those of real devices, once you know whose they are: a group of theirs is answered from now on."""
-    with changing_keys(_device(data_dir)):
+    with changing_keys(require_device(data_dir)):
         known = read_keys(data_dir)
         chosen = _chosen(known, list(known.keys) if everything else names or [])
         write_keys(data_dir, known.with_keys(chosen, "owner"))
@@ -169,7 +169,7 @@ def admit(
 @keys.command(epilog="Example: tessera device keys drop SHA256:... --data-dir DEVICE")
 def drop(data_dir: DataDir, names: Annotated[list[str], typer.Argument(metavar="FINGERPRINT...")]) -> None:
     """Take keys to be real no longer, as of a device that was lost."""
-    with changing_keys(_device(data_dir)):
+    with changing_keys(require_device(data_dir)):
         known = read_keys(data_dir)
         chosen = _chosen(known, names)
         write_keys(data_dir, known.without(chosen))
@@ -225,10 +225,3 @@ def _noise(entry: Entry) -> str:
 def _epsilon(entry: Entry) -> str:
     """Of all training so far; what is exact in secure sums is not in it."""
     return "unbounded" if entry.epsilon is None else f"{entry.epsilon:.3g} at {entry.delta:g}"
-
-
-def _device(folder: Path) -> Path:
-    """A device's folder. Raises `DataError` where it is none: nothing is written into another."""
-    if not is_device(folder):
-        raise DataError(no_device(folder))
-    return folder

@@ -19,6 +19,7 @@ from tessera.common.metrics.records import (
     RoundRecord,
     StatisticsRecord,
 )
+from tessera.common.utils.text.wording import number_of
 from tessera.server.live.kept import Kept
 from tessera.server.live.standing import Standing
 from tessera.server.live.stopping import STOPPED
@@ -145,7 +146,7 @@ class RunInfo:
             return ""
         nodes, groups = self.began.nodes, self.began.groups
         sizes = sorted({nodes // groups, -(-nodes // groups)})  # groups are as even as can be
-        told = f"{groups} group{'s' * (groups != 1)} of {' to '.join(map(str, sizes))} devices"
+        told = f"{number_of(groups, 'group')} of {' to '.join(map(str, sizes))} devices"
         return f"secure sums: the server reads what {told} add{'s' * (groups == 1)} up to, and no device's own answer"
 
     @property

@@ -12,8 +12,7 @@ from rich.table import Table
 
 from tessera.client.owner.statements import admit as admit_key
 from tessera.client.owner.statements import read_key, read_statements
-from tessera.common.data.folder_kinds import is_device, no_device
-from tessera.common.errors import DataError
+from tessera.common.data.folder_kinds import require_device
 from tessera.common.protocol.signed.keys import key_name
 from tessera.common.protocol.signed.statements import Statement, lies
 from tessera.deploy.api.tables import print_table
@@ -29,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command(epilog="Example: tessera device server key --data-dir DEVICE")
 def key(data_dir: DataDir, as_json: Json = False) -> None:
     """Print the key that the server signs with. Compare it with the one that `tessera federate server` prints."""
-    known = read_key(_device(data_dir))
+    known = read_key(require_device(data_dir))
     names = [key_name(one) if one else "" for one in (known.key, known.offered)]
     if as_json:
         said = {"key": names[0], "since": known.since, "admitted": known.admitted, "refused": names[1]}
@@ -45,7 +44,7 @@ def key(data_dir: DataDir, as_json: Json = False) -> None:
 @app.command(epilog="Example: tessera device server admit SHA256:... --data-dir DEVICE")
 def admit(name: Annotated[str, typer.Argument(metavar="FINGERPRINT")], data_dir: DataDir) -> None:
     """Go by the key that came last and was refused, once you know from the server's operator that it is the server's."""
-    admit_key(_device(data_dir), name)
+    admit_key(require_device(data_dir), name)
     typer.echo(f"{name} is the server's key from now on")
 
 
@@ -56,7 +55,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """Print what the server signed: when it asked what, and on which views."""
-    statements = [one for one in read_statements(_device(data_dir)) if run in ("", one.run)]
+    statements = [one for one in read_statements(require_device(data_dir)) if run in ("", one.run)]
     if as_json:
         for one in statements:
             typer.echo(one.write())
@@ -81,7 +80,7 @@ def compare(
     What is printed is proof against whoever has the key: it signed both. The exit code is 1 where there is any. Files hold
     nothing of anybody but which runs a device took part in.
     """
-    told = {path: read_statements(path) for path in (_device(data_dir), *others)}
+    told = {path: read_statements(path) for path in (require_device(data_dir), *others)}
     holders: dict[Statement, str] = {}
     for path, statements in told.items():
         for one in statements:
@@ -113,9 +112,3 @@ def _common(told: list[list[Statement]]) -> int:
 
 def _when(moment: int) -> str:
     return f"{datetime.fromtimestamp(moment / 1e6, UTC):%Y-%m-%d %H:%M:%SZ}"
-
-
-def _device(folder: Path) -> Path:
-    if not is_device(folder):
-        raise DataError(no_device(folder))
-    return folder
