@@ -80,6 +80,20 @@ def states(run: Path) -> Mapping[str, dict[str, torch.Tensor]]:
     return found
 
 
+def kill_in_first_round(job: Job) -> None:
+    """Begin a run, and let it die when its first round is over."""
+
+    class Killed(BaseException):
+        pass
+
+    def listen(line: Any) -> None:
+        if line.kind == "round":
+            raise Killed
+
+    with pytest.raises(Killed):
+        inline.execute(job, listen)
+
+
 @pytest.mark.parametrize(("backbone", "nodes"), [("history", 3), ("fedrap", 2)])
 def test_a_run_that_is_continued_with_nothing_changed_is_the_run_that_never_stopped(
     tmp_path: Path, backbone: str, nodes: int
@@ -173,16 +187,7 @@ def test_the_first_rounds_can_be_done_again(tmp_path: Path) -> None:
     first, later = trained(dataset, "first", rounds=2), grown(dataset, 5)
     whole = trained(later, "whole", first, rounds=2)
     job = make_job(settings("cut", rounds=2), later, tmp_path / "cut", False, False, first)
-
-    class Killed(BaseException):
-        pass
-
-    def listen(line: Any) -> None:
-        if line.kind == "round":
-            raise Killed
-
-    with pytest.raises(Killed):
-        inline.execute(job, listen)
+    kill_in_first_round(job)
     run_job(make_job(settings("cut", rounds=2), later, tmp_path / "cut", True, False), "inline", lambda line: None)
     end, same = tensors(whole, 4), tensors(tmp_path / "cut", 4)
     for name, value in end.items():

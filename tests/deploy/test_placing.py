@@ -13,10 +13,9 @@ from tessera.client.owner.policy import Policy, write_policy
 from tessera.common.data.catalogue import Catalogue, Features
 from tessera.common.data.interactions import Interactions
 from tessera.common.errors import ConfigError
-from tessera.deploy.executors import inline
 from tessera.deploy.executors.run import make_job, run_job
 from tessera.server.live import placing
-from tests.deploy.test_continue import settings, tensors, trained
+from tests.deploy.test_continue import kill_in_first_round, settings, tensors, trained
 from tests.support.catalogues import planted_interactions, small_catalogue
 from tests.support.metrics import read_metrics
 
@@ -99,16 +98,7 @@ def test_a_resumed_run_does_not_ask_again(
     first = trained(tmp_path / "before", "first", rounds=8, views=VIEWS, evaluation={"every": 8})
     whole = trained_on(later, first, tmp_path / "whole")
     job = make_job(settings("cut", rounds=2, views=VIEWS), later, tmp_path / "cut", False, False, first)
-
-    class Killed(BaseException):
-        pass
-
-    def listen(line: Any) -> None:
-        if line.kind == "round":
-            raise Killed
-
-    with pytest.raises(Killed):
-        inline.execute(job, listen)
+    kill_in_first_round(job)
     asked = []
     monkeypatch.setattr(placing, "_place", lambda *arguments: asked.append(arguments))
     run_job(make_job(job.settings, later, job.run_dir, True, False), "inline", lambda line: None)
