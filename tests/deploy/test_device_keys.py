@@ -14,15 +14,14 @@ from tessera.common.config.settings import Settings
 from tessera.common.errors import RunError
 from tessera.deploy.cli.main import app
 from tessera.deploy.executors.grpc import carry_out
-from tessera.deploy.federation.certificates import make_certificates
-from tessera.deploy.federation.processes import Process, stop
-from tessera.deploy.federation.superlink import Control, Server, start_superlink, wait_until_ready
-from tessera.deploy.federation.supernode import public_key, start_supernode
+from tessera.deploy.federation.superlink import Control, Server
+from tessera.deploy.federation.supernode import public_key
 from tessera.deploy.job import Job
 from tessera.deploy.provisioning.partition import partition
 from tessera.deploy.provisioning.trial import answer_for_few
 from tests.deploy.test_executors import silent
 from tests.deploy.test_grpc import SETTINGS
+from tests.support.federations import federation_of
 from tests.support.metrics import read_metrics
 
 
@@ -37,22 +36,12 @@ def federation(shop: Path, tmp_path: Path) -> Iterator[tuple[Server, list[Path]]
     """A server and four devices, all registered, whose policies name an operator."""
     devices = partition(shop, tmp_path / "devices", 4)
     answer_for_few(devices)
-    server = Server.local(tmp_path / "server")
-    make_certificates(server.folder, [], 1)
-    processes: list[Process] = [start_superlink(server, server.folder / "server.log")]
     tessera("federate", "operator", tmp_path / "operator.key")
     operator = (tmp_path / "operator.key.pub").read_text().strip()
-    try:
-        wait_until_ready(server, processes[0])
-        for number, device in enumerate(devices):
-            tessera("device", "policy", "set", f"operator={operator}", "--data-dir", device)
-            Control(server).register(public_key(device))
-            address, ca, home = f"{server.host}:{server.port}", server.certificates.ca, tmp_path / f"home-{number}"
-            processes.append(start_supernode(f"node-{number}", device, address, ca, home, home / "node.log"))
+    for device in devices:
+        tessera("device", "policy", "set", f"operator={operator}", "--data-dir", device)
+    with federation_of(devices, tmp_path) as server:
         yield server, list(devices)
-    finally:
-        stop(processes[1:])
-        stop(processes[:1])
 
 
 def nodes(run: Path) -> list[int]:
