@@ -53,7 +53,7 @@ def run_poisoning(
     settings: Settings, dataset: Path, attack: AttackName, defence: str | Mapping[str, Any], seed: int
 ) -> Figures:
     """Train once with node 0 as the attacker; return exposure and NDCG of the last round, in %, and how many of its answers
-    were dropped."""
+    were dropped. A defence is named as in the settings, by its name or with what it assumes."""
     content = settings.model_dump()
     content |= {"seed": seed, "federation": content["federation"] | {"defence": defence}}
     content["evaluation"] = content["evaluation"] | {"every": settings.rounds, "baselines": False}
@@ -69,7 +69,7 @@ def run_poisoning(
         dropped = sum(sum((line.dropped or {}).values()) for line in rounds)
         return {
             "attack": attack,
-            "defence": defence,
+            "defence": defence if isinstance(defence, str) else ":".join(map(str, defence.values())),
             "seed": seed,
             **{f"er@{k}": value for k, value in exposure(others, found.targets).items()},
             "ndcg@50": result.scores[SCORE],
@@ -107,7 +107,7 @@ def exposure(devices: Iterable[Path], targets: Tensor) -> dict[int, float]:
 def gates(rows: Sequence[Figures]) -> list[Figures]:
     """The mean over seeds for each attack and defence, beside that of nobody hostile without a defence, and what holds.
 
-    Where an attack is on, ER@50 may be at most 2 points above and NDCG 2% below, and ER@5 at most 1%. `beyond` is the NDCG lost
+    ER@5 may be at most a point above that, ER@50 two, and NDCG@50 2% below. `beyond` is the NDCG lost
     beside the federation without the hostile node's gradients, where that is among the rows: no defence can do more than leave
     them out, since what its people would have taught is in none of its answers.
     """
@@ -119,11 +119,17 @@ def gates(rows: Sequence[Figures]) -> list[Figures]:
     for plain in [row for row in means if row["attack"] == row["defence"] == "none"]:
         for row in means:
             row["lost"] = 100 * (1 - row["ndcg@50"] / plain["ndcg@50"])
-            row["holds"] = row["er@5"] <= 1 and row["er@50"] <= plain["er@50"] + 2 and row["lost"] <= 2
+            row["holds"] = row["er@5"] <= plain["er@5"] + 1 and row["er@50"] <= plain["er@50"] + 2 and row["lost"] <= 2
     for without in [row for row in means if (row["attack"], row["defence"]) == ("absent", "none")]:
         for row in means:
             row["beyond"] = 100 * (1 - row["ndcg@50"] / without["ndcg@50"])
     return means
+
+
+def _defence(text: str) -> str | dict[str, Any]:
+    """`NAME`, or `NAME:ATTACKERS`, as the settings have it."""
+    name, _, attackers = text.partition(":")
+    return {"name": name, "attackers": int(attackers)} if attackers else name
 
 
 def main() -> None:
@@ -132,7 +138,12 @@ def main() -> None:
     parser.add_argument("config", type=Path, nargs="?", default=CONFIG)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
-    parser.add_argument("--defences", nargs="+", default=["none", "row-cap", "trim"])
+    parser.add_argument(
+        "--defences",
+        nargs="+",
+        default=["none", "row-cap", "trim"],
+        help="row-cap:3 is row-cap that assumes 3 attackers",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--nodes", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=20)
@@ -143,16 +154,16 @@ def main() -> None:
     dataset, rows = prepared_dataset(settings.data, arguments.data), []
     for seed, attack, defence in product(arguments.seeds, arguments.attacks, arguments.defences):
         with only_from(logging.ERROR):
-            rows.append(run_poisoning(settings, dataset, attack, defence, seed))
+            rows.append(run_poisoning(settings, dataset, attack, _defence(defence), seed))
         print(json.dumps(rows[-1]), flush=True)
     means = gates(rows)
     print(
-        f"{'attack':>16} {'defence':>8} {'ER@5':>7} {'ER@50':>7} {'NDCG@50':>8} {'lost':>7} {'beyond':>7} {'holds':>6}"
+        f"{'attack':>16} {'defence':>10} {'ER@5':>7} {'ER@50':>7} {'NDCG@50':>8} {'lost':>7} {'beyond':>7} {'holds':>6}"
     )
     for row in means:
         figures = f"{row['er@5']:>7.2f} {row['er@50']:>7.2f} {row['ndcg@50']:>8.3f}"
         lost = f"{row.get('lost', 0):>6.1f}% {row.get('beyond', 0):>6.1f}%"
-        print(f"{row['attack']:>16} {row['defence']:>8} {figures} {lost} {row.get('holds')!s:>6}")
+        print(f"{row['attack']:>16} {row['defence']:>10} {figures} {lost} {row.get('holds')!s:>6}")
     print(json.dumps({"config": settings.name, "rounds": arguments.rounds, "nodes": arguments.nodes, "means": means}))
 
 

@@ -13,7 +13,7 @@ from tessera.benchmarks.audit.listening import changed
 from tessera.common.config.settings import Settings
 
 FIRST, BEYOND, LOST = 1.0, 2.0, 2.0
-"""The gates: ER@5 in %, points of ER@50 beyond that of nobody hostile, and NDCG@50 lost, in % of that."""
+"""The gates: points of ER@5 and of ER@50 beyond those of nobody hostile, and NDCG@50 lost, in % of that."""
 BY_GRADIENTS: Sequence[AttackName] = ("stealthy", "unbounded")
 BY_PROFILES: Sequence[AttackName] = ("profiles", "scaled-profiles")
 
@@ -24,7 +24,7 @@ def attack_by_gradients(settings: Settings, dataset: Path, seed: int, size: Size
     found = []
     for name, row in rows.items():
         what = f"hostile device, {name}"
-        found.append(Finding(what, "ER@5 %", row["er@5"], plain["er@5"], FIRST))
+        found.append(Finding(what, "ER@5 %", row["er@5"], plain["er@5"], plain["er@5"] + FIRST))
         found.append(Finding(what, "ER@50 %", row["er@50"], plain["er@50"], plain["er@50"] + BEYOND))
         lost = 100 * (1 - row["ndcg@50"] / plain["ndcg@50"]) if plain["ndcg@50"] else 0.0
         found.append(Finding(what, "NDCG@50 lost %", lost, 0.0, LOST))
