@@ -33,7 +33,8 @@ def step(
     chosen = {name: value for name, value in parameters.items() if names is None or name in names}
     rate, decay = settings.learning_rate, 1 - settings.learning_rate * settings.weight_decay
     if settings.optimizer == "sgd":
-        return parameters | {name: decay * value - rate * gradients[name] for name, value in chosen.items()}, moments
+        start = {name: value if decay == 1 else decay * value for name, value in chosen.items()}
+        return parameters | {name: start[name].add(gradients[name], alpha=-rate) for name in chosen}, moments
     stepped, moved = dict(parameters), dict(moments)
     for name, value in chosen.items():
         gradient, rows = gradients[name], (-1, *[1] * (value.ndim - 1))

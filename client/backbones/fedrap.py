@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tessera.client.backbones.base import Backbone, BackboneInput, Parameter
+from tessera.client.kernels.personal_tables import size_and_distance
 from tessera.common.registry.backbones import FedRAPSettings
 
 
@@ -35,7 +36,5 @@ class FedRAP(Backbone):
         own = given.private["items"]
         if given.histories.cold_items is not None:  # no training may touch these
             common, own = common[:, ~given.histories.cold_items], own[:, ~given.histories.cold_items]
-        squared = (own - common) ** 2
-        apart = (squared / (1 + squared)).mean((1, 2))
-        own_weight, common_weight = self.settings.difference_weight, self.settings.l1_weight
-        return math.tanh(round / 10) * (common_weight * common.abs().mean((1, 2)) - own_weight * apart)
+        pull = size_and_distance(own, common, self.settings.l1_weight, self.settings.difference_weight)
+        return math.tanh(round / 10) * pull
