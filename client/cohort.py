@@ -99,7 +99,7 @@ def _maps(private: dict[str, Tensor], sent: Tensors, histories: Histories, setti
     groups = private[GROUP][:, 0].detach().long()
     if GROUP_CENTRES in sent and settings.groups.by != "given" and bool((groups < 0).any()):
         groups = torch.where(groups < 0, chosen(histories, sent, settings.groups), groups)
-    return GroupMaps(sent[GROUP_MAPS], groups)
+    return GroupMaps(sent[GROUP_MAPS], groups, settings.groups.count)
 
 
 def scores(

@@ -1,9 +1,10 @@
 """Divides people into groups that have a map of the items each (PerPEFT), and lets a query see items through its group's map.
 
-Group c's items are F (I + M_c): a basis that all share, and a small map [dim, dim] of the group's own (GROUP_MAPS in
-`tessera.common.protocol.messages`), so that a query q scores as (q + q M_c^T) . F. Maps start at zero: who has just been put
-into a group scores as before. What comes back is dense, with zeros for other groups, so that under secure sums nobody hears who
-is in which.
+Group c's items are F (I + M_c): a basis that all share, and a small map of the group's own (GROUP_MAPS in
+`tessera.common.protocol.messages`), so that a query q scores as (q + q M_c^T) . F. Of M_c^T [dim, dim] the first `rank` rows
+are learnt, those that read the first numbers of a query, and the others are zero. Maps start at zero: who has just been put
+into a group scores as before. What comes back is dense, with zeros for other groups, so that under secure sums nobody hears
+who is in which.
 
 A person's group is private state, as everything that is learnt about them: it is decided on the device from training events
 alone, once, and stays.
@@ -39,16 +40,17 @@ GIVEN = "groups.csv"
 
 @dataclass(frozen=True)
 class GroupMaps:
-    """The maps of all groups, one below the other [n_groups * dim, dim], and each user's group [n_users], below 0 for none."""
+    """The maps of all groups, one below the other [count * rank, dim], and each user's group [n_users], below 0 for none."""
 
     maps: Tensor
     groups: Tensor
+    count: int
 
     def seen(self, query: Tensor) -> Tensor:
         """Queries [n_users, dim] after the users' own maps: q + q M_c^T, with M_c^T the rows of c."""
-        dim = query.shape[1]
-        member = one_hot(self.groups + 1, len(self.maps) // dim + 1)[:, 1:].to(query)
-        own = (member[:, :, None] * query[:, None, :]).flatten(1)
+        rank = len(self.maps) // self.count
+        member = one_hot(self.groups + 1, self.count + 1)[:, 1:].to(query)
+        own = (member[:, :, None] * query[:, None, :rank]).flatten(1)
         return query + meet(lambda maps: own @ maps, (self.maps,), lambda found: [Outer(own.detach(), found, axis=0)])
 
 

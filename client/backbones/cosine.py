@@ -25,13 +25,14 @@ class Cosine(Backbone):
     settings: CosineSettings
 
     def parameters(self, dim: int, n_items: int) -> dict[str, Parameter]:
-        """Name the private vector p_u [dim], zero at the start."""
-        return {"user": Parameter((dim,))}
+        """Name the private vector p_u [dim], zero at the start, where there is to be one."""
+        return {"user": Parameter((dim,))} if self.settings.private_vector else {}
 
     def scores(self, given: BackboneInput) -> Tensor:
         """Compare the personalised items with what of the history is shown."""
         pooled = pool(given.histories, given.routed.views)
-        query = (given.routed.weights[:, :, None] * pooled).sum(1) + given.private["user"]
+        query = (given.routed.weights[:, :, None] * pooled).sum(1)
+        query = query + given.private["user"] if self.settings.private_vector else query
         return given.routed.scores(normalize(query, dim=1) / self.settings.temperature) * _shorter(given)
 
     def alone(self, given: BackboneInput, items: Tensor) -> Tensor:

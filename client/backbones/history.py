@@ -9,19 +9,22 @@ from torch import Tensor
 
 from tessera.client.backbones.base import Backbone, BackboneInput, Inner, Parameter
 from tessera.common.protocol.messages import HISTORY
+from tessera.common.registry.component import QuerySettings
 
 
 class History(Backbone):
     """score_ui = q_u . Fbar_ui."""
 
+    settings: QuerySettings
+
     def parameters(self, dim: int, n_items: int) -> dict[str, Parameter]:
-        """Name the private vector p_u [dim], zero at the start."""
-        return {"user": Parameter((dim,))}
+        """Name the private vector p_u [dim], zero at the start, where there is to be one."""
+        return {"user": Parameter((dim,))} if self.settings.private_vector else {}
 
     def query(self, given: BackboneInput) -> Tensor:
         """What of the history is shown, summed in its view, and the private vector, [n_users, dim]."""
         pooled = given.histories.total(given.sent[HISTORY]) / given.histories.norms()[:, None]
-        return pooled + given.private["user"]
+        return pooled + given.private["user"] if self.settings.private_vector else pooled
 
     def inner(self, given: BackboneInput) -> Inner:
         """The query alone."""

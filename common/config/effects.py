@@ -182,7 +182,7 @@ def _people_groups(settings: "Settings") -> Reasons:
     """How people are divided, where they are not."""
     groups, found = settings.local.groups, Reasons()
     if not groups.count:
-        keys = ("by", "after", "smallest", "lloyd_rounds")
+        keys = ("by", "after", "rank", "smallest", "lloyd_rounds")
         return dict.fromkeys((f"local.groups.{key}" for key in keys), "it is for local.groups.count above 0")
     if groups.by != "states":
         found["local.groups.lloyd_rounds"] = "it is for local.groups.by states"

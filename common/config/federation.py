@@ -62,6 +62,9 @@ class GroupSettings(FrozenSettings):
     """Rounds in which all train alike, before people are divided."""
     lloyd_rounds: Positive = 10
     """Sums, at most, that find the centres of states."""
+    rank: Natural = 0
+    """Numbers of a query, the first ones, that a group's map reads; 0: all of `views.dim`. What groups cost in a message falls
+    with it: a spectral start has in the first ones what tells most."""
     smallest: Positive = 10
     """People who must be in a group's part of a round's sum; with fewer the group's map is not stepped."""
 

@@ -23,6 +23,7 @@ from tessera.common.registry.component import (
     Natural,
     OnceEach,
     Positive,
+    QuerySettings,
     Rate,
     Seed,
     Share,
@@ -180,7 +181,7 @@ class ViewSettings(FrozenSettings):
 class LocalSettings(FrozenSettings):
     """What a device does with what it was sent. Travels with every broadcast."""
 
-    backbone: Backbone = ComponentSettings(name="history")
+    backbone: Backbone = QuerySettings(name="history")
     """The prediction model."""
     loss: Loss = ComponentSettings(name="softmax")
     """softmax asks for all of the history from what is shown of it, `next` for one event from those before it."""
@@ -358,6 +359,9 @@ class Settings(FrozenSettings):
             raise ValueError(
                 f"groups by cohesion are as many as there are facets: set local.groups.count to {self.views.facets}"
             )
+        if groups.rank and (groups.rank > self.views.dim or self.views.facets > 1):
+            why = "facets are in all" if self.views.facets > 1 else "there are not more"
+            raise ValueError(f"local.groups.rank reads the first of {self.views.dim} numbers, and {why}: leave it out")
         return self
 
     @model_validator(mode="after")

@@ -50,7 +50,7 @@ ASPECTS = "aspects/"
 step in which blocks of dimensions are found (`tessera.client.aspects.facets`)."""
 FacetStep = Literal["spread", "independence", "together", "cohesion"]
 GROUP_MAPS, GROUP_CENTRES, GROUP_STATES, GROUP_PEOPLE = "group_maps", "group_centres", "group_states", "group_people"
-"""Names of the maps of groups of people [n_groups * dim, dim], which are learnt; of what people are divided by [n_groups, _],
+"""Names of the maps of groups of people [n_groups * rank, dim], which are learnt; of what people are divided by [n_groups, _],
 an input and, once they are, of a broadcast, for which no gradient is wanted; of the items [n_items, dim] in which states are
 summed, and the sums [n_groups, dim + 1]; of the people of each group in a round's sum [n_groups]."""
 FIXED = frozenset({COHESION, BLOCKS, GROUP_CENTRES})

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tessera.common.registry.component import Amount, ComponentSettings, Shared, SharedTensors, Step
+from tessera.common.registry.component import Amount, ComponentSettings, QuerySettings, Shared, SharedTensors, Step
 from tessera.common.registry.registry import Registry
 from tessera.common.registry.sequences import GRU4RecSettings, SASRecSettings, gru4rec_tensors, sasrec_tensors
 
@@ -22,7 +22,7 @@ class FCFSettings(ComponentSettings):
     """Weight of the user factor's squared norm."""
 
 
-class CosineSettings(ComponentSettings):
+class CosineSettings(QuerySettings):
     """Settings of cosines between items and histories."""
 
     temperature: Step = 0.1
@@ -84,7 +84,11 @@ BACKBONES = Registry(
         "pfedrec": BackboneSpec("tessera.client.backbones.pfedrec:PFedRec"),
         "fedrap": BackboneSpec("tessera.client.backbones.fedrap:FedRAP", FedRAPSettings),
         "history": BackboneSpec(
-            "tessera.client.backbones.history:History", history=True, reads_history=True, asks_next=True
+            "tessera.client.backbones.history:History",
+            QuerySettings,
+            history=True,
+            reads_history=True,
+            asks_next=True,
         ),
         "cosine": BackboneSpec(
             "tessera.client.backbones.cosine:Cosine",

@@ -43,6 +43,13 @@ class ComponentSettings(FrozenSettings):
     """Which component it is."""
 
 
+class QuerySettings(ComponentSettings):
+    """Settings of models whose query is what a history says, and a vector of the person's own."""
+
+    private_vector: bool = True
+    """Whether there is such a vector, learnt on the device and kept there; without, the history says all (an ablation)."""
+
+
 @dataclass(frozen=True)
 class Shared:
     """A shared tensor: its shape, and how it starts: uniform within 1 / sqrt(its inputs), all one, or all zero."""

@@ -5,10 +5,10 @@ from typing import Annotated
 from pydantic import Field
 
 from tessera.common.errors import ConfigError
-from tessera.common.registry.component import ComponentSettings, Positive, Rate, Shared, SharedTensors
+from tessera.common.registry.component import Positive, QuerySettings, Rate, Shared, SharedTensors
 
 
-class GRU4RecSettings(ComponentSettings):
+class GRU4RecSettings(QuerySettings):
     """Settings of GRU4Rec."""
 
     length: Positive = 50

@@ -66,7 +66,7 @@ class FedVLR(Strategy):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.generator = ViewGenerator(
-                catalogue, settings.views, settings.local.backbone, dataset, settings.local.groups.count
+                catalogue, settings.views, settings.local.backbone, dataset, settings.local.groups
             )
         if LOSSES[settings.local.loss.name].views_alone and len(self.views) < 2:
             raise DataError(

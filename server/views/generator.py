@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from tessera.common.config.federation import GroupSettings
 from tessera.common.config.settings import ViewSettings
 from tessera.common.data.catalogue import IMAGE, TEXT, Catalogue, sentences
 from tessera.common.errors import DataError
@@ -35,7 +36,7 @@ class ViewGenerator(nn.Module):
         settings: ViewSettings,
         backbone: ComponentSettings,
         folder: Path | None = None,
-        groups: int = 0,
+        groups: GroupSettings | None = None,
     ) -> None:
         super().__init__()
         needs = BACKBONES[backbone.name]
@@ -58,8 +59,8 @@ class ViewGenerator(nn.Module):
         table = settings.id_scale * torch.randn(len(catalogue), settings.dim)
         self.history = nn.Parameter(table) if needs.history else None
         shared = dict(needs.shared(settings.dim, backbone))
-        if groups:
-            shared[GROUP_MAPS] = Shared((groups * settings.dim, settings.dim), "zeros")
+        if groups and groups.count:
+            shared[GROUP_MAPS] = Shared((groups.count * (groups.rank or settings.dim), settings.dim), "zeros")
         self.head = nn.ParameterDict({name: _started(one) for name, one in shared.items()})
         operators = {str(name): OPERATORS[name](len(self.sources), settings.dim) for name in settings.operators}
         self.operators = nn.ModuleDict(operators)

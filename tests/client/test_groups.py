@@ -58,13 +58,13 @@ def people(split: Split) -> Any:
     return histories(split).to(torch.device("cpu"), torch.float64)
 
 
-@pytest.mark.parametrize("encoder", ["frozen", "bottleneck"])
-def test_the_groups_sum_goes_through_the_encoder_as_if_each_device_had_it(encoder: str) -> None:
+@pytest.mark.parametrize(("encoder", "rank"), [("frozen", 0), ("bottleneck", 3)])
+def test_the_groups_sum_goes_through_the_encoder_as_if_each_device_had_it(encoder: str, rank: int) -> None:
     content = {
         "name": "vjp",
         "data": {"folder": "none"},
         "views": {"dim": DIM, "id_dim": 6, "encoder": encoder},
-        "local": {"loss": "next", "groups": DIVIDED},
+        "local": {"loss": "next", "groups": DIVIDED | {"rank": rank}},
         "server": {"optimizer": "sgd", "learning_rate": 1.0},
     }
     settings, split = Settings.model_validate(content), small_split(n_users=9, n_items=N_ITEMS)
@@ -98,7 +98,8 @@ def test_the_groups_sum_goes_through_the_encoder_as_if_each_device_had_it(encode
     assert all(bool(part.any()) for part in (after[f"head.{GROUP_MAPS}"] - names[f"head.{GROUP_MAPS}"]).chunk(GROUPS))
 
 
-def test_fresh_groups_score_as_none_equal_ones_as_one_and_names_change_nothing() -> None:
+@pytest.mark.parametrize("rank", [DIM, 3])
+def test_fresh_groups_score_as_none_equal_ones_as_one_and_names_change_nothing(rank: int) -> None:
     split, known = small_split(9, N_ITEMS), people(small_split(9, N_ITEMS))
     groups = [n % GROUPS for n in range(9)]
 
@@ -108,14 +109,14 @@ def test_fresh_groups_score_as_none_equal_ones_as_one_and_names_change_nothing()
     plain = cohort.start_state(split.users, local(groups={}), drawn(2, N_ITEMS, DIM), seed=7)
     tensors = {name: value for name, value in sent(torch.zeros(0)).items() if name != GROUP_MAPS}
     ungrouped = cohort.scores(plain.parameters, tensors, known, local(groups={}))[0]
-    assert torch.equal(scored(torch.zeros(GROUPS * DIM, DIM).double(), groups, local()), ungrouped)
-    assert torch.equal(scored(drawn(GROUPS * DIM, DIM), [-1] * 9, local()), ungrouped), "who is in no group has no map"
-    one = drawn(DIM, DIM, seed=5)
+    assert torch.equal(scored(torch.zeros(GROUPS * rank, DIM).double(), groups, local()), ungrouped)
+    assert torch.equal(scored(drawn(GROUPS * rank, DIM), [-1] * 9, local()), ungrouped), "who is in no group has no map"
+    one = drawn(rank, DIM, seed=5)
     single = scored(one, [0] * 9, local(groups={"count": 1, "by": "random"}))
     torch.testing.assert_close(scored(one.repeat(GROUPS, 1), groups, local()), single)
 
-    maps, order = drawn(GROUPS * DIM, DIM), torch.tensor([2, 0, 1])
-    renamed = maps.view(GROUPS, DIM, DIM)[order].reshape(-1, DIM)
+    maps, order = drawn(GROUPS * rank, DIM), torch.tensor([2, 0, 1])
+    renamed = maps.view(GROUPS, rank, DIM)[order].reshape(-1, DIM)
     others = [int((order == group).nonzero()) for group in groups]
     torch.testing.assert_close(scored(renamed, others, local()), scored(maps, groups, local()))
     mine, theirs = (
@@ -123,8 +124,24 @@ def test_fresh_groups_score_as_none_equal_ones_as_one_and_names_change_nothing()
         for own, table in ((groups, maps), (others, renamed))
     )
     torch.testing.assert_close(theirs[VIEWS], mine[VIEWS])
-    slices = mine[GROUP_MAPS].view(GROUPS, DIM, DIM)
-    torch.testing.assert_close(theirs[GROUP_MAPS].view(GROUPS, DIM, DIM), slices[order])
+    slices = mine[GROUP_MAPS].view(GROUPS, rank, DIM)
+    torch.testing.assert_close(theirs[GROUP_MAPS].view(GROUPS, rank, DIM), slices[order])
+
+
+def test_eight_groups_of_half_rank_cost_at_most_a_twentieth_without_ids_on_as_many_items_as_movielens_has() -> None:
+    def numbers(groups: dict[str, Any]) -> tuple[int, int]:
+        settings = small_settings(
+            views={"dim": 64, "operators": [], "item_ids": False},
+            local={"backbone": "cosine", "loss": "next", "history_mask": 0.0, "groups": groups},
+        )
+        strategy = FedVLR(settings, small_catalogue(n_items=3650))
+        strategy.divide(torch.zeros(8, 64))
+        sent = strategy.broadcast(None)
+        return sum(one.nbytes for one in sent.content.values()), sum(one.numel() for one in sent.tensors.values())
+
+    (down, up), (less_down, less_up) = numbers({"count": 8, "rank": 32}), numbers({})
+    assert down <= 1.05 * less_down
+    assert up <= 1.05 * less_up
 
 
 def test_a_persons_gradient_is_in_their_own_slice_alone_and_can_be_told_apart() -> None:
