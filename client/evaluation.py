@@ -1,6 +1,6 @@
 """Ranks the whole catalogue for each user on the device; what leaves is sums."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,10 +9,11 @@ from tessera.client.histories import Histories, histories
 from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.interactions import Split
 from tessera.common.data.targets import Targets
-from tessera.common.metrics.names import ALL, COLD, TEST, VALIDATION, WARM
+from tessera.common.metrics.names import ALL, COLD, SAMPLED, TEST, VALIDATION, WARM
 from tessera.common.metrics.ranking import MetricSums, ranking_sums, standing
 from tessera.common.protocol.messages import CONTENT, COUNTS
 from tessera.common.protocol.tensors import Tensors
+from tessera.common.utils import counter_rng
 
 CPU = torch.device("cpu")
 Scorer = Callable[[Histories], Tensor]
@@ -38,8 +39,10 @@ def evaluate(
     candidates = candidates_of(known, split)
     total = MetricSums(_degenerate(scores, scores_at_test, candidates, known.lengths() > 0))
     total += _part(VALIDATION, scores, candidates, split.validation, counts, settings)
+    total += _among_drawn(VALIDATION, scores, candidates, split.validation, split.users, settings)
     exclude(candidates, split.validation)
-    return total + _part(TEST, scores_at_test, candidates, split.test, counts, settings)
+    total += _part(TEST, scores_at_test, candidates, split.test, counts, settings)
+    return total + _among_drawn(TEST, scores_at_test, candidates, split.test, split.users, settings)
 
 
 def as_group(sums: MetricSums, group: str) -> MetricSums:
@@ -83,6 +86,37 @@ def _part(
         warm = counts[items] > 0
         groups |= {WARM: warm, COLD: ~warm}
     return ranking_sums(part, rows, above, ties, groups, settings.ks, settings.metrics)
+
+
+def _among_drawn(
+    part: str,
+    scores: Tensor,
+    candidates: Tensor,
+    targets: Targets,
+    users: Sequence[str],
+    settings: EvaluationSettings,
+) -> MetricSums:
+    """Rank targets among drawn candidates instead of all; nothing where none are asked for."""
+    if not settings.sampled_candidates:
+        return MetricSums()
+    rows, items = places(targets, scores.device)
+    drawn = drawn_candidates(part, candidates, targets, users, settings.sampled_candidates)
+    above, ties = standings(scores, drawn, rows, items)
+    everybody = {SAMPLED: torch.ones_like(items, dtype=torch.bool)}
+    return ranking_sums(part, rows, above, ties, everybody, settings.ks, settings.metrics)
+
+
+def drawn_candidates(part: str, candidates: Tensor, targets: Targets, users: Sequence[str], count: int) -> Tensor:
+    """Of each user's candidates that are not asked for, `count` or as many as there are, [n_users, n_items] boolean: by part,
+    user and item alone, so that every run ranks among the same."""
+    others, items = candidates.clone(), torch.arange(candidates.shape[1])
+    exclude(others, targets)
+    draws = counter_rng.uniform(
+        counter_rng.key("sampled candidates", part), counter_rng.user_keys(users)[:, None], items
+    )
+    draws = draws.to(others.device).masked_fill(~others, torch.inf)
+    chosen = draws.topk(min(count, len(items)), dim=1, largest=False).indices
+    return torch.zeros_like(others).scatter(1, chosen, True) & others
 
 
 def places(targets: Targets, device: torch.device) -> tuple[Tensor, Tensor]:

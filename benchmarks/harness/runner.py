@@ -169,7 +169,9 @@ class Session:
     def _baseline(self, baseline: str) -> None:
         """Search a baseline's grid with the first seed and fit what validation chose with every seed, or read what was."""
         shared, run_dir = self.bench.shared(self.dataset), self.folder / baseline
-        wanted = shared.model_dump(mode="json", include={"data": True, "evaluation": {"ks", "history_at_test"}})
+        wanted = shared.model_dump(
+            mode="json", include={"data": True, "evaluation": {"ks", "history_at_test", "sampled_candidates"}}
+        )
         wanted |= {"seeds": list(self.bench.baseline_seeds), "quick": self.bench.quick is not None}
         result = self._made(run_dir, wanted, lambda: self._fit(baseline, run_dir))
         if "left_out" in result:

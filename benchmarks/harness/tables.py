@@ -10,6 +10,7 @@ import polars as pl
 
 from tessera.benchmarks.harness.per_user import METRICS, MOST_EVENTS, QUARTILES
 from tessera.benchmarks.harness.qa_tables import answered
+from tessera.benchmarks.harness.view_tables import collapsed, sampled
 from tessera.common.data.interactions import TIES
 from tessera.common.metrics.names import (
     ALL,
@@ -93,6 +94,7 @@ class Outcome:
                 continue
             parts += [_table(QUALITY, rows, _quality(self.k), ("seeds", "chosen")), _of_others(rows), _tied(rows)]
             parts.append(_table(f"{SERVED} {self.k}", rows, _served(self.k)))
+            parts += [_table(*found) for found in (sampled(rows), *collapsed(rows, self.k))]
             parts.append(_by_activity(rows, self.k))
             in_kb = rows.with_columns(pl.col("^bytes_.*$") / 1000)
             parts.append(_table("Cost, means over seeds", in_kb, _cost(), spread=False))

@@ -255,7 +255,7 @@ def _questions(settings: "Settings") -> Reasons:
     people, questions = "devices that answer questions", "only devices that answer questions (data.kind questions)"
     if settings.asks_questions:
         keys = ["fraction", "data.split", "data.cold_items", "data.cold_users"]
-        keys += [f"evaluation.{key}" for key in ("ks", "patience", "history_at_test")]
+        keys += [f"evaluation.{key}" for key in ("ks", "patience", "history_at_test", "sampled_candidates")]
         return dict.fromkeys(keys, f"{people} do not use it")
     keys = ["steps", "batch", "stream", "questions", "signature.every", "signature.of"]
     keys += ["method.gate_by_instruction", "method.branch_dropout"] if settings.mosaic.pq is not None else []

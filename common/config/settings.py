@@ -246,6 +246,9 @@ class EvaluationSettings(FrozenSettings):
     collapse: bool = False
     """Whether each view is evaluated by itself too: how well histories seen through it alone rank, and the alignment,
     uniformity and separability of what it shows (VLM2Rec), for backbones that compare by each view alone."""
+    sampled_candidates: Natural = 0
+    """Beside the whole catalogue, rank each target among so many items too, drawn for each person once and for all, as many
+    papers do with 100: reported as the group "sampled", by which nothing is chosen; 0: not."""
     baselines: bool = True
     """Whether trivial methods are scored on the same people: random, popularity, content."""
 

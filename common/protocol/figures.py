@@ -10,6 +10,7 @@ from tessera.common.metrics.names import (
     BY,
     COLD,
     NEW_USERS,
+    SAMPLED,
     TEST,
     UNTRAINED,
     USERS,
@@ -54,6 +55,8 @@ def figure_names(
 
 def _scores(kind: Kind, settings: DeviceSettings, inputs: Collection[str]) -> list[MetricName]:
     groups = [ALL, *([WARM, COLD] if COUNTS in inputs else [])]
+    if settings.evaluation.sampled_candidates:
+        groups.append(SAMPLED)
     if settings.data.cold_users:
         groups += [NEW_USERS, UNTRAINED]
     return _ranked(settings.evaluation, groups)

@@ -80,7 +80,7 @@ def test_sums_over_devices_are_the_papers_figures_over_everybody(shown: str) -> 
 def run(tmp_path: Path, name: str, nodes: int, **changes: object) -> dict[str, float]:
     local = {"backbone": "cosine", "loss": {"name": "wpcl", "relation": 0.1}, "history_mask": 0.0}
     views = {"dim": 8, "operators": [], "item_ids": False}
-    evaluation = {"every": 2, "ks": [5], "collapse": True}
+    evaluation = {"every": 2, "ks": [5], "collapse": True, "sampled_candidates": 10}
     job = small_job(tmp_path, name, nodes, local=local, views=views, evaluation=evaluation, **changes)
     inline.execute(job, lambda line: None)
     return {key: value for key, value in read_metrics(tmp_path / name)[-1]["scores"].items()}
@@ -90,6 +90,7 @@ def test_a_run_gives_the_same_figures_however_people_are_dealt_to_devices_and_un
     alone, dealt = run(tmp_path, "alone", 1), run(tmp_path, "dealt", 4)
     masked = run(tmp_path, "masked", 4, privacy={"secure": True})
     assert {"test/by-text/ndcg@5", "test/by-image/separability", "validation/all/uniformity"} <= alone.keys()
+    assert alone["test/sampled/hr@5"] > alone["test/all/hr@5"]  # among ten others instead of all
     assert dealt == pytest.approx(alone, rel=1e-3)
     assert masked == pytest.approx(dealt, rel=1e-3)
 

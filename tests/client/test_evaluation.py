@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessera.client.evaluation import baselines, evaluate
+from tessera.client.evaluation import baselines, drawn_candidates, evaluate
 from tessera.client.histories import Histories
 from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.interactions import Split
@@ -212,3 +212,30 @@ def test_baselines_do_not_stop_a_run() -> None:
     found = baselines(split, evaluation(), {COUNTS: torch.from_numpy(split.counts()).float()})
     assert [name for name in found.values if "/" not in name] == ["evaluated"]
     assert found["constant"] == found["nonfinite"] == 0
+
+
+@tries(20)
+@given(st.lists(st.integers(3, 9), min_size=1, max_size=5), st.integers(0, 99), st.sampled_from([3, 10**6]))
+def test_targets_are_ranked_among_drawn_items_too(lengths: list[int], seed: int, levels: int) -> None:
+    """By person, whoever is ranked beside them: the drawn items are candidates, none is asked for, ties count as ever."""
+    split = random_split(seed, lengths)
+    scores = torch.randint(0, levels, (len(lengths), N_ITEMS), generator=torch.Generator().manual_seed(seed)).float()
+    found = evaluate(table_of(scores), split, evaluation(sampled_candidates=6), None)
+    apart = MetricSums()
+    for row in range(len(split.users)):
+        alone = split.take(np.array([row]))
+        apart += evaluate(table_of(scores[row : row + 1]), alone, evaluation(sampled_candidates=6), None)
+    assert found.values == pytest.approx(dict(apart.values))
+    candidates = torch.ones(len(lengths), N_ITEMS, dtype=torch.bool)
+    candidates[:, 0] = False
+    drawn = drawn_candidates("test", candidates, split.test, split.users, 6)
+    hits = 0.0
+    for row, target in enumerate(split.test.first().tolist()):
+        assert drawn[row].sum() == 6 and not drawn[row, 0] and not drawn[row, target]
+        held = {*split.train_items[split.offsets[row] : split.offsets[row + 1]], int(split.validation.first()[row])}
+        open_ = torch.ones(1, N_ITEMS, dtype=torch.bool)
+        open_[:, [int(item) for item in held]] = False
+        among = drawn_candidates("test", open_, split.take(np.array([row])).test, split.users[row : row + 1], 6)[0]
+        hits += rank(scores[row].numpy(), target, set((~among).nonzero()[:, 0].tolist()), 5)[0]
+    assert found["test/sampled/hr@5"] == pytest.approx(hits)
+    assert found["test/sampled/users"] == len(lengths)
