@@ -94,7 +94,8 @@ class Outcome:
                 continue
             parts += [_table(QUALITY, rows, _quality(self.k), ("seeds", "chosen")), _of_others(rows), _tied(rows)]
             parts.append(_table(f"{SERVED} {self.k}", rows, _served(self.k)))
-            parts += [_table(*found) for found in (sampled(rows), *collapsed(rows, self.k))]
+            for title, columns in (sampled(rows), *collapsed(rows, self.k)):
+                parts.append(_table(title, rows, columns))
             parts.append(_by_activity(rows, self.k))
             in_kb = rows.with_columns(pl.col("^bytes_.*$") / 1000)
             parts.append(_table("Cost, means over seeds", in_kb, _cost(), spread=False))

@@ -142,9 +142,10 @@ def _groups(settings: "Settings") -> Reasons:
 
 def _spectral_start(settings: "Settings") -> Reasons:
     views, found = settings.views, Reasons()
-    if not views.spectral_rounds:
+    if not views.spectral_rounds and not views.start_from:
         keys = ("views.spectral_scale", "views.unseen_scale")
-        found |= dict.fromkeys(keys, "it is for views.spectral_rounds above 0")
+        found |= dict.fromkeys(keys, "it is for views.spectral_rounds above 0, or views.start_from")
+    if not views.spectral_rounds:
         if not views.fold_in:
             found["views.spectral_min_people"] = "it is for views.spectral_rounds above 0, or views.fold_in"
     elif views.modalities == ():
@@ -158,12 +159,14 @@ def _start(settings: "Settings") -> Reasons:
     history = BACKBONES[settings.local.backbone.name].history
     if views.modalities == ():
         found["views.content_scale"] = "it is for modalities, and views.modalities is empty"
-    elif views.spectral_rounds:
-        found["views.content_scale"] = "a spectral start (views.spectral_rounds) sets the size of all projections"
+    elif views.spectral_rounds or views.start_from:
+        found["views.content_scale"] = (
+            "the start (views.spectral_rounds or start_from) sets the size of all projections"
+        )
     if not views.item_ids and not history:
         able = _and(name for name, spec in BACKBONES.known().items() if spec.history)
         found["views.id_scale"] = f"it is for item embeddings: with views.item_ids, or the backbone {able}"
-    if not views.item_ids and not views.spectral_rounds:
+    if not views.item_ids and not views.spectral_rounds and not views.start_from:
         found["views.id_dim"] = "it is for views.item_ids"
     return found
 

@@ -143,7 +143,10 @@ class ViewSettings(FrozenSettings):
     spectral_min_people: Positive = 3
     """Items of fewer people are left out of a spectral start, and start from what their contents predict, as new ones do."""
     spectral_scale: Step = 10.0
-    """Size of the spectral start: how sharply the first scores tell items apart."""
+    """Size of the spectral start, or of `start_from`: how sharply the first scores tell items apart."""
+    start_from: Annotated[tuple[str, ...], OnceEach] = ()
+    """Modalities of the catalogue, shown as views or not, from which item embeddings start in the place of singular vectors of
+    the interactions: nobody is asked for anything then. [] for none."""
     fold_in: bool = False
     """Whether a run that continues another one over more items asks for one sum over people, which places new items by what
     else people have who have them; otherwise, and those of fewer than `spectral_min_people`, contents alone do."""
@@ -169,6 +172,14 @@ class ViewSettings(FrozenSettings):
             raise ValueError("facets are sides of one modality: name one in modalities")
         if self.dim % self.facets:
             raise ValueError(f"dim is {self.dim}, which cannot be divided into {self.facets} blocks of one size")
+        return self
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "ViewSettings":
+        if self.start_from and (self.spectral_rounds or self.facets):
+            raise ValueError(
+                "views start once: from start_from, from spectral_rounds or from facets, leave the others out"
+            )
         return self
 
     @model_validator(mode="after")

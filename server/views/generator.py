@@ -14,6 +14,7 @@ from tessera.common.protocol.messages import GROUP_MAPS, HISTORY, VIEWS
 from tessera.common.registry.backbones import BACKBONES
 from tessera.common.registry.component import ComponentSettings, Shared
 from tessera.server.encoders import ContentEncoder, ContentInputs, make_encoder
+from tessera.server.views.content_init import content_vectors
 from tessera.server.views.operators import OPERATORS, Operator
 
 ID = "id"
@@ -69,6 +70,9 @@ class ViewGenerator(nn.Module):
             name: make_encoder(settings.encoder, self._inputs(catalogue, name, folder)) for name in self.contents
         }
         self.encoders = nn.ModuleDict(encoders)  # made last: its draws change no other part's start
+        if settings.start_from:
+            rank = min(settings.dim, settings.id_dim, len(catalogue))
+            self.initialise(*content_vectors(catalogue, settings.start_from, rank), settings)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -90,6 +90,21 @@ def test_grid_runs_once_chooses_on_validation_and_resumes(tmp_path: Path) -> Non
     assert [line.partition(":")[0] for line in told] == ["fedavg-id/seed3", "fedavg-id/seed4"]
 
 
+def test_tables_show_each_view_alone_and_targets_among_drawn_items(tmp_path: Path) -> None:
+    small_dataset(tmp_path / "small")
+    base = BASE | {
+        "views": {"dim": 8, "operators": [], "item_ids": False},
+        "local": {"backbone": "cosine"},
+        "evaluation": {"ks": [5], "collapse": True, "sampled_candidates": 10, "every": 2},
+    }
+    methods = {"cosine": {"local": {"backbone": "cosine"}}}
+    told = run_bench(BenchSpec.load(written(tmp_path, base=base, methods=methods)), tmp_path, tmp_path / "runs", print)
+    text = told.markdown()
+    assert "| method | HR@5 | NDCG@5 |\n" in text.partition("among drawn items alone")[2]
+    assert "fused HR@5 | fused NDCG@5 | image HR@5" in text
+    assert "text separability" in text
+
+
 def test_people_add_up_to_what_the_devices_reported(tmp_path: Path) -> None:
     """Over two nodes and small blocks, with a best round that is not the last, and with the validation item at test."""
     small_dataset(tmp_path / "small", 30, 150)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tessera.common.config.settings import Settings
-from tessera.common.errors import ConfigError
+from tessera.common.errors import ConfigError, DataError
 from tessera.common.protocol.updates import Update
 from tessera.server.strategies.fedvlr import FedVLR
 from tessera.server.views.generator import RIDGE
@@ -97,3 +97,21 @@ def test_items_that_nobody_has_start_from_their_contents(scale: float) -> None:
     assert made.generator.history is not None
     torch.testing.assert_close(made.generator.history[:, :RANK].detach(), ids)
     torch.testing.assert_close(ids[:30], 2.0 * vectors[:30])
+
+
+def test_embeddings_start_with_the_contents_own_inner_products() -> None:
+    """Of modalities that need not be shown, each of the same weight; nothing is asked of anybody."""
+    catalogue = small_catalogue(N_ITEMS)
+    tables = [torch.from_numpy(catalogue.features[name].standardised()) for name in ("image", "text")]
+    features = torch.cat([table / table.shape[1] ** 0.5 for table in tables], dim=1)
+    u, s, _ = torch.linalg.svd(features, full_matrices=False)
+    wanted = u[:, :DIM] * (2.0 * s[:DIM] / s[0])
+    made = strategy(views={"start_from": ["image", "text"], "modalities": []}, local={"backbone": "history"})
+    assert made.views == ("sum", "mlp", "gate", "attention", "id")
+    sent = made.build_views()
+    for table in (sent["views"][made.views.index("id")], sent["history"]):
+        torch.testing.assert_close(table @ table.T, wanted @ wanted.T, rtol=1e-3, atol=1e-4)
+    with pytest.raises(DataError, match="no modality 'sound'"):
+        strategy(views={"start_from": ["sound"]})
+    with pytest.raises(ValueError, match="views start once"):
+        strategy(views={"start_from": ["text"], "spectral_rounds": 3})
