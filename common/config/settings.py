@@ -145,8 +145,7 @@ class ViewSettings(FrozenSettings):
     spectral_scale: Step = 10.0
     """Size of the spectral start, or of `start_from`: how sharply the first scores tell items apart."""
     start_from: Annotated[tuple[str, ...], OnceEach] = ()
-    """Modalities of the catalogue, shown as views or not, from which item embeddings start in the place of singular vectors of
-    the interactions: nobody is asked for anything then. [] for none."""
+    """Modalities, shown as views or not, from which item embeddings start in the place of a spectral start; nobody is asked."""
     fold_in: bool = False
     """Whether a run that continues another one over more items asks for one sum over people, which places new items by what
     else people have who have them; otherwise, and those of fewer than `spectral_min_people`, contents alone do."""
@@ -175,17 +174,13 @@ class ViewSettings(FrozenSettings):
         return self
 
     @model_validator(mode="after")
-    def _one_start(self) -> "ViewSettings":
+    def _some_view(self) -> "ViewSettings":
+        if not self.operators and not self.single:
+            raise ValueError("operators and single leave no view at all")
         if self.start_from and (self.spectral_rounds or self.facets):
             raise ValueError(
                 "views start once: from start_from, from spectral_rounds or from facets, leave the others out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _some_view(self) -> "ViewSettings":
-        if not self.operators and not self.single:
-            raise ValueError("operators and single leave no view at all")
         return self
 
 
