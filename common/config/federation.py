@@ -1,4 +1,4 @@
-"""The settings of how the server steps, and of how work is spread over nodes: see `tessera.common.config.settings`."""
+"""The settings of how the server steps, how work is spread and what travels: see `tessera.common.config.settings`."""
 
 import math
 import os
@@ -30,6 +30,8 @@ Nodes = Annotated[
     BeforeValidator(_counted),
     WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "exclusiveMaximum": 2**31}]}),
 ]
+
+Codec = Literal["float32", "float16", "bfloat16", "int16", "int8", "1%", "4%", "15%"]
 
 
 class ServerSettings(FrozenSettings):
@@ -134,3 +136,15 @@ class SimulationSettings(FrozenSettings):
     """Address of a Ray cluster that is there; without it RAY_ADDRESS, and without that a Ray of the run's own on loopback."""
     gpus: Fraction | None = None
     """Share of a GPU that a worker takes; by default the one of this machine is shared by as many as it has CPUs."""
+
+
+class WireSettings(FrozenSettings):
+    """Number formats on the wire: see `tessera.common.protocol.codecs`."""
+
+    views: Codec = "float16"
+    """Format of what goes down to devices."""
+    gradients: Codec = "float32"
+    """Format of what comes up from them; under masks float32, as words of 32 bits, or int16."""
+    explained: Fraction = 1.0
+    """Share of the squares of the views' gradients that comes up: along as few public directions of the views as held it in
+    the round before, see `tessera.common.protocol.projection`; 1: the gradient of each view."""

@@ -10,7 +10,14 @@ from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model
 
 from tessera.common.config.components import Backbone, ContentEncoder, Loss, Strategy
 from tessera.common.config.effects import backbone_lacks, no_secure_sums, prune, without_effect
-from tessera.common.config.federation import FederationSettings, GroupSettings, ServerSettings, SimulationSettings
+from tessera.common.config.federation import Codec as Codec
+from tessera.common.config.federation import (
+    FederationSettings,
+    GroupSettings,
+    ServerSettings,
+    SimulationSettings,
+)
+from tessera.common.config.federation import WireSettings as WireSettings
 from tessera.common.config.moments import Moment, moment
 from tessera.common.config.mosaic.settings import ModelledMosaicSettings
 from tessera.common.config.mosaic.settings import MosaicSettings as MosaicSettings
@@ -43,7 +50,6 @@ TOWER_DIM = 64
 Operator = Literal["sum", "mlp", "gate", "attention", "concat"]
 SplitName = Literal["leave-one-out", "given", "time", "random", "everything"]
 Gate = Literal["none", "softmax", "james-stein"]
-Codec = Literal["float32", "float16", "bfloat16", "int16", "int8", "1%", "4%", "15%"]
 
 
 def _known_kind(name: str) -> str:
@@ -263,18 +269,6 @@ class EvaluationSettings(FrozenSettings):
         if missing := {"hr", "ndcg"} - set(self.metrics):
             raise ValueError(f"metrics lacks {min(missing)}: rounds are chosen by ndcg, and tables show hr beside it")
         return self
-
-
-class WireSettings(FrozenSettings):
-    """Number formats on the wire: see `tessera.common.protocol.codecs`."""
-
-    views: Codec = "float16"
-    """Format of what goes down to devices."""
-    gradients: Codec = "float32"
-    """Format of what comes up from them; under masks float32, as words of 32 bits, or int16."""
-    explained: Fraction = 1.0
-    """Share of the squares of the views' gradients that comes up: along as few public directions of the views as held it in
-    the round before, see `tessera.common.protocol.projection`; 1: the gradient of each view."""
 
 
 class Settings(FrozenSettings):
