@@ -125,7 +125,8 @@ class RecommendationClient(Client):
         if task.kind == "power":
             return sum((_power(block, inputs[BASIS]) for block in people if not block.is_new), Update())
         if task.kind == "aspects":
-            add = lloyd_sum if GROUP_STATES in inputs else asked_sum
+            lloyd = partial(lloyd_sum, shares=settings.local.groups.by == "mixture")
+            add = lloyd if GROUP_STATES in inputs else asked_sum
             return _of_several(sum((add(block, inputs) for block in people if not block.is_new), Update()), task)
         if task.kind == "baselines":
             baselines = [(block, evaluation.baselines(block, settings.evaluation, inputs, target)) for block in people]

@@ -34,6 +34,8 @@ from tessera.common.utils import counter_rng
 
 GROUP = "group"
 """Name of the private tensor [n_users, 1] that says which group a user is in; below 0: none yet."""
+BY_SUMS = ("states", "mixture")
+"""Ways to divide people for which centres are found by sums of their states."""
 GIVEN = "groups.csv"
 """The device's own file of users and groups, for groups that are given."""
 
@@ -63,13 +65,13 @@ def states(known: Histories, table: Tensor) -> Tensor:
 def chosen(known: Histories, sent: Tensors, settings: GroupSettings) -> Tensor:
     """The group of each user, [n_users], by what was sent and the events that are known; -1 for who has none.
 
-    `cohesion`: the block in which the user's items are most alike. `states`: the nearest of the centres that people's sums
-    found, of equally near ones the first. `random`: drawn by user.
+    `cohesion`: the block in which the user's items are most alike. `states`, `mixture`: the nearest of the centres that
+    people's sums found, of equally near ones the first. `random`: drawn by user.
     """
     table = sent[HISTORY] if HISTORY in sent else sent[VIEWS].mean(0)
     if settings.by == "cohesion":
         found = BlockSums(known, table, sent[BLOCKS]).cohesion().argmax(1)
-    elif settings.by == "states":
+    elif settings.by in BY_SUMS:
         found = (states(known, table) @ sent[GROUP_CENTRES].to(table).T).argmax(1)
     else:
         found = counter_rng.mix(counter_rng.key("group"), known.keys).remainder(settings.count)
@@ -109,12 +111,18 @@ def people_of_groups(state: PrivateState, settings: GroupSettings) -> Tensor:
     return torch.bincount(groups[groups >= 0], minlength=settings.count).float()
 
 
-def lloyd_sum(people: Split, inputs: Tensors) -> Update:
-    """What people add to a step of Lloyd's: for each of the centres [n_groups, dim] the sum of the states nearest to it
-    and, in the last column, how many they are. One person's would be their state."""
+def lloyd_sum(people: Split, inputs: Tensors, shares: bool = False) -> Update:
+    """What people add to a step that finds centres: for each of them [n_groups, dim] the sum of the states nearest to it and,
+    in the last column, how many they are (Lloyd). One person's would be their state.
+
+    With `shares` a state counts for all centres by a softmax of its products with them: the step of a mixture of von
+    Mises-Fisher densities (Banerjee et al. 2005), whose concentration is the centres' length.
+    """
     table, centres = inputs[GROUP_STATES], inputs[GROUP_CENTRES]
     known = histories(people).to(table.device, table.dtype)
     own = states(known, table)
-    member = one_hot((own @ centres.T).argmax(1), len(centres)).to(table) * (known.lengths() > 0).to(table)[:, None]
+    near = own @ centres.T
+    member = near.softmax(1) if shares else one_hot(near.argmax(1), len(centres)).to(table)
+    member = member * (known.lengths() > 0).to(table)[:, None]
     found = torch.cat([member.T @ own, member.sum(0)[:, None]], 1)
-    return Update(sums=MetricSums({"users": float(member.sum())}), counts={GROUP_STATES: found})
+    return Update(sums=MetricSums({"users": float((known.lengths() > 0).sum())}), counts={GROUP_STATES: found})

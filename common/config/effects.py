@@ -187,8 +187,8 @@ def _people_groups(settings: "Settings") -> Reasons:
     if not groups.count:
         keys = ("by", "after", "rank", "smallest", "lloyd_rounds")
         return dict.fromkeys((f"local.groups.{key}" for key in keys), "it is for local.groups.count above 0")
-    if groups.by != "states":
-        found["local.groups.lloyd_rounds"] = "it is for local.groups.by states"
+    if groups.by not in ("states", "mixture"):
+        found["local.groups.lloyd_rounds"] = "it is for local.groups.by states or mixture"
     return found
 
 

@@ -57,9 +57,10 @@ class GroupSettings(FrozenSettings):
 
     count: Natural = 0
     """Groups; 0: none."""
-    by: Literal["states", "cohesion", "random", "given"] = "states"
-    """states: by what people like, k-means from sums. cohesion: by the block of `views.facets` in which their items are most
-    alike. random: drawn by user. given: as groups.csv in the device's folder says (user, group), which its owner put there."""
+    by: Literal["states", "mixture", "cohesion", "random", "given"] = "states"
+    """states: by what people like, k-means from sums. mixture: the same by a mixture of densities, in whose sums people count for
+    several groups by shares until they are divided. cohesion: by the block of `views.facets` in which their items are most alike.
+    random: drawn by user. given: as groups.csv in the device's folder says (user, group), which its owner put there."""
     after: Natural = 0
     """Rounds in which all train alike, before people are divided."""
     lloyd_rounds: Positive = 10

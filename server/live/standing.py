@@ -49,6 +49,8 @@ class Standing(BaseModel):
             return "placing new items"
         if self.kind == "power":
             return f"spectral start {self.times}/{settings.views.spectral_rounds}"
+        if self.kind == "aspects" and self.round:
+            return "dividing people into groups"
         if self.kind == "evaluate":
             return f"evaluation of round {self.round}"
         return {"item_statistics": "statistics", "aspects": "finding facets", "baselines": "baselines"}.get(

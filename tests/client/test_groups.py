@@ -27,7 +27,7 @@ from tessera.common.errors import ConfigError, DataError
 from tessera.common.protocol.messages import GROUP_CENTRES, GROUP_MAPS, GROUP_PEOPLE, GROUP_STATES, HISTORY, VIEWS
 from tessera.common.protocol.updates import Update
 from tessera.deploy.executors import inline
-from tessera.server.live.grouping import lloyd
+from tessera.server.live.grouping import concentration, lloyd
 from tessera.server.strategies.fedvlr import FedVLR
 from tests.deploy.test_executors import SGD, assert_bitwise, assert_same_run, last_checkpoint, silent
 from tests.support.catalogues import small_catalogue, small_job, small_settings, small_split
@@ -159,29 +159,42 @@ def test_a_persons_gradient_is_in_their_own_slice_alone_and_can_be_told_apart() 
         torch.testing.assert_close(clipped.gradients[name], value, rtol=1e-6, atol=1e-8)
 
 
-def test_lloyd_depends_on_people_and_not_on_how_they_are_dealt_to_devices() -> None:
+@pytest.mark.parametrize("shares", [False, True])
+def test_lloyd_depends_on_people_and_not_on_how_they_are_dealt_to_devices(shares: bool) -> None:
     split, table = split_of(ragged(0, [9] * 40 + [0], 60), 60), drawn(60, DIM).float()
 
     def centres(parts: list[Split]) -> torch.Tensor:
         def ask(now: torch.Tensor) -> torch.Tensor:
             inputs = {GROUP_STATES: table, GROUP_CENTRES: now}
-            return torch.stack([lloyd_sum(part, inputs).counts[GROUP_STATES] for part in parts]).sum(0)
+            return torch.stack([lloyd_sum(part, inputs, shares).counts[GROUP_STATES] for part in parts]).sum(0)
 
-        return lloyd(ask, table, GROUPS, 10, seed=1)
+        return lloyd(ask, table, GROUPS, 100, seed=1, shares=shares)
 
     dealt = [split.take(np.array(part)) for part in (range(30, 41), range(7), range(7, 30))]
     whole = centres([split])
     torch.testing.assert_close(centres(dealt), whole)
-    found = lloyd_sum(split, {GROUP_STATES: table, GROUP_CENTRES: whole}).counts[GROUP_STATES]
-    assert float(found[:, -1].sum()) == 40, "who has no event is in no group"
-    torch.testing.assert_close(torch.nn.functional.normalize(found[:, :-1], dim=1), whole, rtol=1e-3, atol=1e-3)
+    found = lloyd_sum(split, {GROUP_STATES: table, GROUP_CENTRES: whole}, shares).counts[GROUP_STATES]
+    assert float(found[:, -1].sum()) == pytest.approx(40), "who has no event is in no group"
+    directions = [torch.nn.functional.normalize(one, dim=1) for one in (found[:, :-1], whole)]
+    torch.testing.assert_close(*directions, rtol=1e-3, atol=1e-3)
+
+
+def test_a_mixture_finds_how_sharply_states_lie_around_their_centres() -> None:
+    dim, kappa, count = 16, 20.0, 4000
+    gaussian = torch.randn(count, dim, generator=torch.Generator().manual_seed(1)).double()
+    towards = torch.zeros(dim).double()
+    towards[0] = kappa  # exp(kappa x . m) on the sphere, by weights of uniform directions
+    units = torch.nn.functional.normalize(gaussian, dim=1)
+    weights = (units @ towards).softmax(0) * count
+    found = concentration((weights @ units)[None], torch.tensor([float(count)]))
+    assert found == pytest.approx(kappa, rel=0.1)
 
 
 def test_what_is_held_out_decides_no_group_and_a_group_once_given_stays(tmp_path: Path) -> None:
     split = small_split(9, N_ITEMS)
     other = replace(split, validation=shuffled(split.validation), test=shuffled(split.test))
     tensors = sent(torch.zeros(GROUPS * DIM, DIM)) | {GROUP_CENTRES: drawn(GROUPS, DIM, seed=4)}
-    for by in ("states", "random"):
+    for by in ("states", "mixture", "random"):
         settings = local(groups={"count": GROUPS, "by": by})
         fresh = state_in([-1] * 9, split, settings)
         mine, theirs = (assigned(fresh, one, tensors, settings.groups, tmp_path) for one in (split, other))
@@ -225,7 +238,7 @@ def test_a_slice_of_fewer_people_is_never_stepped_and_nobody_is_said_to_be_alone
     assert said.counts[GROUP_PEOPLE].tolist() == [0, 3, 0]
 
 
-@pytest.mark.parametrize("by", ["states", "random"])
+@pytest.mark.parametrize("by", ["states", "mixture", "random"])
 def test_a_run_with_groups_is_the_same_on_any_nodes_under_masks_and_resumed(tmp_path: Path, by: str) -> None:
     groups = {"count": 2, "by": by, "after": 1, "smallest": 2}
     changes = {"server": SGD, "local": {"groups": groups}, "planted": True}
