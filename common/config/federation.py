@@ -58,13 +58,13 @@ class GroupSettings(FrozenSettings):
     count: Natural = 0
     """Groups; 0: none."""
     by: Literal["states", "mixture", "cohesion", "random", "given"] = "states"
-    """states: by what people like, k-means from sums. mixture: the same by a mixture of densities, in whose sums people count for
-    several groups by shares until they are divided. cohesion: by the block of `views.facets` in which their items are most alike.
-    random: drawn by user. given: as groups.csv in the device's folder says (user, group), which its owner put there."""
+    """states: by what people like, k-means from sums. mixture: the same by a mixture of densities, in whose sums people count
+    for several groups by shares until they are divided. cohesion: by the block of `views.facets` in which their items are most
+    alike. random: drawn by user. given: as groups.csv in the device's folder says (user, group), which its owner put there."""
     after: Natural = 0
     """Rounds in which all train alike, before people are divided."""
     lloyd_rounds: Positive = 10
-    """Sums, at most, that find the centres of states."""
+    """Sums, at most, that find the centres of `states` or of a `mixture`."""
     rank: Natural = 0
     """Numbers of a query, the first ones, that a group's map reads; 0: all of `views.dim`. What groups cost in a message falls
     with it: a spectral start has in the first ones what tells most."""
