@@ -1,6 +1,6 @@
-"""The commands `tessera towers ...`: fit the towers of device classes on a catalogue.
+"""The commands `tessera towers ...`: fit the towers of device classes on a catalogue, or cut a language model to fit a device.
 
-A tower is an encoder of ours, small enough for a device; a device class is a size of it.
+A tower is an encoder of ours, small enough for a device, or somebody's model; a device class is one of them.
 """
 
 from collections.abc import Mapping
@@ -23,6 +23,7 @@ FIT_EPILOG = (
     "Examples: tessera towers fit data/questions --classes tiny,small,base   |   "
     "tessera towers fit data/ml --classes tiny,base --kinds image,text"
 )
+PRUNE_EPILOG = "Example: tessera towers prune models/large models/small --layers 8 --texts data/words"
 Classes = Annotated[str, typer.Option(help="Device classes, separated by commas.")]
 
 
@@ -60,6 +61,41 @@ def fit_command(
         _show_readers({name: readers[name] for name in asked})
     if encoders:
         _show_encoders(encoders)
+
+
+@app.command("prune", epilog=PRUNE_EPILOG)
+def prune_command(
+    model: Annotated[str, typer.Argument(help="A folder with a language model, a GGUF file, package:NAME or hf:NAME.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    layers: Annotated[int, typer.Option(min=2, help="Blocks that stay.")],
+    texts: Annotated[
+        Path | None, typer.Option(help="A dataset on whose titles and texts it is taught; without one it is only cut.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Batches to learn from.")] = 300,
+) -> None:
+    """Make a small device class of a language model: some of its blocks, taught what all of them computed.
+
+    Only titles and texts of the dataset's items are used, nobody's events and no question.
+    """
+    from tempfile import TemporaryDirectory
+
+    from tessera.common.towers.models.folder import take_model
+    from tessera.common.towers.models.load import MODEL
+    from tessera.server.pretraining.pruning import prune
+    from tessera.server.pretraining.text_alignment import public_texts
+
+    with TemporaryDirectory() as taken, Work(console, "reading the model") as work:
+        words = public_texts(texts, None) if texts else []
+        take_model(model, Path(taken))
+        advance = work.begin("learning", steps) if words else lambda: None
+        made = prune(Path(taken) / MODEL, out, layers, words, steps, advance)
+    table = Table("", "layers", "million numbers", "loss of a token of texts that nothing was learnt from")
+    rows = zip(("whole", "cut", "taught"), (0, 1, 1), made.loss, strict=True)
+    for name, which, loss in rows:
+        if name != "taught" or words:
+            shown = f"{loss:.2f}" if words else "-"
+            table.add_row(name, str(made.blocks[which]), f"{made.parameters[which] / 1e6:.1f}", shown)
+    print_table(console, table)
 
 
 def _show_readers(told: Mapping[str, dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ So models with different tokenizers can be aligned. The answers whose gradients 
 log-likelihood of words where all are language models, and otherwise how alike texts are to each model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tessera.common.towers.aligned_init import stacks_of, tower_folder
 from tessera.common.towers.models.base import TextModel
 from tessera.common.towers.models.load import MODEL, load_text_model
 from tessera.common.towers.models.words import WordTokens
-from tessera.common.towers.projections import Projections
+from tessera.common.towers.projections import Projections, random_projections
 from tessera.common.utils import counter_rng
 from tessera.common.utils.torch_device import one_thread
 from tessera.server.pretraining.activations import watched
@@ -33,11 +33,14 @@ DIRECTIONS = 3
 
 
 @one_thread()
-def words_start(dataset: Path, classes: Sequence[str], rank: int, pq: PQSettings) -> dict[str, dict[str, Projections]]:
+def words_start(
+    dataset: Path, classes: Sequence[str], rank: int, pq: PQSettings, seed: int = 0
+) -> dict[str, dict[str, Projections]]:
     """The frozen matrices of every place that all models have, by device class.
 
-    The same files give the same start. Raises `DataError` for a model that cannot be loaded or a dataset without texts, and
-    `ConfigError` where models have no place in common, or `rank` or the blocks do not fit.
+    The same files give the same start; of random matrices each `seed` gives others. Raises `DataError` for a model
+    that cannot be loaded or a dataset without texts, and `ConfigError` where models have no place in common, or `rank` or the
+    blocks do not fit.
     """
     texts = public_texts(dataset)
     models = {name: load_text_model(tower_folder(dataset, name) / MODEL) for name in classes}
@@ -45,6 +48,11 @@ def words_start(dataset: Path, classes: Sequence[str], rank: int, pq: PQSettings
         name: placement(model, stacks_of(model), pq.blocks, pq.queries_and_keys)[1] for name, model in models.items()
     }
     shared = common_places(placed)
+    if pq.alignment == "random":
+        return {
+            name: _drawn(models[name], placed[name], shared, rank, (number, seed))
+            for number, name in enumerate(classes)
+        }
     predict = all(model.writes for model in models.values())
     texts = read_by_all(texts, list(models.values()))
     recorded = {}
@@ -65,6 +73,18 @@ def words_start(dataset: Path, classes: Sequence[str], rank: int, pq: PQSettings
     return start
 
 
+def _drawn(
+    model: TextModel, placed: Mapping[str, str], shared: Collection[str], rank: int, salt: tuple[int, int]
+) -> dict[str, Projections]:
+    """Independent matrices for a model's shared places."""
+    found = {}
+    for module, place in placed.items():
+        if place in shared:
+            d_out, d_in = model.get_parameter(f"{module}.weight").shape
+            found[place] = random_projections(counter_rng.key("start", place, *salt), d_in, d_out, rank)
+    return found
+
+
 def common_places(placed: Mapping[str, Mapping[str, str]]) -> frozenset[str]:
     """The places that all classes have. Raises `ConfigError` where there is none."""
     shared = frozenset.intersection(*(frozenset(own.values()) for own in placed.values()))
@@ -74,13 +94,16 @@ def common_places(placed: Mapping[str, Mapping[str, str]]) -> frozenset[str]:
     return shared
 
 
-def public_texts(dataset: Path) -> list[list[str]]:
-    """Words of titles and texts of items, spread evenly over the catalogue. Raises `DataError` where there are none."""
+def public_texts(dataset: Path, most: int | None = N_TEXTS) -> list[list[str]]:
+    """Words of titles and texts of items, of all or at `most` so many, spread evenly over the catalogue.
+
+    Raises `DataError` where there are none.
+    """
     catalogue = load_catalogue(dataset, modalities=False)
     texts = [text.split()[:N_WORDS] for text in sentences(catalogue.titles, catalogue.texts) if text.strip()]
     if len(texts) < 2:
         raise DataError(f"{dataset} has no titles or texts of items, on which models could be aligned")
-    places = torch.linspace(0, len(texts) - 1, min(N_TEXTS, len(texts))).long()
+    places = torch.linspace(0, len(texts) - 1, min(most or len(texts), len(texts))).long()
     return [texts[place] for place in places.tolist()]
 
 

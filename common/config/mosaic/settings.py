@@ -76,8 +76,8 @@ class ModelledMosaicSettings(MosaicSettings):
     """The same with where the server has models of other people: devices are not told, they have their own."""
 
     models: dict[Annotated[str, Field(pattern=CLASS)], str] = Field(default_factory=dict)
-    """Device classes that are other people's models, by name: a local folder that transformers or open_clip wrote, hf:NAME, or
-    open_clip:MODEL:CHECKPOINT. They are for questions in words (data.kind text-questions)."""
+    """Device classes that are other people's models, by name: a local folder that transformers or open_clip wrote, a GGUF file,
+    package:NAME, hf:NAME or open_clip:MODEL:CHECKPOINT. They are for questions in words (data.kind text-questions)."""
 
     def require_classes(self, words: bool) -> None:
         """Raise `ValueError` unless there are all classes, and questions in `words`, or others, are for them."""

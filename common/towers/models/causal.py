@@ -75,6 +75,11 @@ class CausalModel(TextModel):
         self.signs_with = last_linear(self, f"model.{path}", "attn.out_proj")
         self._body = (_body(model, path),)  # in a tuple: it is part of the model already
 
+    @property
+    def body(self) -> nn.Module:
+        """What turns token ids into states: of a model that also sees pictures, its language model."""
+        return self._body[0]
+
     def read(self, questions: TextQuestions) -> Prompted:
         """Prompt, lettered choices and answer of each question."""
         rows = [
@@ -138,6 +143,7 @@ class CausalModel(TextModel):
             max_new_tokens=WRITTEN,
             do_sample=False,
             pad_token_id=self._pad,
+            eos_token_id=self._ends,
             use_cache=True,
         )
         texts = [self.tokenizer.decode(one, skip_special_tokens=True).strip() for one in made[:, longest:]]
@@ -165,7 +171,7 @@ class CausalModel(TextModel):
         return normalize(states[torch.arange(len(states), device=states.device), last], dim=1)
 
     def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        states: Tensor = self._body[0](input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        states: Tensor = self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         return states
 
     def _head(self, states: Tensor) -> Tensor:
@@ -176,6 +182,12 @@ class CausalModel(TextModel):
         if not found:
             raise DataError(f"the tokenizer of {self.name} makes nothing of {text!r}: it does not belong to this model")
         return found
+
+    @property
+    def _ends(self) -> list[int]:
+        """Tokens behind which nothing of an answer stands: the tokenizer's own end, and where it is one token the line's."""
+        own, line = self.tokenizer.eos_token_id, self._encode("\n")
+        return ([] if own is None else [int(own)]) + (line if len(line) == 1 else [])
 
     @property
     def _pad(self) -> int:

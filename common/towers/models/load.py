@@ -100,7 +100,9 @@ def _causal(folder: Path) -> tuple[nn.Module, Any, str]:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
         _require_tokens(tokenizer, getattr(config, "text_config", config).vocab_size, folder)
-        model, report = kind.from_pretrained(folder, output_loading_info=True, dtype=_dtype(config))
+        model, report = kind.from_pretrained(
+            folder, output_loading_info=True, dtype=_dtype(config), attn_implementation=_attention()
+        )
     except DataError:
         raise
     except Exception as error:  # transformers raises whatever its readers raise
@@ -127,6 +129,11 @@ def _dtype(config: Any) -> torch.dtype:
     if kept != torch.bfloat16 or torch.cuda.is_available():
         return torch.float32 if kept is None or (kept == torch.float16 and not torch.cuda.is_available()) else kept
     return torch.bfloat16 if resolved("auto") == "bfloat16" else torch.float32
+
+
+def _attention() -> str:
+    """How attention is computed: of texts as short as ours plain products are faster on a processor, by a third of a step."""
+    return "sdpa" if torch.cuda.is_available() else "eager"
 
 
 def _checked(tower: TextTower, folder: Path) -> TextTower:
