@@ -29,6 +29,7 @@ report = typer.Typer(add_completion=False)
 transfer = typer.Typer(add_completion=False)
 console = Console(highlight=False)
 DEMO = Path(__file__).with_name("demo.yaml")
+SIZES_TRIED = "tiny,small,base"
 Runs = Annotated[Path, typer.Option(help="Folder the runs lie in.")]
 
 
@@ -187,19 +188,39 @@ def write(
 @transfer.command(epilog="Example: tessera towers transfer data/questions --classes tiny,base --task contrast")
 def run_transfer(
     dataset: Path,
-    classes: Annotated[str, typer.Option(help="Device classes, separated by commas.")] = "tiny,small,base",
+    classes: Annotated[
+        str, typer.Option(help="Device classes, separated by commas; those of --model by default.")
+    ] = SIZES_TRIED,
     task: Annotated[str, typer.Option(help="Only tasks with this in their names.")] = "",
     alignments: Annotated[str, typer.Option(help="Alignments, separated by commas.")] = "effects,whitened,paper,random",
     rank: Annotated[int, typer.Option(min=1, help="Size of P.")] = 16,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A class that is somebody's model, NAME=SOURCE as in mosaic.models; may be repeated."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
+    steps: Annotated[int | None, typer.Option(min=1, help="Batches that P and Q learn from; 200 by default.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Questions in a batch; 32 by default.")] = None,
 ) -> None:
     """Train P and Q on tasks in one tower, plug them into another, and score both: does anything carry over?
 
-    A tower's gain is that of its accuracy on the tests over what it was before. What random A and B carry over is chance.
+    A tower's gain is that of its accuracy on the tests over what it was before; of models that are asked in words, of the
+    log-likelihood of a token of the right answer, in hundredths of a nat. What random A and B carry over is chance.
     """
-    from tessera.benchmarks.harness.transfer import summary
+    from tessera.benchmarks.harness.transfer import BATCH, STEPS, Trial, summary
     from tessera.benchmarks.harness.transfer import transfer as carry_over
+    from tessera.common.towers.aligned_init import tower_folder
+    from tessera.common.towers.models.folder import take_model
 
+    named = dict(one.split("=", 1) for one in model or () if "=" in one)
+    if len(named) != len(model or ()):
+        raise ConfigError("--model: write NAME=SOURCE, such as desk=models/large")
+    chosen = tuple(named) if named and classes == SIZES_TRIED else _split(classes)
+    drawn = tuple(int(seed) for seed in _split(seeds))
+    trial = Trial(chosen, _split(alignments), task, rank, drawn, steps or STEPS, batch or BATCH)
     with Work(console, "reading the dataset") as work:
+        for name, source in named.items():
+            take_model(source, tower_folder(dataset, name))
         advance = work.begin("trying", 0)
 
         def tried(trainings: int) -> None:
@@ -209,7 +230,7 @@ def run_transfer(
             else:
                 advance()
 
-        found = carry_over(dataset, _split(classes), _split(alignments), task, rank, tried)
+        found = carry_over(dataset, trial, tried)
     table = Table("family", "alignment", "learnt by", "got by", "tasks", "own gain", "transferred", "share")
     for row in summary(found):
         table.add_row(*row)

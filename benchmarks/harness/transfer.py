@@ -3,13 +3,17 @@
 P and Q alone are trained on a task in the tower of one class, then plugged into the towers of the others, which have seen
 nothing of the task. Random A and B are the control. It comes before any federation: where nothing carries over between two
 towers, no way of merging can help.
+
+Where classes are other people's models that are asked in words, a score is no accuracy but the log-likelihood of a token of the
+right answer, in nats: few questions move it.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,16 +23,21 @@ from torch import Tensor
 from tessera.client.adapters.adapted_tower import probe
 from tessera.client.adapters.attach import activate, attach, pq_tensors, set_projections
 from tessera.client.adapters.pq_lora import LOCAL
-from tessera.client.qa_dataset import QADataset
+from tessera.client.language.dataset import ASKED_AT_ONCE, TextDataset
+from tessera.client.qa_dataset import Dataset, QADataset
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.questions import Codebook, Questions
+from tessera.common.data.text_questions import TextQuestions
 from tessera.common.errors import DataError
 from tessera.common.registry.methods import PQSettings
-from tessera.common.towers.aligned_init import STACKS
+from tessera.common.towers.adapter_placement import placement
+from tessera.common.towers.aligned_init import STACKS, stacks_of, tower_folder
 from tessera.common.towers.io import load_reader, tower_path
+from tessera.common.towers.models.load import MODEL, load_text_model
 from tessera.common.towers.projections import Projections
 from tessera.common.utils import counter_rng
 from tessera.server.pretraining.aligned_init import reader_inputs, shared_start
+from tessera.server.pretraining.text_alignment import common_places, words_start
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,8 +46,22 @@ N_BLOCKS, STEPS, BATCH, RATE = 4, 200, 32, 8e-3
 
 
 @dataclass(frozen=True)
+class Trial:
+    """What is tried: classes, alignments and seeds with each other, on tasks with `part` in their names."""
+
+    classes: Sequence[str]
+    alignments: Sequence[str]
+    part: str = ""
+    rank: int = 16
+    seeds: Sequence[int] = (0,)
+    """Each draws other batches and, of models, other random matrices."""
+    steps: int = STEPS
+    batch: int = BATCH
+
+
+@dataclass(frozen=True)
 class Carried:
-    """Accuracies on the tests of a task: of the tower that learnt, and of another, before and after it got P and Q."""
+    """Scores on the tests of a task: of the tower that learnt, and of another, before and after it got P and Q."""
 
     alignment: str
     family: str
@@ -51,11 +74,11 @@ class Carried:
 
 @dataclass(frozen=True)
 class _Tower:
-    """An adapted reader and how it sees the items."""
+    """An adapted tower, and how it reads questions."""
 
     name: str
     model: "PeftModel"
-    item_embeddings: Tensor
+    read: Callable[[Any], Dataset]
 
     def align(self, start: dict[str, Projections]) -> None:
         """Set A and B, zero P and Q, and let nothing but these be trained."""
@@ -76,61 +99,63 @@ class _Tower:
         for place, value in pq_tensors(self.model).items():
             value.copy_(theirs[place])
 
-    def learn(self, questions: QADataset) -> None:
+    def learn(self, questions: Dataset, trial: Trial, seed: int) -> None:
         """Train P and Q."""
         reader = self.model.get_base_model()
         optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], RATE, weight_decay=0.0)
-        for step in range(STEPS):
-            draws = counter_rng.uniform(counter_rng.key("transfer", step), torch.arange(BATCH)).double()
-            rows = (draws * len(questions)).long()
+        for step in range(trial.steps):
+            key = counter_rng.key("transfer", step, *([seed] if seed else []))
+            draws = counter_rng.uniform(key, torch.arange(trial.batch)).double()
             optimizer.zero_grad()
-            questions.loss(questions.logits(reader, rows), rows).backward()
+            questions.objective(reader, (draws * len(questions)).long()).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     @torch.no_grad()
-    def score(self, questions: QADataset) -> float:
-        """Accuracy on all questions."""
-        return questions.accuracy(questions.logits(self.model.get_base_model(), torch.arange(len(questions))))
+    def score(self, questions: Dataset) -> float:
+        """Accuracy on all questions, or of those in words the log-likelihood of a token of the right answer."""
+        reader, rows = self.model.get_base_model(), torch.arange(len(questions))
+        if not isinstance(questions, TextDataset):
+            return questions.accuracy(questions.logits(reader, rows))
+        parts = torch.split(rows, ASKED_AT_ONCE)
+        return -sum(float(questions.objective(reader, part)) * len(part) for part in parts) / len(rows)
 
 
-def transfer(
-    dataset: Path,
-    classes: Sequence[str],
-    alignments: Sequence[str],
-    part: str,
-    rank: int,
-    advance: Callable[[int], None],
-) -> list[Carried]:
-    """Try all tasks with `part` in their name, from each of `classes` to each other, with each alignment.
+def transfer(dataset: Path, trial: Trial, advance: Callable[[int], None]) -> list[Carried]:
+    """Try a trial's tasks, from each of its classes to each other, with each alignment and seed.
 
     `advance` is called with the number of trainings before the first, and with 0 after each. Raises `DataError` where no
-    task is called so, or a tower was not fitted.
+    task is called so, or a tower is not there.
     """
-    tasks = list(_tasks(dataset, part))
+    tasks = list(_tasks(dataset, trial.part))
     if not tasks:
-        raise DataError(f"{dataset} has questions of no task with {part!r} in its name")
-    towers, codebook = _towers(dataset, classes, rank), Codebook.load(dataset / "questions" / "codebook.safetensors")
-    advance(len(tasks) * len(alignments) * len(classes))
-    found = []
-    for alignment in alignments:
+        raise DataError(f"{dataset} has questions of no task with {trial.part!r} in its name")
+    in_words = (tower_folder(dataset, trial.classes[0]) / MODEL).is_dir()
+    towers = _models(dataset, trial) if in_words else _readers(dataset, trial)
+    advance(len(tasks) * len(trial.alignments) * len(trial.seeds) * len(trial.classes))
+    found, start = [], dict[str, dict[str, Projections]]()
+    for alignment, seed in itertools.product(trial.alignments, trial.seeds):
         pq = PQSettings.model_validate({"name": "pq", "blocks": N_BLOCKS, "alignment": alignment})
-        for name, start in shared_start(dataset, classes, rank, pq).items():
-            towers[name].align(start)
+        if in_words and (seed == trial.seeds[0] or alignment == "random"):
+            start = words_start(dataset, trial.classes, trial.rank, pq, seed)
+        elif seed == trial.seeds[0]:
+            start = shared_start(dataset, trial.classes, trial.rank, pq)
+        for name, own in start.items():
+            towers[name].align(own)
         for learnt, asked in tasks:
             for source in towers.values():
-                found += _carry(alignment, source, towers, learnt, asked, codebook)
+                found += _carry(alignment, source, towers, learnt, asked, trial, seed)
                 advance(0)
     return found
 
 
 def _carry(
-    alignment: str, source: _Tower, towers: dict[str, _Tower], learnt: Questions, asked: Questions, codebook: Codebook
+    alignment: str, source: _Tower, towers: dict[str, _Tower], learnt: Any, asked: Any, trial: Trial, seed: int
 ) -> list[Carried]:
     for tower in towers.values():
         tower.reset()
-    tests = {name: QADataset.of(asked, codebook, tower.item_embeddings) for name, tower in towers.items()}
+    tests = {name: tower.read(asked) for name, tower in towers.items()}
     before = {name: tower.score(tests[name]) for name, tower in towers.items()}
-    source.learn(QADataset.of(learnt, codebook, source.item_embeddings))
+    source.learn(source.read(learnt), trial, seed)
     own = before[source.name], source.score(tests[source.name])
     found = []
     for name, tower in towers.items():
@@ -142,22 +167,42 @@ def _carry(
     return found
 
 
-def _towers(dataset: Path, classes: Sequence[str], rank: int) -> dict[str, _Tower]:
+def _readers(dataset: Path, trial: Trial) -> dict[str, _Tower]:
     inputs = reader_inputs(load_catalogue(dataset))
-    towers = {}
-    for name in classes:
+    codebook, towers = Codebook.load(dataset / "questions" / "codebook.safetensors"), {}
+    for name in trial.classes:
         reader = load_reader(tower_path(dataset, name))
         with torch.no_grad():
             item_embeddings = reader.embed_items(inputs.image, inputs.text)
-        model = attach(reader, STACKS, rank, partial(probe, item_embeddings=item_embeddings), N_BLOCKS)
-        towers[name] = _Tower(name, model, item_embeddings)
+        model = attach(reader, STACKS, trial.rank, partial(probe, item_embeddings=item_embeddings), N_BLOCKS)
+        read = partial(QADataset.of, codebook=codebook, item_embeddings=item_embeddings)
+        towers[name] = _Tower(name, model, read)
     return towers
 
 
-def _tasks(dataset: Path, part: str) -> Iterator[tuple[Questions, Questions]]:
-    """Training and test questions of each task."""
+def _models(dataset: Path, trial: Trial) -> dict[str, _Tower]:
+    models = {name: load_text_model(tower_folder(dataset, name) / MODEL) for name in trial.classes}
+    shared = common_places({name: placement(one, stacks_of(one), N_BLOCKS)[1] for name, one in models.items()})
+    (example, _), *_ = _tasks(dataset, trial.part)
+    towers = {}
+    for name, bare in models.items():
+        read = partial(TextDataset.of, model=bare)
+        asked = read(example.take(torch.arange(2)))
+        model = attach(bare, stacks_of(bare), trial.rank, partial(_loss, asked), N_BLOCKS, shared=shared)
+        towers[name] = _Tower(name, model, read)
+    return towers
+
+
+def _loss(asked: TextDataset, model: Any) -> Tensor:
+    return asked.objective(model, torch.arange(len(asked)))[None]
+
+
+def _tasks(dataset: Path, part: str) -> Iterator[tuple[Any, Any]]:
+    """Training and test questions of each task, of either kind."""
     for folder in sorted((dataset / "questions").glob("client-*")):
-        learnt, asked = (Questions.load(folder / f"{name}.safetensors") for name in ("train", "test"))
+        words = (folder / "train.jsonl").is_file()
+        kind, of = (TextQuestions, "jsonl") if words else (Questions, "safetensors")
+        learnt, asked = (kind.load(folder / f"{name}.{of}") for name in ("train", "test"))
         for task, name in enumerate(learnt.names):
             if part in name:
                 yield learnt.take(learnt.tasks == task), asked.take(asked.tasks == asked.names.index(name))

@@ -14,7 +14,6 @@ import typer
 from typer.testing import CliRunner
 
 from tessera.benchmarks import cli
-from tessera.benchmarks.harness import transfer
 from tessera.benchmarks.harness.transfer import Carried, summary
 from tessera.common.config.settings import TOWER_DIM
 from tessera.common.data.catalogue import load_catalogue
@@ -26,6 +25,7 @@ from tessera.common.towers.transformer import SIZES
 from tessera.deploy.cli.data import app as data
 from tessera.deploy.cli.towers import app
 from tessera.server.pretraining import encoder_training, reader_training
+from tests.support.models import language_model, text_dataset
 from tests.support.qa_devices import N_ITEMS, N_PUBLIC, qa_dataset
 
 
@@ -45,7 +45,6 @@ def small_change(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
         (reader_training, "BATCH", 8),
         (reader_training, "N_EVAL_QUESTIONS", 200),
-        (transfer, "STEPS", 3),
     ):
         monkeypatch.setattr(module, name, value)
 
@@ -166,15 +165,30 @@ def test_pictures_that_are_missing_are_said(shop: Path, dataset: Path, tmp_path:
 
 
 def test_a_transfer_is_tried_between_all_towers(dataset: Path) -> None:
-    chosen = ("--classes", "tiny,base", "--alignments", "effects,random", "--rank", 4)
+    chosen = ("--classes", "tiny,base", "--alignments", "effects,random", "--rank", 4, "--steps", 3)
     printed = run(dataset, *chosen, "--task", "hush-0/2", command=cli.transfer)
     lines = [line.split() for line in printed.splitlines() if "relation" in line]
     pairs = {(line[3], line[5], line[7]) for line in lines}
     wanted = {("tiny", "base"), ("base", "tiny"), ("all", "all")}
     assert pairs == {(alignment, *pair) for alignment in ("effects", "random") for pair in wanted}
-    assert printed == run(dataset, *chosen, "--task", "hush-0/2", command=cli.transfer)
+    again = run(dataset, *chosen, "--task", "hush-0/2", command=cli.transfer)
+    assert printed[printed.index("┏") :] == again[again.index("┏") :]  # a slow machine's progress stands before it
     with pytest.raises(DataError, match="no task with 'flying'"):
         run(dataset, "--task", "flying", command=cli.transfer)
+
+
+def test_a_transfer_is_tried_between_language_models(tmp_path: Path) -> None:
+    data = text_dataset(tmp_path / "data", 1, written=True)
+    models = [f"--model={name}={language_model(tmp_path / name, layers=4 + 2 * at)}" for at, name in enumerate("ab")]
+    chosen = ("--alignments", "effects,random", "--rank", 4, "--steps", 3, "--batch", 4, "--seeds", "0,1")
+    printed = run(data, *models, *chosen, "--task", "colour-0", command=cli.transfer)
+    lines = [line.split() for line in printed.splitlines() if "colour" in line]
+    assert {(line[3], line[5], line[7]) for line in lines} == {
+        (alignment, *pair) for alignment in ("effects", "random") for pair in (("a", "b"), ("b", "a"), ("all", "all"))
+    }
+    assert all(float(line[11]) != 0 for line in lines), "P and Q change the tower that learnt"
+    with pytest.raises(ConfigError, match="--model: write NAME=SOURCE"):
+        run(data, "--model", "a", command=cli.transfer)
 
 
 def carried(gains: Sequence[tuple[float, float]]) -> list[Carried]:
