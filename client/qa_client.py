@@ -162,21 +162,23 @@ class QAClient(Client):
         return torch.stack(gradients)
 
     def _evaluate(self, task: Task, own: QAContext, method: Method, sent: Tensors) -> Update:
-        """Answer all tests as the device stands: "before" what the server merged comes in, and in the last round also "after",
-        and with either branch alone."""
+        """Answer all tests as the device stands: "before" what the server merged comes in, and in the last round also "after"
+        and, where it comes in beside what the device learnt, with either branch alone."""
         model = own.adapted.model
         own.adapted.take_up(self.private(task.run), task.round + 1, self.client(task.run))
         method.prepare(model)
         learnt = own.lesson(_seen(own.train, task.settings.mosaic, task.round, task.settings.rounds))
-        sums = MetricSums({"evaluated": 1.0, "nonfinite": 0.0})
+        sums, answers = MetricSums({"evaluated": 1.0, "nonfinite": 0.0}), dict[str, Tensor]()
         for name, asked in own.tests.items():
-            sums += self.score("before", name, method.logits(model, learnt, asked), asked, own)
+            answers[name] = method.logits(model, learnt, asked)
+            sums += self.score("before", name, answers[name], asked, own)
         if task.round == task.settings.rounds:
             if sent and own.public is None:  # answers are no branch
                 own.adapted.receive(sent, method.receives)
+                answers = {name: method.logits(model, learnt, asked) for name, asked in own.tests.items()}
             for name, asked in own.tests.items():
-                sums += self.score("after", name, method.logits(model, learnt, asked), asked, own)
-                for branch in (LOCAL, GLOBAL):
+                sums += self.score("after", name, answers[name], asked, own)
+                for branch in (LOCAL, GLOBAL) if sent and method.receives == GLOBAL else ():
                     sums += self.score(branch, name, answer(model, asked, [branch]), asked, own)
         return Update(sums=sums)
 

@@ -10,9 +10,10 @@ from tessera.benchmarks.harness.fast_adaptation import adapt
 from tessera.client.qa_client import QUESTIONS, QAClient
 from tessera.common.config.settings import Settings
 from tessera.common.data.questions import Questions
-from tessera.common.metrics.names import BEFORE, written
-from tessera.common.towers.aligned_init import bytes_at_places
-from tessera.common.towers.io import load_reader, tower_path
+from tessera.common.data.text_questions import TextQuestions
+from tessera.common.metrics.names import AFTER, BEFORE, ROUGE, MetricName, written
+from tessera.common.towers.aligned_init import bytes_at_places, tower_folder
+from tessera.common.towers.models.load import load_tower
 from tessera.deploy.executors.run import DEVICES, make_job, run_job
 from tessera.deploy.provisioning.towers import class_of
 from tessera.server.pretraining.fit_readers import ensure_towers
@@ -23,17 +24,19 @@ Tell = Callable[[str], None]
 
 def train_questions(settings: Settings, dataset: Path, run_dir: Path, tell: Tell) -> Content:
     """Train, and return the result with the devices' families in the order of its relevance matrix."""
-    ensure_towers(dataset, settings, tell)
+    if not settings.in_words:
+        ensure_towers(dataset, settings, tell)
     job = make_job(settings, dataset, run_dir, resume=False, overwrite=True)
     try:
         ended = run_job(job, "inline", lambda line: None)
         result = ended.to_json()
         # Beside the other rows: as devices stand before any merge.
-        before = {replace(name, part=BEFORE, baseline=name.part): value for name, value in ended.baselines.items()}
+        before = {replace(name, part=_shown_as(name), baseline=name.part): v for name, v in ended.baselines.items()}
         result["baselines"] = written(before)
         checkpoint = sorted((run_dir / "checkpoints").glob("*.safetensors"))[-1]
         devices = {class_of(node, settings): folder for node, folder in enumerate(job.devices)}
-        result["scores"] |= written(adapt(settings, dataset, devices, checkpoint))
+        if not settings.in_words:
+            result["scores"] |= written(adapt(settings, dataset, devices, checkpoint))
         result["uploads"] = uploads(settings, dataset)
         if relevance := result["strategy"].get("relevance"):
             relevance["families"] = _families(job.devices, relevance.pop("clients"))
@@ -43,11 +46,17 @@ def train_questions(settings: Settings, dataset: Path, run_dir: Path, tell: Tell
     return result
 
 
+def _shown_as(name: MetricName) -> str:
+    """How a device stands whose figures a baseline's stand beside: answers are written at the end alone."""
+    return AFTER if name.metric == ROUGE else BEFORE
+
+
 def _families(devices: tuple[Path, ...], clients: list[str]) -> list[str]:
     """The family of each client's tasks; of simulated devices, whose names can be told."""
     family = {}
     for folder in devices:
-        asked = Questions.load(folder / QUESTIONS / "test.safetensors")
+        path, words = (folder / QUESTIONS / f"test.{kind}" for kind in ("safetensors", "jsonl"))
+        asked = TextQuestions.load(words) if words.is_file() else Questions.load(path)
         family[QAClient(folder, simulated=True).client("")] = asked.names[0].partition("/")[0]
     return [family[client] for client in clients]
 
@@ -56,6 +65,6 @@ def uploads(settings: Settings, dataset: Path) -> Content:
     """Bytes up per client and round of the layers with P and Q, by device class, beside LoRA of the same layers."""
     found: Content = {}
     for name in dict.fromkeys(settings.mosaic.classes):
-        pq, lora = bytes_at_places(load_reader(tower_path(dataset, name)), settings.mosaic)
+        pq, lora = bytes_at_places(load_tower(tower_folder(dataset, name)), settings.mosaic)
         found[name] = {"pq": pq, "lora": lora}
     return found

@@ -5,7 +5,17 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from tessera.benchmarks.harness.fast_adaptation import UNSEEN
-from tessera.common.metrics.names import ACCURACY, AUC, BEFORE, VALIDATION, MetricName, names_in
+from tessera.common.metrics.names import (
+    ACCURACY,
+    AFTER,
+    AUC,
+    BEFORE,
+    ROUGE,
+    TOKEN_LOSS,
+    VALIDATION,
+    MetricName,
+    names_in,
+)
 from tessera.common.towers.transformer import SIZES
 
 OWN = "self-"
@@ -16,6 +26,7 @@ VARIANTS = {"before": "before", "after": "after", "local alone": "local", "globa
 QUALITY = (
     "Right answers in %, each device as it stands at the end of its round: mean and [smallest, largest] over seeds"
 )
+WRITING = "Answers in words: nats a token of the right one, and ROUGE-L in % of what is written, after the last merge"
 MERGE = "Around the last merge: before and after what others learnt comes in, and either branch alone"
 GROUPS = "Self by device class and by family of tasks"
 ADAPTATION = "Unseen tasks: right answers after so many steps from the average of what all devices sent"
@@ -31,6 +42,7 @@ def answered(table: pl.DataFrame) -> list[Columns]:
     return [
         (QUALITY, _quality(), ("seeds", "chosen")),
         (MERGE, _around_the_merge(), ()),
+        (WRITING, _writing(), ()),
         (GROUPS, _by_group(table), ()),
         (ADAPTATION, _adaptation(table), ()),
         (COST, costs | {"seconds in all": "seconds"}, ()),
@@ -50,6 +62,15 @@ def _around_the_merge() -> dict[str, str]:
         f"{shown}, {how}": str(MetricName(variant, name, ACCURACY))
         for shown, name in SETS.items()
         for how, variant in VARIANTS.items()
+    }
+
+
+def _writing() -> dict[str, str]:
+    measures = {"token loss": (BEFORE, TOKEN_LOSS), "ROUGE-L": (AFTER, ROUGE)}
+    return {
+        f"{shown} {measure}": str(MetricName(part, f"{name}-written", metric))
+        for shown, name in SETS.items()
+        for measure, (part, metric) in measures.items()
     }
 
 

@@ -65,8 +65,8 @@ class Outcome:
 
     @property
     def k(self) -> int:
-        """The largest K, which is reported."""
-        return max((name.k or 0 for name in names_in(self.table.columns)), default=0)
+        """The largest K, which is reported; 1 where nothing is ranked."""
+        return max((name.k or 1 for name in names_in(self.table.columns)), default=1)
 
     def means(self) -> dict[str, dict[str, Any]]:
         """Means over seeds of what the tables show at the largest K, by "method" or, with several, "dataset/method"; what is

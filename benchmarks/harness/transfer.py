@@ -107,7 +107,7 @@ class _Tower:
             key = counter_rng.key("transfer", step, *([seed] if seed else []))
             draws = counter_rng.uniform(key, torch.arange(trial.batch)).double()
             optimizer.zero_grad()
-            questions.objective(reader, (draws * len(questions)).long()).backward()  # type: ignore[no-untyped-call]
+            questions.objective(reader, (draws * len(questions)).long()).backward()
             optimizer.step()
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ questions/test.jsonl      its tests ("self"); questions/others/*.jsonl those of 
 tower/model/              the model; see `client.adapters.adapted_tower`
 """
 
+from collections import Counter
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tessera.client.adapters.adapted_tower import TOWER, AdaptedTower
 from tessera.client.language.dataset import TextDataset
 from tessera.client.language.writing import score_writing
 from tessera.client.qa_client import CACHED, QUESTIONS, QAClient, QAContext, few, held_out, some
-from tessera.client.qa_dataset import Dataset
+from tessera.client.qa_dataset import Asked, Dataset
 from tessera.common.config.device import DeviceSettings
 from tessera.common.config.settings import MosaicSettings
 from tessera.common.data.catalogue import load_catalogue
@@ -50,6 +51,22 @@ class TextClient(QAClient):
         if isinstance(asked, TextDataset) and isinstance(model, TextModel) and model.writes and len(asked.written):
             sums += score_writing(variant, name, model, asked)
         return sums
+
+    def _baselines(self, own: QAContext) -> MetricSums:
+        """Beside chance and the frozen model, the choice that is most often an answer among the device's own questions."""
+        sums = super()._baselines(own)
+        for name, asked in own.tests.items():
+            if isinstance(asked, TextDataset) and bool(asked.even.isfinite().any()):
+                sums += super().score("frequent", name, _frequencies(own.train, asked), asked, own)
+        return sums
+
+
+def _frequencies(learnt: Asked, asked: TextDataset) -> Tensor:
+    """How often each choice is an answer among the questions that were `learnt` from, [n, n_choices]."""
+    times, found = Counter(getattr(learnt, "answers", ())), asked.even.clone()
+    for row, offered in enumerate(asked.questions.choices):
+        found[row, : len(offered)] = torch.tensor([float(times[choice]) for choice in offered])
+    return found
 
 
 @lru_cache(maxsize=CACHED)

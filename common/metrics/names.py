@@ -29,7 +29,7 @@ TOKEN_LOSS, ROUGE = "token-loss", "rouge-l"
 LARGEST_LOSS = 100.0
 """More nats a token of a right answer no model can lose that is any good: what is above counts so much."""
 """Metrics; AUC is the mean of the accuracies of a run's evaluations (A_AUC, Koh et al. 2022)."""
-VALIDATION, TEST, BEFORE = "validation", "test", "before"
+VALIDATION, TEST, BEFORE, AFTER = "validation", "test", "before", "after"
 """Parts that runs are selected and reported on."""
 ALL, WARM, COLD, NEW_USERS, UNTRAINED = "all", "warm", "cold", "new-users", "new-users-untrained"
 """Groups: targets that occur in training and those that do not, and new users, trained on their own device or not."""

@@ -91,6 +91,20 @@ def test_language_models_of_two_families_learn_and_write(tmp_path: Path, languag
     assert all(one["after/self/users"] == 1 for one in sums)
 
 
+def test_the_choice_that_is_most_often_right_is_a_baseline(tmp_path: Path, language_models: dict[str, str]) -> None:
+    """Of a device whose answers are all "red", it is right wherever red is offered and right."""
+    data = text_dataset(tmp_path / "data", 1)
+    for part, answers in (("train", ("red", "red", "blue")), ("test", ("red", "blue", "green", "red"))):
+        lines = [
+            ("colour", f"{part} {number}", ("blue", "green", "red"), one) for number, one in enumerate(answers * 9)
+        ]
+        TextQuestions.of(lines).save(data / "questions" / "client-00" / f"{part}.jsonl")
+    job = text_job(data, tmp_path / "run", {"llama": language_models["llama"]}, 1, evaluation={"baselines": True})
+    sums = next(e.update.sums for e in overheard(job) if e.task.kind == "baselines")
+    assert sums["frequent/self/accuracy"] == pytest.approx(0.5)
+    assert sums["chance/self/accuracy"] == pytest.approx(1 / 3)
+
+
 @pytest.mark.integration
 @pytest.mark.slow
 def test_language_models_over_grpc_with_the_resident_node(tmp_path: Path, language_models: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ from tessera.common.datasets.text_qa.movies import Movie, read_histories, read_m
 from tessera.common.datasets.text_qa.tasks import CLIENTS, HISTORY, Draw, World
 from tessera.common.utils import counter_rng
 
-N_TRAIN, N_TEST = 150, 25
+N_TRAIN, N_TEST = 120, 16
 """Questions of a task."""
 TEST_SHARE = 0.25
 
@@ -76,7 +76,8 @@ def _draw(
         found: dict[str, tuple[str, str, tuple[str, ...], str]] = {}
         while len(found) < n:
             prompt, offered, answer = draw(world)
-            found.setdefault(prompt, (name, prompt, tuple(offered), answer))
+            if len(set(offered)) == len(offered):  # movies may have one title
+                found.setdefault(prompt, (name, prompt, tuple(offered), answer))
         lines += list(found.values())
     return TextQuestions.of(lines)
 

@@ -9,7 +9,7 @@ from tessera.common.datasets.text_qa.movies import Movie
 
 Line = tuple[str, Sequence[str], str]
 """Prompt, choices and answer."""
-HISTORY = 4
+HISTORY = 3
 """Movies of a history that is told."""
 
 
@@ -44,12 +44,9 @@ def recommend(liking: str) -> Draw:
         at = int(world.rng.integers(HISTORY, len(known)))
         seen, right = known[at - HISTORY : at], known[at]
         wrong = world.pick(3, lambda movie: movie not in known)
-        told = ", ".join(movie.named for movie in seen)
-        return (
-            f"Someone liked {told}. What will they like next?",
-            world.shuffled(right.named, [m.named for m in wrong]),
-            right.named,
-        )
+        told = ", ".join(movie.title for movie in seen)
+        offered = world.shuffled(right.title, [movie.title for movie in wrong])
+        return f"Someone liked {told}. What will they like next?", offered, right.title
 
     return draw
 
@@ -84,7 +81,7 @@ def genre(world: World) -> Line:
 def plot(world: World) -> Line:
     """Which movie is told of?"""
     right, *wrong = world.pick(4)
-    told = " ".join(right.told.split()[:30])
+    told = " ".join(right.told.split()[:20])
     return f"Which movie is this? {told}", world.shuffled(right.title, [m.title for m in wrong]), right.title
 
 
