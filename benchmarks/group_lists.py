@@ -5,7 +5,8 @@ by another group's, the next one (PerPEFT's Fig. 5). For everybody it counts how
 many numbers the maps are, and how long it takes to rank for somebody who never trained: by the shared model, and with a group
 that is found first.
 
-RUN is the folder of a finished run with groups, on one node. Prints lists, and one line of JSON.
+RUN is the folder of a finished run of `tessera train` with groups, on one node, such as that of perpeft/groups.yaml. Prints
+lists, and one line of JSON.
 """
 
 import argparse
