@@ -55,7 +55,7 @@ PAIRS: list[tuple[dict[str, Any], dict[str, Any], str, dict[str, Any]]] = [
         {"views": {"spectral_rounds": 3}},
     ),
     ({"views": {"modalities": []}}, {"views": {"content_scale": 2}}, "views.modalities is empty", {}),
-    ({"views": {"spectral_rounds": 3}}, {"views": {"content_scale": 2}}, "a spectral start", {}),
+    ({"views": {"spectral_rounds": 3}}, {"views": {"content_scale": 2}}, "the start", {}),
     (
         {"views": {"item_ids": False}, "local": {"backbone": "fedavg"}},
         {"views": {"id_scale": 2}},
