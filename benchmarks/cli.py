@@ -209,18 +209,16 @@ def run_transfer(
     """
     from tessera.benchmarks.harness.transfer import BATCH, STEPS, Trial, summary
     from tessera.benchmarks.harness.transfer import transfer as carry_over
-    from tessera.common.towers.aligned_init import tower_folder
-    from tessera.common.towers.models.folder import take_model
 
     named = dict(one.split("=", 1) for one in model or () if "=" in one)
     if len(named) != len(model or ()):
         raise ConfigError("--model: write NAME=SOURCE, such as desk=models/large")
-    chosen = tuple(named) if named and classes == SIZES_TRIED else _split(classes)
+    if named and classes != SIZES_TRIED and set(_split(classes)) != named.keys():
+        raise ConfigError("--classes: where models are named by --model, these are the classes")
     drawn = tuple(int(seed) for seed in _split(seeds))
-    trial = Trial(chosen, _split(alignments), task, rank, drawn, steps or STEPS, batch or BATCH)
+    chosen = tuple(named) or _split(classes)
+    trial = Trial(chosen, _split(alignments), named, task, rank, drawn, steps or STEPS, batch or BATCH)
     with Work(console, "reading the dataset") as work:
-        for name, source in named.items():
-            take_model(source, tower_folder(dataset, name))
         advance = work.begin("trying", 0)
 
         def tried(trainings: int) -> None:

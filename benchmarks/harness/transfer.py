@@ -9,8 +9,8 @@ right answer, in nats: few questions move it.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,17 +25,20 @@ from tessera.client.adapters.attach import activate, attach, pq_tensors, set_pro
 from tessera.client.adapters.pq_lora import LOCAL
 from tessera.client.language.dataset import ASKED_AT_ONCE, TextDataset
 from tessera.client.qa_dataset import Dataset, QADataset
+from tessera.common.config.loading import parse_settings
 from tessera.common.data.catalogue import load_catalogue
 from tessera.common.data.questions import Codebook, Questions
 from tessera.common.data.text_questions import TextQuestions
 from tessera.common.errors import DataError
 from tessera.common.registry.methods import PQSettings
 from tessera.common.towers.adapter_placement import placement
-from tessera.common.towers.aligned_init import STACKS, stacks_of, tower_folder
+from tessera.common.towers.aligned_init import STACKS, aligned_init_path, load_aligned_init, stacks_of, tower_folder
 from tessera.common.towers.io import load_reader, tower_path
+from tessera.common.towers.models.folder import take_model
 from tessera.common.towers.models.load import MODEL, load_text_model
 from tessera.common.towers.projections import Projections
 from tessera.common.utils import counter_rng
+from tessera.deploy.provisioning.towers import align
 from tessera.server.pretraining.aligned_init import reader_inputs, shared_start
 from tessera.server.pretraining.text_alignment import common_places, words_start
 
@@ -51,6 +54,8 @@ class Trial:
 
     classes: Sequence[str]
     alignments: Sequence[str]
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Where the classes are other people's models, what names them: all of them are, or none."""
     part: str = ""
     rank: int = 16
     seeds: Sequence[int] = (0,)
@@ -129,16 +134,14 @@ def transfer(dataset: Path, trial: Trial, advance: Callable[[int], None]) -> lis
     tasks = list(_tasks(dataset, trial.part))
     if not tasks:
         raise DataError(f"{dataset} has questions of no task with {trial.part!r} in its name")
-    in_words = (tower_folder(dataset, trial.classes[0]) / MODEL).is_dir()
-    towers = _models(dataset, trial) if in_words else _readers(dataset, trial)
+    for name, source in trial.models.items():
+        take_model(source, tower_folder(dataset, name))
+    towers = _models(dataset, trial) if trial.models else _readers(dataset, trial)
     advance(len(tasks) * len(trial.alignments) * len(trial.seeds) * len(trial.classes))
     found, start = [], dict[str, dict[str, Projections]]()
     for alignment, seed in itertools.product(trial.alignments, trial.seeds):
-        pq = PQSettings.model_validate({"name": "pq", "blocks": N_BLOCKS, "alignment": alignment})
-        if in_words and (seed == trial.seeds[0] or alignment == "random"):
-            start = words_start(dataset, trial.classes, trial.rank, pq, seed)
-        elif seed == trial.seeds[0]:
-            start = shared_start(dataset, trial.classes, trial.rank, pq)
+        if seed == trial.seeds[0] or (alignment == "random" and trial.models):
+            start = _start(dataset, trial, alignment, seed)
         for name, own in start.items():
             towers[name].align(own)
         for learnt, asked in tasks:
@@ -146,6 +149,24 @@ def transfer(dataset: Path, trial: Trial, advance: Callable[[int], None]) -> lis
                 found += _carry(alignment, source, towers, learnt, asked, trial, seed)
                 advance(0)
     return found
+
+
+def _start(dataset: Path, trial: Trial, alignment: str, seed: int) -> dict[str, dict[str, Projections]]:
+    """A and B of all classes. Of models those of an alignment are found again where a run or a trial has made them."""
+    method = {"name": "pq", "blocks": N_BLOCKS, "alignment": alignment}
+    pq = PQSettings.model_validate(method)
+    if not trial.models:
+        return shared_start(dataset, trial.classes, trial.rank, pq)
+    if alignment == "random":
+        return words_start(dataset, trial.classes, trial.rank, pq, seed)
+    mosaic = {"classes": trial.classes, "models": trial.models, "rank": trial.rank, "method": method}
+    data = {"folder": dataset.name, "kind": "text-questions"}
+    settings = parse_settings({"name": "transfer", "strategy": "fedmosaic", "data": data, "mosaic": mosaic}, "transfer")
+    align(dataset, settings)
+    return {
+        name: load_aligned_init(aligned_init_path(tower_folder(dataset, name), settings.mosaic))
+        for name in trial.classes
+    }
 
 
 def _carry(
