@@ -201,6 +201,7 @@ def run_transfer(
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     steps: Annotated[int | None, typer.Option(min=1, help="Batches that P and Q learn from; 200 by default.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Questions in a batch; 32 by default.")] = None,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks of a tower with P and Q.")] = 4,
 ) -> None:
     """Train P and Q on tasks in one tower, plug them into another, and score both: does anything carry over?
 
@@ -217,7 +218,7 @@ def run_transfer(
         raise ConfigError("--classes: where models are named by --model, these are the classes")
     drawn = tuple(int(seed) for seed in _split(seeds))
     chosen = tuple(named) or _split(classes)
-    trial = Trial(chosen, _split(alignments), named, task, rank, drawn, steps or STEPS, batch or BATCH)
+    trial = Trial(chosen, _split(alignments), named, task, rank, drawn, steps or STEPS, batch or BATCH, blocks)
     with Work(console, "reading the dataset") as work:
         advance = work.begin("trying", 0)
 

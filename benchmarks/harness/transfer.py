@@ -62,6 +62,7 @@ class Trial:
     """Each draws other batches and, of models, other random matrices."""
     steps: int = STEPS
     batch: int = BATCH
+    blocks: int = N_BLOCKS
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def transfer(dataset: Path, trial: Trial, advance: Callable[[int], None]) -> lis
 
 def _start(dataset: Path, trial: Trial, alignment: str, seed: int) -> dict[str, dict[str, Projections]]:
     """A and B of all classes. Of models those of an alignment are found again where a run or a trial has made them."""
-    method = {"name": "pq", "blocks": N_BLOCKS, "alignment": alignment}
+    method = {"name": "pq", "blocks": trial.blocks, "alignment": alignment}
     pq = PQSettings.model_validate(method)
     if not trial.models:
         return shared_start(dataset, trial.classes, trial.rank, pq)
@@ -195,7 +196,7 @@ def _readers(dataset: Path, trial: Trial) -> dict[str, _Tower]:
         reader = load_reader(tower_path(dataset, name))
         with torch.no_grad():
             item_embeddings = reader.embed_items(inputs.image, inputs.text)
-        model = attach(reader, STACKS, trial.rank, partial(probe, item_embeddings=item_embeddings), N_BLOCKS)
+        model = attach(reader, STACKS, trial.rank, partial(probe, item_embeddings=item_embeddings), trial.blocks)
         read = partial(QADataset.of, codebook=codebook, item_embeddings=item_embeddings)
         towers[name] = _Tower(name, model, read)
     return towers
@@ -203,13 +204,13 @@ def _readers(dataset: Path, trial: Trial) -> dict[str, _Tower]:
 
 def _models(dataset: Path, trial: Trial) -> dict[str, _Tower]:
     models = {name: load_text_model(tower_folder(dataset, name) / MODEL) for name in trial.classes}
-    shared = common_places({name: placement(one, stacks_of(one), N_BLOCKS)[1] for name, one in models.items()})
+    shared = common_places({name: placement(one, stacks_of(one), trial.blocks)[1] for name, one in models.items()})
     (example, _), *_ = _tasks(dataset, trial.part)
     towers = {}
     for name, bare in models.items():
         read = partial(TextDataset.of, model=bare)
         asked = read(example.take(torch.arange(2)))
-        model = attach(bare, stacks_of(bare), trial.rank, partial(_loss, asked), N_BLOCKS, shared=shared)
+        model = attach(bare, stacks_of(bare), trial.rank, partial(_loss, asked), trial.blocks, shared=shared)
         towers[name] = _Tower(name, model, read)
     return towers
 

@@ -16,6 +16,10 @@ from tessera.common.utils import counter_rng
 
 STEPS, RATE = 300, 0.02
 RIDGE, GRADIENT_RIDGE = 0.01, 0.1
+ALL_EIGENVECTORS = 1024
+"""Width of all towers together up to which all directions are computed: that takes its cube."""
+SPARE, ITERATIONS, TOLERANCE = 8, 200, 1e-6
+"""Of the search for the leading directions of wider ones: how many more are carried along, and when it ends."""
 STRENGTH = 3.0
 """Norm of a column of B by `effects`, in the mean: directions that all towers share move answers less than random ones."""
 
@@ -153,9 +157,19 @@ def _shared_directions(seen: Sequence[Tensor], rank: int, ridge: float = RIDGE) 
     widths = [part.shape[1] for part in seen]
     for block, width in zip(torch.tensor(widths).cumsum(0).tolist(), widths, strict=True):
         agreement[block - width : block, block - width : block] = torch.eye(width)
-    leading = torch.linalg.eigh(agreement).eigenvectors[:, -rank:].flip(1)
+    leading = _leading(agreement, rank)
     shared = (leading * len(seen) ** 0.5).split(widths)
     return [(part, shrink, stretch) for part, (shrink, stretch) in zip(shared, roots, strict=True)]
+
+
+def _leading(agreement: Tensor, rank: int) -> Tensor:
+    """The leading eigenvectors [d, rank], the largest first: of layers as wide as language models' they alone are looked for."""
+    if len(agreement) <= ALL_EIGENVECTORS:
+        return torch.linalg.eigh(agreement).eigenvectors[:, -rank:].flip(1)
+    places = torch.arange(len(agreement) * (rank + SPARE)).view(len(agreement), -1)
+    begun = counter_rng.normal(counter_rng.key("leading"), places).double()
+    _, vectors = torch.lobpcg(agreement, X=begun, niter=ITERATIONS, tol=TOLERANCE)
+    return vectors[:, :rank]
 
 
 def _roots(rows: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
