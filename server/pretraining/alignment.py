@@ -4,6 +4,7 @@ P and Q can only mean the same in two towers if A reads the same from both and B
 take one `Activations` a tower, whose rows are the same examples, and give one `Projections` a tower.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -151,19 +152,21 @@ def _svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 def _shared_directions(seen: Sequence[Tensor], rank: int, ridge: float = RIDGE) -> list[tuple[Tensor, Tensor, Tensor]]:
     """For each tower V [d, rank], C^-1/2 and C^1/2 [d, d], in double precision (MAXVAR's generalised CCA)."""
     parts = [part.double() for part in seen]
-    roots = [_roots(part, ridge) for part in parts]
-    white = torch.cat([part @ shrink for part, (shrink, _) in zip(parts, roots, strict=True)], dim=1)
-    agreement = white.T @ white / len(white)
-    widths = [part.shape[1] for part in seen]
-    for block, width in zip(torch.tensor(widths).cumsum(0).tolist(), widths, strict=True):
-        agreement[block - width : block, block - width : block] = torch.eye(width)
+    roots, widths = [_roots(part, ridge) for part in parts], [part.shape[1] for part in seen]
+    # A tower agrees with itself entirely. Of wide layers the products are what costs, so each pair's is taken once.
+    agreement = torch.eye(sum(widths), dtype=torch.float64)
+    blocks = agreement.split(widths)
+    for i, j in itertools.combinations(range(len(parts)), 2):
+        shared = roots[i][0] @ (parts[i].T @ parts[j] / len(parts[i])) @ roots[j][0]
+        blocks[i].split(widths, dim=1)[j].copy_(shared)
+        blocks[j].split(widths, dim=1)[i].copy_(shared.T)
     leading = _leading(agreement, rank)
-    shared = (leading * len(seen) ** 0.5).split(widths)
-    return [(part, shrink, stretch) for part, (shrink, stretch) in zip(shared, roots, strict=True)]
+    directions = (leading * len(seen) ** 0.5).split(widths)
+    return [(part, shrink, stretch) for part, (shrink, stretch) in zip(directions, roots, strict=True)]
 
 
 def _leading(agreement: Tensor, rank: int) -> Tensor:
-    """The leading eigenvectors [d, rank], the largest first: of layers as wide as language models' they alone are looked for."""
+    """The leading eigenvectors [d, rank], the largest first: of layers as wide as language models' no others are computed."""
     if len(agreement) <= ALL_EIGENVECTORS:
         return torch.linalg.eigh(agreement).eigenvectors[:, -rank:].flip(1)
     places = torch.arange(len(agreement) * (rank + SPARE)).view(len(agreement), -1)

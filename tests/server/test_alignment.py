@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tessera.common.errors import ConfigError
 from tessera.common.towers.projections import Projections, orthonormal, polar
+from tessera.server.pretraining import alignment
 from tessera.server.pretraining.alignment import ALIGNMENTS, Activations, difference, paper, random, whitened
 
 WIDTHS = ((32, 40), (56, 64))
@@ -125,7 +126,11 @@ def test_rows_and_columns_are_orthonormal() -> None:
     assert not torch.equal(random(seen, 8, 0)[0].a, random(seen, 8, 1)[0].a)
 
 
-def test_two_towers_whitened_are_the_svd_of_the_whitened_cross_covariance() -> None:
+@pytest.mark.parametrize("all_up_to", [1024, 0], ids=["computed", "searched"])
+def test_two_towers_whitened_are_the_svd_of_the_whitened_cross_covariance(
+    all_up_to: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "ALL_EIGENVECTORS", all_up_to)
     seen, _ = halves(world(3)[0])
 
     def root(inputs: Tensor) -> Tensor:
