@@ -62,6 +62,6 @@ def sign(
 
 
 def last_layer_gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Gradient of a batch's loss by a last layer's parameters, flat [size] (Eq. 1). Nothing is stepped or accumulated."""
+    """Gradient of a batch's loss by a last layer's parameters, flat [size] float32 (Eq. 1), whatever the model is in."""
     gradients = torch.autograd.grad(loss, list(parameters))
-    return torch.cat([gradient.flatten() for gradient in gradients])
+    return torch.cat([gradient.flatten().float() for gradient in gradients])

@@ -79,3 +79,11 @@ def test_the_mask_is_the_runs() -> None:
     assert not torch.equal(kept_coordinates(500, 1, 0.4), kept_coordinates(500, 2, 0.4))
     assert kept_coordinates(500, 1, 0.4).unique().numel() == 200
     assert kept_coordinates(1, 0, 0.4).tolist() == [0]
+
+
+def test_a_signature_is_float32_whatever_the_model_is_in() -> None:
+    """Language models are kept in bfloat16, which no message carries."""
+    layer = torch.nn.Linear(4, 3).bfloat16()
+    gradient = last_layer_gradient(layer(torch.ones(2, 4).bfloat16()).float().sum(), list(layer.parameters()))
+    assert gradient.dtype == torch.float32
+    torch.testing.assert_close(gradient, torch.full((15,), 2.0))
