@@ -135,8 +135,8 @@ def transfer(dataset: Path, trial: Trial, advance: Callable[[int], None]) -> lis
     tasks = list(_tasks(dataset, trial.part))
     if not tasks:
         raise DataError(f"{dataset} has questions of no task with {trial.part!r} in its name")
-    for name, source in trial.models.items():
-        take_model(source, tower_folder(dataset, name))
+    for name, named in trial.models.items():
+        take_model(named, tower_folder(dataset, name))
     towers = _models(dataset, trial) if trial.models else _readers(dataset, trial)
     advance(len(tasks) * len(trial.alignments) * len(trial.seeds) * len(trial.classes))
     found, start = [], dict[str, dict[str, Projections]]()

@@ -155,11 +155,11 @@ def _shared_directions(seen: Sequence[Tensor], rank: int, ridge: float = RIDGE) 
     roots, widths = [_roots(part, ridge) for part in parts], [part.shape[1] for part in seen]
     # A tower agrees with itself entirely. Of wide layers the products are what costs, so each pair's is taken once.
     agreement = torch.eye(sum(widths), dtype=torch.float64)
-    blocks = agreement.split(widths)
+    blocks = torch.split(agreement, widths)
     for i, j in itertools.combinations(range(len(parts)), 2):
         shared = roots[i][0] @ (parts[i].T @ parts[j] / len(parts[i])) @ roots[j][0]
-        blocks[i].split(widths, dim=1)[j].copy_(shared)
-        blocks[j].split(widths, dim=1)[i].copy_(shared.T)
+        torch.split(blocks[i], widths, dim=1)[j].copy_(shared)
+        torch.split(blocks[j], widths, dim=1)[i].copy_(shared.T)
     leading = _leading(agreement, rank)
     directions = (leading * len(seen) ** 0.5).split(widths)
     return [(part, shrink, stretch) for part, (shrink, stretch) in zip(directions, roots, strict=True)]
@@ -168,7 +168,8 @@ def _shared_directions(seen: Sequence[Tensor], rank: int, ridge: float = RIDGE) 
 def _leading(agreement: Tensor, rank: int) -> Tensor:
     """The leading eigenvectors [d, rank], the largest first: of layers as wide as language models' no others are computed."""
     if len(agreement) <= ALL_EIGENVECTORS:
-        return torch.linalg.eigh(agreement).eigenvectors[:, -rank:].flip(1)
+        computed: Tensor = torch.linalg.eigh(agreement).eigenvectors[:, -rank:].flip(1)
+        return computed
     places = torch.arange(len(agreement) * (rank + SPARE)).view(len(agreement), -1)
     begun = counter_rng.normal(counter_rng.key("leading"), places).double()
     _, vectors = torch.lobpcg(agreement, X=begun, niter=ITERATIONS, tol=TOLERANCE)
