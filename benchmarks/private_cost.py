@@ -10,21 +10,21 @@ sum's direction, so that how far below makes little difference.
 
 `--times` divides the noise: what it does to the sum of `times` as many people like these, at the same epsilon. Its rows are
 computed federations of that many people in this sense, and no measured ones. Figures are those of the last round: none is
-chosen. With `--generated` it is so many generated people who buy by popularity alone (`synthetic_users`), with the backbone
-history, in place of MovieLens. Runs that are there already are read. Ends with one line of JSON.
+chosen. With `--generated` it is so many people of the generated shop (demo.yaml), in place of
+MovieLens. Runs that are there already are read. Ends with one line of JSON.
 """
 
 import argparse
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from tessera.benchmarks.scale import dataset
-from tessera.benchmarks.synthetic_users import BEAUTY
+from tessera.common.datasets import convert_shop
 from tessera.common.errors import DataError
 from tessera.common.metrics.names import ALL, NDCG, TEST, MetricName
 from tessera.common.metrics.records import ResultRecord, StatisticsRecord, read_records, read_result
@@ -38,11 +38,7 @@ DELTA, NODES = 1e-5, 3
 METHODS: dict[str, tuple[str, float, tuple[str, ...]]] = {
     "history": ("ml-latest-small/fedvlr-history.yaml", 0.1, ("views.spectral_rounds=0", "server.learning_rate=0.01")),
     "fedavg": ("ml-latest-small/fedvlr-fedavg.yaml", 0.01, ("local.weighting=users",)),
-    "generated": (
-        f"{BEAUTY}/scale.yaml",
-        0.1,
-        ("server.learning_rate=0.01", "server.weight_decay=1", "evaluation.baselines=true"),
-    ),
+    "shop": ("demo.yaml", 0.1, ("data.kind=converted", "local.prior=0")),
 }
 """By method its settings file, the clip, and what else differs from that file."""
 EXPLAINED = {"all views": "1", "components": "0.9999"}
@@ -63,16 +59,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.generated:
-        arguments.methods = ["generated"]
-        arguments.data = dataset(arguments.generated, arguments.data, arguments.runs)
-    print(f"{'method':10}{'sent':12}{'epsilon':>9}{'people':>10}{'noise':>9}{'NDCG@50':>9}{'MB up':>7}")
+        arguments.methods = ["shop"]
+        arguments.data = arguments.runs / "datasets" / f"shop-{arguments.generated}"
+        if not arguments.data.exists():
+            convert_shop(arguments.data, n_users=arguments.generated)
+    print(
+        f"{'method':10}{'sent':12}{'epsilon':>9}{'people':>10}{'noise':>9}{'NDCG@50':>9}{'MB up':>7}{'popularity':>11}"
+    )
     rows = []
     for method, sent, level in itertools.product(arguments.methods, arguments.sent, arguments.levels):
         for times in arguments.times if level not in ("none", "clipped") else [1]:
             row = measure(method, sent, level, times, arguments)
             rows.append(row)
             cells = f"{row['epsilon']:>9}{row['people']:>10}{row['noise']:>9.3f}{row['ndcg@50']:>9.2f}{row['mb_up']:>7}"
-            print(f"{method:10}{sent:12}{cells}", flush=True)
+            print(f"{method:10}{sent:12}{cells}{row['popularity']:>11}", flush=True)
     print(json.dumps({"rounds": arguments.rounds, "seed": arguments.seed, "delta": DELTA, "rows": rows}))
 
 
@@ -114,6 +114,7 @@ def measure(method: str, sent: str, level: str, times: int, arguments: argparse.
     return {
         "method": method, "sent": sent, "epsilon": level, "people": int(people) * times, "noise": noise,
         "ndcg@50": round(result.scores[METRIC], 2), "mb_up": round(result.bytes_up_per_node / 1e6, 2),
+        "popularity": round(result.baselines.get(METRIC.of("popularity"), math.nan), 2),
     }  # fmt: skip
 
 

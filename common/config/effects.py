@@ -222,9 +222,9 @@ def _history(settings: "Settings") -> Reasons:
     routed = _several_views(settings)
     if local.route == "uniform" and not routed:
         found["local.route"] = "there is a single view: nothing is weighed"
-    if local.route == "uniform" or not routed:
+    if local.prior and (local.route == "uniform" or not routed):
         found["local.prior"] = "it is for several views that a router weighs (local.route history)"
-    elif settings.privacy.noise_multiplier:
+    elif local.prior and settings.privacy.noise_multiplier:
         found["local.prior"] = (
             "it takes a sum of people's that privacy.noise_multiplier does not noise, and none is asked for"
         )
