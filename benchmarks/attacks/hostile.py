@@ -19,7 +19,7 @@ from tessera.client.histories import histories
 from tessera.client.recommendation import RecommendationClient, blocks
 from tessera.common.metrics.ranking import MetricSums
 from tessera.common.protocol.masked.masking import COUNTED
-from tessera.common.protocol.messages import BASIS, COUNTS, VIEWS, Task
+from tessera.common.protocol.messages import BASIS, COUNTS, FIXED, VIEWS, Task
 from tessera.common.protocol.tensors import Tensors
 from tessera.common.protocol.updates import Update
 from tessera.server.robust.claims import Claims, ExaggeratedError, check_claim
@@ -115,10 +115,11 @@ class HostileClient(RecommendationClient):
             state = self.state(replace(task, kind="evaluate"), block.users, number, sent[VIEWS].detach())
             scores, _ = cohort.scores(state.parameters, sent, histories(block), settings.local)
             loss = loss - torch.log_softmax(scores, dim=1)[:, self.attack.targets].mean(1).sum()
-        found = torch.autograd.grad(loss, list(sent.values()), allow_unused=True)
+        learnt = {name: value for name, value in sent.items() if name not in FIXED}
+        found = torch.autograd.grad(loss, list(learnt.values()), allow_unused=True)
         gradients = {
             name: torch.zeros_like(value) if gradient is None else gradient
-            for (name, value), gradient in zip(sent.items(), found, strict=True)
+            for (name, value), gradient in zip(learnt.items(), found, strict=True)
         }
         length = norm(honest.gradients) if self.attack.name == "stealthy" else LENGTH * honest.weight
         factor = length / norm(gradients)

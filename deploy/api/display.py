@@ -1,6 +1,6 @@
 """Shows what a run ended with: a table, and one line of JSON for programs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ from tessera.server.live.run_info import RunInfo
 
 def show_result(console: Console, result: ResultRecord, settings: Settings, run_dir: Path) -> None:
     """Print what a run ended with: the table, and where its folder is."""
-    table = answers_table(result) if settings.asks_questions else result_table(result, settings.evaluation.ks)
+    asks = settings.asks_questions
+    table = answers_table(result, settings.mosaic.classes) if asks else result_table(result, settings.evaluation.ks)
     print_table(console, table)
     for told in filter(None, (compared_line(result.compared), uncounted_line(result), tied_line(result.ties))):
         console.print(told, highlight=False)
@@ -140,8 +141,9 @@ def result_table(result: ResultRecord, ks: tuple[int, ...]) -> Table:
     return table
 
 
-def answers_table(result: ResultRecord) -> Table:
-    """What devices answer rightly, on their own tests and on others', as they stand at the end of the run, and before it."""
+def answers_table(result: ResultRecord, classes: Iterable[str] = ()) -> Table:
+    """What devices answer rightly, on their own tests and on others', as they stand at the end of the run, and before it; after
+    it also those of each of several `classes`."""
     table = Table(title="right answers in %, means over devices", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("as the device stands")
     names = {"self": "own tests", "others": "others' tests", VALIDATION: "own validation"}
@@ -150,9 +152,12 @@ def answers_table(result: ResultRecord) -> Table:
     rows = {"by chance": "chance", "tower before training": "frozen", "before the last merge": BEFORE}
     rows |= {"after the last merge": "after", "own branch alone": "local", "federation's branch alone": "global"}
     scores = result.baselines | result.scores
-    for shown, part in rows.items():
-        values = (scores.get(MetricName(part, group, ACCURACY)) for group in names)
-        table.add_row(shown, *("-" if value is None else f"{value:.1f}" for value in values))
+    found = {shown: [MetricName(part, group, ACCURACY) for group in names] for shown, part in rows.items()}
+    if len(several := dict.fromkeys(classes)) > 1:
+        at_end = {one: [MetricName("after", f"{group}-{one}", ACCURACY) for group in names] for one in several}
+        found |= {f"after the last merge, {one}": figures for one, figures in at_end.items()}
+    for shown, figures in found.items():
+        table.add_row(shown, *(f"{scores[name]:.1f}" if name in scores else "-" for name in figures))
     return table
 
 

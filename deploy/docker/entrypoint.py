@@ -41,6 +41,7 @@ from tessera.deploy.docker.healthcheck import (
     SERVER_NAME,
     fresh,
 )
+from tessera.deploy.executors.run import prepare_towers
 from tessera.deploy.federation.certificates import make_certificates
 from tessera.deploy.federation.operator_list import read_operator, sign_for
 from tessera.deploy.federation.processes import program, terminable
@@ -91,10 +92,12 @@ def train() -> None:
     _wait_until(_server_answers, "the server does not answer")
     _wait_until(_all_show_their_keys, "not all clients show their keys")
     resume, keys = (run / "config.yaml").exists(), registrations(REGISTRATION)
-    assignments = {"dataset": str(dataset), "clients": list(keys)}
+    assignments: dict[str, Any] = {"dataset": str(dataset), "clients": list(keys)}
+    if settings.strategy_spec.has_towers:
+        assignments["settings"] = settings.model_dump(mode="json", include={"name", "data", "strategy", "mosaic"})
     if resume and _assignments() != assignments:
         raise RunError(
-            f"runs/{run.name} was begun with other clients or data, and what devices learnt stays with them: "
+            f"runs/{run.name} was begun with other clients, data or device classes, and what devices learnt stays with them: "
             "start as many, with the same volumes, or choose another RUN"
         )
     control = Control(Server.load(SERVER))
@@ -123,7 +126,7 @@ def client() -> NoReturn:
 def _take_part(key: str, assignments: dict[str, Any]) -> None:
     """Join with this client's users until the assignments change. Raises `RunError` when `join`, which is patient, gives up."""
     clients = assignments["clients"]
-    take_assignment(DEVICE, assignments["dataset"], clients.index(key), len(clients))
+    take_assignment(DEVICE, assignments["dataset"], clients.index(key), len(clients), assignments.get("settings"))
     answer_for_few([DEVICE], read_operator(PUBLISHED / f"{OPERATOR_KEY}.pub"))
     with _joined() as process:
         _beat_while(lambda: process.poll() is None and _assignments() == assignments)
@@ -166,12 +169,16 @@ def _all_show_their_keys() -> bool:
     return False
 
 
-def take_assignment(device: Path, dataset: str, partition: int, n_partitions: int) -> None:
+def take_assignment(
+    device: Path, dataset: str, partition: int, n_partitions: int, towers: dict[str, Any] | None = None
+) -> None:
     """Give a device its partition of a dataset, unless it holds that, or interactions that its owner brought.
 
-    What was learnt about people of another partition goes with them; what is `KEPT` stays.
+    `towers` are the settings of a strategy that has some: then the device also gets that of its class, and its questions where
+    it answers any. What was learnt about people of another partition goes with them; what is `KEPT` stays.
     """
     wanted, note = {"dataset": dataset, "partition": partition, "of": n_partitions}, device / "assignment.json"
+    wanted |= {"settings": towers} if towers else {}
     if read_json(note) == wanted if note.exists() else (device / INTERACTIONS).exists():
         return
     write_json(note, {})  # from here until the end neither this partition's nor the owner's
@@ -179,17 +186,34 @@ def take_assignment(device: Path, dataset: str, partition: int, n_partitions: in
         if path.name in (*KEPT, note.name):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    partition_one(Path(dataset), device, partition, n_partitions)
+    settings = Settings.model_validate(towers) if towers else None
+    if settings is None or not settings.asks_questions:
+        partition_one(Path(dataset), device, partition, n_partitions)
+    if settings is not None:
+        from tessera.deploy.provisioning.towers import equip, give_questions  # needs PEFT, which not every image has
+
+        if settings.asks_questions:
+            give_questions(Path(dataset), device, partition, n_partitions)
+        equip(Path(dataset), device, partition, settings)
     write_json(note, wanted)
 
 
 def _dataset(settings: Settings) -> Path:
-    """The run's dataset, converted where all containers see it."""
+    """The run's dataset, converted where all containers see it; with towers, which get a start there, a copy of it."""
+    made = PUBLISHED / "datasets"
+    dataset = prepared_dataset(settings.data, DATA, made)
     if settings.strategy_spec.has_towers:
-        raise RunError(
-            f"clients are given interactions alone, and strategy {settings.strategy.name} needs towers: set fedvlr"
-        )
-    return prepared_dataset(settings.data, DATA, PUBLISHED / "datasets")
+        from tessera.server.pretraining.fit_readers import ensure_towers
+
+        if not dataset.is_relative_to(made):
+            copy = made / dataset.name
+            if not copy.exists():
+                shutil.copytree(dataset, made / f".{dataset.name}", dirs_exist_ok=True)
+                (made / f".{dataset.name}").rename(copy)
+            dataset = copy
+        ensure_towers(dataset, settings, lambda text: print(text, flush=True))
+        prepare_towers(dataset, settings)
+    return dataset
 
 
 def _completed(run: Path) -> bool:

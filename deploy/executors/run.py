@@ -89,17 +89,23 @@ def partition_for(dataset: Path, out: Path, settings: Settings) -> tuple[Path, .
     """
     if not settings.strategy_spec.has_towers:
         return partition(dataset, out, settings.federation.nodes)
+    prepare_towers(dataset, settings)
+    from tessera.deploy.provisioning.towers import equip, partition_questions
+
+    share_out = partition_questions if settings.asks_questions else partition
+    folders = share_out(dataset, out, settings.federation.nodes)
+    for node, folder in enumerate(folders):
+        equip(dataset, folder, node, settings)
+    return folders
+
+
+def prepare_towers(dataset: Path, settings: Settings) -> None:
+    """Give the towers of a dataset what a run begins with. Raises `RunError` without PEFT and `DataError` without towers."""
     if find_spec("peft") is None:
         raise RunError("towers are adapted by PEFT, which is not installed here: pip install 'peft==0.21.*'")
-    from tessera.deploy.provisioning.towers import align, give_towers, partition_questions
+    from tessera.deploy.provisioning.towers import align
 
     align(dataset, settings)
-    if settings.asks_questions:
-        folders = partition_questions(dataset, out, settings.federation.nodes)
-    else:
-        folders = partition(dataset, out, settings.federation.nodes)
-    give_towers(dataset, folders, settings)
-    return folders
 
 
 def run_job(job: Job, executor: str, report: Report) -> ResultRecord:

@@ -1,7 +1,6 @@
 """Gives the devices of a run their towers, and questions to those that answer them."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from tessera.client.adapters.adapted_tower import CLASS, SIGNER, TOWER
@@ -23,6 +22,7 @@ from tessera.common.towers.models.folder import place, take_model
 from tessera.common.towers.models.load import MODEL, READER, content
 from tessera.common.towers.public_questions import public_path
 from tessera.common.utils.atomic_files import digest, write_json
+from tessera.deploy.provisioning.partition import device_folders
 from tessera.server.pretraining.aligned_init import start_of
 from tessera.server.pretraining.public_questions import make_public_questions
 
@@ -65,31 +65,33 @@ def partition_questions(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, .
 
     Raises `DataError` when there are fewer clients than nodes.
     """
+    folders = tuple(device_folders(out, n_nodes))
+    for node, folder in enumerate(folders):
+        give_questions(dataset, folder, node, n_nodes)
+    return folders
+
+
+def give_questions(dataset: Path, folder: Path, node: int, n_nodes: int) -> None:
+    """Give one device folder what `partition_questions` would give node `node` of `n_nodes`. Raises `DataError`."""
     clients = sorted((dataset / QUESTIONS).glob("client-*"))
     if len(clients) < n_nodes:
         raise DataError(f"{dataset} has questions for {len(clients)} devices, not {n_nodes}")
-    catalogue, folders = load_catalogue(dataset, modalities=False), []
-    for node, client in enumerate(clients[:n_nodes]):
-        folder = out / f"node-{node}"
-        save_items(catalogue, folder)
-        asked, codebook = folder / QUESTIONS, dataset / QUESTIONS / "codebook.safetensors"
-        shutil.copytree(client, asked)
-        if codebook.is_file():
-            shutil.copy(codebook, asked)
-        (asked / "others").mkdir()
-        for other in clients:
-            for test in other.glob("test.*") if other != client else ():
-                shutil.copy(test, asked / "others" / f"{other.name}{test.suffix}")
-        folders.append(folder)
-    return tuple(folders)
+    client, asked, codebook = clients[node], folder / QUESTIONS, dataset / QUESTIONS / "codebook.safetensors"
+    save_items(load_catalogue(dataset, modalities=False), folder)
+    shutil.copytree(client, asked)
+    if codebook.is_file():
+        shutil.copy(codebook, asked)
+    (asked / "others").mkdir()
+    for other in clients:
+        for test in other.glob("test.*") if other != client else ():
+            shutil.copy(test, asked / "others" / f"{other.name}{test.suffix}")
 
 
-def give_towers(dataset: Path, folders: Sequence[Path], settings: Settings) -> None:
-    """Give each node's folder what towers look at and the tower of its class, which `align` has seen to."""
-    for node, folder in enumerate(folders):
-        if not settings.in_words:
-            shutil.copytree(dataset / FEATURES, folder / FEATURES)
-        give_tower(dataset, folder, class_of(node, settings), settings)
+def equip(dataset: Path, folder: Path, node: int, settings: Settings) -> None:
+    """Give a node's folder what towers look at and the tower of its class, which `align` has seen to."""
+    if not settings.in_words:
+        shutil.copytree(dataset / FEATURES, folder / FEATURES)
+    give_tower(dataset, folder, class_of(node, settings), settings)
 
 
 def give_tower(dataset: Path, folder: Path, device_class: str, settings: Settings) -> None:

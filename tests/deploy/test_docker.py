@@ -15,7 +15,9 @@ from uuid import uuid4
 import pytest
 
 from tessera.common.utils.atomic_files import read_json
+from tests.support.devices import people_settings, people_with_towers
 from tests.support.metrics import read_metrics
+from tests.support.qa_devices import count_as_fitted, qa_dataset, qa_settings
 
 pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[2]
@@ -40,11 +42,13 @@ class Federation:
     folder: Path
     project: str
     program: tuple[str, ...]
+    data: Path
+    """What is mounted as data: datasets with towers."""
 
     def compose(self, *arguments: str, run: str = "first", expect: int = 0) -> str:
         """Run a command of compose for a run; return what it said. It must exit with `expect`."""
         command = [*self.program, "--project-name", self.project, *arguments]
-        environment = os.environ | {"CONFIG": "benchmarks/test.yaml", "RUN": run}
+        environment = os.environ | {"CONFIG": "benchmarks/test.yaml", "RUN": run, "TESSERA_DATA": str(self.data)}
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=2 * SECONDS
         )
@@ -53,7 +57,11 @@ class Federation:
 
     def configure(self, rounds: int) -> None:
         """Set how many rounds a run has."""
-        (self.folder / "benchmarks" / "test.yaml").write_text(f"{CONFIG}{rounds}\n")
+        self.write(f"{CONFIG}{rounds}\n")
+
+    def write(self, config: str) -> None:
+        """Set what a run is of."""
+        (self.folder / "benchmarks" / "test.yaml").write_text(config)
 
     def rounds(self, run: str) -> list[dict[str, Any]]:
         """The rounds that a run has reported."""
@@ -101,7 +109,11 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
             shutil.copy(source, folder / name)
     if os.geteuid() == 0:
         subprocess.run(["chown", "--recursive", f"{OWNER}:{OWNER}", str(folder)], check=True)
-    made = Federation(folder, f"tessera-{uuid4().hex[:8]}", program)
+    data = folder.parent / "data"
+    count_as_fitted(qa_dataset(data / "questions"))
+    (data / "questions" / "dataset.json").write_text('{"kind": "questions"}')
+    count_as_fitted(people_with_towers(data / "people", 12))
+    made = Federation(folder, f"tessera-{uuid4().hex[:8]}", program, data)
     try:
         yield made
     finally:
@@ -135,6 +147,22 @@ def test_killed_containers_come_back_and_the_run_goes_on(federation: Federation)
     check_client_comes_back(federation, clients[0])
     assert [docker("exec", client, "cat", "/device/node.key.pub") for client in clients] == keys
     check_server_comes_back(federation)
+
+
+@pytest.mark.parametrize("strategy", ["fedmosaic", "combined"])
+def test_devices_of_three_classes_train_in_containers(federation: Federation, strategy: str) -> None:
+    asks = strategy == "fedmosaic"
+    data = {"folder": "questions", "kind": "questions"} if asks else {"folder": "people"}
+    classes = {"classes": ["tiny", "small", "base"]}
+    settings = qa_settings if asks else people_settings
+    made = settings(mosaic=classes, data=data, name="test", rounds=2, federation={"nodes": 3})
+    federation.write(json.dumps(made.model_dump(mode="json")))
+    said = federation.compose("up", "--build", "--exit-code-from", "train", run=strategy)
+    rounds = federation.rounds(strategy)
+    assert [(line["round"], line["nodes"]) for line in rounds] == [(1, 3), (2, 3)]
+    report = (federation.folder / "runs" / strategy / "report.txt").read_text()
+    for name in classes["classes"] if asks else ["hr"]:
+        assert name in report.lower(), said[-3000:]
 
 
 def check_privacy(clients: list[str], keys: list[str]) -> None:

@@ -14,8 +14,11 @@ from tessera.common.secure.keys import NODE_KEY_FILE
 from tessera.deploy.docker.entrypoint import registrations, take_assignment
 from tessera.deploy.docker.healthcheck import FRESH
 from tessera.deploy.environment import QUIET
+from tessera.deploy.executors.run import partition_for
 from tessera.deploy.federation.certificates import make_node_key
 from tessera.deploy.provisioning.partition import partition
+from tests.support.devices import people_settings, people_with_towers
+from tests.support.qa_devices import qa_dataset, qa_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -52,6 +55,22 @@ def test_an_assignment_that_was_being_taken_when_killed_is_taken_again(shop: Pat
     (tmp_path / INTERACTIONS).write_bytes(b"half")
     take_assignment(tmp_path, str(shop), 1, 2)
     assert people(tmp_path) == people(shop)[1::2]
+
+
+@pytest.mark.parametrize("strategy", ["fedmosaic", "combined"])
+def test_with_towers_devices_get_what_a_run_without_containers_gives_them(strategy: str, tmp_path: Path) -> None:
+    if strategy == "fedmosaic":
+        dataset, settings = qa_dataset(tmp_path / "data"), qa_settings(federation={"nodes": 3})
+    else:
+        dataset, settings = people_with_towers(tmp_path / "data", 6), people_settings(federation={"nodes": 3})
+    for number, given in enumerate(partition_for(dataset, tmp_path / "given", settings)):
+        device = tmp_path / f"device-{number}"
+        device.mkdir()
+        take_assignment(device, str(dataset), number, 3, settings.model_dump(mode="json"))
+        (device / "assignment.json").unlink()
+        files = {path.relative_to(given) for path in given.rglob("*") if path.is_file()}
+        assert files == {path.relative_to(device) for path in device.rglob("*") if path.is_file()}
+        assert all((device / path).read_bytes() == (given / path).read_bytes() for path in files)
 
 
 def test_interactions_that_an_owner_brought_stay(tmp_path: Path) -> None:
