@@ -34,8 +34,6 @@ from tessera.common.utils import counter_rng
 
 GROUP = "group"
 """Name of the private tensor [n_users, 1] that says which group a user is in; below 0: none yet."""
-BY_SUMS = ("states", "mixture")
-"""Ways to divide people for which centres are found by sums of their states."""
 GIVEN = "groups.csv"
 """The device's own file of users and groups, for groups that are given."""
 
@@ -71,7 +69,7 @@ def chosen(known: Histories, sent: Tensors, settings: GroupSettings) -> Tensor:
     table = sent[HISTORY] if HISTORY in sent else sent[VIEWS].mean(0)
     if settings.by == "cohesion":
         found = BlockSums(known, table, sent[BLOCKS]).cohesion().argmax(1)
-    elif settings.by in BY_SUMS:
+    elif settings.by_sums:
         found = (states(known, table) @ sent[GROUP_CENTRES].to(table).T).argmax(1)
     else:
         found = counter_rng.mix(counter_rng.key("group"), known.keys).remainder(settings.count)

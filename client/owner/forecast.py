@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from tessera.client.aspects.groups import BY_SUMS
 from tessera.client.owner.ledger import Memory
 from tessera.client.owner.policy import Policy
 from tessera.client.owner.rules import RULES, Asked, Own, Refusal, Sum
@@ -56,8 +55,7 @@ def _kinds(settings: Settings) -> Iterator[Kind]:
     yield "item_statistics"
     if settings.views.spectral_rounds and not settings.asks_questions:
         yield "power"
-    groups = settings.local.groups
-    if settings.views.facets > 1 or (groups.count and groups.by in BY_SUMS):
+    if settings.views.facets > 1 or settings.local.groups.by_sums:
         yield "aspects"
     if settings.evaluation.baselines:
         yield "baselines"

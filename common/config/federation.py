@@ -71,6 +71,11 @@ class GroupSettings(FrozenSettings):
     smallest: Positive = 10
     """People who must be in a group's part of a round's sum; with fewer the group's map is not stepped."""
 
+    @property
+    def by_sums(self) -> bool:
+        """Whether centres are found by sums of people's states."""
+        return self.count > 0 and self.by in ("states", "mixture")
+
 
 class FederationSettings(FrozenSettings):
     """How the work is spread over nodes, and how long the server waits for them."""

@@ -30,7 +30,7 @@ def divide(tasks: Tasks, strategy: Strategy, settings: Settings) -> None:
     if not groups.count or strategy.divided or tasks.round <= groups.after:
         return
     centres = torch.zeros(groups.count, 1)
-    if groups.by in ("states", "mixture"):
+    if groups.by_sums:
         table = strategy.history().half()
 
         def ask(centres: Tensor) -> Tensor | None:

@@ -174,7 +174,7 @@ class SecureSums:
         asks = settings.rounds + settings.rounds // settings.evaluation.every + settings.views.spectral_rounds + 6
         if settings.views.facets > 1:
             asks += most_asks(settings.views.facet_steps)
-        asks += settings.local.groups.lloyd_rounds if settings.local.groups.count else 0
+        asks += settings.local.groups.lloyd_rounds if settings.local.groups.by_sums else 0
         exchange = Exchange(grid, run, settings.federation.timeout)
         return cls(exchange, settings.federation, settings.privacy.group, asks, admitted)
 
