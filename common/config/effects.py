@@ -145,10 +145,9 @@ def _spectral_start(settings: "Settings") -> Reasons:
     if not views.spectral_rounds and not views.start_from:
         keys = ("views.spectral_scale", "views.unseen_scale")
         found |= dict.fromkeys(keys, "it is for views.spectral_rounds above 0, or views.start_from")
-    if not views.spectral_rounds:
-        if not views.fold_in:
-            found["views.spectral_min_people"] = "it is for views.spectral_rounds above 0, or views.fold_in"
-    elif views.modalities == ():
+    if not views.spectral_rounds and not views.fold_in:
+        found["views.spectral_min_people"] = "it is for views.spectral_rounds above 0, or views.fold_in"
+    if (views.spectral_rounds or views.start_from) and views.modalities == ():
         found["views.unseen_scale"] = "new items are placed by what they show, and views.modalities is empty"
     return found
 
@@ -187,7 +186,7 @@ def _people_groups(settings: "Settings") -> Reasons:
     if not groups.count:
         keys = ("by", "after", "rank", "smallest", "lloyd_rounds")
         return dict.fromkeys((f"local.groups.{key}" for key in keys), "it is for local.groups.count above 0")
-    if groups.by not in ("states", "mixture"):
+    if not groups.by_sums:
         found["local.groups.lloyd_rounds"] = "it is for local.groups.by states or mixture"
     return found
 
@@ -228,6 +227,9 @@ def _history(settings: "Settings") -> Reasons:
         found["local.prior"] = (
             "it takes a sum of people's that privacy.noise_multiplier does not noise, and none is asked for"
         )
+    if not (routed and local.route == "history") and not getattr(local.backbone, "private_vector", True):
+        why = "nothing private is learnt: there is no router (local.route history, of several views), nor a private_vector"
+        found |= {f"local.{key}": why for key in ("learning_rate", "optimizer", "weight_decay")}
     if BACKBONES[local.backbone.name].reads_history or (routed and local.route == "history"):
         return found
     readers = _and(name for name, spec in BACKBONES.known().items() if spec.reads_history)

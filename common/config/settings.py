@@ -268,6 +268,11 @@ class EvaluationSettings(FrozenSettings):
     def _what_rounds_are_chosen_by(self) -> "EvaluationSettings":
         if missing := {"hr", "ndcg"} - set(self.metrics):
             raise ValueError(f"metrics lacks {min(missing)}: rounds are chosen by ndcg, and tables show hr beside it")
+        if 0 < self.sampled_candidates < max(self.ks):
+            raise ValueError(
+                f"sampled_candidates {self.sampled_candidates}: among so few every target is in the first {max(self.ks)} of "
+                "ks: draw more, or shorten ks"
+            )
         return self
 
 

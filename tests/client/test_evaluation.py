@@ -13,6 +13,7 @@ from tessera.client.evaluation import baselines, drawn_candidates, evaluate
 from tessera.client.histories import Histories
 from tessera.common.config.settings import EvaluationSettings
 from tessera.common.data.interactions import Split
+from tessera.common.errors import ConfigError
 from tessera.common.metrics.names import written
 from tessera.common.metrics.ranking import MetricSums, ranking_means
 from tessera.common.protocol.messages import CONTENT, COUNTS
@@ -214,17 +215,22 @@ def test_baselines_do_not_stop_a_run() -> None:
     assert found["constant"] == found["nonfinite"] == 0
 
 
+def test_lists_that_hold_all_drawn_items_are_refused() -> None:
+    with pytest.raises(ConfigError, match="sampled_candidates 4: among so few every target is in the first 10"):
+        evaluation(sampled_candidates=4)
+
+
 @tries(20)
 @given(st.lists(st.integers(3, 9), min_size=1, max_size=5), st.integers(0, 99), st.sampled_from([3, 10**6]))
 def test_targets_are_ranked_among_drawn_items_too(lengths: list[int], seed: int, levels: int) -> None:
     """By person, whoever is ranked beside them: the drawn items are candidates, none is asked for, ties count as ever."""
     split = random_split(seed, lengths)
     scores = torch.randint(0, levels, (len(lengths), N_ITEMS), generator=torch.Generator().manual_seed(seed)).float()
-    found = evaluate(table_of(scores), split, evaluation(sampled_candidates=6), None)
+    found = evaluate(table_of(scores), split, evaluation(ks=(1, 5), sampled_candidates=6), None)
     apart = MetricSums()
     for row in range(len(split.users)):
         alone = split.take(np.array([row]))
-        apart += evaluate(table_of(scores[row : row + 1]), alone, evaluation(sampled_candidates=6), None)
+        apart += evaluate(table_of(scores[row : row + 1]), alone, evaluation(ks=(1, 5), sampled_candidates=6), None)
     assert found.values == pytest.approx(dict(apart.values))
     candidates = torch.ones(len(lengths), N_ITEMS, dtype=torch.bool)
     candidates[:, 0] = False

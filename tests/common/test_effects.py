@@ -57,6 +57,18 @@ PAIRS: list[tuple[dict[str, Any], dict[str, Any], str, dict[str, Any]]] = [
     ({"views": {"modalities": []}}, {"views": {"content_scale": 2}}, "views.modalities is empty", {}),
     ({"views": {"spectral_rounds": 3}}, {"views": {"content_scale": 2}}, "the start", {}),
     (
+        {"views": {"start_from": ["text"], "modalities": []}},
+        {"views": {"unseen_scale": 5}},
+        "views.modalities is empty",
+        {"views": {"start_from": ["text"]}},
+    ),
+    (
+        {"local": {"route": "uniform", "backbone": {"name": "history", "private_vector": False}}},
+        {"local": {"learning_rate": 0.1}},
+        "nothing private is learnt",
+        {"local": {"backbone": {"name": "history", "private_vector": False}}},
+    ),
+    (
         {"views": {"item_ids": False}, "local": {"backbone": "fedavg"}},
         {"views": {"id_scale": 2}},
         "with views.item_ids, or the backbone history",
