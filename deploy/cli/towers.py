@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tessera.common.errors import ConfigError
 from tessera.common.towers.transformer import SIZES
 from tessera.deploy.api.tables import print_table
 from tessera.deploy.api.work import Work
@@ -71,7 +72,9 @@ def prune_command(
     texts: Annotated[
         Path | None, typer.Option(help="A dataset on whose titles and texts it is taught; without one it is only cut.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=2, help="Batches to learn from.")] = 300,
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="Batches of the texts to learn from; 300 by default.")
+    ] = None,
 ) -> None:
     """Make a small device class of a language model: some of its blocks, taught what all of them computed.
 
@@ -81,14 +84,19 @@ def prune_command(
 
     from tessera.common.towers.models.folder import take_model
     from tessera.common.towers.models.load import MODEL
-    from tessera.server.pretraining.pruning import prune
+    from tessera.server.pretraining.pruning import STEPS, prune, require_free
     from tessera.server.pretraining.text_alignment import public_texts
 
-    with TemporaryDirectory() as taken, Work(console, "reading the model") as work:
-        words = public_texts(texts, None) if texts else []
-        take_model(model, Path(taken))
-        advance = work.begin("learning", steps) if words else lambda: None
-        made = prune(Path(taken) / MODEL, out, layers, words, steps, advance)
+    require_free(out)
+    if steps and not texts:
+        raise ConfigError("--steps has no effect: without --texts the model is only cut")
+    with TemporaryDirectory() as made_in, Work(console, "reading the model") as work:
+        words, batches = public_texts(texts, None) if texts else [], steps or STEPS
+        taken = Path(made_in) / Path(model).resolve().name  # so that messages name it
+        taken.mkdir(exist_ok=True)
+        take_model(model, taken)
+        advance = work.begin("learning", batches) if words else lambda: None
+        made = prune(taken / MODEL, out, layers, words, batches, advance)
     table = Table("", "layers", "million numbers", "loss of a token of texts that nothing was learnt from")
     rows = zip(("whole", "cut", "taught"), (0, 1, 1), made.loss, strict=True)
     for name, which, loss in rows:

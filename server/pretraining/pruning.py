@@ -22,7 +22,7 @@ from tessera.common.towers.models.words import WordTokens
 from tessera.common.utils import counter_rng
 from tessera.common.utils.computing.precision import resolved
 
-BATCH, RATE = 4, 5e-4
+STEPS, BATCH, RATE = 300, 4, 5e-4
 HELD_OUT = 32
 """Public texts that nothing is learnt from, on which the loss of a token is measured."""
 
@@ -46,8 +46,7 @@ def prune(
     `ConfigError` for a model that writes nothing or a number of layers that does not fit, `DataError` where the model cannot
     be loaded, `target` is there already, or the texts are too few.
     """
-    if target.exists():
-        raise DataError(f"{target} is there already: name another folder")
+    require_free(target)
     teacher = load_text_model(source)
     if not isinstance(teacher, CausalModel):
         raise ConfigError(f"{source} is no language model: only those can be cut")
@@ -64,6 +63,12 @@ def prune(
     teacher.tokenizer.save_pretrained(target)
     sizes = [sum(p.numel() for p in one.model.parameters()) for one in (teacher, student)]
     return Pruned((len(_blocks(teacher)), layers), (sizes[0], sizes[1]), (losses[0], losses[1], losses[-1]))
+
+
+def require_free(target: Path) -> None:
+    """Raise `DataError` where a model is not to be written because something is there."""
+    if target.exists():
+        raise DataError(f"{target} is there already: name another folder")
 
 
 def spread(n: int, layers: int) -> list[int]:

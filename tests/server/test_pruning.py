@@ -70,6 +70,14 @@ def test_the_command_shows_what_was_lost_and_regained(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "small" / "config.json").read_text())["num_hidden_layers"] == 2
 
 
+def test_the_command_names_the_model_that_it_was_given_and_refuses_steps_that_teach_nothing(tmp_path: Path) -> None:
+    encoder = tiny_text_tower(tmp_path / "bert")
+    refused = CliRunner().invoke(app, ["prune", str(encoder), str(tmp_path / "small"), "--layers", "2"])
+    assert "bert/model is no language model" in str(refused.exception)
+    refused = CliRunner().invoke(app, ["prune", str(encoder), str(tmp_path / "small"), "--layers", "2", "--steps", "9"])
+    assert "--steps has no effect: without --texts" in str(refused.exception)
+
+
 @pytest.mark.parametrize(
     ("model", "why"),
     [
