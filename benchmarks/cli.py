@@ -216,7 +216,9 @@ def run_transfer(
         raise ConfigError("--model: write NAME=SOURCE, such as desk=models/large")
     if named and classes != SIZES_TRIED and set(_split(classes)) != named.keys():
         raise ConfigError("--classes: where models are named by --model, these are the classes")
-    drawn = tuple(int(seed) for seed in _split(seeds))
+    if not all(seed.isdecimal() for seed in _split(seeds)):
+        raise ConfigError(f"--seeds: {seeds!r} are no whole numbers, separated by commas")
+    drawn = tuple(map(int, _split(seeds)))
     chosen = tuple(named) or _split(classes)
     trial = Trial(chosen, _split(alignments), named, task, rank, drawn, steps or STEPS, batch or BATCH, blocks)
     with Work(console, "reading the dataset") as work:

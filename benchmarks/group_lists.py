@@ -121,6 +121,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given = parser.parse_args(arguments)
     personal = opened(given.run)
     found, catalogue = lists(personal, max(BEST, given.k)), personal.device.catalogue()
+    if given.people > len(found.users):
+        raise DataError(f"--people {given.people}: {given.run} has {len(found.users)} people in groups")
     drawn = np.random.default_rng(given.seed).choice(len(found.users), given.people, replace=False)
     for person in drawn.tolist():
         print(f"{found.users[person]}, group {found.groups[person]}")

@@ -17,6 +17,7 @@ from tessera.common.data.catalogue import Features, load_catalogue
 from tessera.common.data.folder_kinds import DATASET
 from tessera.common.data.interactions import load_interactions
 from tessera.common.datasets.dataset_folder import replacing, write_description
+from tessera.common.errors import DataError
 from tessera.common.utils.atomic_files import read_json
 from tessera.deploy.provisioning.datasets import prepared_dataset
 from tessera.server.live.content_views import content_views
@@ -24,8 +25,11 @@ from tessera.server.live.continuation import read_source
 
 
 def write(run: Path, dataset: Path, out: Path, name: str) -> None:
-    """Write the dataset with one modality more. Raises `DataError` where `out` is in use, `RunError` without a run."""
+    """Write the dataset with one modality more. Raises `DataError` where `out` is in use or the dataset has a modality of that
+    `name`, `RunError` without a run."""
     source, catalogue, about = read_source(run), load_catalogue(dataset), read_json(dataset / DATASET)
+    if name in catalogue.features:
+        raise DataError(f"{dataset} has a modality {name!r} already: give another --name")
     views = content_views(source.settings, source.tensors, catalogue, catalogue, dataset)
     vectors = normalize(normalize(views, dim=-1).sum(0), dim=-1).numpy()
     learnt = Features(vectors, np.ones(len(vectors), dtype=bool), f"{source.settings.name}, round {source.round}")

@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument(
         "--defences",
         nargs="+",
+        type=_defence,
         default=["none", "row-cap", "trim"],
         help="row-cap:3 is row-cap that assumes 3 attackers",
     )
@@ -154,7 +155,7 @@ def main() -> None:
     dataset, rows = prepared_dataset(settings.data, arguments.data), []
     for seed, attack, defence in product(arguments.seeds, arguments.attacks, arguments.defences):
         with only_from(logging.ERROR):
-            rows.append(run_poisoning(settings, dataset, attack, _defence(defence), seed))
+            rows.append(run_poisoning(settings, dataset, attack, defence, seed))
         print(json.dumps(rows[-1]), flush=True)
     means = gates(rows)
     print(

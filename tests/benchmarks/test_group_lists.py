@@ -24,6 +24,8 @@ def test_lists_differ_by_the_maps_that_were_learnt_and_by_nothing_else(
     assert sum(moved["groups"]) == moved["people"]
     assert moved["numbers of maps"] == 2 * 4 * 8
     assert capsys.readouterr().out.count("another group") >= 4
+    with pytest.raises(DataError, match="--people 999"):
+        group_lists.main([str(tmp_path / "moved"), "--people", "999"])
     inline.execute(small_job(tmp_path, "none", nodes=1), silent)
     with pytest.raises(DataError, match="has no groups"):
         group_lists.main([str(tmp_path / "none")])

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from tessera.benchmarks.learnt_features import write
 from tessera.client.recommend import Personal
 from tessera.common.data.catalogue import load_catalogue
+from tessera.common.errors import DataError
 from tessera.common.protocol.messages import VIEWS
 from tessera.deploy.executors import inline
 from tests.support.catalogues import small_job
@@ -28,3 +30,5 @@ def test_the_modality_is_what_devices_saw_and_another_run_starts_from_it(tmp_pat
     shown = torch.nn.functional.normalize(Personal.open(job.devices[0]).sent[VIEWS].float(), dim=-1).sum(0)
     cosines = (torch.nn.functional.normalize(shown, dim=-1) * torch.from_numpy(found["adapted"].values)).sum(1)
     np.testing.assert_allclose(cosines.numpy(), 1, atol=1e-4)
+    with pytest.raises(DataError, match="has a modality 'image' already"):
+        write(job.run_dir, dataset, tmp_path / "again", "image")

@@ -189,6 +189,8 @@ def test_a_transfer_is_tried_between_language_models(tmp_path: Path) -> None:
     assert all(float(line[11]) != 0 for line in lines), "P and Q change the tower that learnt"
     with pytest.raises(ConfigError, match="--model: write NAME=SOURCE"):
         run(data, "--model", "a", command=cli.transfer)
+    with pytest.raises(ConfigError, match="--seeds: '0,x'"):
+        run(data, *models, "--seeds", "0,x", command=cli.transfer)
 
 
 def carried(gains: Sequence[tuple[float, float]]) -> list[Carried]:
