@@ -269,10 +269,7 @@ class EvaluationSettings(FrozenSettings):
         if missing := {"hr", "ndcg"} - set(self.metrics):
             raise ValueError(f"metrics lacks {min(missing)}: rounds are chosen by ndcg, and tables show hr beside it")
         if 0 < self.sampled_candidates < max(self.ks):
-            raise ValueError(
-                f"sampled_candidates {self.sampled_candidates}: among so few every target is in the first {max(self.ks)} of "
-                "ks: draw more, or shorten ks"
-            )
+            raise ValueError(f"sampled_candidates {self.sampled_candidates}: of ks, {max(self.ks)} holds them all")
         return self
 
 

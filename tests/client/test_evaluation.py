@@ -216,7 +216,7 @@ def test_baselines_do_not_stop_a_run() -> None:
 
 
 def test_lists_that_hold_all_drawn_items_are_refused() -> None:
-    with pytest.raises(ConfigError, match="sampled_candidates 4: among so few every target is in the first 10"):
+    with pytest.raises(ConfigError, match="sampled_candidates 4: of ks, 10 holds them all"):
         evaluation(sampled_candidates=4)
 
 
