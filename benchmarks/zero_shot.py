@@ -13,13 +13,13 @@ after training in the first half; and after training in the second one itself, w
 
 import argparse
 import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
 
 import numpy as np
@@ -186,24 +186,17 @@ def compare(content: dict[str, Any], dataset: Path, out: Path, say: Callable[[st
     return found | {"adapted, its own": own.scores}
 
 
-def main() -> None:
+def measure(data: Path | None, seeds: Sequence[int], out: Path, *, quick: bool) -> None:
     """Cut, train, rank, print the table, and end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, help="a folder for datasets and runs; a temporary one by default")
-    parser.add_argument("--quick", action="store_true", help="a small generated shop and few rounds")
-    asked = parser.parse_args()
-    out = asked.out or Path(mkdtemp(prefix="tessera-zero-shot-"))
-    content = overlaid(SETTINGS, QUICK) | {"data": QUICK["data"]} if asked.quick else SETTINGS
-    if asked.quick:
+    content = overlaid(SETTINGS, QUICK) | {"data": QUICK["data"]} if quick else SETTINGS
+    if quick:
         convert_shop(out / "shop", 160, 60)
         dataset = out / "shop"
     else:
-        dataset = prepared_dataset(parse_settings(content, "zero_shot").data, asked.data, out / "prepared")
+        dataset = prepared_dataset(parse_settings(content, "zero_shot").data, data, out / "prepared")
     console = Console(highlight=False)
     say = partial(console.print, soft_wrap=True)
-    by_seed = [compare(content | {"seed": seed}, dataset, out / f"seed-{seed}", say) for seed in asked.seeds]
+    by_seed = [compare(content | {"seed": seed}, dataset, out / f"seed-{seed}", say) for seed in seeds]
     rows: dict[str, dict[str, Figure]] = {}
     for row in by_seed[0]:
         each = {name: [round(one[row][figure], 2) for one in by_seed] for name, figure in FIGURES.items()}
@@ -213,11 +206,22 @@ def main() -> None:
         told = [f"{cell['mean']:.2f} ({', '.join(map(str, cell['seeds']))})" for cell in cells.values()]
         table.add_row(row, *told)
     console.print(table)
-    counts = [read_json(out / f"seed-{seed}" / half / DATASET)["counts"] for seed in asked.seeds
+    counts = [read_json(out / f"seed-{seed}" / half / DATASET)["counts"] for seed in seeds
               for half in ("first", "second")]  # fmt: skip
-    if not asked.out:
-        shutil.rmtree(out)
-    print(json.dumps({"benchmark": "zero_shot", "seeds": asked.seeds, "halves": counts, "rows": rows}))
+    print(json.dumps({"benchmark": "zero_shot", "seeds": seeds, "halves": counts, "rows": rows}))
+
+
+def main() -> None:
+    """Read the arguments, and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, help="a folder for datasets and runs; a temporary one by default")
+    parser.add_argument("--quick", action="store_true", help="a small generated shop and few rounds")
+    asked = parser.parse_args()
+    with ExitStack() as kept:
+        out = asked.out or Path(kept.enter_context(TemporaryDirectory(prefix="tessera-zero-shot-")))
+        measure(asked.data, asked.seeds, out, quick=asked.quick)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tessera.client.histories import Cuts, histories, single
 from tessera.client.router import Routed
 from tessera.common.config.settings import LocalSettings
 from tessera.common.errors import ConfigError
+from tessera.common.protocol.messages import HISTORY, VIEWS
 from tessera.common.registry.backbones import BACKBONES
 from tests.support.catalogues import small_split
 
@@ -193,3 +194,20 @@ def test_sizes_are_those_that_the_papers_count() -> None:
     assert sum(value.numel() for value in head("gru4rec", dim=64).values()) == 29_120
     with pytest.raises(ConfigError, match=r"heads: 3 heads do not divide views\.dim 32"):
         head("sasrec", dim=32, heads=3)
+
+
+@pytest.mark.parametrize("backbone", ["history", "cosine", *SEQUENTIAL])
+def test_without_a_private_vector_people_score_as_those_whose_vector_is_zero_and_nothing_of_it_is_kept(
+    backbone: str,
+) -> None:
+    split = small_split(4, 30)
+    sent = {HISTORY: torch.randn(30, DIM, dtype=torch.float64)}
+    sent |= {VIEWS: torch.randn(2, 30, DIM, dtype=torch.float64), **head(backbone)}
+    found = {}
+    for private_vector in (True, False):
+        content = {"backbone": {"name": backbone, "private_vector": private_vector}}
+        settings = LocalSettings.model_validate(content)
+        private, known = cohort.start_state(split.users, settings, sent[VIEWS], 0).parameters, histories(split)
+        assert ("user" in private) == private_vector
+        found[private_vector] = cohort.scores(private, sent, known.to("cpu", torch.float64), settings)[0]
+    assert torch.equal(found[True], found[False])
