@@ -27,7 +27,12 @@ devices hold these back."""
 def divide(tasks: Tasks, strategy: Strategy, settings: Settings) -> None:
     """Divide people into groups, where that is due: after `local.groups.after` rounds in which all train alike."""
     groups = settings.local.groups
-    if not groups.count or strategy.divided or tasks.round <= groups.after:
+    if not groups.count or strategy.divided:
+        return
+    if tasks.round <= groups.after:
+        if tasks.round == 1 and groups.after >= settings.rounds:
+            told = "local.groups.after is %d, and there are %d rounds: nobody is divided into groups in this run"
+            log.warning(told, groups.after, settings.rounds)
         return
     centres = torch.zeros(groups.count, 1)
     if groups.by_sums:

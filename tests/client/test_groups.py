@@ -253,6 +253,14 @@ def test_a_run_with_groups_is_the_same_on_any_nodes_under_masks_and_resumed(tmp_
     assert last_checkpoint(tmp_path / "masked")[f"model/head.{GROUP_MAPS}"].view(2, -1).any(1).all()
 
 
+def test_a_run_that_ends_before_people_are_divided_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, after in (("never", 2), ("divided", 1)):
+        groups = {"count": 2, "by": "random", "after": after}
+        inline.execute(small_job(tmp_path, name, 1, rounds=2, local={"groups": groups}), silent)
+        assert ("local.groups.after is 2, and there are 2 rounds" in caplog.text) == (name == "never")
+        caplog.clear()
+
+
 def test_a_group_is_exported_and_forgotten_with_the_person(tmp_path: Path) -> None:
     job = small_job(tmp_path, nodes=1, local={"groups": {**DIVIDED, "count": 2}})
     inline.execute(job, silent)
