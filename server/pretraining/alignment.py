@@ -166,8 +166,9 @@ def _shared_directions(seen: Sequence[Tensor], rank: int, ridge: float = RIDGE) 
 
 
 def _leading(agreement: Tensor, rank: int) -> Tensor:
-    """The leading eigenvectors [d, rank], the largest first: of layers as wide as language models' no others are computed."""
-    if len(agreement) <= ALL_EIGENVECTORS:
+    """The leading eigenvectors [d, rank], the largest first: of layers as wide as language models' no others are computed,
+    unless more than a third of all are asked for, which cannot be searched."""
+    if len(agreement) <= ALL_EIGENVECTORS or len(agreement) < 3 * (rank + SPARE):
         computed: Tensor = torch.linalg.eigh(agreement).eigenvectors[:, -rank:].flip(1)
         return computed
     places = torch.arange(len(agreement) * (rank + SPARE)).view(len(agreement), -1)

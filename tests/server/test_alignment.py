@@ -172,6 +172,15 @@ def test_what_cannot_be_aligned_is_refused() -> None:
             align([seen[0], Activations(unseen[1].inputs[:9], unseen[1].outputs[:9])], 4, 0)
 
 
+def test_of_wide_layers_any_rank_that_fits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leading directions are searched one third of all at most: more are computed, as of narrow layers."""
+    seen, _ = halves(world(0)[0])
+    wanted = whitened(seen, 28, 0)
+    monkeypatch.setattr(alignment, "ALL_EIGENVECTORS", 0)
+    for found, same in zip(whitened(seen, 28, 0), wanted, strict=True):
+        assert torch.equal(found.a, same.a)
+
+
 def test_polar_is_the_closest_orthonormal_matrix() -> None:
     drawn = orthonormal(7, 3, 9)
     torch.testing.assert_close(drawn @ drawn.T, torch.eye(3), rtol=0, atol=1e-5)
