@@ -42,6 +42,8 @@ METHODS: dict[str, tuple[str, float, tuple[str, ...]]] = {
 }
 """By method its settings file, the clip, and what else differs from that file."""
 EXPLAINED = {"all views": "1", "components": "0.9999"}
+UNTRAINED = ("popularity", "content-all")
+"""What is beside each row: rankings that learn nothing, and so cost no epsilon; popularity is not noised here."""
 LEVELS = ("none", "clipped", "8", "4", "1")
 
 
@@ -64,7 +66,8 @@ def main() -> None:
         if not arguments.data.exists():
             convert_shop(arguments.data, n_users=arguments.generated)
     print(
-        f"{'method':10}{'sent':12}{'epsilon':>9}{'people':>10}{'noise':>9}{'NDCG@50':>9}{'MB up':>7}{'popularity':>11}"
+        f"{'method':10}{'sent':12}{'epsilon':>9}{'people':>10}{'noise':>9}{'NDCG@50':>9}{'MB up':>7}"
+        f"{'popularity':>12}{'content-all':>12}"
     )
     rows = []
     for method, sent, level in itertools.product(arguments.methods, arguments.sent, arguments.levels):
@@ -72,7 +75,7 @@ def main() -> None:
             row = measure(method, sent, level, times, arguments)
             rows.append(row)
             cells = f"{row['epsilon']:>9}{row['people']:>10}{row['noise']:>9.3f}{row['ndcg@50']:>9.2f}{row['mb_up']:>7}"
-            print(f"{method:10}{sent:12}{cells}{row['popularity']:>11}", flush=True)
+            print(f"{method:10}{sent:12}{cells}{row['popularity']:>12}{row['content-all']:>12}", flush=True)
     print(json.dumps({"rounds": arguments.rounds, "seed": arguments.seed, "delta": DELTA, "rows": rows}))
 
 
@@ -114,7 +117,7 @@ def measure(method: str, sent: str, level: str, times: int, arguments: argparse.
     return {
         "method": method, "sent": sent, "epsilon": level, "people": int(people) * times, "noise": noise,
         "ndcg@50": round(result.scores[METRIC], 2), "mb_up": round(result.bytes_up_per_node / 1e6, 2),
-        "popularity": round(result.baselines.get(METRIC.of("popularity"), math.nan), 2),
+        **{name: round(result.baselines.get(METRIC.of(name), math.nan), 2) for name in UNTRAINED},
     }  # fmt: skip
 
 
