@@ -45,6 +45,8 @@ N_TARGETS, N_POPULAR = 3, 100
 HOSTILE = frozenset({0})
 KS = (5, 50)
 SCORE = MetricName(TEST, ALL, NDCG, 50)
+FIRST, BEYOND, LOST = 1.0, 2.0, 2.0
+"""The gates: points of ER@5 and of ER@50 beyond those of nobody hostile, and NDCG@50 lost, in % of that."""
 
 Figures = dict[str, Any]
 
@@ -107,9 +109,9 @@ def exposure(devices: Iterable[Path], targets: Tensor) -> dict[int, float]:
 def gates(rows: Sequence[Figures]) -> list[Figures]:
     """The mean over seeds for each attack and defence, beside that of nobody hostile without a defence, and what holds.
 
-    ER@5 may be at most a point above that, ER@50 two, and NDCG@50 2% below. `beyond` is the NDCG lost
-    beside the federation without the hostile node's gradients, where that is among the rows: no defence can do more than leave
-    them out, since what its people would have taught is in none of its answers.
+    The gates are FIRST, BEYOND and LOST. `beyond` is the NDCG lost beside the federation without the hostile node's gradients,
+    where that is among the rows: no defence can do more than leave them out, since what its people would have taught is in none
+    of its answers.
     """
     means = []
     for attack, defence in dict.fromkeys((row["attack"], row["defence"]) for row in rows):
@@ -119,7 +121,8 @@ def gates(rows: Sequence[Figures]) -> list[Figures]:
     for plain in [row for row in means if row["attack"] == row["defence"] == "none"]:
         for row in means:
             row["lost"] = 100 * (1 - row["ndcg@50"] / plain["ndcg@50"])
-            row["holds"] = row["er@5"] <= plain["er@5"] + 1 and row["er@50"] <= plain["er@50"] + 2 and row["lost"] <= 2
+            exposed = row["er@5"] <= plain["er@5"] + FIRST and row["er@50"] <= plain["er@50"] + BEYOND
+            row["holds"] = exposed and row["lost"] <= LOST
     for without in [row for row in means if (row["attack"], row["defence"]) == ("absent", "none")]:
         for row in means:
             row["beyond"] = 100 * (1 - row["ndcg@50"] / without["ndcg@50"])

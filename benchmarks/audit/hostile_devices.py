@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tessera.benchmarks.attacks.hostile import AttackName
-from tessera.benchmarks.attacks.poisoning import Figures, run_poisoning
+from tessera.benchmarks.attacks.poisoning import BEYOND, FIRST, LOST, Figures, run_poisoning
 from tessera.benchmarks.audit.findings import Finding, Size
 from tessera.benchmarks.audit.listening import changed
 from tessera.common.config.settings import Settings
 
-FIRST, BEYOND, LOST = 1.0, 2.0, 2.0
-"""The gates: points of ER@5 and of ER@50 beyond those of nobody hostile, and NDCG@50 lost, in % of that."""
 BY_GRADIENTS: Sequence[AttackName] = ("stealthy", "unbounded")
 BY_PROFILES: Sequence[AttackName] = ("profiles", "scaled-profiles")
 

@@ -26,6 +26,7 @@ from tessera.client.owner.statements import SERVER_KEY, STATEMENTS
 from tessera.common.config.loading import load_settings
 from tessera.common.config.settings import Settings
 from tessera.common.data.folder_kinds import INTERACTIONS
+from tessera.common.datasets.dataset_folder import replacing
 from tessera.common.errors import RunError, TesseraError
 from tessera.common.metrics.records import read_result
 from tessera.common.secure.keys import NODE_KEY_FILE
@@ -208,8 +209,8 @@ def _dataset(settings: Settings) -> Path:
         if not dataset.is_relative_to(made):
             copy = made / dataset.name
             if not copy.exists():
-                shutil.copytree(dataset, made / f".{dataset.name}", dirs_exist_ok=True)
-                (made / f".{dataset.name}").rename(copy)
+                with replacing(copy) as folder:
+                    shutil.copytree(dataset, folder, dirs_exist_ok=True)
             dataset = copy
         ensure_towers(dataset, settings, lambda text: print(text, flush=True))
         prepare_towers(dataset, settings)

@@ -1,13 +1,14 @@
 """Gives the devices of a run their towers, and questions to those that answer them."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from tessera.client.adapters.adapted_tower import CLASS, SIGNER, TOWER
 from tessera.client.language.client import SIGNER_MODEL
 from tessera.client.qa_client import QUESTIONS
 from tessera.common.config.settings import Settings
-from tessera.common.data.catalogue import FEATURES, load_catalogue, save_items
+from tessera.common.data.catalogue import FEATURES, Catalogue, load_catalogue, save_items
 from tessera.common.errors import DataError
 from tessera.common.towers.adapter_placement import NOT_SHARED
 from tessera.common.towers.aligned_init import (
@@ -65,21 +66,32 @@ def partition_questions(dataset: Path, out: Path, n_nodes: int) -> tuple[Path, .
 
     Raises `DataError` when there are fewer clients than nodes.
     """
+    clients, catalogue = _clients(dataset, n_nodes), load_catalogue(dataset, modalities=False)
     folders = tuple(device_folders(out, n_nodes))
     for node, folder in enumerate(folders):
-        give_questions(dataset, folder, node, n_nodes)
+        _hand_out(catalogue, clients, node, folder)
     return folders
 
 
 def give_questions(dataset: Path, folder: Path, node: int, n_nodes: int) -> None:
     """Give one device folder what `partition_questions` would give node `node` of `n_nodes`. Raises `DataError`."""
+    _hand_out(load_catalogue(dataset, modalities=False), _clients(dataset, n_nodes), node, folder)
+
+
+def _clients(dataset: Path, n_nodes: int) -> list[Path]:
+    """Where the questions of a dataset's clients lie."""
     clients = sorted((dataset / QUESTIONS).glob("client-*"))
     if len(clients) < n_nodes:
         raise DataError(f"{dataset} has questions for {len(clients)} devices, not {n_nodes}")
-    client, asked, codebook = clients[node], folder / QUESTIONS, dataset / QUESTIONS / "codebook.safetensors"
-    save_items(load_catalogue(dataset, modalities=False), folder)
+    return clients
+
+
+def _hand_out(catalogue: Catalogue, clients: Sequence[Path], node: int, folder: Path) -> None:
+    """Give a device folder the items, the questions of one client, and the tests of the others."""
+    client, asked = clients[node], folder / QUESTIONS
+    save_items(catalogue, folder)
     shutil.copytree(client, asked)
-    if codebook.is_file():
+    if (codebook := client.with_name("codebook.safetensors")).is_file():
         shutil.copy(codebook, asked)
     (asked / "others").mkdir()
     for other in clients:

@@ -4,7 +4,7 @@ A fit from the same content and settings is not repeated.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,9 @@ def fit_towers(dataset: Path, classes: Sequence[str], steps: int, begin: Begin) 
     )  # seconds, for nothing where all fits are there
     fits: dict[str, dict[str, Any]] = {}
     teacher: QAReader | None = None
-    key_of = partial(fit_key, catalogue, rows, steps)
+    keys = fit_keys(catalogue, rows, steps)
     for name in (LARGEST_CLASS, *(name for name in SIZES if name in classes and name != LARGEST_CLASS)):
-        path, key = tower_path(dataset, name), key_of(name)
+        path, key = tower_path(dataset, name), keys[name]
         if not is_fitted(path, key):
             reader = reader_training.fit(SIZES[name], pretext(), inputs, teacher, steps, begin(name, steps))
             right = reader_training.accuracy(reader, pretext().about(held_out(catalogue, rows)), inputs)
@@ -64,12 +64,13 @@ def fit_towers(dataset: Path, classes: Sequence[str], steps: int, begin: Begin) 
     return {name: fits[name] for name in classes}
 
 
-def fit_key(catalogue: Catalogue, rows: Tensor, steps: int, name: str) -> str:
-    """What the fit of a class depends on, as a digest: the catalogue, its public `rows` [n] and how it is fitted."""
+def fit_keys(catalogue: Catalogue, rows: Tensor, steps: int) -> dict[str, str]:
+    """What the fit of each class depends on, as a digest: the catalogue, its public `rows` [n] and how it is fitted."""
     names = ("BATCH", "RATE", "REGRESSION_WEIGHT", "HIDDEN", "WORD_DROPOUT", "DERIVED_WORD_DROPOUT", "N_BLOCKS")
     constants = {name: getattr(reader_training, name) for name in names}
     questions = [(instruction, weight) for instruction, _, weight in TASKS]
-    return digest(f"{content_hash(catalogue, rows, steps, constants, questions)} {name} {SIZES[name]}".encode())
+    content = content_hash(catalogue, rows, steps, constants, questions)
+    return {name: digest(f"{content} {name} {size}".encode()) for name, size in SIZES.items()}
 
 
 def ensure_towers(dataset: Path, settings: Settings, report: Callable[[str], None]) -> None:

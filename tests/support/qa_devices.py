@@ -30,7 +30,7 @@ from tessera.deploy.executors.inline import CLIENT_APP_FAILED, InlineGrid
 from tessera.deploy.executors.run import make_job
 from tessera.deploy.job import Job
 from tessera.server.pretraining.aligned_init import public_rows
-from tessera.server.pretraining.fit_readers import fit_key
+from tessera.server.pretraining.fit_readers import fit_keys
 from tessera.server.pretraining.reader_training import STEPS
 
 N_ITEMS, N_PUBLIC = 80, 70
@@ -91,9 +91,9 @@ def qa_dataset(folder: Path, n_clients: int = 6) -> Path:
 def count_as_fitted(dataset: Path) -> None:
     """Label the towers of a dataset as what a fit would give, which takes minutes, so that none is begun."""
     catalogue = load_catalogue(dataset)
-    rows = public_rows(dataset, catalogue)
+    keys = fit_keys(catalogue, public_rows(dataset, catalogue), STEPS)
     for name in READERS:
-        about = {"class": name, "key": fit_key(catalogue, rows, STEPS, name), "accuracy": 0.5}
+        about = {"class": name, "key": keys[name], "accuracy": 0.5}
         save_reader(load_reader(tower_path(dataset, name)), tower_path(dataset, name), about)
 
 
