@@ -280,7 +280,7 @@ class Evaluations:
         settings, nodes = self.tasks.settings, self.selection.nodes
         if len(self.tasks.dispatcher.online(nodes)) < settings.federation.min_nodes:
             nodes = None
-        inputs = {} if settings.asks_questions else {**self.counts, **_content(self.catalogue)}
+        inputs = {} if settings.asks_questions else {**self.counts, **content_inputs(self.catalogue)}
         self.reporter.trivial(self.tasks.ask("baselines", inputs, only=nodes), self.selection)
 
     def _leave_out(self, reason: HeldBack) -> None:
@@ -331,7 +331,7 @@ def _uncounted(statistics: Statistics, tasks: Tasks) -> str | None:
     return None if tasks.pace.tells_counts else ENDLESS
 
 
-def _content(catalogue: Catalogue) -> dict[str, Tensor]:
+def content_inputs(catalogue: Catalogue) -> dict[str, Tensor]:
     """Unit feature rows by modality, for the content baselines; missing items are zero and so rank as average."""
     tables = {}
     for name, features in catalogue.features.items():

@@ -31,31 +31,48 @@ from tessera.common.utils.torch_device import resolve_device
 
 METRICS = (HR, NDCG)
 MOST_EVENTS = "most_events"
-QUARTILES = ("q1", "q2", "q3", "q4")
-"""Groups of people by their number of training events, the least active first."""
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """Four groups of people: by which column of training events, and the groups' names, those of the fewest first."""
+
+    column: str
+    title: str
+    groups: tuple[str, str, str, str]
+
+    def parts(self, people: pl.DataFrame) -> dict[str, pl.DataFrame]:
+        """The people of each group that has any. Who is at a quartile's bound is below it, so that equals are never parted."""
+        events = people[self.column].to_numpy()
+        bounds = np.quantile(events, [0.25, 0.5, 0.75]) if len(people) else np.zeros(3)
+        quartile = np.searchsorted(bounds, events, side="left")
+        parts = {name: people.filter(quartile == number) for number, name in enumerate(self.groups)}
+        return {name: members for name, members in parts.items() if len(members)}
+
+
+QUARTILES = Quartiles("activity", "training events", ("q1", "q2", "q3", "q4"))
+"""People by how active they are."""
+RARITY = Quartiles("frequency", "how often the test item occurs in training", ("f1", "f2", "f3", "f4"))
+"""People by how rare their test item is: of several the rarest counts."""
 
 
 @dataclass(frozen=True)
 class PerUserResults:
-    """How people with a test item are served: user, activity (training events), warm (whether the target occurs in training),
-    hr and ndcg (expected, at the largest K, in %). `covered` [n_items]: is the item among anybody's first K?"""
+    """How people with a test item are served: user, activity (training events), frequency (how often anybody has the target,
+    or the rarest of several, in training), warm (whether any target occurs in training), hr and ndcg (expected, at the largest
+    K, in %). `covered` [n_items]: is the item among anybody's first K?"""
 
     table: pl.DataFrame
     covered: Tensor
 
     def figures(self, k: int) -> Scores:
-        """HR and NDCG by quartile of activity, and the share of the catalogue in anybody's first K, in %.
-
-        People as active as a quartile's bound are below it, so that equal people are never told apart.
-        """
-        bounds = np.quantile(self.table["activity"].to_numpy(), [0.25, 0.5, 0.75]) if len(self.table) else []
-        quartile = np.searchsorted(np.asarray(bounds), self.table["activity"].to_numpy(), side="left")
+        """HR and NDCG by quartile of activity and of the target's frequency, and the share of the catalogue in anybody's first
+        K, in %."""
         found = {MetricName(TEST, ALL, COVERAGE, k): 100 * float(self.covered.double().mean())}
-        for number, name in enumerate(QUARTILES):
-            members = self.table.filter(quartile == number)
-            if len(members):
+        for quartiles in (QUARTILES, RARITY):
+            for name, members in quartiles.parts(self.table).items():
                 found[MetricName(TEST, name, USERS)] = float(len(members))
-                found[MetricName(TEST, name, MOST_EVENTS)] = float(members["activity"].to_numpy().max())
+                found[MetricName(TEST, name, MOST_EVENTS)] = float(members[quartiles.column].to_numpy().max())
                 found |= {
                     MetricName(TEST, name, metric, k): float(members[metric].to_numpy().mean()) for metric in METRICS
                 }
@@ -91,9 +108,12 @@ def ranked(scorer: Scorer, split: Split, counts: Tensor, settings: EvaluationSet
     people, values = person_values(places, above, ties, (HR, NDCG), (k,))
     rows, warm = people.cpu().numpy(), torch.zeros(len(split.users), dtype=torch.bool, device=counts.device)
     warm[places[counts[targets] > 0]] = True
+    rarest = torch.full((len(split.users),), torch.inf, device=counts.device)
+    rarest.scatter_reduce_(0, places, counts[targets].to(rarest.dtype), "amin")
     columns = {
         "user": [split.users[row] for row in rows],
         "activity": np.diff(split.offsets)[rows],
+        "frequency": rarest[people].long().cpu().numpy(),
         "warm": warm[people].cpu().numpy(),
         "hr": (100 * values[HR, k].double()).cpu().numpy(),
         "ndcg": (100 * values[NDCG, k].double()).cpu().numpy(),

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from tessera.benchmarks.harness.per_user import METRICS, MOST_EVENTS, QUARTILES
+from tessera.benchmarks.harness.per_user import METRICS, MOST_EVENTS, QUARTILES, RARITY, Quartiles
 from tessera.benchmarks.harness.qa_tables import answered
 from tessera.benchmarks.harness.view_tables import collapsed, sampled
 from tessera.common.data.interactions import TIES
@@ -96,7 +96,7 @@ class Outcome:
             parts.append(_table(f"{SERVED} {self.k}", rows, _served(self.k)))
             for title, columns in (sampled(rows), *collapsed(rows, self.k)):
                 parts.append(_table(title, rows, columns))
-            parts.append(_by_activity(rows, self.k))
+            parts += [_by_quartile(rows, quartiles, self.k) for quartiles in (QUARTILES, RARITY)]
             in_kb = rows.with_columns(pl.col("^bytes_.*$") / 1000)
             parts.append(_table("Cost, means over seeds", in_kb, _cost(), spread=False))
             parts += [_differences(pairs, self.k)] if len(pairs) else []
@@ -122,17 +122,17 @@ def _cost() -> dict[str, str]:
     return columns | {"seconds a round": "seconds_per_round", "seconds in all": "seconds", "epsilon": "epsilon"}
 
 
-def _by_activity(rows: pl.DataFrame, k: int) -> str:
+def _by_quartile(rows: pl.DataFrame, quartiles: Quartiles, k: int) -> str:
     """The quartiles' sizes are the same for all methods, and said in the title."""
     columns: dict[str, str] = {}
     sizes = []
-    for name in QUARTILES:
+    for name in quartiles.groups:
         facts = [str(MetricName(TEST, name, fact)) for fact in (USERS, MOST_EVENTS)]
         if facts[0] in rows.columns and rows[facts[0]].count():
             people, most = (rows[fact].drop_nulls()[0] for fact in facts)
             sizes.append(f"{people:.0f} people up to {most:.0f}")
             columns |= {f"{name} {metric.upper()}@{k}": str(MetricName(TEST, name, metric, k)) for metric in METRICS}
-    return _table("By quartile of training events: " + ", ".join(sizes), rows, columns)
+    return _table(f"By quartile of {quartiles.title}: {', '.join(sizes)}", rows, columns)
 
 
 def _table(

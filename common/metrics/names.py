@@ -5,9 +5,9 @@ A name is [BASELINE/]PART/GROUP/METRIC[@K]:
 BASELINE   whose figure it is where it is not the run's own: a trivial ranking, such as "popularity"
 PART       which items are asked for (validation, test) or, of devices that answer questions, how the device stands (before or
            after a merge, local, global, chance, frozen)
-GROUP      of whom or of what: all, warm and cold items, new-users, quartiles q1 to q4; sampled, of all among drawn items
-           instead of the whole catalogue; by-VIEW, of all with histories seen through one view; self, others and
-           validation questions
+GROUP      of whom or of what: all, warm and cold items, new-users, quartiles q1 to q4 of people by their events and f1 to
+           f4 by how frequent their test item is; sampled, of all among drawn items instead of the whole catalogue; by-VIEW,
+           of all with histories seen through one view; self, others and validation questions
 METRIC     hr, ndcg, recall, mrr, map, coverage, accuracy, auc, rouge-l; users counts whom the others are
            means over; alignment, distance, uniformity and separability are no percentages, see
            `tessera.common.metrics.collapse`, nor is token-loss, in nats

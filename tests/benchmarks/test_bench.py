@@ -128,20 +128,25 @@ def test_people_add_up_to_what_the_devices_reported(tmp_path: Path) -> None:
             for metric in ("hr", "ndcg"):
                 reported = row[f"test/{group}/{metric}@10"]
                 assert members[metric].mean() == pytest.approx(reported, rel=1e-12 if method == "history" else 1e-4)
-        quartiles = [(row[f"test/q{n}/hr@10"], row[f"test/q{n}/users"]) for n in range(1, 5)]
-        assert sum(rate * users for rate, users in quartiles) / 30 == pytest.approx(row["test/all/hr@10"], rel=1e-4)
+        for by in "qf":
+            present = [name for name in (f"{by}{n}" for n in range(1, 5)) if row.get(f"test/{name}/users")]
+            quartiles = [(row[f"test/{name}/hr@10"], row[f"test/{name}/users"]) for name in present]
+            assert sum(rate * users for rate, users in quartiles) / 30 == pytest.approx(row["test/all/hr@10"], rel=1e-4)
+        assert (people["frequency"] > 0).equals(people["warm"])  # one test item a person
     assert not list((tmp_path / "runs").rglob("*.safetensors"))  # simulated people's states are not kept
 
 
 def test_quartiles_never_part_equals_and_coverage_counts_items() -> None:
     activity = [3, 3, 3, 4, 5, 5, 8, 9]
     values = np.arange(8.0)
-    table = pl.DataFrame({"activity": activity, "hr": values, "ndcg": values / 2})
+    table = pl.DataFrame({"activity": activity, "frequency": activity[::-1], "hr": values, "ndcg": values / 2})
     found = names.written(PerUserResults(table, torch.tensor([True, False, False, True])).figures(50))
     assert found["test/all/coverage@50"] == 50
     assert [found[f"test/q{n}/users"] for n in (1, 2, 3, 4)] == [3, 1, 2, 2]
     assert [found[f"test/q{n}/hr@50"] for n in (1, 2, 3, 4)] == [1, 3, 4.5, 6.5]
     assert [found[f"test/q{n}/most_events"] for n in (1, 2, 3, 4)] == [3, 4, 5, 9]
+    assert [found[f"test/f{n}/users"] for n in (1, 2, 3, 4)] == [3, 1, 2, 2]
+    assert [found[f"test/f{n}/hr@50"] for n in (1, 2, 3, 4)] == [6, 4, 2.5, 0.5]  # the rarest first
 
 
 def test_the_bootstrap_is_that_of_the_book() -> None:
