@@ -117,11 +117,14 @@ class Store:
         None where nobody has. `block` is where they are looked for first: they mostly still are where they were. Damaged files
         are set aside as in `load`, and raise `DataError` where somebody's state may have been in one and is nowhere else.
         """
+        latest = self._path(block, before - 1)  # mostly it has them all, and nothing can be newer
+        if latest.is_file() and (kept := _whole(latest)) and set(users) <= set(kept.users):
+            return kept.of(users)
         missing, found = set(users), []
         for path in self._newest_first(before, block):
             if not missing:
                 break
-            if (kept := _whole(path)) is None:
+            if not _may_hold(path, missing) or (kept := _whole(path)) is None:
                 continue
             rows = [row for row, user in enumerate(kept.users) if user in missing]
             if rows:
@@ -235,6 +238,12 @@ def _held(path: Path) -> set[str]:
         return set(_users(path, read_metadata(path)))
     except DataError:
         return {str(path)}
+
+
+def _may_hold(path: Path, users: set[str]) -> bool:
+    """Whether anybody's of `users` may be in a file, as in a damaged one it may."""
+    held = _held(path)
+    return str(path) in held or not held.isdisjoint(users)
 
 
 def _none_left(path: Path) -> str:

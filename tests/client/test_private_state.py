@@ -269,6 +269,21 @@ def test_a_truncated_state_is_set_aside_for_the_one_before(
     assert mark_of(store.load(0, 6)) == 5
 
 
+@pytest.mark.parametrize("last", [4, 1])
+def test_whoever_is_looked_for_is_read_and_no_others(last: int, tmp_path: Path) -> None:
+    """The last file of their block, or one of long ago: of the others' files only the heads are looked at."""
+    store = Store(tmp_path)
+    store.save(0, last, state_of(last, ("ann",)))
+    for block, user in ((1, "bob"), (2, "cat")):
+        store.save(block, 4, state_of(4, (user,)))
+        path = tmp_path / f"block-{block:04d}" / "round-000004.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert mark_of(store.find(("ann",), 5, 0)) == last
+    assert not list(tmp_path.rglob("*.corrupt"))
+    with pytest.raises(DataError, match="no earlier state is left"):
+        store.find(("ann", "bob"), 5, 0)
+
+
 def test_nobody_starts_afresh_where_no_state_is_whole_until_its_owner_says_so(tmp_path: Path) -> None:
     device = RecommendationClient(tmp_path)
     save(device, 3, fresh(device))
