@@ -83,6 +83,8 @@ class Features:
         """Refuse shapes that do not fit each other and values that are not finite."""
         if self.values.ndim != 2 or self.present.shape != self.values.shape[:1]:
             raise DataError(f"features of shape {self.values.shape} do not fit the mask {self.present.shape}")
+        if not self.values.shape[1]:
+            raise DataError(f"the features by {self.encoder} have no numbers")
         finite = np.isfinite(self.values).all(axis=1) | ~self.present
         if not finite.all():
             raise DataError(f"row {int(np.argmin(finite))} of the features by {self.encoder} is not finite")

@@ -88,9 +88,10 @@ def _cut(teacher: CausalModel, kept: Sequence[int]) -> nn.Module:
     path = teacher.stacks[STACK].removeprefix("model.")
     config: Any = copy.deepcopy(teacher.model.config)
     inner: Any = getattr(config, "text_config", config)
-    inner.num_hidden_layers = len(kept)
-    if getattr(inner, "layer_types", None):
-        inner.layer_types = [inner.layer_types[place] for place in kept]
+    n_blocks, inner.num_hidden_layers = inner.num_hidden_layers, len(kept)
+    for name, value in list(vars(inner).items()):  # what is said block by block, such as layer_types or no_rope_layers
+        if isinstance(value, list) and len(value) == n_blocks:
+            setattr(inner, name, [value[place] for place in kept])
     student: nn.Module = type(teacher.model)(config).float().eval()
     new = {f"{path}.{old}.": f"{path}.{place}." for place, old in enumerate(kept)}
     tensors = {}

@@ -81,6 +81,8 @@ def test_a_row_that_is_not_finite_is_named_only_where_present() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(DataError, match="do not fit"):
         Features(np.zeros((3, 2), dtype=np.float32), np.ones(2, dtype=bool), "x")
+    with pytest.raises(DataError, match="the features by x have no numbers"):
+        Features(np.zeros((2, 0), dtype=np.float32), np.ones(2, dtype=bool), "x")
     with pytest.raises(DataError, match="2 titles do not fit 1 items"):
         Catalogue(("a",), ("A", "B"), ("",), ("",))
     with pytest.raises(DataError, match="'image' do not fit 1 items"):

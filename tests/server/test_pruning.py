@@ -49,6 +49,16 @@ def test_what_is_only_cut_has_the_kept_blocks_as_they_were(tmp_path: Path) -> No
     assert spread(30, 4) == [0, 10, 19, 29]
 
 
+def test_what_a_model_says_block_by_block_goes_with_the_blocks(tmp_path: Path) -> None:
+    """SmolLM3 has blocks that know nothing of places: every fourth one."""
+    whole = language_model(tmp_path / "whole", "smollm3", layers=5)
+    prune(whole, tmp_path / "small", 3, [], 9, nothing)
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (whole, tmp_path / "small")]
+    assert configs[0]["no_rope_layers"] == [1, 1, 1, 0, 1]
+    for name in ("no_rope_layers", "layer_types"):
+        assert configs[1][name] == [configs[0][name][block] for block in (0, 2, 4)]
+
+
 def test_what_cannot_be_cut_is_refused_by_name(tmp_path: Path) -> None:
     whole, encoder = language_model(tmp_path / "whole"), tiny_text_tower(tmp_path / "bert")
     with pytest.raises(ConfigError, match="4 layers: the model has 4, keep 2 to 3"):

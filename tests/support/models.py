@@ -21,9 +21,16 @@ N_ITEMS = 40
 
 
 def language_model(folder: Path, family: str = "llama", width: int = 32, layers: int = 4, seed: int = 0) -> Path:
-    """A language model of bytes: a Llama, a Qwen2 or, for pictures too, a Llava around a Llama."""
+    """A language model of bytes: a Llama, a Qwen2, a SmolLM3 or, for pictures too, a Llava around a Llama."""
     define_missing_operators()
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        SmolLM3Config,
+        SmolLM3ForCausalLM,
+    )
 
     torch.manual_seed(seed)
     common: dict[str, Any] = {
@@ -46,7 +53,11 @@ def language_model(folder: Path, family: str = "llama", width: int = 32, layers:
             LlavaConfig(vision_config=seen, text_config=LlamaConfig(**common), image_token_index=300)
         )
     else:
-        kinds = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
+        kinds = {
+            "llama": (LlamaConfig, LlamaForCausalLM),
+            "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+            "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
+        }
         config, of = kinds[family]
         model = of(config(**common))
     model.save_pretrained(folder)
