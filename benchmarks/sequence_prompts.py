@@ -29,13 +29,14 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tessera.benchmarks.zero_shot import FIGURES
 from tessera.client.evaluation import baselines, evaluate
 from tessera.common.config.settings import DataSettings, EvaluationSettings
 from tessera.common.data.catalogue import Catalogue, load_catalogue
 from tessera.common.data.interactions import Split, load_interactions
 from tessera.common.data.splits import make_split
 from tessera.common.errors import DataError
-from tessera.common.metrics.names import ALL, HR, NDCG, SAMPLED, TEST, MetricName, Scores
+from tessera.common.metrics.names import Scores
 from tessera.common.metrics.ranking import percentages
 from tessera.common.protocol.messages import COUNTS
 from tessera.common.towers.models.folder import take_model
@@ -46,12 +47,6 @@ from tessera.server.federated_stats import content_inputs
 
 DATA = DataSettings(folder="ml-latest-small", kind="movielens", min_user_events=5, min_item_events=5)
 EVALUATION = EvaluationSettings(ks=(10, 50), sampled_candidates=100)
-FIGURES = (
-    MetricName(TEST, ALL, HR, 50),
-    MetricName(TEST, ALL, NDCG, 50),
-    MetricName(TEST, SAMPLED, HR, 10),
-    MetricName(TEST, SAMPLED, NDCG, 10),
-)
 TRIVIAL = ("random", "popularity", "content-text")
 LENGTH = 1024
 """Tokens of a prompt that are read."""
@@ -78,8 +73,7 @@ class Prompts:
         with torch.inference_mode():
             while len(left):
                 rows, left = left.tensor_split([max(1, BATCH // int(lengths[left[0]]))])
-                for chunk in tokens.take(rows).chunks(len(rows)):
-                    found[rows] = self.tower(chunk).float()
+                found[rows] = self.tower(next(tokens.take(rows).chunks(len(rows)))).float()
         taken = time.monotonic() - began
         self.say(f"{len(asked)} prompts of {kind}, {int(lengths.sum()):,} tokens: {taken:.0f} s")
         return found
@@ -141,11 +135,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for row, (people, items) in rows_of(prompts, split, arguments.events).items():
         for centred in (False, True):
             found[row + (", less the mean" if centred else "")] = scores_of(people, items, split, centred)
-    table = Table(f"{len(split.users)} people", *(f"{one.group} {one.measure}" for one in FIGURES))
+    table = Table(f"{len(split.users)} people", *(f"{one.group} {one.measure}" for one in FIGURES.values()))
     for row, scores in found.items():
-        table.add_row(row, *(f"{scores[name]:.2f}" for name in FIGURES))
+        table.add_row(row, *(f"{scores[name]:.2f}" for name in FIGURES.values()))
     console.print(table)
-    rows = {row: {str(name): round(scores[name], 2) for name in FIGURES} for row, scores in found.items()}
+    rows = {row: {str(name): round(scores[name], 2) for name in FIGURES.values()} for row, scores in found.items()}
     return {"benchmark": "sequence_prompts", "people": len(split.users), "events": arguments.events, "rows": rows}
 
 

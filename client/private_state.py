@@ -9,7 +9,7 @@ that belongs to it, so a resumed run finds the private state of the very round i
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,19 +117,16 @@ class Store:
         None where nobody has. `block` is where they are looked for first: they mostly still are where they were. Damaged files
         are set aside as in `load`, and raise `DataError` where somebody's state may have been in one and is nowhere else.
         """
-        latest = self._path(block, before - 1)  # mostly it has them all, and nothing can be newer
-        if latest.is_file() and (kept := _whole(latest)) and set(users) <= set(kept.users):
-            return kept.of(users)
         missing, found = set(users), []
         for path in self._newest_first(before, block):
-            if not missing:
-                break
             if not _may_hold(path, missing) or (kept := _whole(path)) is None:
                 continue
             rows = [row for row, user in enumerate(kept.users) if user in missing]
             if rows:
                 found.append(kept if len(rows) == len(kept.users) else kept.take(torch.tensor(rows)))
                 missing -= set(found[-1].users)
+            if not missing:
+                break
         if missing and (damaged := self._files(before, CORRUPT)):
             raise DataError(_none_left(damaged[0][2]))
         if not found:
@@ -197,9 +194,15 @@ class Store:
         newest = [kept for _, _, path in self._files()[:1] if (kept := _whole(path))]
         return newest[0].shapes() if newest else None
 
-    def _newest_first(self, before: int, block: int) -> list[Path]:
-        """All files of rounds below `before`; of a round that of `block` first."""
-        return [path for _, _, path in sorted(self._files(before), key=lambda one: (-one[0], one[1] != block))]
+    def _newest_first(self, before: int, block: int) -> Iterator[Path]:
+        """All files of rounds below `before`; of a round that of `block` first. None are listed to give that of the last round,
+        which mostly has whoever is looked for."""
+        latest = self._path(block, before - 1)
+        if latest.is_file():
+            yield latest
+        for _, _, path in sorted(self._files(before), key=lambda one: (-one[0], one[1] != block)):
+            if path != latest:
+                yield path
 
     def _files(self, before: int | None = None, suffix: str = "") -> list[tuple[int, int, Path]]:
         """Round, block and path of all files, the newest first."""

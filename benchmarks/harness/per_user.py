@@ -50,10 +50,12 @@ class Quartiles:
         return {name: members for name, members in parts.items() if len(members)}
 
 
-QUARTILES = Quartiles("activity", "training events", ("q1", "q2", "q3", "q4"))
+ACTIVITY = Quartiles("activity", "training events", ("q1", "q2", "q3", "q4"))
 """People by how active they are."""
 RARITY = Quartiles("frequency", "how often the test item occurs in training", ("f1", "f2", "f3", "f4"))
 """People by how rare their test item is: of several the rarest counts."""
+QUARTILES = (ACTIVITY, RARITY)
+"""What people are divided by in tables."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class PerUserResults:
         """HR and NDCG by quartile of activity and of the target's frequency, and the share of the catalogue in anybody's first
         K, in %."""
         found = {MetricName(TEST, ALL, COVERAGE, k): 100 * float(self.covered.double().mean())}
-        for quartiles in (QUARTILES, RARITY):
+        for quartiles in QUARTILES:
             for name, members in quartiles.parts(self.table).items():
                 found[MetricName(TEST, name, USERS)] = float(len(members))
                 found[MetricName(TEST, name, MOST_EVENTS)] = float(members[quartiles.column].to_numpy().max())

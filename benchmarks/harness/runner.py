@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from tessera.benchmarks.harness.bootstrap import DIFFERENCES, paired_differences
-from tessera.benchmarks.harness.per_user import QUARTILES, RARITY, load_people, people_of, ranked
+from tessera.benchmarks.harness.per_user import QUARTILES, load_people, people_of, ranked
 from tessera.benchmarks.harness.spec import BenchSpec, Content
 from tessera.benchmarks.harness.tables import PEOPLE, TIED, Best, Outcome
 from tessera.client.recommend import Personal
@@ -301,7 +301,7 @@ def _figures(result: Content) -> Content:
     if "left_out" in result:
         return {"left_out": result["left_out"]}
     # Of the numbers of users only the quartiles' are shown: they say where these are cut.
-    quartiles = {*QUARTILES.groups, *RARITY.groups}
+    quartiles = {group for quartiles in QUARTILES for group in quartiles.groups}
     shown = [name for name in names_in(result["scores"]) if not name.counts or name.group in quartiles]
     scores = {str(name): result["scores"][str(name)] for name in shown}
     kept = (

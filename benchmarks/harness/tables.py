@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from tessera.benchmarks.harness.per_user import METRICS, MOST_EVENTS, QUARTILES, RARITY, Quartiles
+from tessera.benchmarks.harness.per_user import METRICS, MOST_EVENTS, QUARTILES, Quartiles
 from tessera.benchmarks.harness.qa_tables import answered
 from tessera.benchmarks.harness.view_tables import collapsed, sampled
 from tessera.common.data.interactions import TIES
@@ -96,7 +96,7 @@ class Outcome:
             parts.append(_table(f"{SERVED} {self.k}", rows, _served(self.k)))
             for title, columns in (sampled(rows), *collapsed(rows, self.k)):
                 parts.append(_table(title, rows, columns))
-            parts += [_by_quartile(rows, quartiles, self.k) for quartiles in (QUARTILES, RARITY)]
+            parts += [_by_quartile(rows, quartiles, self.k) for quartiles in QUARTILES]
             in_kb = rows.with_columns(pl.col("^bytes_.*$") / 1000)
             parts.append(_table("Cost, means over seeds", in_kb, _cost(), spread=False))
             parts += [_differences(pairs, self.k)] if len(pairs) else []

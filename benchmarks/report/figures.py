@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tessera.benchmarks.harness.per_user import QUARTILES, people_of
+from tessera.benchmarks.harness.per_user import ACTIVITY, people_of
 from tessera.benchmarks.plots import COLOURS, STYLE, router
 from tessera.benchmarks.report.facts import GridFacts
 from tessera.client.recommend import Personal
@@ -88,7 +88,7 @@ def served(run: RunInfo) -> Picture:
     """HR and NDCG on test by quartile of people's activity."""
     k = max(run.settings.evaluation.ks)
     found = people_of(run.devices, run.record.selected_round).figures(k)
-    groups = [group for group in QUARTILES.groups if MetricName(TEST, group, HR, k) in found]
+    groups = [group for group in ACTIVITY.groups if MetricName(TEST, group, HR, k) in found]
     labels = [f"up to {found[MetricName(TEST, group, 'most_events')]:.0f} events" for group in groups]
     figure, panels = plt.subplots(1, 2, figsize=(8, 2.6))
     said = []
